@@ -1,0 +1,148 @@
+"""Ranges from data, and BatchNorm statistics re-estimated: what a quantized net needs before it is trained or measured.
+
+The clip is the one of 40 shares of the largest magnitude with the least mean squared error (the geometric mean of
+the errors, where one clip serves several widths). The gain then places the levels of each width by least squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dnas.layers import QuantizedLayer, TensorQuantizer
+from dnas.quantizers import Grid
+
+_SHARES = torch.linspace(1.0, 0.025, 40)
+_MOST_SAMPLES = 131072
+
+
+def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set every quantizer's sign, clip and gain: weights from themselves, inputs from ``batches`` of (N, C, H, W).
+
+    The inputs are those of the float network: nothing is quantized while it is observed.
+    """
+    layers = [module for module in network.modules() if isinstance(module, QuantizedLayer)]
+    calibrate_weights(network)
+    inputs = [layer.quantize_input for layer in layers]
+    was_training = network.training
+    network.eval()
+    with torch.no_grad(), observing(layers):
+        for x in batches:
+            network(x)
+        for quantizer in inputs:
+            samples = torch.cat(quantizer.observed or [torch.zeros(1)])
+            samples = samples.to(quantizer.gain.device)
+            quantizer.set_sign(bool(samples.min() < 0))
+            fit(quantizer, samples.flatten())
+    network.train(was_training)
+
+
+def calibrate_weights(network: nn.Module) -> None:
+    """Set the clip and gain of every weight quantizer from the weights as they are now."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, QuantizedLayer):
+                fit(module.quantize_weight, module.weight.detach())
+
+
+@contextmanager
+def observing(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
+    """Let every quantizer pass its tensor through, and note it, inside this context."""
+    quantizers = [q for layer in layers for q in (layer.quantize_input, layer.quantize_weight)]
+    for quantizer in quantizers:
+        quantizer.observed = []
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.observed = None
+
+
+def fit(quantizer: TensorQuantizer, x: Tensor) -> None:
+    """Set the clip (where it is learned) and the gain of ``quantizer`` for the tensor ``x``."""
+    if not quantizer.widths:
+        return
+    grids = [quantizer.quantizer.grid(width, quantizer.signed) for width in quantizer.widths]
+    prepared, clip = quantizer.prepare(x)
+    rows = _subsample(prepared.reshape(clip.shape[0], -1))
+    if quantizer.quantizer.clip == "learned":
+        clip = best_clip(rows, grids, quantizer.signed)
+        quantizer.clip.copy_(clip)
+    for k, grid in enumerate(grids):
+        levels = _levels(rows, clip, grid, quantizer.signed)
+        energy = (levels * levels).sum()
+        gain = (rows * levels).sum() / energy if energy > 0 else torch.ones(())
+        quantizer.gain[k] = gain if gain > 0 else 1.0
+
+
+def best_clip(rows: Tensor, grids: list[Grid], signed: bool) -> Tensor:
+    """The clip (R, 1) with the least error over all ``grids`` for each row of ``rows`` (R, M)."""
+    top = (rows.abs() if signed else rows.clamp_min(0)).amax(1, keepdim=True).clamp_min(1e-6)
+    scores = []
+    for share in _SHARES.to(rows.device):
+        clip = top * share
+        errors = [(rows - _levels(rows, clip, grid, signed)).square().mean(1) for grid in grids]
+        scores.append(torch.stack(errors).clamp_min(1e-20).log().mean(0))
+    return top * _SHARES.to(rows.device)[torch.stack(scores).argmin(0)][:, None]
+
+
+def _levels(rows: Tensor, clip: Tensor, grid: Grid, signed: bool) -> Tensor:
+    u = (rows / clip).clamp(-1.0 if signed else 0.0, 1.0)
+    return clip * (torch.floor(u * grid.scale + grid.offset).clamp_max(grid.top) * grid.step + grid.start)
+
+
+def _subsample(rows: Tensor) -> Tensor:
+    """Evenly spread columns, at most about ``_MOST_SAMPLES`` values in all; the last rows' extremes may be left out."""
+    step = max(1, rows.numel() // _MOST_SAMPLES)
+    if step == 1:
+        return rows
+    extremes = torch.stack([rows.amin(1), rows.amax(1)], dim=1)
+    return torch.cat([rows[:, ::step], extremes], dim=1)
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Let BatchNorm use the statistics of each batch inside this context, without touching its running ones.
+
+    A one-hot sample of a supernet is evaluated so: its statistics differ from those of the mixture.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    state = [(norm.training, norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:
+        norm.train(False)
+        norm.running_mean = norm.running_var = None
+    try:
+        yield
+    finally:
+        for norm, (training, mean, variance) in zip(norms, state, strict=True):
+            norm.training, norm.running_mean, norm.running_var = training, mean, variance
+
+
+def recalibrate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace BatchNorm's running statistics by their plain average over ``batches`` of (N, C, H, W).
+
+    Idempotent on the same batches; nothing else of the network changes.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    modes = {module: module.training for module in network.modules()}
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        with torch.no_grad():
+            for x in batches:
+                network(x)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,126 @@
+"""From an unedited network to its quantized twin: layers are swapped by ``isinstance`` on a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dnas.layers import BranchedLayer, DroppedBranch, QuantizedLayer, SkippedLayer, TensorQuantizer
+from dnas.quantizers import Quantizer, find_quantizer
+from search_spaces.assignments import BitAssignment, LayerBits, check_fits
+from search_spaces.graph import TRANSPOSED, read_graph
+from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class QuantizerChoice:
+    """Which quantizers a network gets: those of weights and of activations, and whether weights scale per channel."""
+
+    weights: str = "lsq"
+    activations: str = "pact"
+    per_channel: bool = False
+
+    def of_weights(self) -> Quantizer:
+        """The weight quantizer; :class:`InputError` for an unknown name."""
+        return find_quantizer("weights", self.weights)
+
+    def of_activations(self) -> Quantizer:
+        """The activation quantizer; :class:`InputError` for an unknown name."""
+        return find_quantizer("activations", self.activations)
+
+
+def fresh_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` that is safe to quantize; the caller's model keeps its state, mode and attributes.
+
+    In-place activations are turned off (they would overwrite tensors that a quantizer's gradient needs), and fused
+    transformer kernels too (in eval mode they read the weights past the layers).
+    """
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+    return twin
+
+
+def quantized_layer(
+    layer: nn.Module,
+    spec: LayerSpec,
+    weight_bits: tuple[int, ...],
+    activation_bits: tuple[int, ...],
+    choice: QuantizerChoice,
+) -> QuantizedLayer:
+    """Wrap one layer with candidate widths for its weight and its input."""
+    axis = 1 if isinstance(layer, TRANSPOSED) else 0
+    per_channel = choice.per_channel
+    rows = spec.weight_shape[axis] if per_channel else 1
+    weight = TensorQuantizer(
+        choice.of_weights(), weight_bits, signed=True, channel_axis=axis if per_channel else None, rows=rows
+    )
+    if weight.quantizer.clip_gradient == "full":
+        # LSQ, section 2.2: the gradient of a step shared by n weights is scaled by 1 / sqrt(n)
+        weight.clip_gradient_scale = (rows / spec.weight_elements) ** 0.5
+    source = choice.of_activations()
+    inputs = TensorQuantizer(source, activation_bits, signed=True)
+    if source.clip_gradient == "full":
+        inputs.clip_gradient_scale = spec.input_elements**-0.5
+    return QuantizedLayer(layer, inputs, weight)
+
+
+def quantize_fixed(
+    model: nn.Module, graph: LayerGraph, layers: Mapping[str, LayerBits], choice: QuantizerChoice
+) -> nn.Module:
+    """Return a copy of ``model`` in which every layer runs at its bits; ranges are not yet calibrated."""
+    twin = fresh_copy(model)
+    for name, bits in layers.items():
+        original = twin.get_submodule(name)
+        if bits.weight_bits == 0:
+            twin.set_submodule(name, SkippedLayer(original))
+        elif (bits.weight_bits, bits.activation_bits) != (FLOAT_BITS, FLOAT_BITS):
+            pair = (bits.weight_bits,), (bits.activation_bits,)
+            twin.set_submodule(name, quantized_layer(original, graph[name], *pair, choice))
+    for branch in graph.branches:
+        if all(layers[name].weight_bits == 0 for name in branch.layers):
+            twin.get_submodule(branch.terminal).register_forward_hook(DroppedBranch())
+    return twin
+
+
+def swap_composite(
+    twin: nn.Module, spec: LayerSpec, weight_bits: tuple[int, ...], activation_bits: tuple[int, ...], choice: QuantizerChoice
+) -> QuantizedLayer:
+    """Replace a layer of ``twin`` by one convolution over mixtures of all candidates."""
+    wrapped = quantized_layer(twin.get_submodule(spec.name), spec, weight_bits, activation_bits, choice)
+    twin.set_submodule(spec.name, wrapped)
+    return wrapped
+
+
+def swap_branches(twin: nn.Module, spec: LayerSpec, pairs: list[Pair], choice: QuantizerChoice) -> BranchedLayer:
+    """Replace a layer of ``twin`` and the BatchNorm behind it by one copy of both per candidate pair."""
+    layer: Any = twin.get_submodule(spec.name)
+    norm = twin.get_submodule(spec.norm) if spec.norm else nn.Identity()
+    branches = [quantized_layer(copy.deepcopy(layer), spec, (w,), (a,), choice) for w, a in pairs]
+    wrapped = BranchedLayer(branches, [copy.deepcopy(norm) for _ in pairs])
+    twin.set_submodule(spec.name, wrapped)
+    if spec.norm:
+        twin.set_submodule(spec.norm, nn.Identity())
+    return wrapped
+
+
+def apply(model: nn.Module, assignment: BitAssignment, choice: QuantizerChoice | None = None) -> nn.Module:
+    """Return a quantized copy of a fresh ``model`` at the bits of ``assignment``; the model is left untouched.
+
+    Ranges are those of uncalibrated quantizers: call :func:`dnas.calibrate` on the result with training batches, or
+    load weights trained at these bits. Raises :class:`InputError` when the assignment is for another network.
+    """
+    graph = read_graph(model, assignment.model.input_shape)
+    check_fits(assignment, graph)
+    return quantize_fixed(model, graph, assignment.layers, choice or QuantizerChoice())

@@ -1,0 +1,257 @@
+"""What a running job shows: a live panel in a terminal, plain lines elsewhere; both from the same facts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from results.units import scaled_unit
+
+Event = Mapping[str, Any]
+Clock = Callable[[], float]
+
+SECONDS_BETWEEN_LINES = 2.0
+SECONDS_WITHIN_EPOCH = 30.0
+SMOOTHING = 0.3
+
+
+class Display(Protocol):
+    """Shows the events of a job while its context is entered; an event is a journal record or a ``progress``."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def report(self, event: Event) -> None:
+        """Take note of one event and show it."""
+        ...
+
+
+def open_display(quiet_stdout: bool = False) -> Display:
+    """Return a live display where stdout is a terminal; plain lines elsewhere, on stderr if ``quiet_stdout``."""
+    console = Console()
+    if console.is_interactive and not quiet_stdout:
+        return LiveDisplay(console)
+    return PlainDisplay(sys.stderr if quiet_stdout else sys.stdout)
+
+
+class TimeLeft:
+    """How long a job will still take: elapsed · (1 - f) / f over the share f done since it was first told."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[float, float] | None = None
+        self._last = 0.0
+        self.seconds: float | None = None
+
+    def update(self, fraction: float) -> None:
+        """Take note of the overall share done; a resumed job starts above 0."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, fraction)
+        start, begun_at = self._first
+        done = fraction - begun_at
+        if done <= 0:
+            return
+        estimate = (now - start) * (1 - fraction) / done
+        if self.seconds is None:
+            self.seconds = estimate
+        else:
+            expected = max(0.0, self.seconds - (now - self._last))
+            self.seconds = (1 - SMOOTHING) * expected + SMOOTHING * estimate
+        self._last = now
+
+
+@dataclass
+class JobState:
+    """What is known of a running job, from its events."""
+
+    stage: str = ""
+    label: str = ""
+    fraction: float = 0.0
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def update(self, event: Event) -> None:
+        """Take over what an event tells; a new stage or run forgets the last one's figures."""
+        place = (event.get("stage", self.stage), event.get("run") or "")
+        if event["event"] in ("stage", "epoch", "progress"):
+            if place != (self.stage, self.label):
+                self.stage, self.label = place
+                self.values.clear()
+            self.values.update((key, value) for key, value in event.items() if key not in ("event", "time"))
+        self.fraction = float(event.get("fraction", self.fraction))
+
+    def title(self) -> str:
+        """The stage and what it works on."""
+        return f"{self.stage} {self.label}".strip()
+
+    def facts(self) -> dict[str, str]:
+        """Return what to show, in words, by name; only what is known."""
+        values = self.values
+        shown = {
+            "epoch": _epoch(values),
+            "loss": _number(values.get("loss"), "{:.4g}"),
+            "top-1": _accuracy(values.get("top1"), values.get("argmax_top1")),
+            **_costs(values.get("expected"), values.get("budget")),
+            "temperature": _number(values.get("temperature"), "{:.3g}"),
+            "θ entropy": _number(values.get("entropy"), "{:.2f}"),
+        }
+        return {name: text for name, text in shown.items() if text}
+
+
+def telling_line(event: Event) -> str:
+    """Return the sentence of an event that is shown once and stays: a stage, a note, a measurement; else ''."""
+    kind = event["event"]
+    if kind == "stage" and event.get("state", "start") == "start":
+        return f"{event['stage']} {event.get('run') or ''}".strip()
+    if kind == "note":
+        return f"note: {event.get('text', '')}"
+    if kind == "measured":
+        label = event.get("assignment") or event.get("id") or event.get("run") or ""
+        top1 = event.get("val_top1", event.get("top1"))
+        mean = top1.get("mean") if isinstance(top1, Mapping) else top1
+        return f"measured {label}" + (f": {100 * mean:.2f} % on validation" if mean is not None else "")
+    if kind == "resumed":
+        return "resumed from the journal"
+    return ""
+
+
+class PlainDisplay:
+    """Lines on a stream: stages, notes and measurements, and one per epoch, but no more than one in two seconds."""
+
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
+        self.stream = stream
+        self.state = JobState()
+        self.left = TimeLeft(clock)
+        self._clock = clock
+        self._last_line = clock() - SECONDS_BETWEEN_LINES
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def report(self, event: Event) -> None:
+        """Print the event's line, if it has one and it is time for one."""
+        self.state.update(event)
+        if event["event"] == "progress":
+            self.left.update(self.state.fraction)
+        line = telling_line(event)
+        if line:
+            self._print(line)
+        wait = {"epoch": SECONDS_BETWEEN_LINES, "progress": SECONDS_WITHIN_EPOCH}.get(event["event"])
+        if wait is not None and self._clock() - self._last_line >= wait:
+            self._last_line = self._clock()
+            facts = ", ".join(f"{name} {text}" for name, text in self.state.facts().items())
+            self._print(f"{self.state.title()}: {facts}; {share_text(self.state.fraction, self.left.seconds)}")
+
+    def _print(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+
+
+class LiveDisplay:
+    """A panel that is redrawn in place and gone at the end; notes and measurements scroll by above it."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        self.console = console
+        self.state = JobState()
+        self.left = TimeLeft(clock)
+        self._live = Live(
+            console=console, get_renderable=self.render, refresh_per_second=4, transient=True, redirect_stdout=False
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def report(self, event: Event) -> None:
+        """Take note of an event; the panel shows it within a quarter of a second."""
+        self.state.update(event)
+        if event["event"] == "progress":
+            self.left.update(self.state.fraction)
+        line = telling_line(event)
+        if line and event["event"] != "stage":
+            self.console.print(Text(line))
+
+    def render(self) -> RenderableType:
+        """Return the panel as it is now."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("stage", self.state.title() or "starting")
+        for name, text in self.state.facts().items():
+            grid.add_row(name, text)
+        bar = Table.grid(padding=(0, 2))
+        words = share_text(self.state.fraction, self.left.seconds)
+        bar.add_row(ProgressBar(total=1.0, completed=self.state.fraction, width=40), words)
+        return Group(grid, bar)
+
+
+def share_text(fraction: float, seconds_left: float | None) -> str:
+    """Say how much is done and how long the rest takes.
+
+    >>> share_text(0.25, 200)
+    '25 % done, 3 min 20 s left'
+    """
+    left = "" if seconds_left is None else f", {duration_text(seconds_left)} left"
+    return f"{100 * fraction:.0f} % done{left}"
+
+
+def duration_text(seconds: float) -> str:
+    """Say a duration in its two largest units.
+
+    >>> duration_text(5.4), duration_text(7384), duration_text(90000)
+    ('5 s', '2 h 3 min', '1 d 1 h')
+    """
+    whole = round(seconds)
+    for unit, size, next_unit, next_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // next_size} {next_unit}"
+    return f"{whole} s"
+
+
+def _epoch(values: Mapping[str, Any]) -> str:
+    # One look-up each: the live panel is drawn by another thread than the one that takes events.
+    epoch, epochs, step, steps = (values.get(name) for name in ("epoch", "epochs", "step", "steps"))
+    if epoch is None:
+        return ""
+    return f"{epoch}/{epochs or '?'}" + (f" (step {step}/{steps})" if steps else "")
+
+
+def _number(value: float | None, pattern: str) -> str:
+    return "" if value is None else pattern.format(value)
+
+
+def _accuracy(soft: float | None, argmax: float | None) -> str:
+    shown = _number(None if soft is None else 100 * soft, "{:.2f} %")
+    return shown if argmax is None else f"{shown} soft, {100 * argmax:.2f} % argmax".removeprefix(" soft, ")
+
+
+def _costs(expected: Mapping[str, float] | None, budget: Mapping[str, float] | None) -> dict[str, str]:
+    """Each budgeted cost as expected, beside its limit; the first cost alone where there is no budget."""
+    expected, budget = expected or {}, budget or {}
+    shown = {}
+    for name in [name for name in expected if name in budget] or list(expected)[:1]:
+        limit = budget.get(name)
+        unit = scaled_unit(name, max(expected[name], limit or 0.0))
+        of = "" if limit is None else f" of {limit / unit.divisor:.4g}"
+        shown[name] = f"{expected[name] / unit.divisor:.4g}{of} {unit.symbol}".rstrip()
+    return shown

@@ -1,0 +1,106 @@
+"""Show a :class:`~dnas.doctor.DoctorReport` in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dnas.doctor import FIXED, SEARCHED, DoctorReport, LayerReport
+from results.units import scaled_unit
+
+MOST_TIES = 12
+
+
+def render_report(report: DoctorReport) -> Group:
+    """Return all of a report, the layers first and the verdict last."""
+    parts: list[RenderableType] = [_layer_table(report), *_couplings(report), Text()]
+    if report.uniform:
+        parts += [_cost_table(report), Text()]
+    return Group(*parts, *(Text(line) for line in verdict_lines(report)))
+
+
+def verdict_lines(report: DoctorReport) -> list[str]:
+    """Return in sentences whether the network can be searched and its budgets met, and what is not counted."""
+    lines = []
+    if report.uncounted_macs:
+        lines.append(f"Not counted in any cost: {report.uncounted_macs:,} MACs outside the layers (such as attention).")
+    for budget in report.budgets:
+        least = " and ".join(f"{name} {_amount(name, value)}" for name, value in budget.least.items())
+        if budget.reachable:
+            limits = " and ".join(f"{name} {_amount(name, value)}" for name, value in budget.limits.items())
+            lines.append(f"Budget {budget.budget} ({limits}) can be met; the least possible is {least}.")
+        else:
+            lines.append(f"{budget.reason[0].upper()}{budget.reason[1:]}.")
+    if report.searchable:
+        counts = {status: sum(layer.status == status for layer in report.layers) for status in (SEARCHED, FIXED)}
+        lines.append(f"Searchable: {counts[SEARCHED]} layers in {report.decisions} decisions, {counts[FIXED]} fixed.")
+    else:
+        lines.append(f"Not searchable: {report.reason}.")
+    return lines
+
+
+def _layer_table(report: DoctorReport) -> Table:
+    title = f"{report.source} on {_shape(report.input_shape)}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("layer", "kind", "input → output"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("weights", "MACs"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("status", overflow="fold")
+    for layer in report.layers:
+        numbers = (f"{layer.weights:,}", f"{layer.macs:,}") if layer.kind else ("", "")
+        shapes = f"{_shape(layer.input_shape)} → {_shape(layer.output_shape)}" if layer.kind else ""
+        table.add_row(layer.name, layer.kind, shapes, *numbers, _status(layer), style=_style(layer))
+    return table
+
+
+def _status(layer: LayerReport) -> str:
+    if layer.status == SEARCHED:
+        group = f" as {layer.decision}" if layer.decision != layer.name else ""
+        return f"searched{group}, {layer.choices} choices" + (f" ({layer.reason})" if layer.reason else "")
+    if layer.bits is not None:
+        widths = "fp32" if layer.bits == (32, 32) else f"W{layer.bits[0]} A{layer.bits[1]}"
+        return f"fixed at {widths}: {layer.reason}"
+    return f"left alone: {layer.reason}"
+
+
+def _style(layer: LayerReport) -> str | None:
+    return None if layer.status == SEARCHED else "dim"
+
+
+def _couplings(report: DoctorReport) -> Iterable[Text]:
+    if report.couplings_unknown:
+        yield Text(f"\nResidual branches and ties are not known: {report.couplings_unknown}.")
+    branches = [f"{branch.terminal} ends {', '.join(branch.layers)}" for branch in report.branches]
+    yield from _listing("Residual branches that 0 bits can drop", branches)
+    yield from _listing("Outputs that are added", [" + ".join(names) for names in report.residual_ties])
+    yield from _listing("Layers that read the same tensor", [", ".join(names) for names in report.shared_inputs])
+
+
+def _listing(title: str, entries: Sequence[str]) -> Iterable[Text]:
+    if entries:
+        rest = [f"... and {len(entries) - MOST_TIES} more"] if len(entries) > MOST_TIES else []
+        yield Text("\n  ".join([f"\n{title}:", *entries[:MOST_TIES], *rest]))
+
+
+def _cost_table(report: DoctorReport) -> Table:
+    names = list(next(iter(report.uniform.values())))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("every layer at", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for bits, costs in report.uniform.items():
+        table.add_row("fp32" if bits == 32 else f"{bits} bits", *(_amount(name, costs[name]) for name in names))
+    return table
+
+
+def _amount(name: str, value: float) -> str:
+    unit = scaled_unit(name, value)
+    return f"{value / unit.divisor:,.4g} {unit.symbol}".strip() if value < 1e5 * unit.divisor else f"{value:.4g}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,99 @@
+"""The commands that compute: start a job, go on with one, measure an assignment again."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dnas import jobs
+from dnas.config import JobConfig
+from dnas.display import open_display
+from dnas.exits import Interrupted
+from dnas.jobfile import dump_job, load_job
+from dnas.terminal import show, show_json, tell
+from results.pareto import ParetoFront
+from results.report import front_rows, render_table, verdicts
+from results.runs import ASSIGNMENTS, CHECKPOINTS, JOB, Run, environment
+from results.status import run_status
+from search_spaces.errors import InputError
+
+RUNS = Path("runs")
+
+
+def search(source: str | None, overrides: Sequence[str], folder: Path | None, as_json: bool) -> None:
+    """Run a job in a new folder and show its front.
+
+    A job that is refused before anything was computed leaves no folder behind, so that it can be corrected and
+    started again.
+    """
+    config = load_job(source, overrides)
+    with Run.create(folder or RUNS / config.name, dump_job(config), environment()) as run:
+        try:
+            front = _carry_out(config, run, as_json)
+        except InputError:
+            _discard_if_empty(run)
+            raise
+    _conclude(run, front, as_json)
+
+
+def resume(folder: Path, as_json: bool) -> None:
+    """Go on with an interrupted job and show its front; a finished one is only shown."""
+    with Run.open(folder, write=True) as run:
+        if run_status(run).state == "finished":
+            tell(f"{folder} is finished; nothing is left to do")
+            front = run.load_front()
+        else:
+            front = _carry_out(load_job(str(folder / JOB)), run, as_json)
+    _conclude(run, front, as_json)
+
+
+def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
+    """Measure an assignment of a run once more on the validation or the test split."""
+    run = Run.open(folder)
+    found = run.assignment(assignment)
+    with open_display(as_json) as display:
+        result = jobs.evaluate_assignment(run, found.id, split, display.report)
+    if as_json:
+        show_json(result)
+        return
+    top1 = result["top1"]
+    spread = f" ± {100 * top1['std']:.2f}" if top1["n"] > 1 else ""
+    seeds = f"{top1['n']} seed{'s' if top1['n'] > 1 else ''}"
+    show(f"{found.id} on {split}: {100 * top1['mean']:.2f}{spread} % top-1 ({seeds}, {result['images']} images)")
+
+
+def _carry_out(config: JobConfig, run: Run, as_json: bool) -> ParetoFront:
+    try:
+        with open_display(as_json) as display:
+            return jobs.run_job(config, run, display.report)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        raise Interrupted(f"interrupted; go on with: dnas resume {run.folder}") from error
+
+
+def _conclude(run: Run, front: ParetoFront, as_json: bool) -> None:
+    """Show the front, what it proves, and where everything lies."""
+    rows, words, paths = front_rows(front), verdicts(front), _paths(run)
+    if as_json:
+        show_json({"run": str(run.folder), "front": front.to_json(), "verdicts": words, "files": paths})
+        return
+    show(render_table(rows), "", *words, "" if words else "", "written:", *(f"  {path}" for path in paths))
+
+
+def _paths(run: Run) -> list[str]:
+    """The files of a run, folders of many as one entry."""
+    entries = sorted(path for path in run.folder.iterdir() if not path.name.startswith("."))
+    return [f"{path}/" if path.is_dir() else str(path) for path in entries]
+
+
+def _discard_if_empty(run: Run) -> None:
+    """Remove a run that has neither an epoch nor a file to lose."""
+    kept: list[Any] = [record for record in run.journal.records() if record["event"] in ("epoch", "measured")]
+    for name in (ASSIGNMENTS, CHECKPOINTS):
+        kept += (run.folder / name).glob("*")
+    if not kept:
+        shutil.rmtree(run.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            RUNS.rmdir()

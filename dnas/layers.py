@@ -1,0 +1,241 @@
+"""The one wrapper that quantizes a layer: fixed, in the supernet and switchable alike.
+
+A :class:`QuantizedLayer` holds the layer's own weight and bias under their own names and quantizes the input and
+the weight by two :class:`TensorQuantizer`, each with one candidate width (a fixed layer) or several (a supernet).
+The shares of several candidates are lent for the time of one forward pass and are never stored.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnas.mixture import mix
+from dnas.quantizers import Quantizer
+from search_spaces.layers import FLOAT_BITS
+
+_SMALLEST_CLIP = 1e-6
+
+
+class TensorQuantizer(nn.Module):
+    """Quantizes a tensor at one width, or mixes its versions at several widths by the shares lent to it.
+
+    ``bits`` are the candidate widths, ascending; 32 stands for the tensor itself. ``channel_axis`` is the axis that
+    gets one clip per index (None: one clip in all). State: ``clip`` (R, 1), ``gain`` (K,) and ``grids`` (5, K).
+    """
+
+    def __init__(
+        self, quantizer: Quantizer, bits: tuple[int, ...], *, signed: bool, channel_axis: int | None = None, rows: int = 1
+    ) -> None:
+        super().__init__()
+        for width in bits:
+            quantizer.check(width)
+        self.quantizer, self.bits, self.channel_axis = quantizer, tuple(bits), channel_axis
+        self.widths = tuple(width for width in bits if width != FLOAT_BITS)
+        clip = torch.ones(rows, 1)
+        if quantizer.clip == "learned" and self.widths:
+            self.clip: Tensor = nn.Parameter(clip)
+        else:
+            self.register_buffer("clip", clip)
+        self.register_buffer("gain", torch.ones(len(self.widths)))
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("grids", torch.zeros(5, len(self.widths)))
+        self.register_buffer("alone", torch.ones(len(bits)), persistent=False)
+        self.clip_gradient_scale = 1.0
+        self.lent: Tensor | None = None
+        self.observed: list[Tensor] | None = None
+        self.set_sign(signed)
+
+    def set_sign(self, signed: bool) -> None:
+        """Choose the grids of signed or of unsigned tensors."""
+        self.low.fill_(-1.0 if signed else 0.0)
+        for k, width in enumerate(self.widths):
+            grid = self.quantizer.grid(width, signed)
+            self.grids[:, k] = torch.tensor([grid.scale, grid.offset, grid.top, grid.step, grid.start])
+
+    @property
+    def signed(self) -> bool:
+        """Whether negative values are inside the range."""
+        return bool(self.low < 0)
+
+    @property
+    def saturates(self) -> bool:
+        """Whether some grid needs its codes cut at the top."""
+        return any(self.quantizer.grid(w, s).saturates for w in self.widths for s in (False, True))
+
+    def as_rows(self, x: Tensor) -> Tensor:
+        """Bring the axis with a clip per index to the front."""
+        return x if not self.channel_axis else x.transpose(0, self.channel_axis)
+
+    def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The tensor as the grid sees it, and the clip that normalises it."""
+        prepared = self.as_rows(self.quantizer.transform(x) if self.quantizer.transform else x)
+        if self.quantizer.clip == "data":
+            rows = prepared.detach().abs()
+            clip = rows.amax().reshape(1, 1) if self.clip.shape[0] == 1 else rows.flatten(1).amax(1, keepdim=True)
+        else:
+            clip = _scale_gradient(self.clip, self.clip_gradient_scale)
+        return prepared, clip.clamp_min(_SMALLEST_CLIP)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize ``x`` (any shape)."""
+        if self.observed is not None:
+            self.observed.append(_thin(x.detach()))
+            return x
+        if self.bits == (FLOAT_BITS,):
+            return x
+        shares = self.alone if len(self.bits) == 1 else self.lent
+        if shares is None:
+            raise RuntimeError("no sample is lent to the supernet; run it inside `with supernet.sampled(sample):`")
+        prepared, clip = self.prepare(x)
+        mixed = mix(
+            prepared,
+            clip,
+            self.gain,
+            self.grids,
+            self.low,
+            shares,
+            saturates=self.saturates,
+            clip_gradient=self.quantizer.clip_gradient,
+        )
+        return self.as_rows(mixed)
+
+    def extra_repr(self) -> str:
+        return f"{self.quantizer.name}, bits={self.bits}"
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grads[0] * ctx.scale, None
+
+
+def _scale_gradient(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1.0 else cast(Tensor, _ScaleGradient.apply(x, scale))
+
+
+def _thin(x: Tensor, most: int = 65536) -> Tensor:
+    """At most about ``most`` evenly spread elements of x, and always its extremes."""
+    flat = x.flatten()
+    thinned = flat[:: max(1, flat.numel() // most)]
+    return torch.cat([thinned, flat.amin()[None], flat.amax()[None]]).float()
+
+
+_OPERATIONS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]] = {
+    nn.Linear: lambda layer, x, weight, bias: F.linear(x, weight, bias),
+    nn.Conv1d: lambda layer, x, weight, bias: layer._conv_forward(x, weight, bias),
+    nn.Conv2d: lambda layer, x, weight, bias: layer._conv_forward(x, weight, bias),
+    nn.Conv3d: lambda layer, x, weight, bias: layer._conv_forward(x, weight, bias),
+}
+"""Layers whose forward is one operation; transposed convolutions and subclasses with a forward of their own run
+that forward with the quantized weight in place of theirs."""
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution (1-D to 3-D, grouped, depthwise, transposed) or a linear layer with quantized weight and input.
+
+    Everything else about the layer (stride, padding, ...) is read from the original, which stays reachable through
+    attribute access as before the swap.
+    """
+
+    def __init__(self, layer: nn.Module, quantize_input: TensorQuantizer, quantize_weight: TensorQuantizer) -> None:
+        super().__init__()
+        self.weight = cast(nn.Parameter, layer.weight)
+        self.bias = cast("nn.Parameter | None", layer.bias)
+        self.quantize_input, self.quantize_weight = quantize_input, quantize_weight
+        # In a tuple, so that the original is no submodule: its parameters would be registered twice.
+        self._original = (layer,)
+        own_forward = next(k for k in _KINDS if isinstance(layer, k))
+        self._operation = _OPERATIONS.get(own_forward) if type(layer).forward is own_forward.forward else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layer on a quantized input with a quantized weight."""
+        x, weight = self.quantize_input(x), self.quantize_weight(self.weight)
+        layer = self._original[0]
+        if self._operation is not None:
+            return self._operation(layer, x, weight.to(x.dtype), self.bias)
+        tensors = {"weight": weight} if self.bias is None else {"weight": weight, "bias": self.bias}
+        return cast(Tensor, torch.func.functional_call(layer, tensors, (x,)))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or "_original" not in self.__dict__:
+                raise
+            return getattr(self.__dict__["_original"][0], name)
+
+
+_KINDS: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+class SkippedLayer(nn.Module):
+    """A layer at 0 bits: zeros of the shape that the layer would give; nothing is computed and nothing is stored."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._shape_only = (_on_meta(layer),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros."""
+        with torch.no_grad():
+            shape = self._shape_only[0](torch.empty(x.shape, device="meta", dtype=torch.float32)).shape
+        return x.new_zeros(shape)
+
+
+def _on_meta(layer: nn.Module) -> nn.Module:
+    from_layer = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()}
+    return cast(nn.Module, copy.deepcopy(layer, cast(Any, from_layer)))
+
+
+class BranchedLayer(nn.Module):
+    """One layer per candidate pair, each with its own weight and BatchNorm, summed by their shares (DNAS, eq. 4)."""
+
+    def __init__(self, branches: list[QuantizedLayer], norms: list[nn.Module]) -> None:
+        super().__init__()
+        self.branches, self.norms = nn.ModuleList(branches), nn.ModuleList(norms)
+        self.lent: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run every branch on ``x`` and add their outputs weighted by the lent shares (K,)."""
+        if any(branch.quantize_input.observed is not None for branch in self.branches):
+            return cast(Tensor, sum(n(b(x)) for b, n in zip(self.branches, self.norms, strict=True)) / len(self.norms))
+        if self.lent is None:
+            raise RuntimeError("no sample is lent to the supernet; run it inside `with supernet.sampled(sample):`")
+        outputs = (norm(branch(x)) for branch, norm in zip(self.branches, self.norms, strict=True))
+        return cast(Tensor, sum(share * output for share, output in zip(self.lent, outputs, strict=True)))
+
+
+class BranchGate:
+    """A forward hook that multiplies a residual branch's output by the share of not skipping it."""
+
+    def __init__(self) -> None:
+        self.lent: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output if self.lent is None else output * self.lent.to(output.dtype)
+
+
+class DroppedBranch:
+    """A forward hook on the end of a skipped residual branch: the branch adds nothing."""
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return torch.zeros_like(output)

@@ -1,0 +1,77 @@
+"""From a job's words to what is searched: the layers, the decisions, the price of every choice, the budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from dnas.config import Amount, CostsSection, JobConfig, SpaceSection
+from search_spaces.allocation import check_reachable
+from search_spaces.budgets import Budget, parse_budget
+from search_spaces.costs import CostTable, build_costs
+from search_spaces.graph import read_graph
+from search_spaces.layers import LayerGraph
+from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search works on; made before any training, so that everything impossible is refused at once."""
+
+    graph: LayerGraph
+    space: PrecisionSpace
+    table: CostTable
+    budgets: tuple[Budget, ...]
+
+
+def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
+    """Plan a job; raises :class:`InputError` for a budget out of reach or a space that does not fit the network."""
+    graph = read_graph(model, input_shape)
+    space = build_space(graph, space_options(config.space))
+    table = cost_table(graph, space, config.costs, config.quantizer.per_channel)
+    table.require(config.search.cost)
+    return Plan(graph, space, table, read_budgets(config.search.budgets, table))
+
+
+def space_options(section: SpaceSection) -> SpaceOptions:
+    """The options of a job file's ``[space]`` table, with its capability file read."""
+    values = {name: getattr(section, name) for name in SpaceSection.model_fields if name != "capability"}
+    capability = read_capability(Path(section.capability)) if section.capability else {}
+    return SpaceOptions(**values, capability=capability)
+
+
+def cost_table(graph: LayerGraph, space: PrecisionSpace, section: CostsSection, per_channel: bool) -> CostTable:
+    """Price every choice at every cost that the job knows."""
+    latency = Path(section.latency_table) if section.latency_table else None
+    return CostTable(graph, space, build_costs(per_channel, latency, section.functions))
+
+
+def read_budgets(entries: Sequence[dict[str, Amount]], table: CostTable) -> tuple[Budget, ...]:
+    """Parse budgets and refuse those that no assignment meets."""
+    budgets = tuple(parse_budget(entry, table) for entry in entries)
+    for budget in budgets:
+        check_reachable(table, budget)
+    return budgets
+
+
+_EAGER_SECONDS_PER_VALUE = 4e-9
+_COMPILATION_SECONDS = 60.0
+
+
+def compilation_pays(config: JobConfig, plan: Plan, images: int) -> bool:
+    """Whether fusing the mixture saves more time over the whole job than compiling it costs.
+
+    Measured on one CPU thread: eager, a candidate costs about 4 ns per input value and training step more than fused;
+    compiling takes up to a minute, less when its on-disk cache is warm (benchmarks/step_cost.py prints both).
+    """
+    search = config.search
+    values = sum(layer.input_elements * layer.calls for layer in plan.graph.layers)
+    searches = max(1, len(plan.budgets))
+    theta_epochs = search.epochs * searches * (search.theta_fraction if search.weight_updates == "frozen" else 1.0)
+    supernet = (search.warmup_epochs + theta_epochs) * len(plan.space.activation_bits)
+    candidates = searches + len(config.controls.uniform) + len(plan.budgets)
+    fixed = config.finetune.epochs * config.finetune.seeds * candidates
+    return images * values * (supernet + fixed) * _EAGER_SECONDS_PER_VALUE > 2 * _COMPILATION_SECONDS

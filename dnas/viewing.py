@@ -1,0 +1,185 @@
+"""The commands that read runs: where they stand, their assignments, their pictures, exports."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dnas.display import duration_text
+from dnas.jobfile import load_job
+from dnas.planning import cost_table, space_options
+from dnas.terminal import show, show_json, tell
+from results.curve_data import search_curves
+from results.export import export_assignment
+from results.pareto import ParetoFront
+from results.plot_data import bit_text
+from results.report import front_rows, render_table, verdicts
+from results.runs import JOB, Run, list_runs
+from results.status import run_status
+from results.units import scaled_unit
+from search_spaces.assignments import BitAssignment
+from search_spaces.errors import InputError
+from search_spaces.graph import read_graph
+from search_spaces.models import load_model
+from search_spaces.spaces import build_space
+
+LayerCosts = Mapping[str, Mapping[str, float]]
+
+
+def status(folders: Sequence[Path], parent: Path, as_json: bool) -> None:
+    """Show where runs stand; all of ``parent`` where none is named."""
+    rows = [_status_row(folder) for folder in folders or list_runs(parent)]
+    if as_json:
+        show_json(rows)
+    elif rows:
+        show(_status_table(rows))
+    else:
+        tell(f"there is no run in {parent}; start one with: dnas search")
+
+
+def show_run(folder: Path, as_json: bool) -> None:
+    """Show the measured points of a run and the bits of those on its front."""
+    run = Run.open(folder)
+    front = run.load_front()
+    words = verdicts(front)
+    if as_json:
+        show_json({"run": str(folder), "front": front.to_json(), "verdicts": words})
+        return
+    show(render_table(front_rows(front)), "", *words)
+    chosen = _front_assignments(run, front)
+    if chosen:
+        show("" if words else "", _bits_table(chosen))
+
+
+def show_assignment(folder: Path, name: str, as_json: bool) -> None:
+    """Show an assignment's bits and costs, layer by layer."""
+    run = Run.open(folder)
+    assignment = run.assignment(name)
+    try:
+        costs = _layer_costs(run, assignment)
+    except InputError as error:
+        tell(f"costs of single layers are not shown: {error}")
+        costs = {}
+    if as_json:
+        show_json({**assignment.to_json(), "layer_costs": costs})
+        return
+    totals = ", ".join(f"{cost} {_amount(cost, value)}" for cost, value in assignment.cost.items())
+    show(_layer_table(assignment, costs), "", f"in all: {totals}")
+
+
+def export(folder: Path, name: str, format: str, out: Path, as_json: bool) -> None:
+    """Write an assignment in a format that other tools read."""
+    assignment = Run.open(folder).assignment(name)
+    export_assignment(assignment, format, out)
+    if as_json:
+        show_json({"assignment": assignment.id, "format": format, "file": str(out)})
+    else:
+        show(f"written: {out}")
+
+
+def _status_row(folder: Path) -> dict[str, Any]:
+    return {"run": str(folder), **asdict(run_status(Run.open(folder)))}
+
+
+def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("run", "state", "at", "last sign", "message")
+    for row in rows:
+        epoch = f"epoch {row['epoch']}/{row['epochs']}" if row["epoch"] is not None else ""
+        place = " ".join(part for part in (row["stage"], row["label"], epoch) if part)
+        since = "" if row["updated"] is None else f"{duration_text(max(0.0, time.time() - row['updated']))} ago"
+        table.add_row(row["run"], row["state"], place, since, row["message"])
+    return table
+
+
+def _front_assignments(run: Run, front: ParetoFront) -> list[BitAssignment]:
+    """The assignments on the front that the run still has, by rising cost."""
+    found = run.assignments()
+    return [found[point.assignment] for point in front.front if point.assignment in found]
+
+
+def _bits_table(assignments: Sequence[BitAssignment]) -> Table:
+    table = _table("bits (weights/inputs)", *(assignment.id for assignment in assignments))
+    for layer in dict.fromkeys(name for assignment in assignments for name in assignment.layers):
+        bits = (assignment.layers.get(layer) for assignment in assignments)
+        table.add_row(layer, *("" if b is None else _pair_text(b.weight_bits, b.activation_bits) for b in bits))
+    return table
+
+
+def _pair_text(weight_bits: int, activation_bits: int) -> str:
+    words = dict.fromkeys((bit_text(weight_bits), bit_text(activation_bits)))
+    return "/".join(words) if weight_bits in (0, 32) else f"{weight_bits}/{bit_text(activation_bits)}"
+
+
+def _layer_costs(run: Run, assignment: BitAssignment) -> dict[str, dict[str, float]]:
+    """Layer → cost → value, priced again by the job's own table."""
+    job = load_job(str(run.folder / JOB))
+    network = load_model(job.model.source, arguments=job.model.arguments).module
+    graph = read_graph(network, assignment.model.input_shape)
+    table = cost_table(graph, build_space(graph, space_options(job.space)), job.costs, job.quantizer.per_channel)
+    return {
+        name: {cost.name: cost.of_layer(graph[name], *pair) for cost in table.costs.values()}
+        for name, pair in assignment.pairs.items()
+        if name in graph.by_name
+    }
+
+
+def _layer_table(assignment: BitAssignment, costs: LayerCosts) -> Table:
+    names = list(next(iter(costs.values()), {}))
+    table = _table("layer", "weights", "inputs", *names)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for layer, bits in assignment.layers.items():
+        own = costs.get(layer, {})
+        cells = (_amount(name, own[name]) if name in own else "" for name in names)
+        table.add_row(layer, bit_text(bits.weight_bits), bit_text(bits.activation_bits), *cells)
+    return table
+
+
+def _amount(cost: str, value: float) -> str:
+    unit = scaled_unit(cost, value)
+    return f"{value / unit.divisor:,.4g} {unit.symbol}".rstrip()
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str], as_json: bool) -> None:
+    """Draw fronts, bits and the course of the searches; write each into its own file.
+
+    Without ``out`` the pictures of one run go into its folder, those of several into the current one.
+    """
+    # matplotlib takes its time, which the other commands need not pay.
+    from results import plots
+
+    runs = {run.name: run for run in map(Run.open, folders)}
+    base = out or (folders[0] if len(folders) == 1 else Path()) / "front.png"
+    written = []
+
+    def save(figure: Any, *suffixes: str) -> None:
+        path = _beside(base, suffixes, exact=out is not None and len(kinds) == 1, named=out is not None)
+        plots.save_figure(figure, path)
+        written.append(str(path))
+
+    draw: dict[str, Callable[[], None]] = {
+        "front": lambda: save(plots.draw_fronts({name: run.load_front() for name, run in runs.items()}, x), "front"),
+    }
+    for kind in kinds:
+        draw[kind]()
+    if as_json:
+        show_json({"files": written})
+    else:
+        show("written:", *(f"  {path}" for path in written))
+
+
+def _beside(base: Path, suffixes: Sequence[str], *, exact: bool, named: bool) -> Path:
+    return base if exact else base.with_name(re.sub(r"[^\w.+=-]+", "-", "-".join(suffixes)) + base.suffix)

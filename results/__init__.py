@@ -1,0 +1,56 @@
+"""What is kept and shown of a job: the run folder and its journal, the Pareto front, pictures, tables and exports.
+
+The names below are loaded when first used, so that importing ``results`` costs nothing; pictures are in
+:mod:`results.plots`, which alone imports matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from results.curve_data import search_curves
+    from results.export import EXPORTERS, export_assignment
+    from results.journal import Journal
+    from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront, hypervolume
+    from results.report import front_rows, render_table, verdicts
+    from results.runs import Run, environment, list_runs
+    from results.status import RunStatus, run_status
+
+_MODULES = {
+    "results.curve_data": ("search_curves",),
+    "results.export": ("EXPORTERS", "export_assignment"),
+    "results.journal": ("Journal",),
+    "results.pareto": ("Estimate", "FloatReference", "FrontPoint", "ParetoFront", "hypervolume"),
+    "results.report": ("front_rows", "render_table", "verdicts"),
+    "results.runs": ("Run", "environment", "list_runs"),
+    "results.status": ("RunStatus", "run_status"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "EXPORTERS",
+    "Estimate",
+    "FloatReference",
+    "FrontPoint",
+    "Journal",
+    "ParetoFront",
+    "Run",
+    "RunStatus",
+    "environment",
+    "export_assignment",
+    "front_rows",
+    "hypervolume",
+    "list_runs",
+    "render_table",
+    "run_status",
+    "search_curves",
+    "verdicts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'results' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,47 @@
+"""Checkpoints: tensors in a safetensors file, everything else as one JSON text in its header; nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from results.files import encode_json, parse_json, write_bytes
+from search_spaces.errors import InputError
+
+METADATA_KEY = "dnas"
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and JSON-able ``metadata`` to ``path`` in one step.
+
+    Every tensor is copied to contiguous CPU memory first: safetensors refuses views and shared storage.
+    Raises :class:`JobError` where the disk refuses or the metadata holds a NaN.
+    """
+    copies = {
+        name: tensor.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    text = encode_json(dict(metadata), what=f"checkpoint {path.name}")
+    write_bytes(path, save(copies, metadata={METADATA_KEY: text}))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the tensors (on the CPU) and the metadata of ``path``; raise :class:`InputError` if it is damaged."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        metadata = parse_json(header[METADATA_KEY])
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError) as error:
+        reason = f"no '{METADATA_KEY}' entry" if isinstance(error, KeyError) else str(error)
+        raise InputError(
+            f"the checkpoint {path} is damaged ({reason}); delete it and resume to repeat its stage"
+        ) from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"the checkpoint {path} is damaged (its metadata is not an object); delete it and resume")
+    return tensors, metadata

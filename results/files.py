@@ -1,0 +1,131 @@
+"""Files that are either wholly there or not there at all: written under another name, synced, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from search_spaces.errors import InputError, JobError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the file at ``path`` by ``data`` in one step; raise :class:`JobError` where the disk refuses.
+
+    A reader sees the old file or the new one, and a failed write leaves the old one as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at ``path`` by ``text`` in UTF-8; see :func:`write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace the file at ``path`` by ``data`` as indented JSON; a NaN or an infinity is refused unwritten."""
+    write_text(path, encode_json(data, what=str(path), indent=2) + "\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of ``path``; raise :class:`InputError` with the path where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text of ``path``; raise :class:`InputError` where it cannot be read."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: it is not UTF-8 text (byte {error.start})") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the parsed content of ``path``; raise :class:`InputError` where it is not JSON."""
+    try:
+        return parse_json(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged: it is not JSON ({error})") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse strict JSON: ``NaN`` and ``Infinity``, which Python would let through, raise ValueError."""
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def encode_json(data: Any, what: str, indent: int | None = None) -> str:
+    """Return ``data`` as JSON; raise :class:`JobError` naming the first number that JSON cannot hold."""
+    try:
+        return json.dumps(data, allow_nan=False, indent=indent, ensure_ascii=False)
+    except ValueError as error:
+        found = find_non_finite(data)
+        if not found:
+            raise
+        raise JobError(f"{what}: {found} is not a finite number, so it is not written") from error
+
+
+def find_non_finite(data: Any, where: str = "") -> str:
+    """Return ``"place = value"`` of the first NaN or infinity inside nested data, or an empty string.
+
+    >>> find_non_finite({"loss": 1.0, "expected": {"bitops": float("nan")}})
+    'expected.bitops = nan'
+    """
+    if isinstance(data, float) and not math.isfinite(data):
+        return f"{where or 'value'} = {data}"
+    if isinstance(data, Mapping):
+        entries = [(str(key), value) for key, value in data.items()]
+    elif isinstance(data, (list, tuple)):
+        entries = [(str(index), value) for index, value in enumerate(data)]
+    else:
+        return ""
+    hits = (find_non_finite(value, f"{where}.{key}" if where else key) for key, value in entries)
+    return next((hit for hit in hits if hit), "")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new name in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder; the file itself is safe by then.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_error(path: Path, error: OSError) -> JobError:
+    """Return the sentence for a write to ``path`` that the operating system refused."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return JobError(f"cannot write {path}: the disk is full ({reason}); free some space and go on with dnas resume")
+    return JobError(f"cannot write {path}: {reason}")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")

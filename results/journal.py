@@ -1,0 +1,101 @@
+"""The journal of a run: one JSON object per line, only ever appended, on disk before ``append`` returns."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from results.files import encode_json, parse_json, read_bytes, sync_folder, write_error
+from search_spaces.errors import InputError
+
+
+class Journal:
+    """Records of what happened, each with its ``event`` and its ``time`` in seconds since the epoch.
+
+    A last line torn by a kill is ignored by :meth:`records` and cut off before the next :meth:`append`.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._clock = clock
+        self._sound = False
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record as one synced line.
+
+        Raises :class:`JobError` for a NaN or an infinity (nothing is written) and where the disk refuses (what was
+        written of the line is taken back), ValueError without a text ``event``.
+        """
+        if self.read_only:
+            raise RuntimeError(f"{self.path} was opened for reading; open the run with write=True")
+        if not isinstance(record.get("event"), str):
+            raise ValueError(f"a journal record needs an 'event', got the keys {sorted(record)}")
+        stamped = {"event": record["event"], "time": self._clock()}
+        stamped |= {key: value for key, value in record.items() if key not in stamped}
+        line = encode_json(stamped, what=f"journal event '{record['event']}'").encode("utf-8") + b"\n"
+        if not self._sound:
+            self._cut_torn_line()
+        try:
+            self._write(line)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return all complete records in order; raise :class:`InputError` for a corrupt line before the last."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[dict[str, Any]], int]:
+        """Return the records and how many bytes they take."""
+        *lines, rest = (read_bytes(self.path) if self.path.exists() else b"").split(b"\n")
+        records: list[dict[str, Any]] = []
+        sound_bytes = 0
+        for number, line in enumerate(lines, start=1):
+            record = _parse_line(line)
+            if record is None:
+                if number == len(lines) and not rest:
+                    break
+                raise InputError(
+                    f"{self.path} is corrupt at line {number}: it is not a journal record; "
+                    "restore the file from a copy, or start the job again with another --run"
+                )
+            records.append(record)
+            sound_bytes += len(line) + 1
+        return records, sound_bytes
+
+    def _cut_torn_line(self) -> None:
+        sound_bytes = self._read()[1]
+        try:
+            if self.path.exists() and self.path.stat().st_size > sound_bytes:
+                os.truncate(self.path, sound_bytes)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        self._sound = True
+
+    def _write(self, line: bytes) -> None:
+        is_new = not self.path.exists()
+        # Unbuffered: a buffer that could not be flushed would be written again when the file is closed.
+        with FileIO(self.path, "ab") as file:
+            start = os.fstat(file.fileno()).st_size
+            try:
+                written = 0
+                while written < len(line):
+                    written += file.write(line[written:]) or 0
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(start)
+                raise
+        if is_new:
+            sync_folder(self.path.parent)
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = parse_json(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and "event" in record else None

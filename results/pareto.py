@@ -1,0 +1,241 @@
+"""Measured points, which of them no other one beats, and the area they dominate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from search_spaces.errors import InputError, nearest
+
+SCHEMA = "dnas.front/1"
+KINDS = ("search", "uniform", "ilp", "random", "sampled")
+COSTS = ("size_bytes", "bitops", "macs")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` seeds with the sample standard deviation (0.0 for one seed).
+
+    >>> Estimate.from_values([0.25, 0.5, 0.75])
+    Estimate(mean=0.5, std=0.25, n=3)
+    """
+
+    mean: float
+    std: float = 0.0
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std)) or self.std < 0 or self.n < 1:
+            raise InputError(f"not a measurement: mean {self.mean}, std {self.std}, n {self.n}")
+
+    @classmethod
+    def from_values(cls, values: Iterable[float]) -> Estimate:
+        """Return the estimate of at least one finite value; raise :class:`InputError` for anything else."""
+        numbers = [float(value) for value in values]
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise InputError(f"a measurement needs finite values, at least one: got {numbers}")
+        std = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+        return cls(statistics.fmean(numbers), std, len(numbers))
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One assignment as measured: accuracies in [0, 1], costs in bytes, bit operations and multiply-accumulates.
+
+    ``budget`` labels the budget that a search or ILP point was made for; ``feasible`` is False where it is exceeded.
+    ``extra_costs`` holds all other costs by name. ``on_front`` is set by :meth:`ParetoFront.from_points`.
+    """
+
+    assignment: str
+    kind: str
+    size_bytes: float
+    bitops: float
+    macs: float
+    val_top1: Estimate
+    test_top1: Estimate | None = None
+    on_front: bool = False
+    feasible: bool = True
+    budget: str | None = None
+    extra_costs: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"'{self.kind}' is not a kind of point; choose one of {', '.join(KINDS)}")
+        for name, value in self.costs.items():
+            if not math.isfinite(value):
+                raise InputError(f"point '{self.assignment}' has {name} = {value}, which cannot be compared")
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """All costs by name."""
+        return {name: getattr(self, name) for name in COSTS} | dict(self.extra_costs)
+
+    def cost(self, name: str) -> float:
+        """Return one cost by name; raise :class:`InputError` for a cost that was not measured."""
+        costs = self.costs
+        if name not in costs:
+            raise InputError(
+                f"point '{self.assignment}' has no cost '{name}'{nearest(name, costs)}; it has {', '.join(costs)}"
+            )
+        return costs[name]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells this point from all others of a front: id, kind, budget."""
+        return self.assignment, self.kind, self.budget or ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the point's entry in front.json."""
+        return {
+            "assignment": self.assignment,
+            "kind": self.kind,
+            **{name: getattr(self, name) for name in COSTS},
+            "extra_costs": dict(self.extra_costs),
+            "val_top1": _estimate_json(self.val_top1),
+            "test_top1": _estimate_json(self.test_top1),
+            "on_front": self.on_front,
+            "feasible": self.feasible,
+            "budget": self.budget,
+        }
+
+
+@dataclass(frozen=True)
+class FloatReference:
+    """The network as it came: its size in fp32 and, where measured, its accuracies in [0, 1]."""
+
+    size_bytes: float
+    val_top1: float | None = None
+    test_top1: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size_bytes", "val_top1", "test_top1"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"the float network has {name} = {value}, which cannot be compared")
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """All measured points, sorted by cost, the non-dominated ones marked (``x`` small, validation accuracy large)."""
+
+    points: tuple[FrontPoint, ...]
+    x: str = "size_bytes"
+    reference: FloatReference | None = None
+
+    @classmethod
+    def from_points(
+        cls, points: Iterable[FrontPoint], x: str = "size_bytes", reference: FloatReference | None = None
+    ) -> ParetoFront:
+        """Mark the front among ``points``; their order never matters.
+
+        Of points with equal cost and accuracy only the first by id is on the front; an infeasible one never is.
+        Raises :class:`InputError` for a cost that is missing or a point given twice.
+        """
+        ranked = sorted(points, key=lambda point: (point.cost(x), -point.val_top1.mean, point.key))
+        keys = [point.key for point in ranked]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"the {twice[1]} point '{twice[0]}' is given twice")
+        marked = []
+        best = -math.inf
+        for point in ranked:
+            on_front = point.feasible and point.val_top1.mean > best
+            best = point.val_top1.mean if on_front else best
+            marked.append(replace(point, on_front=on_front))
+        return cls(tuple(marked), x, reference)
+
+    @property
+    def front(self) -> tuple[FrontPoint, ...]:
+        """The non-dominated points by rising cost."""
+        return tuple(point for point in self.points if point.on_front)
+
+    def by_cost(self, x: str) -> ParetoFront:
+        """Return the front of the same points over another cost."""
+        return ParetoFront.from_points(self.points, x, self.reference)
+
+    def hypervolume(self, worst_cost: float, worst_top1: float = 0.0) -> float:
+        """Return the area (cost × accuracy) between the front and the corner (``worst_cost``, ``worst_top1``)."""
+        pairs = [(-point.cost(self.x), point.val_top1.mean) for point in self.front]
+        return hypervolume(pairs, (-worst_cost, worst_top1))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object described in docs/file-formats.md."""
+        reference = self.reference
+        return {
+            "schema": SCHEMA,
+            "x": self.x,
+            "points": [point.to_json() for point in self.points],
+            "float": None if reference is None else {f.name: getattr(reference, f.name) for f in fields(reference)},
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> ParetoFront:
+        """Read what :meth:`to_json` writes (marks are computed again); raise :class:`InputError` for anything else."""
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise InputError(f"not a front file: its schema is {found!r}, this version reads '{SCHEMA}'")
+        try:
+            reference = None if data["float"] is None else FloatReference(**data["float"])
+            return cls.from_points([_point(entry) for entry in data["points"]], data["x"], reference)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"the front file is damaged ({error!r})") from error
+
+    def to_csv(self) -> str:
+        """Return one line per point, with a column for every cost that any point has."""
+        extra = sorted({name for point in self.points for name in point.extra_costs})
+        estimates = [f"{split}_top1_{part}" for split in ("val", "test") for part in ("mean", "std", "n")]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["assignment", "kind", "budget", *COSTS, *extra, *estimates, "on_front", "feasible"])
+        for point in self.points:
+            costs = [point.costs.get(name, "") for name in (*COSTS, *extra)]
+            measured = [*_cells(point.val_top1), *_cells(point.test_top1)]
+            flags = ["true" if flag else "false" for flag in (point.on_front, point.feasible)]
+            writer.writerow([point.assignment, point.kind, point.budget or "", *costs, *measured, *flags])
+        return out.getvalue()
+
+
+def hypervolume(points: Iterable[Sequence[float]], reference: Sequence[float]) -> float:
+    """Return the exact area dominated by 2-D ``points``, both coordinates maximised, above ``reference``.
+
+    Points that do not exceed the reference in both coordinates add nothing; a NaN raises :class:`InputError`.
+
+    >>> hypervolume([(1, 3), (2, 2), (3, 1)], (0, 0))
+    6.0
+    """
+    pairs = [(float(x), float(y)) for x, y in points]
+    reference_x, reference_y = map(float, reference)
+    if not all(math.isfinite(number) for pair in [*pairs, (reference_x, reference_y)] for number in pair):
+        raise InputError("the hypervolume needs finite numbers")
+    area, height = 0.0, reference_y
+    for x, y in sorted(pairs, reverse=True):
+        if x > reference_x and y > height:
+            area += (x - reference_x) * (y - height)
+            height = y
+    return area
+
+
+def _estimate_json(estimate: Estimate | None) -> dict[str, float] | None:
+    return None if estimate is None else {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}
+
+
+def _cells(estimate: Estimate | None) -> list[float | str]:
+    return ["", "", ""] if estimate is None else [estimate.mean, estimate.std, estimate.n]
+
+
+def _point(entry: Mapping[str, Any]) -> FrontPoint:
+    test = entry["test_top1"]
+    return FrontPoint(
+        **{
+            **entry,
+            "val_top1": Estimate(**entry["val_top1"]),
+            "test_top1": None if test is None else Estimate(**test),
+        }
+    )

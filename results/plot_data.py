@@ -1,0 +1,145 @@
+"""What the picture of a front and the heat map of bits will show, computed before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from results.pareto import KINDS, FrontPoint, ParetoFront
+from results.units import scaled_unit
+from search_spaces.assignments import BitAssignment
+from search_spaces.errors import InputError
+
+# From this ratio of the largest to the smallest cost on, the axis is logarithmic.
+LOG_RATIO = 10.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one run, kind and feasibility: cost in the picture's unit, accuracy and its spread in %."""
+
+    run: str
+    kind: str
+    feasible: bool
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    error: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """The front of one run: between two points the accuracy of the cheaper one holds."""
+
+    run: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FrontPicture:
+    """All that is drawn of one or several fronts; ``baselines`` are float accuracies in % by run."""
+
+    x_label: str
+    y_label: str
+    log_x: bool
+    series: tuple[Series, ...]
+    test_series: tuple[Series, ...]
+    staircases: tuple[Staircase, ...]
+    baselines: Mapping[str, float]
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The runs in drawing order."""
+        return tuple(dict.fromkeys(series.run for series in self.series))
+
+
+def front_picture(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show_test: bool = False) -> FrontPicture:
+    """Return what to draw for these fronts by run name; raise :class:`InputError` where there is no point."""
+    fronts = {run: front.by_cost(x) for run, front in fronts.items()}
+    costs = [point.cost(x) for front in fronts.values() for point in front.points]
+    if not costs:
+        raise InputError("there is no measured point to draw yet")
+    unit = scaled_unit(x, max(costs))
+    series, test_series = [], []
+    for run, front in fronts.items():
+        for kind in KINDS:
+            for feasible in (True, False):
+                points = [point for point in front.points if (point.kind, point.feasible) == (kind, feasible)]
+                series.append(_series(run, kind, feasible, points, x, unit.divisor, test=False))
+                tested = [point for point in points if point.test_top1 is not None] if show_test else []
+                test_series.append(_series(run, kind, feasible, tested, x, unit.divisor, test=True))
+    return FrontPicture(
+        x_label=unit.axis_label,
+        y_label="top-1 accuracy (%)" if show_test else "validation top-1 accuracy (%)",
+        log_x=min(costs) > 0 and max(costs) / min(costs) > LOG_RATIO,
+        series=tuple(item for item in series if item.x),
+        test_series=tuple(item for item in test_series if item.x),
+        staircases=tuple(_staircase(run, front, unit.divisor) for run, front in fronts.items() if front.front),
+        baselines={
+            run: 100 * front.reference.val_top1
+            for run, front in fronts.items()
+            if front.reference is not None and front.reference.val_top1 is not None
+        },
+    )
+
+
+def _series(
+    run: str, kind: str, feasible: bool, points: Sequence[FrontPoint], x: str, divisor: float, *, test: bool
+) -> Series:
+    measured = [(p.test_top1 if test else None) or p.val_top1 for p in points]
+    return Series(
+        run,
+        kind,
+        feasible,
+        tuple(point.cost(x) / divisor for point in points),
+        tuple(100 * estimate.mean for estimate in measured),
+        tuple(100 * estimate.std for estimate in measured),
+    )
+
+
+def _staircase(run: str, front: ParetoFront, divisor: float) -> Staircase:
+    """Return the front of ``run`` up to the most expensive point, where its last step ends."""
+    x = [point.cost(front.x) / divisor for point in front.front]
+    y = [100 * point.val_top1.mean for point in front.front]
+    last = max(point.cost(front.x) for point in front.points) / divisor
+    if last > x[-1]:
+        x, y = [*x, last], [*y, y[-1]]
+    return Staircase(run, tuple(x), tuple(y))
+
+
+@dataclass(frozen=True)
+class BitMap:
+    """Bits by layer (rows) and assignment (columns); None where an assignment does not have the layer."""
+
+    layers: tuple[str, ...]
+    assignments: tuple[str, ...]
+    weight_bits: tuple[tuple[int | None, ...], ...]
+    activation_bits: tuple[tuple[int | None, ...], ...]
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The bit-widths that occur, ascending."""
+        cells = (cell for table in (self.weight_bits, self.activation_bits) for row in table for cell in row)
+        return tuple(sorted({cell for cell in cells if cell is not None}))
+
+
+def bit_map(assignments: Sequence[BitAssignment]) -> BitMap:
+    """Return the heat map's numbers, layers in their order of first appearance; raise InputError without any."""
+    layers = tuple(dict.fromkeys(name for assignment in assignments for name in assignment.layers))
+    if not layers:
+        raise InputError("there is no assignment to draw yet")
+    weights, activations = [], []
+    for layer in layers:
+        bits = [assignment.layers.get(layer) for assignment in assignments]
+        weights.append(tuple(None if entry is None else entry.weight_bits for entry in bits))
+        activations.append(tuple(None if entry is None else entry.activation_bits for entry in bits))
+    return BitMap(layers, tuple(item.id for item in assignments), tuple(weights), tuple(activations))
+
+
+def bit_text(bits: int | None) -> str:
+    """Return what a cell shows.
+
+    >>> bit_text(0), bit_text(4), bit_text(32), bit_text(None)
+    ('skip', '4', 'fp32', '')
+    """
+    return "" if bits is None else {0: "skip", 32: "fp32"}.get(bits, str(bits))

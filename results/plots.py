@@ -1,0 +1,120 @@
+"""Draw fronts: search against its controls; see :mod:`results.plot_data` for what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from results.figures import NORMAL, SMALL, new_figure, plain_axes
+from results.figures import save_figure as save_figure
+from results.pareto import ParetoFront
+from results.plot_bits import draw_bits as draw_bits
+from results.plot_curves import draw_search_curves as draw_search_curves
+from results.plot_data import FrontPicture, Series, front_picture
+
+# Okabe and Ito's palette, told apart by colour-blind readers; markers tell the kinds apart without colour.
+KIND_STYLE = {
+    "search": ("#0072B2", "o", "search"),
+    "uniform": ("#E69F00", "s", "uniform"),
+    "ilp": ("#009E73", "^", "ILP"),
+    "random": ("#777777", "v", "random"),
+    "sampled": ("#CC79A7", "D", "sampled"),
+}
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+OVER_BUDGET = "over budget"
+
+
+def draw_fronts(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show_test: bool = False) -> Figure:
+    """Return the picture of these fronts by run name; raise :class:`InputError` where there is no point."""
+    return draw_front_picture(front_picture(fronts, x, show_test))
+
+
+def draw_front_picture(picture: FrontPicture) -> Figure:
+    """Draw one run coloured by kind, or several coloured by run."""
+    figure = new_figure(5.2, 3.9)
+    axes = figure.add_subplot()
+    plain_axes(axes)
+    colours = {run: RUN_COLOURS[index % len(RUN_COLOURS)] for index, run in enumerate(picture.runs)}
+    several = len(colours) > 1
+    for stairs in picture.staircases:
+        colour = colours[stairs.run] if several else "0.25"
+        axes.step(stairs.x, stairs.y, where="post", color=colour, linewidth=1.2, zorder=2)
+    for series in picture.series:
+        _draw_series(axes, series, colours[series.run] if several else KIND_STYLE[series.kind][0])
+    for series in picture.test_series:
+        colour = colours[series.run] if several else KIND_STYLE[series.kind][0]
+        axes.plot(series.x, series.y, "_", color=colour, markersize=10, markeredgewidth=1.6, zorder=3)
+    for run, level in picture.baselines.items():
+        axes.axhline(level, color=colours[run] if several else "0.35", linestyle=(0, (5, 3)), linewidth=1, zorder=1)
+    _label_axes(axes, picture)
+    handles = _legend(picture, colours if several else {})
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 4),
+        fontsize=SMALL,
+        frameon=False,
+        handletextpad=0.5,
+        columnspacing=1.4,
+    )
+    return figure
+
+
+def _draw_series(axes: Axes, series: Series, colour: str) -> None:
+    axes.errorbar(
+        series.x,
+        series.y,
+        yerr=series.error if any(series.error) else None,
+        fmt=KIND_STYLE[series.kind][1],
+        color=colour,
+        markerfacecolor=colour if series.feasible else "white",
+        markeredgecolor="white" if series.feasible else colour,
+        markeredgewidth=0.6 if series.feasible else 1.0,
+        markersize=6.5,
+        elinewidth=1,
+        capsize=2.5,
+        zorder=4,
+    )
+    if not series.feasible:
+        axes.plot(series.x, series.y, "x", color=colour, markersize=4.5, markeredgewidth=1.0, zorder=5)
+
+
+def _label_axes(axes: Axes, picture: FrontPicture) -> None:
+    axes.set_xlabel(picture.x_label, fontsize=NORMAL)
+    axes.set_ylabel(picture.y_label, fontsize=NORMAL)
+    axes.margins(x=0.06, y=0.08)
+    if picture.log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(picture: FrontPicture, run_colours: Mapping[str, str]) -> list[Line2D]:
+    """Return the legend's entries: runs by colour where there are several, then kinds, then the other marks."""
+    handles = [Line2D([], [], color=colour, linewidth=2, label=run) for run, colour in run_colours.items()]
+    drawn = {series.kind for series in picture.series}
+    for kind, (colour, marker, name) in KIND_STYLE.items():
+        if kind in drawn:
+            face = "0.35" if run_colours else colour
+            handles.append(_mark(marker, face, name, markerfacecolor=face, markeredgecolor="white"))
+    if any(not series.feasible for series in picture.series):
+        handles.append(_mark(r"$\otimes$", "0.35", OVER_BUDGET, markersize=8, markeredgewidth=0.3))
+    if picture.test_series:
+        handles.append(_mark("_", "0.35", "test", markeredgewidth=1.6))
+    if picture.staircases and not run_colours:
+        handles.append(Line2D([], [], color="0.25", linewidth=1.2, label="front"))
+    levels = {round(level, 2) for level in picture.baselines.values()}
+    if levels:
+        name = f"float, {levels.pop():.2f} %" if len(levels) == 1 else "float"
+        handles.append(Line2D([], [], color="0.35", linestyle=(0, (5, 3)), linewidth=1, label=name))
+    return handles
+
+
+def _mark(marker: str, colour: str, label: str, **style: object) -> Line2D:
+    style = {"markersize": 6, **style}
+    return Line2D([], [], marker=marker, linestyle="none", color=colour, label=label, **style)  # type: ignore[arg-type]

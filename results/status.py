@@ -1,0 +1,61 @@
+"""Where a run stands, told from its journal and its lock alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from results.runs import Run
+
+_LIFE = ("started", "resumed", "finished", "failed")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands; ``started`` and ``updated`` are seconds since the epoch (None before the first record).
+
+    ``state`` is "finished", "running" (a process holds the lock), "failed", or "interrupted" (ended without either).
+    ``message`` is what made it fail, else the last sentence told to the user.
+    """
+
+    state: str
+    stage: str | None = None
+    label: str | None = None
+    epoch: int | None = None
+    epochs: int | None = None
+    message: str = ""
+    started: float | None = None
+    updated: float | None = None
+
+
+def run_status(run: Run) -> RunStatus:
+    """Return where ``run`` stands; raise :class:`InputError` if its journal is corrupt."""
+    # The lock is asked first: a run that ends in between is then told as running, never as interrupted.
+    held = run.writer is not None
+    return status_of(run.journal.records(), held)
+
+
+def status_of(records: Sequence[dict[str, Any]], held: bool) -> RunStatus:
+    """Return the status that these journal records tell, with the lock held or not."""
+    life = next((record for record in reversed(records) if record["event"] in _LIFE), None)
+    ended = life["event"] if life and life["event"] in ("finished", "failed") else None
+    state = "finished" if ended == "finished" else "running" if held else (ended or "interrupted")
+    message = str(life.get("message", "")) if life and state == "failed" else _last(records, "note", "text", "")
+    # The last of either kind counts: a stage that has just begun has no epoch yet.
+    place: dict[str, Any] = next((record for record in reversed(records) if record["event"] in ("stage", "epoch")), {})
+    return RunStatus(
+        state=state,
+        stage=place.get("stage"),
+        label=place.get("run"),
+        epoch=place.get("epoch"),
+        epochs=place.get("epochs"),
+        message=message,
+        started=records[0].get("time") if records else None,
+        updated=records[-1].get("time") if records else None,
+    )
+
+
+def _last(records: Sequence[dict[str, Any]], event: str, key: str, default: str) -> str:
+    found: dict[str, Any] = next((record for record in reversed(records) if record["event"] == event), {})
+    return str(found.get(key, default))

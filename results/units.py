@@ -1,0 +1,41 @@
+"""Costs in the units a person reads: one place that knows a name's unit, for axes, tables and sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_STEPS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
+    "size_bytes": ("size", ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))),
+    "peak_activation_bytes": ("peak activation memory", ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))),
+    "bitops": (
+        "bit operations",
+        ((1, "BitOps"), (1e3, "kBitOps"), (1e6, "MBitOps"), (1e9, "GBitOps"), (1e12, "TBitOps")),
+    ),
+    "macs": ("multiply-accumulates", ((1, "MACs"), (1e3, "kMACs"), (1e6, "MMACs"), (1e9, "GMACs"))),
+    "latency_ms": ("latency", ((1, "ms"),)),
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How to show a cost: divide by ``divisor``, then write ``symbol`` (empty for a cost without a known unit)."""
+
+    quantity: str
+    symbol: str
+    divisor: float
+
+    @property
+    def axis_label(self) -> str:
+        """The label of an axis in this unit."""
+        return f"{self.quantity} ({self.symbol})" if self.symbol else self.quantity
+
+
+def scaled_unit(cost: str, largest: float) -> Unit:
+    """Return the unit in which the ``largest`` value of this cost is a number of at least two digits, where it can.
+
+    >>> scaled_unit("size_bytes", 300_000).axis_label
+    'size (KiB)'
+    """
+    quantity, steps = _STEPS.get(cost, (cost.replace("_", " "), ((1, ""),)))
+    divisor, symbol = next(((d, s) for d, s in reversed(steps) if abs(largest) >= 10 * d), steps[0])
+    return Unit(quantity, symbol, divisor)

@@ -1,0 +1,151 @@
+"""A bit assignment: for every layer, by its module name, how many bits its weights and its inputs get.
+
+The file format is versioned and keyed by module names, so it can be read without this package and applied to
+any fresh copy of the same network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from search_spaces.errors import InputError, nearest
+from search_spaces.layers import FLOAT_BITS, LayerGraph
+
+SCHEMA = "dnas.assignment/1"
+BIT_WIDTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, FLOAT_BITS)
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """The choice for one layer: bits of its weights, bits of its input activations, and the filters it keeps."""
+
+    weight_bits: int
+    activation_bits: int
+    out_channels: int | None = None
+    kept_channels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
+            if bits not in BIT_WIDTHS or isinstance(bits, bool):
+                raise InputError(f"{name} = {bits!r} is not a bit-width; choose one of {', '.join(map(str, BIT_WIDTHS))}")
+        if (self.weight_bits == 0) != (self.activation_bits == 0):
+            raise InputError(
+                f"weight_bits = {self.weight_bits} with activation_bits = {self.activation_bits}: "
+                "a skipped layer has 0 bits for both"
+            )
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Which network an assignment belongs to: its source, the checkpoint's checksum, the shape of one input."""
+
+    source: str
+    input_shape: tuple[int, ...]
+    checkpoint_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class BitAssignment:
+    """Bits per layer, what they cost, how they measured and where they came from.
+
+    >>> assignment = BitAssignment("mine", ModelReference("zoo:resnet20", (3, 32, 32)), {"conv1": LayerBits(4, 8)})
+    >>> BitAssignment.from_json(assignment.to_json()) == assignment
+    True
+    """
+
+    id: str
+    model: ModelReference
+    layers: Mapping[str, LayerBits]
+    cost: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> dict[str, tuple[int, int]]:
+        """Layer name → (weight bits, activation bits)."""
+        return {name: (bits.weight_bits, bits.activation_bits) for name, bits in self.layers.items()}
+
+    def with_metrics(self, **metrics: Any) -> BitAssignment:
+        """Return a copy with these metrics added."""
+        return replace(self, metrics={**self.metrics, **metrics})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object described in docs/file-formats.md."""
+        return {
+            "schema": SCHEMA,
+            "id": self.id,
+            "model": {
+                "source": self.model.source,
+                "checkpoint_sha256": self.model.checkpoint_sha256,
+                "input_shape": list(self.model.input_shape),
+            },
+            "layers": {
+                name: {
+                    "weight_bits": bits.weight_bits,
+                    "activation_bits": bits.activation_bits,
+                    "out_channels": bits.out_channels,
+                    "kept_channels": None if bits.kept_channels is None else list(bits.kept_channels),
+                }
+                for name, bits in self.layers.items()
+            },
+            "cost": dict(self.cost),
+            "metrics": dict(self.metrics),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> BitAssignment:
+        """Read the object that :meth:`to_json` writes; raise :class:`InputError` for anything else."""
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise InputError(f"not an assignment file: its schema is {found!r}, this version reads '{SCHEMA}'")
+        try:
+            model = ModelReference(
+                str(data["model"]["source"]),
+                tuple(int(n) for n in data["model"]["input_shape"]),
+                data["model"]["checkpoint_sha256"],
+            )
+            layers = {str(name): _layer_bits(entry) for name, entry in data["layers"].items()}
+            return cls(str(data["id"]), model, layers, data["cost"], data["metrics"], data["provenance"])
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"the assignment file is damaged ({error!r}); export it again") from error
+
+    @classmethod
+    def loads(cls, text: str) -> BitAssignment:
+        """Read an assignment from the text of its file."""
+        try:
+            return cls.from_json(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise InputError(f"the assignment file is not JSON (line {error.lineno}: {error.msg})") from error
+
+
+def _layer_bits(entry: Mapping[str, Any]) -> LayerBits:
+    kept = entry["kept_channels"]
+    return LayerBits(
+        entry["weight_bits"],
+        entry["activation_bits"],
+        entry["out_channels"],
+        None if kept is None else tuple(int(index) for index in kept),
+    )
+
+
+def check_fits(assignment: BitAssignment, graph: LayerGraph) -> None:
+    """Raise :class:`InputError` unless the assignment names exactly the layers of ``graph``."""
+    known = {layer.name for layer in graph.layers}
+    for name in assignment.layers:
+        if name not in known:
+            raise InputError(
+                f"assignment '{assignment.id}' names layer '{name}', which this network does not have"
+                f"{nearest(name, known)}; it was made for {assignment.model.source}"
+            )
+    missing = sorted(known - set(assignment.layers))
+    if missing:
+        raise InputError(
+            f"assignment '{assignment.id}' says nothing about layer '{missing[0]}' ({len(missing)} missing in all); "
+            f"it was made for {assignment.model.source}"
+        )

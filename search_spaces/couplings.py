@@ -1,0 +1,122 @@
+"""Which layers depend on one another: additions that tie their producers, and residual branches that can be dropped.
+
+Read from a torch.fx trace with the layers as leaves, as a networkx graph. A network that cannot be traced still
+gets its bits searched; what is missing then is said in words.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from search_spaces.layers import ResidualBranch
+
+_ADDITIONS = {operator.add, operator.iadd, torch.add}
+
+
+@dataclass(frozen=True)
+class Couplings:
+    """Layers whose outputs meet in additions, branches that can be dropped, and why they are unknown if so."""
+
+    residual_ties: tuple[tuple[str, ...], ...] = ()
+    branches: tuple[ResidualBranch, ...] = ()
+    unknown: str = ""
+
+
+class _Tracer(fx.Tracer):
+    """Step into containers of layers only; everything else is one node."""
+
+    def __init__(self, layers: set[str]) -> None:
+        super().__init__()
+        self.prefixes = {name[:end] for name in layers for end in range(len(name)) if name[end] == "."}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name not in self.prefixes or isinstance(m, nn.MultiheadAttention)
+
+
+def read_couplings(model: nn.Module, layers: set[str], input_shape: tuple[int, ...]) -> Couplings:
+    """Trace ``model`` (in eval mode, on any device) and return the couplings between ``layers``."""
+    try:
+        trace = _Tracer(layers).trace(model)
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        with torch.no_grad():
+            module = fx.GraphModule(model, trace)
+            ShapeProp(module).propagate(torch.zeros((1, *input_shape), device=device))
+    except Exception as error:  # any data-dependent line of a foreign model can fail here
+        return Couplings(unknown=f"torch.fx cannot trace it ({str(error).strip().splitlines()[0][:120]})")
+    graph = nx.DiGraph()
+    graph.add_nodes_from(trace.nodes)
+    graph.add_edges_from((source, node) for node in trace.nodes for source in node.all_input_nodes)
+    additions = [node for node in trace.nodes if _is_addition(node)]
+    return Couplings(
+        residual_ties=_residual_ties(graph, additions, layers),
+        branches=tuple(_branches(graph, additions, layers)),
+    )
+
+
+def _is_addition(node: fx.Node) -> bool:
+    added = node.target in _ADDITIONS if node.op == "call_function" else node.target in ("add", "add_")
+    return node.op.startswith("call_") and added and len(node.all_input_nodes) == 2
+
+
+def _residual_ties(
+    graph: nx.DiGraph, additions: Iterable[fx.Node], layers: set[str]
+) -> tuple[tuple[str, ...], ...]:
+    """Components of layers whose outputs are summed, directly or through a chain of additions."""
+    ties = nx.Graph()
+    for addition in additions:
+        producers = sorted(_producers(graph, addition, layers))
+        nx.add_path(ties, producers)
+    return tuple(tuple(sorted(group)) for group in nx.connected_components(ties) if len(group) > 1)
+
+
+def _producers(graph: nx.DiGraph, node: fx.Node, layers: set[str]) -> set[str]:
+    """The nearest layers upstream of ``node``."""
+    found: set[str] = set()
+    waiting, seen = list(graph.predecessors(node)), set()
+    while waiting:
+        source = waiting.pop()
+        if source in seen:
+            continue
+        seen.add(source)
+        if source.op == "call_module" and source.target in layers:
+            found.add(str(source.target))
+        else:
+            waiting.extend(graph.predecessors(source))
+    return found
+
+
+def _branches(graph: nx.DiGraph, additions: Iterable[fx.Node], layers: set[str]) -> Iterable[ResidualBranch]:
+    """For every addition, the operand with the most layers that can be replaced by zeros."""
+    for addition in additions:
+        first, second = addition.all_input_nodes
+        found = [
+            branch
+            for end, other in ((first, second), (second, first))
+            if (branch := _branch(graph, addition, end, other, layers))
+        ]
+        if found:
+            yield max(found, key=lambda branch: len(branch.layers))
+
+
+def _branch(
+    graph: nx.DiGraph, addition: fx.Node, end: fx.Node, other: fx.Node, layers: set[str]
+) -> ResidualBranch | None:
+    """The branch that ends in ``end``: what only it needs, if nothing else reads any of that."""
+    own = ({end} | nx.ancestors(graph, end)) - {other} - nx.ancestors(graph, other)
+    inside = [str(node.target) for node in own if node.op == "call_module" and node.target in layers]
+    leaks = any(reader not in own and reader is not addition for node in own for reader in node.users)
+    calls = sum(node.op == "call_module" and node.target == end.target for node in graph)
+    if end not in own or end.op != "call_module" or calls != 1 or not inside or leaks:
+        return None
+    shapes = {getattr(node.meta.get("tensor_meta"), "shape", None) for node in (addition, end, other)}
+    if None in shapes or len(shapes) != 1:
+        return None
+    order = {str(node.target): position for position, node in enumerate(graph)}
+    return ResidualBranch(str(end.target), tuple(sorted(inside, key=order.__getitem__)))

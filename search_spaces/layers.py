@@ -1,0 +1,86 @@
+"""What is known about one layer of a network, and about the network as a whole: plain immutable records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One weighted layer of a network, with the shapes of one sample (no batch dimension).
+
+    ``macs`` counts multiply-accumulates of one sample over all ``calls`` of the layer in one forward pass.
+    ``norm`` names the BatchNorm that reads this layer's output and is folded into it on export;
+    ``norm_channels`` is its width (0 without one). ``shares_weight_with`` names the earlier layer that owns
+    the same parameter.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    macs: int
+    out_channels: int
+    groups: int = 1
+    bias_elements: int = 0
+    calls: int = 1
+    norm: str | None = None
+    norm_channels: int = 0
+    shares_weight_with: str | None = None
+
+    @property
+    def weight_elements(self) -> int:
+        """Number of weights."""
+        return math.prod(self.weight_shape)
+
+    @property
+    def input_elements(self) -> int:
+        """Number of input activations of one sample and one call."""
+        return math.prod(self.input_shape)
+
+
+@dataclass(frozen=True)
+class ResidualBranch:
+    """A branch that ends in an addition and can be dropped: the module that gives its output, and its layers."""
+
+    terminal: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerGraph:
+    """Everything the search needs to know of an unedited network; made by :func:`search_spaces.read_graph`.
+
+    ``left_alone`` maps each weighted module that cannot be quantized to the reason.
+    ``other_bytes`` is what all parameters outside ``layers`` (and outside their folded BatchNorms) take in fp32.
+    ``uncounted_macs`` are multiply-accumulates of operations outside ``layers``, such as attention products.
+    ``couplings_unknown`` says why residual branches could not be read; empty where they could.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    input_shape: tuple[int, ...]
+    other_bytes: int
+    left_alone: Mapping[str, str] = field(default_factory=dict)
+    shared_inputs: tuple[tuple[str, ...], ...] = ()
+    residual_ties: tuple[tuple[str, ...], ...] = ()
+    branches: tuple[ResidualBranch, ...] = ()
+    uncounted_macs: int = 0
+    couplings_unknown: str = ""
+
+    def __getitem__(self, name: str) -> LayerSpec:
+        return self.by_name[name]
+
+    @property
+    def by_name(self) -> dict[str, LayerSpec]:
+        """The layers keyed by their module names."""
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample over the listed layers."""
+        return sum(layer.macs for layer in self.layers)

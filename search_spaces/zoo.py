@@ -1,0 +1,198 @@
+"""The small model zoo: CIFAR ResNets [1], a tiny ResNet for 8x8 images, and MobileNet v1 [2].
+
+[1] He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2015 (§4.2, option-A shortcuts).
+[2] Howard et al.: MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications, 2017 (table 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from search_spaces.errors import InputError
+
+
+class SubsampleShortcut(nn.Module):
+    """Option A of [1]: every second pixel, and zero channels on both sides; no parameters.
+
+    Maps (N, C, H, W) to (N, C + 2 * padding, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, stride: int, padding: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Subsample and pad (N, C, H, W)."""
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+
+    def extra_repr(self) -> str:
+        """Show the two numbers that define the shortcut."""
+        return f"stride={self.stride}, padding={self.padding}"
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions whose output, ending in ``bn2``, is added to the shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = SubsampleShortcut(stride, (out_channels - in_channels) // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, out_channels, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out = out + self.shortcut(x)
+        return F.relu(out)
+
+
+class ResNet(nn.Module):
+    """A three-stage ResNet for small images: stem, stages of basic blocks, global average, linear.
+
+    Maps (N, in_channels, H, W) to logits (N, num_classes). Raises InputError on counts below one.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], widths: Sequence[int], *, num_classes: int = 10, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        _refuse_empty(num_classes=num_classes, in_channels=in_channels)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = _stage(blocks[0], widths[0], widths[0], stride=1)
+        self.layer2 = _stage(blocks[1], widths[0], widths[1], stride=2)
+        self.layer3 = _stage(blocks[2], widths[1], widths[2], stride=2)
+        self.linear = nn.Linear(widths[2], num_classes)
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to logits (N, num_classes)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        out = F.adaptive_avg_pool2d(out, 1).flatten(1)
+        return self.linear(out)
+
+
+class DepthwiseSeparable(nn.Module):
+    """A 3x3 depthwise and a 1x1 pointwise convolution, each followed by BatchNorm and ReLU (fig. 3 of [2])."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.depthwise(x)))
+        return F.relu(self.bn2(self.pointwise(out)))
+
+
+# (output channels, stride) of the thirteen depthwise separable blocks in table 1 of [2].
+_MOBILENET_BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+
+
+class MobileNetV1(nn.Module):
+    """MobileNet v1; ``width`` multiplies every channel count, with a floor of eight channels.
+
+    Maps (N, in_channels, H, W) to logits (N, num_classes). Raises InputError on counts or a width of zero or less.
+    """
+
+    def __init__(self, *, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> None:
+        super().__init__()
+        _refuse_empty(num_classes=num_classes, in_channels=in_channels)
+        if not 0.0 < width <= 16.0:
+            raise InputError(f"mobilenet_v1: width must lie in (0, 16], got {width}")
+        channels = max(8, int(32 * width))
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        blocks = []
+        for base_channels, stride in _MOBILENET_BLOCKS:
+            out_channels = max(8, int(base_channels * width))
+            blocks.append(DepthwiseSeparable(channels, out_channels, stride))
+            channels = out_channels
+        self.blocks = nn.Sequential(*blocks)
+        self.linear = nn.Linear(channels, num_classes)
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to logits (N, num_classes)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.blocks(out)
+        out = F.adaptive_avg_pool2d(out, 1).flatten(1)
+        return self.linear(out)
+
+
+def resnet20(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+    """Build the CIFAR ResNet-20 (0.27 M parameters)."""
+    return ResNet((3, 3, 3), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+
+
+def resnet32(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+    """Build the CIFAR ResNet-32 (0.46 M parameters)."""
+    return ResNet((5, 5, 5), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+
+
+def resnet44(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+    """Build the CIFAR ResNet-44 (0.66 M parameters)."""
+    return ResNet((7, 7, 7), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+
+
+def resnet56(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+    """Build the CIFAR ResNet-56 (0.85 M parameters)."""
+    return ResNet((9, 9, 9), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+
+
+def resnet110(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+    """Build the CIFAR ResNet-110 (1.7 M parameters)."""
+    return ResNet((18, 18, 18), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+
+
+def tiny_resnet(num_classes: int = 10, in_channels: int = 1) -> ResNet:
+    """Build a ResNet of three blocks for 8x8 images such as scikit-learn's digits (19 k parameters)."""
+    return ResNet((1, 1, 1), (8, 16, 32), num_classes=num_classes, in_channels=in_channels)
+
+
+def mobilenet_v1(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> MobileNetV1:
+    """Build MobileNet v1 (4.2 M parameters at width 1)."""
+    return MobileNetV1(num_classes=num_classes, in_channels=in_channels, width=width)
+
+
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "tiny_resnet": tiny_resnet,
+    "mobilenet_v1": mobilenet_v1,
+}
+
+
+def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+
+
+def _initialize(model: nn.Module) -> None:
+    """Draw the weights as [1] does: normal, scaled by the fan-in."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+
+
+def _refuse_empty(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise InputError(f"{name} must be at least 1, got {count}")

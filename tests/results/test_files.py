@@ -1,0 +1,79 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from results.files import encode_json, find_non_finite, read_json, write_bytes, write_json, write_text
+from search_spaces.errors import InputError, JobError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    write_text(path, "nëw")
+    assert path.read_text(encoding="utf-8") == "nëw"
+    assert names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path, monkeypatch, call):
+    path = tmp_path / "front.json"
+    write_bytes(path, b"old")
+
+    def full_disk(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*{"fsync": (os, "fsync"), "replace": (Path, "replace")}[call], full_disk)
+    with pytest.raises(JobError, match=r"cannot write .*front\.json: the disk is full"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["front.json"]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(_descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(tmp_path / "a", b"new")
+    assert names(tmp_path) == []
+
+
+def test_a_missing_folder_is_told_by_path(tmp_path):
+    with pytest.raises(JobError, match=r"cannot write .*nowhere/a\.txt: No such file"):
+        write_text(tmp_path / "nowhere" / "a.txt", "")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_not_finite_is_refused_by_name(tmp_path, bad):
+    with pytest.raises(JobError, match=r"a\.json: points\.1\.x = (nan|inf|-inf) is not a finite number"):
+        write_json(tmp_path / "a.json", {"points": [{"x": 1.0}, {"x": bad}]})
+    assert names(tmp_path) == []
+    assert find_non_finite([0, (1.0, {"b": "nan"})]) == ""
+
+
+def test_what_is_not_json_is_a_programming_error():
+    with pytest.raises(TypeError):
+        encode_json({"x": object()}, "x")
+    circular: list = []
+    circular.append(circular)
+    with pytest.raises((ValueError, RecursionError)):
+        encode_json(circular, "x")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"NaN", b'{"a": Infinity}', b"[" * 100_000])
+def test_a_damaged_json_file_is_told_by_path(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json is damaged"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*a\.json: No such file"):
+        read_json(tmp_path / "a.json")

@@ -1,0 +1,46 @@
+import pytest
+
+from results.runs import Run
+from results.status import run_status, status_of
+
+STARTED = {"event": "started", "time": 1.0}
+EPOCH = {"event": "epoch", "stage": "search", "run": "search-2", "epoch": 3, "epochs": 20, "time": 2.0}
+STAGE = {"event": "stage", "stage": "finetune", "state": "start", "time": 3.0}
+FAILED = {"event": "failed", "message": "the loss is NaN", "time": 4.0}
+RESUMED = {"event": "resumed", "time": 5.0}
+NOTE = {"event": "note", "text": "collapse", "time": 6.0}
+FINISHED = {"event": "finished", "time": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("records", "held", "state"),
+    [
+        ([], False, "interrupted"),
+        ([], True, "running"),
+        ([STARTED, EPOCH], True, "running"),
+        ([STARTED, EPOCH], False, "interrupted"),
+        ([STARTED, FAILED], False, "failed"),
+        ([STARTED, FAILED], True, "running"),
+        ([STARTED, FAILED, RESUMED], False, "interrupted"),
+        ([STARTED, FINISHED, NOTE], False, "finished"),
+        ([STARTED, FINISHED], True, "finished"),
+    ],
+)
+def test_state(records, held, state):
+    assert status_of(records, held).state == state
+
+
+def test_place_message_and_times():
+    status = status_of([STARTED, EPOCH, NOTE], held=False)
+    assert (status.stage, status.label, status.epoch, status.epochs) == ("search", "search-2", 3, 20)
+    assert (status.message, status.started, status.updated) == ("collapse", 1.0, 6.0)
+    begun = status_of([STARTED, EPOCH, STAGE], held=True)
+    assert (begun.stage, begun.epoch) == ("finetune", None)
+    assert status_of([STARTED, NOTE, FAILED], held=False).message == "the loss is NaN"
+
+
+def test_a_run_is_running_while_its_lock_is_held(tmp_path):
+    with Run.create(tmp_path / "run", "", {}) as run:
+        run.journal.append({"event": "started"})
+        assert run_status(Run.open(run.folder)).state == "running"
+    assert run_status(run).state == "interrupted"
