@@ -23,14 +23,16 @@ _MOST_SAMPLES = 131072
 def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set every quantizer's sign, clip and gain: weights from themselves, inputs from ``batches`` of (N, C, H, W).
 
-    The inputs are those of the float network: nothing is quantized while it is observed.
+    The inputs are those of the float network: nothing is quantized while it is observed. A BatchNorm that has never
+    been trained uses the statistics of the batch, as it will in training: its own say nothing about its input.
     """
     layers = [module for module in network.modules() if isinstance(module, QuantizedLayer)]
     calibrate_weights(network)
     inputs = [layer.quantize_input for layer in layers]
     was_training = network.training
     network.eval()
-    with torch.no_grad(), observing(layers):
+    untrained = [norm for norm in _tracking_norms(network) if _is_untrained(norm)]
+    with torch.no_grad(), observing(layers), _using_batch_statistics(untrained):
         for x in batches:
             network(x)
         for quantizer in inputs:
@@ -110,7 +112,22 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 
     A one-hot sample of a supernet is evaluated so: its statistics differ from those of the mixture.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    with _using_batch_statistics(_tracking_norms(network)):
+        yield
+
+
+def _tracking_norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
+def _is_untrained(norm: _BatchNorm) -> bool:
+    """Whether the running statistics are the initial ones; checkpoints may lack the count of batches."""
+    mean, variance = norm.running_mean, norm.running_var
+    return mean is not None and variance is not None and not mean.any() and bool((variance == 1).all())
+
+
+@contextmanager
+def _using_batch_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
     state = [(norm.training, norm.running_mean, norm.running_var) for norm in norms]
     for norm in norms:
         norm.train(False)
@@ -127,7 +144,7 @@ def recalibrate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None
 
     Idempotent on the same batches; nothing else of the network changes.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = _tracking_norms(network)
     if not norms:
         return
     modes = {module: module.training for module in network.modules()}

@@ -78,138 +78,154 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The network, which is never edited."""
 
-    source: str = Field("zoo:tiny_resnet", description="`zoo:NAME`, `torchvision:NAME`, `timm:NAME` or your own `package.module:callable`.")  # fmt: skip
-    arguments: dict[str, Any] = Field({}, description="Keyword arguments for the constructor, such as `num_classes`.")
-    checkpoint: FilePath | None = Field(None, examples=["weights.safetensors"], description="Trained weights to start from (safetensors or a weights-only PyTorch file).")  # fmt: skip
+    source: str = Field(default="zoo:tiny_resnet", description="`zoo:NAME`, `torchvision:NAME`, `timm:NAME` or your own `package.module:callable`.")  # fmt: skip
+    arguments: dict[str, Any] = Field(
+        default={}, description="Keyword arguments for the constructor, such as `num_classes`."
+    )
+    checkpoint: FilePath | None = Field(default=None, examples=["weights.safetensors"], description="Trained weights to start from (safetensors or a weights-only PyTorch file).")  # fmt: skip
 
 
 class DataSection(Section):
     """The data set; a validation split is always held out of the training data."""
 
-    source: str = Field("digits", description="`digits`, `mnist`, `fashionmnist`, `cifar10`, `cifar100`, `imagefolder` or your own `package.module:callable`.")  # fmt: skip
+    source: str = Field(default="digits", description="`digits`, `mnist`, `fashionmnist`, `cifar10`, `cifar100`, `imagefolder` or your own `package.module:callable`.")  # fmt: skip
     root: FilePath | None = Field(
-        None, examples=["data"], description="Folder that holds (or receives) the data; not needed for digits."
+        default=None, examples=["data"], description="Folder that holds (or receives) the data; not needed for digits."
     )
-    download: bool = Field(False, description="Whether torchvision may download the data into `root`.")
-    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(0.1, description="Share of the training data held out for every choice.")  # fmt: skip
+    download: bool = Field(default=False, description="Whether torchvision may download the data into `root`.")
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(default=0.1, description="Share of the training data held out for every choice.")  # fmt: skip
     image_size: AtLeastOne | None = Field(
-        None, examples=[224], description="Side in pixels that folder images are resized to."
+        default=None, examples=[224], description="Side in pixels that folder images are resized to."
     )
-    train_limit: AtLeastOne | None = Field(None, examples=[10000], description="Use only this many training images (a stratified subset).")  # fmt: skip
+    train_limit: AtLeastOne | None = Field(default=None, examples=[10000], description="Use only this many training images (a stratified subset).")  # fmt: skip
     test_limit: AtLeastOne | None = Field(
-        None, examples=[1000], description="Use only this many test images (a stratified subset)."
+        default=None, examples=[1000], description="Use only this many test images (a stratified subset)."
     )
-    workers: Count = Field(0, description="Loader processes for images too large to keep in memory.")
-    batch_size: AtLeastOne = Field(128, description="Images per training step.")
-    crop_padding: Count = Field(0, description="Augmentation: random crop after padding by this many pixels.")
-    flip: bool = Field(False, description="Augmentation: random horizontal flip.")
-    cutout: Count = Field(0, description="Augmentation: side in pixels of a square set to the mean, while fine-tuning.")
+    workers: Count = Field(default=0, description="Loader processes for images too large to keep in memory.")
+    batch_size: AtLeastOne = Field(default=128, description="Images per training step.")
+    crop_padding: Count = Field(default=0, description="Augmentation: random crop after padding by this many pixels.")
+    flip: bool = Field(default=False, description="Augmentation: random horizontal flip.")
+    cutout: Count = Field(
+        default=0, description="Augmentation: side in pixels of a square set to the mean, while fine-tuning."
+    )
 
 
 class SpaceSection(Section):
     """What the search may choose. Patterns are shell patterns over layer names, or `type:Linear` for a layer type."""
 
-    weight_bits: tuple[Bits, ...] = Field((2, 3, 4, 5, 6, 8), description="Candidate widths of weights: any of 0 (skip the residual branch), 1-8, 16, 32 (not quantized).")  # fmt: skip
-    activation_bits: tuple[SomeBits, ...] = Field((2, 3, 4, 5, 6, 8), description="Candidate widths of input activations: any of 1-8, 16, 32.")  # fmt: skip
-    pairing: Literal["independent", "tied", "pairs"] = Field("independent", description="Weights and activations chosen independently, tied to the same width, or from `pairs`.")  # fmt: skip
-    pairs: tuple[Pair, ...] = Field((), description="For `pairing = 'pairs'`: the (weight, activation) pairs on offer.")
-    granularity: Literal["layer", "block"] = Field("layer", description="One choice per layer, or one per residual branch.")  # fmt: skip
-    groups: tuple[str, ...] = Field((), description="Patterns over module names such as `layer*.?`: all layers below one matching module share a choice.")  # fmt: skip
-    ties: tuple[Literal["residual", "shared_inputs"], ...] = Field((), description="Layers whose outputs are added, or that read the same tensor, share a choice.")  # fmt: skip
-    first_layer: Literal["search"] | SomeBits = Field(8, description="Bits of the first layer: a width such as 8 or 32, or `search`.")  # fmt: skip
-    last_layer: Literal["search"] | SomeBits = Field(8, description="Bits of the last layer: a width such as 8 or 32, or `search`.")  # fmt: skip
-    include: tuple[str, ...] = Field(("*",), description="Only layers that fit one of these patterns are searched.")
-    exclude: tuple[str, ...] = Field((), description="Layers that fit one of these patterns stay in fp32.")
-    fix: dict[str, Pair] = Field({}, description="Layers set by hand: pattern = [weight bits, activation bits].")
-    capability: FilePath | None = Field(None, examples=["capability.json"], description="JSON file of the (weight, activation) pairs that the target supports.")  # fmt: skip
+    weight_bits: tuple[Bits, ...] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of weights: any of 0 (skip the residual branch), 1-8, 16, 32 (not quantized).")  # fmt: skip
+    activation_bits: tuple[SomeBits, ...] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of input activations: any of 1-8, 16, 32.")  # fmt: skip
+    pairing: Literal["independent", "tied", "pairs"] = Field(default="independent", description="Weights and activations chosen independently, tied to the same width, or from `pairs`.")  # fmt: skip
+    pairs: tuple[Pair, ...] = Field(
+        default=(), description="For `pairing = 'pairs'`: the (weight, activation) pairs on offer."
+    )
+    granularity: Literal["layer", "block"] = Field(default="layer", description="One choice per layer, or one per residual branch.")  # fmt: skip
+    groups: tuple[str, ...] = Field(default=(), description="Patterns over module names such as `layer*.?`: all layers below one matching module share a choice.")  # fmt: skip
+    ties: tuple[Literal["residual", "shared_inputs"], ...] = Field(default=(), description="Layers whose outputs are added, or that read the same tensor, share a choice.")  # fmt: skip
+    first_layer: Literal["search"] | SomeBits = Field(default=8, description="Bits of the first layer: a width such as 8 or 32, or `search`.")  # fmt: skip
+    last_layer: Literal["search"] | SomeBits = Field(default=8, description="Bits of the last layer: a width such as 8 or 32, or `search`.")  # fmt: skip
+    include: tuple[str, ...] = Field(
+        default=("*",), description="Only layers that fit one of these patterns are searched."
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="Layers that fit one of these patterns stay in fp32.")
+    fix: dict[str, Pair] = Field(
+        default={}, description="Layers set by hand: pattern = [weight bits, activation bits]."
+    )
+    capability: FilePath | None = Field(default=None, examples=["capability.json"], description="JSON file of the (weight, activation) pairs that the target supports.")  # fmt: skip
 
 
 class CostsSection(Section):
     """Costs beyond size_bytes, bitops, macs and peak_activation_bytes, which are always there."""
 
-    latency_table: FilePath | None = Field(None, examples=["latency.csv"], description="CSV or JSON with columns layer, weight_bits, activation_bits, latency_ms; adds the cost `latency_ms`.")  # fmt: skip
-    functions: dict[str, str] = Field({}, description="Your own costs: name = `package.module:function(layer, weight_bits, activation_bits)`.")  # fmt: skip
+    latency_table: FilePath | None = Field(default=None, examples=["latency.csv"], description="CSV or JSON with columns layer, weight_bits, activation_bits, latency_ms; adds the cost `latency_ms`.")  # fmt: skip
+    functions: dict[str, str] = Field(default={}, description="Your own costs: name = `package.module:function(layer, weight_bits, activation_bits)`.")  # fmt: skip
 
 
 class QuantizerSection(Section):
     """How tensors are quantized."""
 
-    weights: Literal["lsq", "nested", "dorefa", "binary"] = Field("lsq", description="Quantizer of weights.")
-    activations: Literal["pact", "lsq", "nested", "dorefa", "binary"] = Field("pact", description="Quantizer of input activations.")  # fmt: skip
-    per_channel: bool = Field(False, description="One weight scale per output channel instead of one per layer.")
-    calibration_batches: AtLeastOne = Field(4, description="Training batches that set the ranges of activations.")
+    weights: Literal["lsq", "nested", "dorefa", "binary"] = Field(default="lsq", description="Quantizer of weights.")
+    activations: Literal["pact", "lsq", "nested", "dorefa", "binary"] = Field(default="pact", description="Quantizer of input activations.")  # fmt: skip
+    per_channel: bool = Field(
+        default=False, description="One weight scale per output channel instead of one per layer."
+    )
+    calibration_batches: AtLeastOne = Field(
+        default=4, description="Training batches that set the ranges of activations."
+    )
 
 
 class TrainingSection(Section):
     """A training schedule: SGD with momentum and a cosine learning rate."""
 
-    epochs: Count = Field(10, description="Passes over the training data.")
-    learning_rate: Positive = Field(0.1, description="Learning rate at the start of the cosine.")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
-    weight_decay: NonNegative = Field(5e-4, description="L2 penalty on weights (never on clips or θ).")
+    epochs: Count = Field(default=10, description="Passes over the training data.")
+    learning_rate: Positive = Field(default=0.1, description="Learning rate at the start of the cosine.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Momentum of SGD.")
+    weight_decay: NonNegative = Field(default=5e-4, description="L2 penalty on weights (never on clips or θ).")
 
 
 class PretrainSection(TrainingSection):
     """Training of the float network before the search; skipped with 0 epochs, the usual choice with a checkpoint."""
 
-    epochs: Count = Field(15, description="Epochs of float training before the search.")
+    epochs: Count = Field(default=15, description="Epochs of float training before the search.")
 
 
 class SearchSection(Section):
     """The differentiable search over the supernet."""
 
-    engine: Literal["composite", "branches"] = Field("composite", description="`composite`: one convolution per layer whatever the number of candidates; `branches`: a convolution with its own weights and BatchNorm per candidate (DNAS as published).")  # fmt: skip
-    budgets: tuple[Budget, ...] = Field((), description="Each budget limits one or several costs: 40000, '40 KiB', '12%' (of fp32) or '50% of uniform8'.")  # fmt: skip
-    sampling: Literal["gumbel", "gumbel_hard", "softmax"] = Field("gumbel", description="Gumbel-softmax (soft), its hard straight-through form, or plain softmax (EdMIPS).")  # fmt: skip
-    loss: Literal["hinge", "log_product", "additive"] = Field("hinge", description="How cost enters the loss: hinge to the budget, DNAS's CE·β(ln cost)^γ, or EdMIPS's CE + λ·cost/cost₀.")  # fmt: skip
-    cost: str = Field("size_bytes", description="The cost that `log_product` and `additive` use; `hinge` uses those of the budget.")  # fmt: skip
-    penalty: NonNegative = Field(4.0, description="λ of `hinge` and `additive`.")
-    beta: Positive = Field(0.1, description="β of `log_product`; scales the loss only.")
-    gamma: NonNegative = Field(0.9, description="γ of `log_product`; sets its trade-off.")
-    warmup_epochs: Count = Field(5, description="Epochs of weight training with θ frozen at uniform; shared by all budgets.")  # fmt: skip
-    epochs: Count = Field(10, description="Epochs of θ training for each budget.")
-    weight_updates: Literal["frozen", "epoch", "step"] = Field("frozen", description="While θ is trained: keep weights frozen, or alternate with them per epoch or per step.")  # fmt: skip
-    theta_fraction: Fraction = Field(0.2, description="Share of the training data that trains θ; the rest trains weights.")  # fmt: skip
-    temperature_start: Positive = Field(5.0, description="Gumbel-softmax temperature at the start.")
-    temperature_end: Positive = Field(0.5, description="Temperature at the end of an exponential decay.")
-    learning_rate: Positive = Field(0.05, description="Learning rate of the weights (SGD, cosine).")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of the weights.")
-    weight_decay: NonNegative = Field(5e-4, description="L2 penalty on the weights.")
-    theta_learning_rate: Positive = Field(0.05, description="Learning rate of θ (Adam).")
-    theta_weight_decay: NonNegative = Field(0.0, description="L2 penalty on θ.")
-    sample_every: Count = Field(0, description="Draw architectures from P(θ) every so many epochs (0: only decode at the end).")  # fmt: skip
-    samples: Count = Field(5, description="Architectures drawn each time.")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="Fuse the mixture of candidates with torch.compile; `auto` does so where the job is long enough to repay it.")  # fmt: skip
-    mixed_precision: bool = Field(False, description="bfloat16 autocast for convolutions on CUDA.")
+    engine: Literal["composite", "branches"] = Field(default="composite", description="`composite`: one convolution per layer whatever the number of candidates; `branches`: a convolution with its own weights and BatchNorm per candidate (DNAS as published).")  # fmt: skip
+    budgets: tuple[Budget, ...] = Field(default=(), description="Each budget limits one or several costs: 40000, '40 KiB', '12%' (of fp32) or '50% of uniform8'.")  # fmt: skip
+    sampling: Literal["gumbel", "gumbel_hard", "softmax"] = Field(default="gumbel", description="Gumbel-softmax (soft), its hard straight-through form, or plain softmax (EdMIPS).")  # fmt: skip
+    loss: Literal["hinge", "log_product", "additive"] = Field(default="hinge", description="How cost enters the loss: hinge to the budget, DNAS's CE·β(ln cost)^γ, or EdMIPS's CE + λ·cost/cost₀.")  # fmt: skip
+    cost: str = Field(default="size_bytes", description="The cost that `log_product` and `additive` use; `hinge` uses those of the budget.")  # fmt: skip
+    penalty: NonNegative = Field(default=4.0, description="λ of `hinge` and `additive`.")
+    beta: Positive = Field(default=0.1, description="β of `log_product`; scales the loss only.")
+    gamma: NonNegative = Field(default=0.9, description="γ of `log_product`; sets its trade-off.")
+    warmup_epochs: Count = Field(default=5, description="Epochs of weight training with θ frozen at uniform; shared by all budgets.")  # fmt: skip
+    epochs: Count = Field(default=10, description="Epochs of θ training for each budget.")
+    weight_updates: Literal["frozen", "epoch", "step"] = Field(default="frozen", description="While θ is trained: keep weights frozen, or alternate with them per epoch or per step.")  # fmt: skip
+    theta_fraction: Fraction = Field(default=0.2, description="Share of the training data that trains θ; the rest trains weights.")  # fmt: skip
+    temperature_start: Positive = Field(default=5.0, description="Gumbel-softmax temperature at the start.")
+    temperature_end: Positive = Field(default=0.5, description="Temperature at the end of an exponential decay.")
+    learning_rate: Positive = Field(default=0.05, description="Learning rate of the weights (SGD, cosine).")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Momentum of the weights.")
+    weight_decay: NonNegative = Field(default=5e-4, description="L2 penalty on the weights.")
+    theta_learning_rate: Positive = Field(default=0.05, description="Learning rate of θ (Adam).")
+    theta_weight_decay: NonNegative = Field(default=0.0, description="L2 penalty on θ.")
+    sample_every: Count = Field(default=0, description="Draw architectures from P(θ) every so many epochs (0: only decode at the end).")  # fmt: skip
+    samples: Count = Field(default=5, description="Architectures drawn each time.")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="Fuse the mixture of candidates with torch.compile; `auto` does so where the job is long enough to repay it.")  # fmt: skip
+    mixed_precision: bool = Field(default=False, description="bfloat16 autocast for convolutions on CUDA.")
 
 
 class FinetuneSection(TrainingSection):
     """Training of each fixed quantized net before it is measured."""
 
-    epochs: Count = Field(5, description="Epochs of quantization-aware training of each assignment.")
-    learning_rate: Positive = Field(0.02, description="Learning rate at the start of the cosine.")
-    start: Literal["pretrained", "supernet", "fresh"] = Field("pretrained", description="Weights to start from: the float network, the supernet, or a new initialization.")  # fmt: skip
+    epochs: Count = Field(default=5, description="Epochs of quantization-aware training of each assignment.")
+    learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the cosine.")
+    start: Literal["pretrained", "supernet", "fresh"] = Field(default="pretrained", description="Weights to start from: the float network, the supernet, or a new initialization.")  # fmt: skip
     seeds: AtLeastOne = Field(
-        3, description="Independent fine-tunings of each assignment; the report gives mean ± std."
+        default=3, description="Independent fine-tunings of each assignment; the report gives mean ± std."
     )
 
 
 class ControlsSection(Section):
     """What every search is measured against, in the same way."""
 
-    uniform: tuple[SomeBits, ...] = Field((2, 3, 4, 8), description="Uniform assignments of these widths.")
-    ilp: bool = Field(True, description="A training-free integer program at every budget (HAWQ-V2 sensitivities).")
-    random: Count = Field(0, description="Random assignments at every budget.")
+    uniform: tuple[SomeBits, ...] = Field(default=(2, 3, 4, 8), description="Uniform assignments of these widths.")
+    ilp: bool = Field(
+        default=True, description="A training-free integer program at every budget (HAWQ-V2 sensitivities)."
+    )
+    random: Count = Field(default=0, description="Random assignments at every budget.")
 
 
 class JobConfig(Section):
     """One job, wholly described."""
 
-    schema_version: Literal["dnas.job/1"] = Field("dnas.job/1", alias="schema", description="Version of this file's format.")  # fmt: skip
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field("digits", description="Names the run folder `runs/NAME`.")  # fmt: skip
-    seed: Count = Field(0, description="Everything random in the job derives from this number.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to compute; `auto` takes CUDA when there is one.")  # fmt: skip
-    threads: Count = Field(0, description="CPU threads (0: PyTorch's choice).")
+    schema_version: Literal["dnas.job/1"] = Field(default="dnas.job/1", alias="schema", description="Version of this file's format.")  # fmt: skip
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(default="digits", description="Names the run folder `runs/NAME`.")  # fmt: skip
+    seed: Count = Field(default=0, description="Everything random in the job derives from this number.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute; `auto` takes CUDA when there is one.")  # fmt: skip
+    threads: Count = Field(default=0, description="CPU threads (0: PyTorch's choice).")
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     space: SpaceSection = SpaceSection()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from dnas.context import JobContext
 from dnas.schedules import derived_seed
 from dnas.sensitivity import sensitivities
 from search_spaces.allocation import allocate
 from search_spaces.assignments import BitAssignment
 from search_spaces.spaces import PrecisionSpace
-
-if TYPE_CHECKING:
-    from dnas.jobs import Job
 
 _SENSITIVITY_BATCHES, _SENSITIVITY_IMAGES = 2, 64
 
@@ -23,33 +19,33 @@ def uniform_activation_bits(space: PrecisionSpace, weight_bits: int) -> int:
     return space.activation_bits[0] if len(space.activation_bits) == 1 else weight_bits
 
 
-def control_assignments(job: Job) -> list[BitAssignment]:
+def control_assignments(context: JobContext) -> list[BitAssignment]:
     """Every control that the job asks for, saved and journaled."""
-    space, section = job.plan.space, job.config.controls
+    space, section = context.plan.space, context.config.controls
     kept = []
     for bits in section.uniform:
         layers = space.uniform(bits, uniform_activation_bits(space, bits))
-        kept.append(job.keep(f"uniform-{bits}", "uniform", layers, run="uniform"))
-    names = [f"ilp-{number}" for number in range(1, len(job.plan.budgets) + 1)]
-    known = {record["assignment"] for record in job.events("decoded")}
+        kept.append(context.keep(f"uniform-{bits}", "uniform", layers, "uniform"))
+    names = [f"ilp-{number}" for number in range(1, len(context.plan.budgets) + 1)]
+    known = {record["assignment"] for record in context.events("decoded")}
     if section.ilp and names:
-        losses = np.zeros(space.allowed.shape) if known >= set(names) else _sensitivities(job)
-        for name, budget in zip(names, job.plan.budgets, strict=True):
-            cells = allocate(-losses, job.plan.table, budget)
-            kept.append(job.keep(name, "ilp", cells, budget=budget, run="ilp"))
-    for number, budget in enumerate(job.plan.budgets, start=1):
-        generator = np.random.default_rng(derived_seed(job.config.seed, "random", number))
+        losses = np.zeros(space.allowed.shape) if known >= set(names) else _sensitivities(context)
+        for name, budget in zip(names, context.plan.budgets, strict=True):
+            cells = allocate(-losses, context.plan.table, budget)
+            kept.append(context.keep_cells(name, "ilp", cells, "ilp", budget))
+    for number, budget in enumerate(context.plan.budgets, start=1):
+        generator = np.random.default_rng(derived_seed(context.config.seed, "random", number))
         for draw in range(1, section.random + 1):
-            cells = allocate(generator.random(space.allowed.shape), job.plan.table, budget)
-            kept.append(job.keep(f"random-{number}-{draw}", "random", cells, budget=budget, run="random"))
+            cells = allocate(generator.random(space.allowed.shape), context.plan.table, budget)
+            kept.append(context.keep_cells(f"random-{number}-{draw}", "random", cells, "random", budget))
     return kept
 
 
-def _sensitivities(job: Job) -> np.ndarray:
-    batches = job.data.train.batches(
-        min(_SENSITIVITY_IMAGES, job.config.data.batch_size),
-        seed=derived_seed(job.config.seed, "sensitivity"),
-        device=job.device,
+def _sensitivities(context: JobContext) -> np.ndarray:
+    batches = context.data.train.batches(
+        min(_SENSITIVITY_IMAGES, context.config.data.batch_size),
+        seed=derived_seed(context.config.seed, "sensitivity"),
+        device=context.device,
     )
     some = [batch for _, batch in zip(range(_SENSITIVITY_BATCHES), batches, strict=False)]
-    return sensitivities(job.network, job.plan.space, job.choice, some, seed=job.config.seed)
+    return sensitivities(context.network, context.plan.space, context.choice, some, seed=context.config.seed)

@@ -95,7 +95,11 @@ def quantize_fixed(
 
 
 def swap_composite(
-    twin: nn.Module, spec: LayerSpec, weight_bits: tuple[int, ...], activation_bits: tuple[int, ...], choice: QuantizerChoice
+    twin: nn.Module,
+    spec: LayerSpec,
+    weight_bits: tuple[int, ...],
+    activation_bits: tuple[int, ...],
+    choice: QuantizerChoice,
 ) -> QuantizedLayer:
     """Replace a layer of ``twin`` by one convolution over mixtures of all candidates."""
     wrapped = quantized_layer(twin.get_submodule(spec.name), spec, weight_bits, activation_bits, choice)

@@ -13,10 +13,10 @@ UNDECIDED_ENTROPY = 0.95
 GAP_POINTS = 10.0
 
 
-def diagnose(label: str, record: EpochRecord, free: Cells, chosen: Cells, table: CostTable, budget: Budget | None) -> list[str]:
+def diagnose(label: str, record: EpochRecord, free: Cells, table: CostTable, budget: Budget | None) -> list[str]:
     """Sentences about a finished search; none when it is healthy.
 
-    ``free`` is the argmax of θ and ``chosen`` its projection onto the budget.
+    ``free`` is the argmax of θ, before its projection onto the budget.
     """
     told = []
     name = next(iter(budget.limits)) if budget else "size_bytes"
@@ -38,12 +38,12 @@ def diagnose(label: str, record: EpochRecord, free: Cells, chosen: Cells, table:
             )
     if record.entropy is not None and record.entropy > UNDECIDED_ENTROPY:
         told.append(
-            f"{label}: undecided: θ still has {record.entropy:.0%} of the entropy of a uniform choice, so the decoded bits "
-            "are close to arbitrary; raise search.epochs or search.theta_learning_rate"
+            f"{label}: undecided: θ still has {record.entropy:.0%} of the entropy of a uniform choice, so the decoded "
+            "bits are close to arbitrary; raise search.epochs or search.theta_learning_rate"
         )
     if record.argmax_top1 is not None and record.top1 - record.argmax_top1 > GAP_POINTS / 100:
         told.append(
-            f"{label}: the mixture is {100 * (record.top1 - record.argmax_top1):.0f} points more accurate than its argmax: "
-            "the supernet leans on mixing; end at a lower temperature or sample hard"
+            f"{label}: the mixture is {100 * (record.top1 - record.argmax_top1):.0f} points more accurate than its "
+            "argmax: the supernet leans on mixing; end at a lower temperature or sample hard"
         )
     return told

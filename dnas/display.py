@@ -95,7 +95,7 @@ class JobState:
 
     def title(self) -> str:
         """The stage and what it works on."""
-        return f"{self.stage} {self.label}".strip()
+        return self.stage if self.label in ("", self.stage) else f"{self.stage} {self.label}"
 
     def facts(self) -> dict[str, str]:
         """Return what to show, in words, by name; only what is known."""
@@ -122,7 +122,8 @@ def telling_line(event: Event) -> str:
         label = event.get("assignment") or event.get("id") or event.get("run") or ""
         top1 = event.get("val_top1", event.get("top1"))
         mean = top1.get("mean") if isinstance(top1, Mapping) else top1
-        return f"measured {label}" + (f": {100 * mean:.2f} % on validation" if mean is not None else "")
+        seed = f" (seed {event['seed']})" if event.get("seed") is not None else ""
+        return f"measured {label}{seed}" + (f": {100 * mean:.2f} % on validation" if mean is not None else "")
     if kind == "resumed":
         return "resumed from the journal"
     return ""

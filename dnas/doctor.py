@@ -77,11 +77,6 @@ class DoctorReport:
     uncounted_macs: int
     budgets: tuple[BudgetReport, ...]
 
-    @property
-    def healthy(self) -> bool:
-        """Whether it can be searched and every budget can be met."""
-        return self.searchable and all(budget.reachable for budget in self.budgets)
-
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
         return {"schema": "dnas.doctor/1", **asdict(self)}
@@ -138,9 +133,10 @@ def default_input_shape(model: nn.Module, source: str) -> Shape:
         channels = int(next(model.parameters()).shape[1])
         side = {"tiny_resnet": 8, "mobilenet_v1": 224}.get(name, 32)
         return (channels, side, side)
-    side = getattr(model, "image_size", None)
-    if not isinstance(side, int):
-        side = _published_crop(name) if prefix == "torchvision" else 224
+    own: Any = getattr(model, "image_size", None)
+    if isinstance(own, int):
+        return (3, own, own)
+    side = _published_crop(name) if prefix == "torchvision" else 224
     return (3, side, side)
 
 
@@ -148,7 +144,7 @@ def _published_crop(name: str) -> int:
     """The side of the images that torchvision's own weights of this model were measured on."""
     try:
         weights = torchvision.models.get_model_weights(name)
-        return int(weights.DEFAULT.transforms.keywords["crop_size"])  # type: ignore[attr-defined]
+        return int(weights.DEFAULT.transforms.keywords["crop_size"])
     except (AttributeError, KeyError, TypeError, ValueError):
         return 224
 

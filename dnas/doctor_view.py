@@ -3,15 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dnas.doctor import FIXED, SEARCHED, DoctorReport, LayerReport
-from results.units import scaled_unit
+from dnas.config import Amount, JobConfig
+from dnas.doctor import FIXED, SEARCHED, DoctorReport, LayerReport, Shape, default_input_shape, examine
+from dnas.jobfile import load_job
+from dnas.terminal import amount_text, show, show_json
+from search_spaces.errors import InputError
+from search_spaces.models import load_model
 
 MOST_TIES = 12
+
+
+def consult(model: str | None, shape: str | None, budgets: Sequence[str], job: str | None, as_json: bool) -> bool:
+    """Examine the network of a source or of a job, show the report, and tell whether it can be searched."""
+    config = load_job(job) if job is not None else None
+    if model is None and config is None:
+        raise InputError("name a MODEL such as torchvision:resnet18, or a job with --job")
+    report = _examined(model, shape, [_budget(text) for text in budgets], config)
+    if as_json:
+        show_json(report.to_json())
+    else:
+        show(render_report(report))
+    return report.searchable
+
+
+def _examined(
+    model: str | None, shape: str | None, budgets: list[dict[str, Amount]], config: JobConfig | None
+) -> DoctorReport:
+    if config is None:
+        source = model or ""
+        network = load_model(source).module
+        return examine(
+            network, _input_shape(shape, default_input_shape(network, source)), source=source, budgets=budgets
+        )
+    source = model or config.model.source
+    own = source == config.model.source
+    checkpoint = Path(config.model.checkpoint) if own and config.model.checkpoint else None
+    network = load_model(source, arguments=config.model.arguments if own else None, checkpoint=checkpoint).module
+    usual = default_input_shape(network, source)
+    if config.data.image_size:
+        usual = (usual[0], config.data.image_size, config.data.image_size)
+    return examine(
+        network,
+        _input_shape(shape, usual),
+        source=source,
+        space=config.space,
+        costs=config.costs,
+        per_channel=config.quantizer.per_channel,
+        budgets=[*config.search.budgets, *budgets],
+    )
+
+
+def _input_shape(text: str | None, usual: Shape) -> Shape:
+    if text is None:
+        return usual
+    sides = text.replace("x", ",").split(",")
+    if not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
+        raise InputError(f"--input-shape {text} is not a shape without a batch dimension, such as 3,224,224")
+    return tuple(map(int, sides))
+
+
+def _budget(text: str) -> dict[str, Amount]:
+    """Read ``size_bytes=12%`` or ``size_bytes=12%,bitops=5%``."""
+    limits: dict[str, Amount] = {}
+    for part in text.split(","):
+        name, sign, amount = part.partition("=")
+        if not sign:
+            raise InputError(f"--budget {text} is not of the form COST=AMOUNT, such as size_bytes=12%")
+        limits[name.strip()] = amount.strip()
+    return limits
 
 
 def render_report(report: DoctorReport) -> Group:
@@ -28,9 +93,9 @@ def verdict_lines(report: DoctorReport) -> list[str]:
     if report.uncounted_macs:
         lines.append(f"Not counted in any cost: {report.uncounted_macs:,} MACs outside the layers (such as attention).")
     for budget in report.budgets:
-        least = " and ".join(f"{name} {_amount(name, value)}" for name, value in budget.least.items())
+        least = " and ".join(f"{name} {amount_text(name, value)}" for name, value in budget.least.items())
         if budget.reachable:
-            limits = " and ".join(f"{name} {_amount(name, value)}" for name, value in budget.limits.items())
+            limits = " and ".join(f"{name} {amount_text(name, value)}" for name, value in budget.limits.items())
             lines.append(f"Budget {budget.budget} ({limits}) can be met; the least possible is {least}.")
         else:
             lines.append(f"{budget.reason[0].upper()}{budget.reason[1:]}.")
@@ -93,13 +158,8 @@ def _cost_table(report: DoctorReport) -> Table:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for bits, costs in report.uniform.items():
-        table.add_row("fp32" if bits == 32 else f"{bits} bits", *(_amount(name, costs[name]) for name in names))
+        table.add_row("fp32" if bits == 32 else f"{bits} bits", *(amount_text(name, costs[name]) for name in names))
     return table
-
-
-def _amount(name: str, value: float) -> str:
-    unit = scaled_unit(name, value)
-    return f"{value / unit.divisor:,.4g} {unit.symbol}".strip() if value < 1e5 * unit.divisor else f"{value:.4g}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +29,13 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
     started again.
     """
     config = load_job(source, overrides)
-    with Run.create(folder or RUNS / config.name, dump_job(config), environment()) as run:
+    folder = folder or RUNS / config.name
+    existed = folder.exists()
+    with Run.create(folder, dump_job(config), environment()) as run:
         try:
             front = _carry_out(config, run, as_json)
         except InputError:
-            _discard_if_empty(run)
+            _discard_if_empty(run, keep_folder=existed)
             raise
     _conclude(run, front, as_json)
 
@@ -79,7 +80,8 @@ def _conclude(run: Run, front: ParetoFront, as_json: bool) -> None:
     if as_json:
         show_json({"run": str(run.folder), "front": front.to_json(), "verdicts": words, "files": paths})
         return
-    show(render_table(rows), "", *words, "" if words else "", "written:", *(f"  {path}" for path in paths))
+    show(render_table(rows), "", *words)
+    show("\nwritten:", *(f"  {path}" for path in paths))
 
 
 def _paths(run: Run) -> list[str]:
@@ -88,12 +90,13 @@ def _paths(run: Run) -> list[str]:
     return [f"{path}/" if path.is_dir() else str(path) for path in entries]
 
 
-def _discard_if_empty(run: Run) -> None:
-    """Remove a run that has neither an epoch nor a file to lose."""
+def _discard_if_empty(run: Run, keep_folder: bool) -> None:
+    """Remove what was made of a run that has neither an epoch nor a file to lose."""
     kept: list[Any] = [record for record in run.journal.records() if record["event"] in ("epoch", "measured")]
     for name in (ASSIGNMENTS, CHECKPOINTS):
         kept += (run.folder / name).glob("*")
-    if not kept:
-        shutil.rmtree(run.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            RUNS.rmdir()
+    if kept:
+        return
+    shutil.rmtree(run.folder, ignore_errors=True)
+    if keep_folder:
+        run.folder.mkdir(exist_ok=True)

@@ -29,8 +29,20 @@ class TensorQuantizer(nn.Module):
     gets one clip per index (None: one clip in all). State: ``clip`` (R, 1), ``gain`` (K,) and ``grids`` (5, K).
     """
 
+    clip: Tensor
+    gain: Tensor
+    low: Tensor
+    grids: Tensor
+    alone: Tensor
+
     def __init__(
-        self, quantizer: Quantizer, bits: tuple[int, ...], *, signed: bool, channel_axis: int | None = None, rows: int = 1
+        self,
+        quantizer: Quantizer,
+        bits: tuple[int, ...],
+        *,
+        signed: bool,
+        channel_axis: int | None = None,
+        rows: int = 1,
     ) -> None:
         super().__init__()
         for width in bits:
@@ -39,7 +51,7 @@ class TensorQuantizer(nn.Module):
         self.widths = tuple(width for width in bits if width != FLOAT_BITS)
         clip = torch.ones(rows, 1)
         if quantizer.clip == "learned" and self.widths:
-            self.clip: Tensor = nn.Parameter(clip)
+            self.clip = nn.Parameter(clip)
         else:
             self.register_buffer("clip", clip)
         self.register_buffer("gain", torch.ones(len(self.widths)))
@@ -106,17 +118,18 @@ class TensorQuantizer(nn.Module):
         return self.as_rows(mixed)
 
     def extra_repr(self) -> str:
+        """What printing the module shows."""
         return f"{self.quantizer.name}, bits={self.bits}"
 
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0] * ctx.scale, None
 
 
@@ -202,8 +215,10 @@ class SkippedLayer(nn.Module):
 
 
 def _on_meta(layer: nn.Module) -> nn.Module:
-    from_layer = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()}
-    return cast(nn.Module, copy.deepcopy(layer, cast(Any, from_layer)))
+    from_layer = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()
+    }
+    return copy.deepcopy(layer, cast(Any, from_layer))
 
 
 class BranchedLayer(nn.Module):
@@ -216,7 +231,7 @@ class BranchedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run every branch on ``x`` and add their outputs weighted by the lent shares (K,)."""
-        if any(branch.quantize_input.observed is not None for branch in self.branches):
+        if any(cast(QuantizedLayer, branch).quantize_input.observed is not None for branch in self.branches):
             return cast(Tensor, sum(n(b(x)) for b, n in zip(self.branches, self.norms, strict=True)) / len(self.norms))
         if self.lent is None:
             raise RuntimeError("no sample is lent to the supernet; run it inside `with supernet.sampled(sample):`")
@@ -231,6 +246,7 @@ class BranchGate:
         self.lent: Tensor | None = None
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """Return the branch's output times its share."""
         return output if self.lent is None else output * self.lent.to(output.dtype)
 
 
@@ -238,4 +254,5 @@ class DroppedBranch:
     """A forward hook on the end of a skipped residual branch: the branch adds nothing."""
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """Return zeros in the place of the branch's output."""
         return torch.zeros_like(output)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from dnas.calibration import calibrate, recalibrate_batchnorm
+from dnas.context import JobContext, Stage
 from dnas.conversion import quantize_fixed
 from dnas.image_sets import ImageSet
 from dnas.progress import TRAIN_QUANTIZED
@@ -20,29 +20,26 @@ from search_spaces.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.models import load_model
 
-if TYPE_CHECKING:
-    from dnas.jobs import Job
-
 BATCHNORM_BATCHES = 30
 
 
 class Measurer:
     """Fine-tunes and measures the assignments of one job; equal assignments are measured once."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, context: JobContext) -> None:
+        self.context = context
         self._first_with: dict[str, str] = {}
 
     def measure(self, assignment: BitAssignment) -> FrontPoint:
         """Accuracy of the assignment on validation, over the job's seeds, as a point of the front."""
         first = self._first(assignment)
-        seeds = self.job.config.finetune.seeds
+        seeds = self.context.config.finetune.seeds
         values = [self._measure_seed(assignment, first, seed) for seed in range(seeds)]
         estimate = Estimate.from_values(values)
         metrics = {"val_top1": {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}}
         if first != assignment.id:
             metrics["same_as"] = first  # type: ignore[assignment]
-        self.job.run.save_assignment(assignment.with_metrics(**metrics))
+        self.context.run.save_assignment(assignment.with_metrics(**metrics))
         limits, provenance = assignment.provenance["limits"], assignment.provenance
         cost = dict(assignment.cost)
         return FrontPoint(
@@ -63,89 +60,92 @@ class Measurer:
         return self._first_with.setdefault(key, assignment.id)
 
     def _measure_seed(self, assignment: BitAssignment, first: str, seed: int) -> float:
-        job = self.job
-        for record in job.events("measured"):
+        context = self.context
+        for record in context.events("measured"):
             if record["seed"] == seed and record["assignment"] in (assignment.id, first):
-                job.progress.advance(self._work)
+                context.progress.advance(self._work)
                 return float(record["val_top1"])
         network = self._trained(assignment, seed)
-        top1 = evaluate(network, job.data.val, job.config.data.batch_size, job.device).top1
+        top1 = evaluate(network, context.data.val, context.config.data.batch_size, context.device).top1
         kind = assignment.provenance["kind"]
-        job.journal({"event": "measured", "assignment": assignment.id, "kind": kind, "seed": seed, "val_top1": top1})
+        context.journal(
+            {"event": "measured", "assignment": assignment.id, "kind": kind, "seed": seed, "val_top1": top1}
+        )
         return top1
 
     @property
     def _work(self) -> float:
-        return TRAIN_QUANTIZED * len(self.job.data.train) * self.job.config.finetune.epochs
+        return TRAIN_QUANTIZED * len(self.context.data.train) * self.context.config.finetune.epochs
 
     def _trained(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
-        job = self.job
+        context = self.context
         network = self._fixed(assignment, seed)
         trainer = Trainer(
             network,
-            job.config.finetune,
-            images=job.data.train,
-            batch_size=job.config.data.batch_size,
-            augmentation=job.augmentation if job.augmentation != type(job.augmentation)() else None,
-            seed=derived_seed(job.config.seed, seed),
+            context.config.finetune,
+            images=context.data.train,
+            batch_size=context.config.data.batch_size,
+            augmentation=context.augmentation,
+            seed=derived_seed(context.config.seed, seed),
             label="finetune",  # not the assignment's name: equal assignments must train equally
-            device=job.device,
+            device=context.device,
         )
-        job.train(trainer, "finetune", assignment.id, seed, job.data.train, TRAIN_QUANTIZED)
+        stage = Stage("finetune", assignment.id, f"{assignment.id}-seed{seed}", seed)
+        context.train(trainer, stage, context.data.train, TRAIN_QUANTIZED)
         recalibrate_batchnorm(network, self._batchnorm_images())
-        job.run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), {"seed": seed})
-        job.run.delete_checkpoint(f"{assignment.id}-seed{seed}")
+        context.run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), {"seed": seed})
+        context.run.delete_checkpoint(stage.checkpoint)
         return network.eval()
 
     def _fixed(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The quantized net before fine-tuning, calibrated."""
-        job = self.job
-        start = job.config.finetune.start
-        model = job.network
+        context = self.context
+        start = context.config.finetune.start
+        model = context.network
         if start == "fresh":
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derived_seed(job.config.seed, "fresh", seed))
-                section = job.config.model
-                model = load_model(section.source, arguments=section.arguments).module.to(job.device)
-        network = quantize_fixed(model, job.plan.graph, assignment.layers, job.choice).to(job.device)
+                torch.manual_seed(derived_seed(context.config.seed, "fresh", seed))
+                section = context.config.model
+                model = load_model(section.source, arguments=section.arguments).module.to(context.device)
+        network = quantize_fixed(model, context.plan.graph, assignment.layers, context.choice).to(context.device)
         if start == "supernet":
-            inherit(network, job.run.load_checkpoint("warmup"), assignment)
-        calibrate(network, job.calibration_images())
+            inherit(network, context.run.load_checkpoint("warmup"), assignment)
+        calibrate(network, context.calibration_images())
         return network
 
     def _batchnorm_images(self) -> list[torch.Tensor]:
-        job = self.job
-        batches = job.data.train.batches(
-            job.config.data.batch_size, seed=derived_seed(job.config.seed, "batchnorm"), device=job.device
+        context = self.context
+        batches = context.data.train.batches(
+            context.config.data.batch_size, seed=derived_seed(context.config.seed, "batchnorm"), device=context.device
         )
         return inputs_of(batches, BATCHNORM_BATCHES)
 
     def test(self, assignment: BitAssignment) -> list[float]:
         """Accuracy on the test split for every seed; journaled, so that it is read once."""
-        job, values = self.job, []
-        known = {(r["assignment"], r["seed"]): r["test_top1"] for r in job.events("tested")}
-        for seed in range(job.config.finetune.seeds):
+        context, values = self.context, []
+        known = {(r["assignment"], r["seed"]): r["test_top1"] for r in context.events("tested")}
+        for seed in range(context.config.finetune.seeds):
             key = (assignment.id, seed)
             if key not in known:
-                top1 = self.measure_again(assignment, seed, job.data.test).top1
-                job.journal({"event": "tested", "assignment": assignment.id, "seed": seed, "test_top1": top1})
+                top1 = self.measure_again(assignment, seed, context.data.test).top1
+                context.journal({"event": "tested", "assignment": assignment.id, "seed": seed, "test_top1": top1})
                 known[key] = top1
             values.append(float(known[key]))
         return values
 
     def measure_again(self, assignment: BitAssignment, seed: int, images: ImageSet) -> Measurement:
         """Measure the stored net of an assignment and seed on ``images``."""
-        job = self.job
+        context = self.context
         stored = assignment.metrics.get("same_as", assignment.id)
-        saved = job.run.load_checkpoint(f"net-{stored}-seed{seed}")
+        saved = context.run.load_checkpoint(f"net-{stored}-seed{seed}")
         if saved is None:
             raise InputError(
-                f"assignment '{assignment.id}' has not been measured yet; run `dnas resume {job.run.folder}` first"
+                f"assignment '{assignment.id}' has not been measured yet; run `dnas resume {context.run.folder}` first"
             )
-        network = quantize_fixed(job.network, job.plan.graph, assignment.layers, job.choice)
+        network = quantize_fixed(context.network, context.plan.graph, assignment.layers, context.choice)
         network.load_state_dict(saved[0])
-        return evaluate(network.to(job.device).eval(), images, job.config.data.batch_size, job.device)
+        return evaluate(network.to(context.device).eval(), images, context.config.data.batch_size, context.device)
 
 
 def inherit(network: nn.Module, warm: object, assignment: BitAssignment) -> None:

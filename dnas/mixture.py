@@ -130,7 +130,7 @@ def _compile() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         clip: Tensor,
@@ -147,7 +147,7 @@ class _Mix(torch.autograd.Function):
         return mixed.as_strided(x.shape, x.stride())
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, clip, gain, grids, low, shares = ctx.saved_tensors
         wants_clip, wants_shares = ctx.needs_input_grad[1], ctx.needs_input_grad[5]
         g = _laid_out_like(grads[0], x)

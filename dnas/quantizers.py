@@ -108,7 +108,9 @@ class Quantizer:
     def check(self, bits: int) -> None:
         """Raise :class:`InputError` for a width that this family does not have."""
         if bits not in (*self.widths, FLOAT_BITS):
-            raise InputError(f"quantizer '{self.name}' has no {bits}-bit form; it offers {self.widths} and {FLOAT_BITS}")
+            raise InputError(
+                f"quantizer '{self.name}' has no {bits}-bit form; it offers {self.widths} and {FLOAT_BITS}"
+            )
 
 
 WEIGHT_QUANTIZERS = {
@@ -136,7 +138,9 @@ def find_quantizer(kind: Literal["weights", "activations"], name: str) -> Quanti
     """Return the quantizer of that name; :class:`InputError` with the nearest name otherwise."""
     known = WEIGHT_QUANTIZERS if kind == "weights" else ACTIVATION_QUANTIZERS
     if name not in known:
-        raise InputError(f"no quantizer of {kind} is called '{name}'; there are {', '.join(known)}{nearest(name, known)}")
+        raise InputError(
+            f"no quantizer of {kind} is called '{name}'; there are {', '.join(known)}{nearest(name, known)}"
+        )
     return known[name]
 
 

@@ -49,11 +49,19 @@ class SearchData:
 
     @classmethod
     def split(
-        cls, train: ImageSet, val: ImageSet, theta_fraction: float, batch_size: int, augmentation: Augmentation | None,
-        seed: int = 0, most_judges: int = 2000,
+        cls,
+        train: ImageSet,
+        val: ImageSet,
+        theta_fraction: float,
+        batch_size: int,
+        augmentation: Augmentation | None,
+        seed: int = 0,
+        most_judges: int = 2000,
     ) -> SearchData:
         """Split the training images by class; judge on at most ``most_judges`` validation images."""
-        chosen = stratified_indices(train.labels, max(1, round(theta_fraction * len(train))), derived_seed(seed, "theta"))
+        chosen = stratified_indices(
+            train.labels, max(1, round(theta_fraction * len(train))), derived_seed(seed, "theta")
+        )
         mask = torch.ones(len(train), dtype=torch.bool)
         mask[chosen] = False
         judge = val if len(val) <= most_judges else val.subset(stratified_indices(val.labels, most_judges, 0))
@@ -85,7 +93,14 @@ class SupernetTrainer:
     """Trains one supernet on one split of the data; its state restores bit for bit."""
 
     def __init__(
-        self, supernet: Supernet, section: SearchSection, data: SearchData, *, seed: int, label: str, device: torch.device
+        self,
+        supernet: Supernet,
+        section: SearchSection,
+        data: SearchData,
+        *,
+        seed: int,
+        label: str,
+        device: torch.device,
     ) -> None:
         self.supernet, self.section, self.data = supernet, section, data
         self.seed, self.label, self.device = seed, label, device
@@ -137,7 +152,9 @@ class SupernetTrainer:
             for step, (kind, batch) in enumerate(self._schedule(seed)):
                 progress = (self.epoch + step / steps) / self.section.epochs
                 if kind == "weights":
-                    value = self._weight_step(batch, temperature, generator, cosine(self.section.learning_rate, progress))
+                    value = self._weight_step(
+                        batch, temperature, generator, cosine(self.section.learning_rate, progress)
+                    )
                 else:
                     value = self._theta_step(batch, temperature, generator, loss_of, progress)
                     losses.append(value)
@@ -229,7 +246,8 @@ class SupernetTrainer:
             expected = {name: supernet.expected_cost(name, soft).item() for name in supernet.table.costs}
             entropies = supernet.theta.entropies()
         cells = supernet.decode()
-        decisions = supernet.space.decisions
+        names = [decision.name for decision in supernet.space.decisions]
+        pairs = [supernet.space.pair(*cell) for cell in cells]
         searching = temperature is not None
         return EpochRecord(
             epoch=self.epoch,
@@ -240,8 +258,8 @@ class SupernetTrainer:
             expected=expected,
             temperature=temperature,
             entropy=entropies.mean().item() if searching else None,
-            decision_entropy={d.name: e for d, e in zip(decisions, entropies.tolist(), strict=True)} if searching else {},
-            bits={d.name: supernet.space.pair(*cell) for d, cell in zip(decisions, cells, strict=True)} if searching else {},
+            decision_entropy=dict(zip(names, entropies.tolist(), strict=True)) if searching else {},
+            bits=dict(zip(names, pairs, strict=True)) if searching else {},
             seconds=time.perf_counter() - started,
         )
 

@@ -78,7 +78,7 @@ class Theta(nn.Module):
         return self._joint([logits.softmax(1) for logits in self._logits()])
 
     def log_probabilities(self) -> np.ndarray:
-        """log P of every cell (D, Kw, Ka) in float64; -inf where a cell is not allowed."""
+        """Log P of every cell (D, Kw, Ka) in float64; -inf where a cell is not allowed."""
         parts = [logits.detach().double().log_softmax(1) for logits in self._logits()]
         joint = parts[0][:, :, None] + parts[1][:, None, :] if self.independent else parts[0]
         return joint.reshape(cast(Tensor, self.allowed).shape).cpu().numpy()
@@ -221,8 +221,16 @@ class Supernet(nn.Module):
         return per_decision.sum() + constant
 
     def decode(self, budget: Budget | None = None) -> Cells:
-        """The likeliest cells under θ that meet ``budget``, found exactly; without a budget the plain argmax."""
-        return allocate(self.theta.log_probabilities(), self.table, budget)
+        """The likeliest cells under θ, or with a budget the likeliest a posteriori that meet it; both exact.
+
+        With a budget, θ's probabilities are weighted by a prior that grows with the width, weight bits times
+        activation bits: within its budget a wider choice never hurts, and what θ is undecided about should not leave
+        the budget unspent (our choice; it matters only where θ is undecided).
+        """
+        utilities = self.theta.log_probabilities()
+        if budget is not None:
+            utilities = utilities + np.log(np.maximum(self.space.widths, 0.5))
+        return allocate(utilities, self.table, budget)
 
     def draw(self, generator: torch.Generator) -> Cells:
         """Draw one architecture from P(θ)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -38,6 +38,10 @@ class EpochResult:
 
     epoch: int
     loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
+        return asdict(self)
 
 
 def evaluate(
@@ -105,7 +109,9 @@ class Trainer:
         total = 0.0
         with own_randomness(seed, self.device):
             self.network.train()
-            for step, (x, y) in enumerate(training_batches(self.images, self.batch_size, seed, self.augmentation, self.device)):
+            for step, (x, y) in enumerate(
+                training_batches(self.images, self.batch_size, seed, self.augmentation, self.device)
+            ):
                 progress = (self.epoch + step / steps) / self.section.epochs
                 set_learning_rate(self.optimizer, cosine(self.section.learning_rate, progress))
                 self.optimizer.zero_grad(set_to_none=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,17 @@ from rich.table import Table
 from dnas.display import duration_text
 from dnas.jobfile import load_job
 from dnas.planning import cost_table, space_options
-from dnas.terminal import show, show_json, tell
-from results.curve_data import search_curves
+from dnas.terminal import amount_text, show, show_json, tell
 from results.export import export_assignment
 from results.pareto import ParetoFront
 from results.plot_data import bit_text
 from results.report import front_rows, render_table, verdicts
 from results.runs import JOB, Run, list_runs
 from results.status import run_status
-from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
+from search_spaces.layers import FLOAT_BITS
 from search_spaces.models import load_model
 from search_spaces.spaces import build_space
 
@@ -52,9 +50,9 @@ def show_run(folder: Path, as_json: bool) -> None:
         show_json({"run": str(folder), "front": front.to_json(), "verdicts": words})
         return
     show(render_table(front_rows(front)), "", *words)
-    chosen = _front_assignments(run, front)
+    chosen = front_assignments(run, front)
     if chosen:
-        show("" if words else "", _bits_table(chosen))
+        show("", _bits_table(chosen))
 
 
 def show_assignment(folder: Path, name: str, as_json: bool) -> None:
@@ -69,7 +67,7 @@ def show_assignment(folder: Path, name: str, as_json: bool) -> None:
     if as_json:
         show_json({**assignment.to_json(), "layer_costs": costs})
         return
-    totals = ", ".join(f"{cost} {_amount(cost, value)}" for cost, value in assignment.cost.items())
+    totals = ", ".join(f"{cost} {amount_text(cost, value)}" for cost, value in assignment.cost.items())
     show(_layer_table(assignment, costs), "", f"in all: {totals}")
 
 
@@ -81,6 +79,12 @@ def export(folder: Path, name: str, format: str, out: Path, as_json: bool) -> No
         show_json({"assignment": assignment.id, "format": format, "file": str(out)})
     else:
         show(f"written: {out}")
+
+
+def front_assignments(run: Run, front: ParetoFront) -> list[BitAssignment]:
+    """Return the assignments on the front that the run still has, by rising cost."""
+    found = run.assignments()
+    return [found[point.assignment] for point in front.front if point.assignment in found]
 
 
 def _status_row(folder: Path) -> dict[str, Any]:
@@ -97,12 +101,6 @@ def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _front_assignments(run: Run, front: ParetoFront) -> list[BitAssignment]:
-    """The assignments on the front that the run still has, by rising cost."""
-    found = run.assignments()
-    return [found[point.assignment] for point in front.front if point.assignment in found]
-
-
 def _bits_table(assignments: Sequence[BitAssignment]) -> Table:
     table = _table("bits (weights/inputs)", *(assignment.id for assignment in assignments))
     for layer in dict.fromkeys(name for assignment in assignments for name in assignment.layers):
@@ -112,8 +110,8 @@ def _bits_table(assignments: Sequence[BitAssignment]) -> Table:
 
 
 def _pair_text(weight_bits: int, activation_bits: int) -> str:
-    words = dict.fromkeys((bit_text(weight_bits), bit_text(activation_bits)))
-    return "/".join(words) if weight_bits in (0, 32) else f"{weight_bits}/{bit_text(activation_bits)}"
+    pair = (bit_text(weight_bits), bit_text(activation_bits))
+    return pair[0] if pair[0] == pair[1] and weight_bits in (0, FLOAT_BITS) else "/".join(pair)
 
 
 def _layer_costs(run: Run, assignment: BitAssignment) -> dict[str, dict[str, float]]:
@@ -136,14 +134,9 @@ def _layer_table(assignment: BitAssignment, costs: LayerCosts) -> Table:
         column.justify = "right"
     for layer, bits in assignment.layers.items():
         own = costs.get(layer, {})
-        cells = (_amount(name, own[name]) if name in own else "" for name in names)
+        cells = (amount_text(name, own[name]) if name in own else "" for name in names)
         table.add_row(layer, bit_text(bits.weight_bits), bit_text(bits.activation_bits), *cells)
     return table
-
-
-def _amount(cost: str, value: float) -> str:
-    unit = scaled_unit(cost, value)
-    return f"{value / unit.divisor:,.4g} {unit.symbol}".rstrip()
 
 
 def _table(*headings: str) -> Table:
@@ -151,35 +144,3 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table
-
-
-def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str], as_json: bool) -> None:
-    """Draw fronts, bits and the course of the searches; write each into its own file.
-
-    Without ``out`` the pictures of one run go into its folder, those of several into the current one.
-    """
-    # matplotlib takes its time, which the other commands need not pay.
-    from results import plots
-
-    runs = {run.name: run for run in map(Run.open, folders)}
-    base = out or (folders[0] if len(folders) == 1 else Path()) / "front.png"
-    written = []
-
-    def save(figure: Any, *suffixes: str) -> None:
-        path = _beside(base, suffixes, exact=out is not None and len(kinds) == 1, named=out is not None)
-        plots.save_figure(figure, path)
-        written.append(str(path))
-
-    draw: dict[str, Callable[[], None]] = {
-        "front": lambda: save(plots.draw_fronts({name: run.load_front() for name, run in runs.items()}, x), "front"),
-    }
-    for kind in kinds:
-        draw[kind]()
-    if as_json:
-        show_json({"files": written})
-    else:
-        show("written:", *(f"  {path}" for path in written))
-
-
-def _beside(base: Path, suffixes: Sequence[str], *, exact: bool, named: bool) -> Path:
-    return base if exact else base.with_name(re.sub(r"[^\w.+=-]+", "-", "-".join(suffixes)) + base.suffix)

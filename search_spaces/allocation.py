@@ -6,6 +6,9 @@ the training-free control, and the question whether a budget can be met at all.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
@@ -16,6 +19,12 @@ from search_spaces.errors import InputError
 
 Cells = list[tuple[int, int]]
 
+_SCALE = 1e3
+"""Utilities and costs are brought to this magnitude: the solver's tolerances are absolute, 1e-6."""
+_MOST_TRIES = 64
+_USCALE = 10.0
+OPTIONS = {"mip_rel_gap": 1e-9, "time_limit": 60.0}
+
 
 def allocate(utilities: np.ndarray, table: CostTable, budget: Budget | None) -> Cells:
     """Return the cell of each decision that maximises the summed utility within ``budget``.
@@ -23,32 +32,23 @@ def allocate(utilities: np.ndarray, table: CostTable, budget: Budget | None) -> 
     ``utilities`` is (D, Kw, Ka); cells outside ``space.allowed`` are never taken. The result never exceeds the
     budget. Raises :class:`InputError` with the nearest possible figure when nothing meets it.
     """
-    limits = dict(budget.limits) if budget else {}
-    for _ in range(8):
-        cells = _solve(utilities, table, limits)
-        if cells is None:
-            break
-        exact = table.cells_cost(cells)
-        excess = {name: exact[name] - limit for name, limit in (budget.limits if budget else {}).items()}
-        if all(value <= 0 for value in excess.values()):
-            return cells
-        # The solver's tolerance let a row through: tighten that row by what it overshot, and a little more.
-        limits = {name: limits[name] - max(0.0, 2 * value) for name, value in excess.items()}
-    assert budget is not None
-    raise InputError(unreachable(table, budget))
+    cells = _best(utilities, table, budget.limits if budget else {})
+    if cells is None:
+        assert budget is not None
+        raise InputError(unreachable(table, budget))
+    return cells
 
 
 def unreachable(table: CostTable, budget: Budget) -> str:
     """Say why a budget cannot be met and what the nearest possible figure is."""
     met: dict[str, float] = {}
     for name, limit in budget.limits.items():
-        cells = _solve(-_scaled(table, name), table, met)
-        nearest_cost = table.cells_cost(cells)[name] if cells is not None else float("nan")
-        if cells is None or nearest_cost > limit:
+        least = _least(table, name, met)
+        if least > limit:
             given = f" with {' and '.join(met)} held" if met else ""
             return (
-                f"budget '{budget.label}' cannot be met: {name} would have to be {limit:,.0f}, "
-                f"the least possible{given} is {nearest_cost:,.0f}; raise the budget or offer fewer bits"
+                f"budget '{budget.label}' cannot be met: {name} would have to be {_figure(limit)}, "
+                f"the least possible{given} is {_figure(least)}; raise the budget or offer fewer bits"
             )
         met[name] = limit
     return f"budget '{budget.label}' cannot be met by any choice of bits"
@@ -56,44 +56,87 @@ def unreachable(table: CostTable, budget: Budget) -> str:
 
 def check_reachable(table: CostTable, budget: Budget) -> None:
     """Raise :class:`InputError` unless some assignment of the space meets ``budget``."""
-    allocate(-_scaled(table, next(iter(budget.limits))), table, budget)
+    allocate(-table.entries[next(iter(budget.limits))], table, budget)
 
 
-def _scaled(table: CostTable, name: str) -> np.ndarray:
+def _least(table: CostTable, name: str, limits: Mapping[str, float]) -> float:
+    """The least exact cost that an assignment within ``limits`` can have."""
     entries = table.entries[name]
-    return entries / max(entries.max(), 1e-300)
+    if table.costs[name].combine == "sum":
+        return _cost(table, name, _best(-entries, table, limits))
+    # The least maximum: the smallest entry that can serve as a limit of its own.
+    values = np.unique(entries[table.space.allowed])
+    low, high = 0, len(values) - 1
+    while low < high:
+        middle = (low + high) // 2
+        limit = max(values[middle], table.constants[name])
+        low, high = (low, middle) if _best(-entries, table, {**limits, name: limit}) else (middle + 1, high)
+    return max(float(values[low]), table.constants[name])
 
 
-def _solve(utilities: np.ndarray, table: CostTable, limits: dict[str, float]) -> Cells | None:
-    """One integer program; None when it has no solution."""
+def _cost(table: CostTable, name: str, cells: Cells | None) -> float:
+    return table.cells_cost(cells)[name] if cells is not None else math.inf
+
+
+def _figure(value: float) -> str:
+    """The value with about six digits, rounded up: a budget of what is printed is one that ``value`` meets."""
+    decimals = max(0, 5 - math.floor(math.log10(value))) if 0 < value < 1e6 and value != int(value) else 0
+    return f"{math.ceil(value * 10**decimals) / 10**decimals:,.{decimals}f}"
+
+
+def _best(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float]) -> Cells | None:
+    """The best cells whose exact costs are within ``limits``; None where there are none."""
+    excluded: list[Cells] = []
+    for _ in range(_MOST_TRIES):
+        cells = _solve(utilities, table, limits, excluded)
+        if cells is None or Budget(limits, "").met_by(table.cells_cost(cells)):
+            return cells
+        excluded.append(cells)  # over a limit by less than the solver's tolerance
+    return None
+
+
+def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], excluded: list[Cells]) -> Cells | None:
+    """One integer program over x (D * Kw * Ka), 1 where a cell is chosen; None when it has no solution."""
     open_cells = table.space.allowed.copy()
     rows, bounds = [], []
     for name, limit in limits.items():
-        if table.costs[name].combine == "max":
-            open_cells &= table.entries[name] <= limit
-            if table.constants[name] > limit:
-                return None
-            continue
         room = limit - table.constants[name]
         if room < 0:
             return None
-        rows.append(table.entries[name].ravel() / max(room, 1e-300))
-        bounds.append(1.0)
+        if table.costs[name].combine == "max":
+            open_cells &= table.entries[name] <= limit
+        else:
+            open_cells &= table.entries[name] <= room
+            rows.append(csr_array(table.entries[name].ravel()[None, :] * (_SCALE / max(room, 1e-9))))
+            bounds.append(_SCALE)
     decisions, *cell_shape = utilities.shape
-    per_decision = int(np.prod(cell_shape))
+    per_decision = math.prod(cell_shape)
+    for cells in excluded:
+        chosen = np.zeros(utilities.shape)
+        for index, cell in enumerate(cells):
+            chosen[index, *cell] = 1
+        rows.append(csr_array(chosen.reshape(1, -1)))
+        bounds.append(decisions - 1)
     choose_one = csr_array(np.kron(np.eye(decisions), np.ones((1, per_decision))))
     constraints = [LinearConstraint(choose_one, 1, 1)]
     if rows:
-        constraints.append(LinearConstraint(vstack([csr_array(row[None, :]) for row in rows]), -np.inf, bounds))
-    finite = np.where(open_cells, utilities, 0.0).ravel()
+        constraints.append(LinearConstraint(vstack(rows), -np.inf, bounds))
     solution = milp(
-        -finite,
+        -_centred(utilities, open_cells).ravel(),
         constraints=constraints,
-        integrality=np.ones(finite.size),
+        integrality=np.ones(open_cells.size),
         bounds=Bounds(0, open_cells.ravel().astype(float)),
-        options={"mip_rel_gap": 1e-9, "time_limit": 60.0},
+        options=OPTIONS,
     )
     if solution.x is None:
         return None
-    chosen = solution.x.reshape(decisions, per_decision).argmax(axis=1)
-    return [(int(cell // cell_shape[1]), int(cell % cell_shape[1])) for cell in chosen]
+    cells = solution.x.reshape(decisions, per_decision).argmax(axis=1)
+    return [(int(cell // cell_shape[1]), int(cell % cell_shape[1])) for cell in cells]
+
+
+def _centred(utilities: np.ndarray, open_cells: np.ndarray) -> np.ndarray:
+    """Utilities as losses against each decision's best open cell, brought to the solver's scale; 0 where closed."""
+    best = np.where(open_cells, utilities, -np.inf).max(axis=(1, 2), keepdims=True)
+    with np.errstate(invalid="ignore"):
+        losses = np.where(open_cells, utilities - best, 0.0)
+    return losses * (_USCALE / max(np.abs(losses).max(), 1e-300))

@@ -30,7 +30,9 @@ class LayerBits:
     def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
             if bits not in BIT_WIDTHS or isinstance(bits, bool):
-                raise InputError(f"{name} = {bits!r} is not a bit-width; choose one of {', '.join(map(str, BIT_WIDTHS))}")
+                raise InputError(
+                    f"{name} = {bits!r} is not a bit-width; choose one of {', '.join(map(str, BIT_WIDTHS))}"
+                )
         if (self.weight_bits == 0) != (self.activation_bits == 0):
             raise InputError(
                 f"weight_bits = {self.weight_bits} with activation_bits = {self.activation_bits}: "

@@ -160,7 +160,9 @@ class CostTable:
         if key not in self._memo:
             value = cost.of_layer(self.graph[name], *pair)
             if not np.isfinite(value) or value < 0:
-                raise InputError(f"cost '{cost.name}' of layer '{name}' at {pair} is {value}; it must be finite and >= 0")
+                raise InputError(
+                    f"cost '{cost.name}' of layer '{name}' at {pair} is {value}; it must be finite and >= 0"
+                )
             self._memo[key] = value
         return self._memo[key]
 
@@ -193,9 +195,7 @@ class CostTable:
     def require(self, name: str) -> Cost:
         """The cost of that name; :class:`InputError` with the nearest name otherwise."""
         if name not in self.costs:
-            raise InputError(
-                f"unknown cost '{name}'; known are {', '.join(self.costs)}{nearest(name, self.costs)}"
-            )
+            raise InputError(f"unknown cost '{name}'; known are {', '.join(self.costs)}{nearest(name, self.costs)}")
         return self.costs[name]
 
 

@@ -65,9 +65,7 @@ def _is_addition(node: fx.Node) -> bool:
     return node.op.startswith("call_") and added and len(node.all_input_nodes) == 2
 
 
-def _residual_ties(
-    graph: nx.DiGraph, additions: Iterable[fx.Node], layers: set[str]
-) -> tuple[tuple[str, ...], ...]:
+def _residual_ties(graph: nx.DiGraph, additions: Iterable[fx.Node], layers: set[str]) -> tuple[tuple[str, ...], ...]:
     """Components of layers whose outputs are summed, directly or through a chain of additions."""
     ties = nx.Graph()
     for addition in additions:

@@ -110,9 +110,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 
 def _record(twin: nn.Module, example: Tensor) -> tuple[dict[str, _LayerRecord], int]:
-    records = {
-        name: _LayerRecord(module) for name, module in twin.named_modules() if isinstance(module, LAYER_TYPES)
-    }
+    records = {name: _LayerRecord(module) for name, module in twin.named_modules() if isinstance(module, LAYER_TYPES)}
     twin.eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), _hooks(twin, records), _Operations(records), counter:

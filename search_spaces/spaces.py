@@ -72,6 +72,11 @@ class PrecisionSpace:
         weight, activation = self.weight_bits[row], self.activation_bits[column]
         return SKIPPED if weight == 0 else (weight, activation)
 
+    @property
+    def widths(self) -> np.ndarray:
+        """Weight bits times activation bits of every cell (Kw, Ka); 0 where the branch is skipped."""
+        return np.outer(self.weight_bits, self.activation_bits).astype(np.float64)
+
     def layers_of(self, cells: Sequence[tuple[int, int]]) -> dict[str, LayerBits]:
         """Bits of every layer when decision d takes the cell ``cells[d]``."""
         chosen = {name: self.pair(*cell) for d, cell in zip(self.decisions, cells, strict=True) for name in d.layers}
@@ -184,9 +189,7 @@ def _nothing_to_search(graph: LayerGraph) -> str:
     )
 
 
-def _decisions(
-    graph: LayerGraph, options: SpaceOptions, searched: list[LayerSpec], with_skip: bool
-) -> list[Decision]:
+def _decisions(graph: LayerGraph, options: SpaceOptions, searched: list[LayerSpec], with_skip: bool) -> list[Decision]:
     """Layers joined by groups, ties, blocks and shared weights, in call order."""
     names = [layer.name for layer in searched]
     joined = nx.Graph()
@@ -277,5 +280,6 @@ def _allowed(
 
 def _is_product(allowed: np.ndarray) -> bool:
     """Whether every decision's allowed cells are all rows × all columns of some choice of each."""
-    outer = allowed.any(axis=2)[:, :, None] & allowed.any(axis=1)[:, None, :]
-    return bool((outer == allowed).all())
+    rows, columns = np.any(allowed, axis=2, keepdims=True), np.any(allowed, axis=1, keepdims=True)
+    outer = np.logical_and(rows, columns)
+    return np.array_equal(outer, allowed)

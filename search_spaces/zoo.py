@@ -159,9 +159,9 @@ def resnet110(num_classes: int = 10, in_channels: int = 3) -> ResNet:
     return ResNet((18, 18, 18), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
 
 
-def tiny_resnet(num_classes: int = 10, in_channels: int = 1) -> ResNet:
-    """Build a ResNet of three blocks for 8x8 images such as scikit-learn's digits (19 k parameters)."""
-    return ResNet((1, 1, 1), (8, 16, 32), num_classes=num_classes, in_channels=in_channels)
+def tiny_resnet(num_classes: int = 10, in_channels: int = 1, width: int = 8) -> ResNet:
+    """Build a ResNet of three blocks for 8x8 images such as scikit-learn's digits (19 k parameters at width 8)."""
+    return ResNet((1, 1, 1), (width, 2 * width, 4 * width), num_classes=num_classes, in_channels=in_channels)
 
 
 def mobilenet_v1(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> MobileNetV1:

@@ -1,0 +1,165 @@
+"""The search works on networks as they are: torchvision's classifiers, some of timm's, and the usual traps by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from benchmarks.model_check import all_sources, check_model, check_module, reachable_budget
+from dnas.config import CostsSection
+from dnas.planning import cost_table
+from search_spaces.graph import read_graph
+from search_spaces.layers import LayerGraph
+from search_spaces.models import load_model
+from search_spaces.spaces import SpaceOptions, build_space
+
+# Each brings a trap of its own: see the comments.
+REPRESENTATIVES = (
+    "torchvision:mobilenet_v3_small",  # squeeze-and-excitation with inplace activations on 1x1 maps
+    "torchvision:shufflenet_v2_x0_5",  # chunks: tensors that are views without dense memory
+    "torchvision:squeezenet1_1",  # no BatchNorm, no linear layer, a convolution as the last layer
+    "torchvision:mnasnet0_5",  # BatchNorm with another momentum, depthwise convolutions
+    "torchvision:regnet_y_400mf",  # grouped convolutions, squeeze-and-excitation
+    "torchvision:swin_t",  # attention that reads the weights of qkv and proj itself
+    "timm:convnext_atto",  # channels-last linear layers, layer scale
+    "timm:vit_tiny_patch16_224",  # attention with layers of its own
+    "timm:mobilevit_xxs",  # convolutions and attention in one network, folded windows
+    "timm:resnest14d",  # split attention, grouped
+)
+
+
+@pytest.mark.parametrize("source", REPRESENTATIVES)
+def test_representative(source: str) -> None:
+    _check(source)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: models.DenseNet(8, (2, 2), 16, num_classes=10),  # concatenation, inplace ReLU behind BatchNorm
+        lambda: models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10, width_per_group=16),
+        lambda: models.MobileNetV2(num_classes=10, width_mult=0.25),
+        lambda: models.efficientnet_b0(num_classes=10, stochastic_depth_prob=0.5),  # branches dropped at random
+    ],
+    ids=["densenet", "resnet", "mobilenet_v2", "efficientnet"],
+)
+def test_family(build: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    assert check_module(build(), side=64).status == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", all_sources())
+def test_every_network(source: str) -> None:
+    _check(source)
+
+
+def _check(source: str) -> None:
+    if source.startswith("timm:"):
+        pytest.importorskip("timm")
+    assert check_model(source).searched > 0
+
+
+def test_the_list_is_whole() -> None:
+    sources = all_sources()
+    assert sum(source.startswith("torchvision:") for source in sources) == 80
+    assert sum(source.startswith("timm:") for source in sources) == 11
+
+
+class Traps(nn.Module):
+    """Everything in one small net that has broken a quantizer before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.shared = nn.Conv2d(8, 8, 3, padding=1)
+        self.shared.weight = self.twice.weight
+        self.same = SameConv(8, 8, 3)
+        self.standardized = StandardizedConv(8, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm = nn.BatchNorm2d(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.read_by_parent = nn.Linear(8, 8)
+        self.unused = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        left, right = self.twice(x).chunk(2, dim=1)  # views: an inplace activation would write into both
+        x = torch.cat([self.relu(left), right], dim=1)
+        x = self.shared(self.twice(x)[:, :, ::2]) + self.same(x)[:, :, ::2]
+        x = self.up(self.standardized(x))
+        x += 1.0
+        tokens = F.linear(x.flatten(2).transpose(1, 2), self.read_by_parent.weight)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        pooled = self.norm(tokens.mean(1)[:, :, None, None])  # BatchNorm on a 1x1 map
+        return self.head(pooled.flatten(1))
+
+
+class SameConv(nn.Conv2d):
+    """A subclass with a forward of its own, as in timm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias)
+
+
+class StandardizedConv(nn.Conv2d):
+    """A subclass that transforms its weight before use."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+def test_traps_in_one_net() -> None:
+    torch.manual_seed(0)
+    coverage = check_module(Traps(), side=16)
+    assert coverage.searched == 4  # twice, shared, same and up; the stem and the head are first and last
+
+
+def test_traps_are_told_by_name() -> None:
+    graph = read_graph(Traps(), (3, 16, 16))
+    assert graph["twice"].calls == 2
+    assert graph["shared"].shares_weight_with == "twice"
+    assert set(graph.left_alone) == {
+        "standardized",
+        "attention.out_proj",
+        "attention.in_proj_weight",
+        "read_by_parent",
+        "unused",
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "macs", "body_macs"),
+    [
+        ("torchvision:resnet18", 1_814_073_344, 1_695_547_392),
+        ("torchvision:resnet34", None, 3_545_235_456),
+    ],
+)
+def test_macs_of_published_networks(source: str, macs: int | None, body_macs: int) -> None:
+    graph = read_graph(load_model(source).module, (3, 224, 224))
+    assert macs is None or graph.macs == macs
+    assert graph.macs - graph["conv1"].macs - graph["fc"].macs == body_macs
+
+
+def test_bitops_of_resnet18() -> None:
+    graph = read_graph(load_model("torchvision:resnet18").module, (3, 224, 224))
+    assert _table(graph).uniform(32)["bitops"] == pytest.approx(1857.6e9, abs=0.05e9)
+
+
+def test_budget_falls_back_to_the_least_size() -> None:
+    graph = read_graph(load_model("torchvision:vit_b_32").module, (3, 224, 224))
+    budget = reachable_budget(_table(graph))
+    assert budget.label == "least size"  # a third of it is in_proj_weight, which stays in fp32
+
+
+def _table(graph: LayerGraph):  # type: ignore[no-untyped-def]
+    return cost_table(graph, build_space(graph, SpaceOptions()), CostsSection(), per_channel=False)
