@@ -12,6 +12,7 @@ from torch import nn
 from dnas.layers import BranchedLayer, DroppedBranch, QuantizedLayer, SkippedLayer, TensorQuantizer
 from dnas.quantizers import Quantizer, find_quantizer
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits
+from search_spaces.attention import unfold_attention
 from search_spaces.graph import TRANSPOSED, read_graph
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 
@@ -39,9 +40,11 @@ def fresh_copy(model: nn.Module) -> nn.Module:
     """A copy of ``model`` that is safe to quantize; the caller's model keeps its state, mode and attributes.
 
     In-place activations are turned off (they would overwrite tensors that a quantizer's gradient needs), and fused
-    transformer kernels too (in eval mode they read the weights past the layers).
+    transformer kernels too (in eval mode they read the weights past the layers). ``nn.MultiheadAttention`` is unfolded
+    into its two linear layers.
     """
     twin = copy.deepcopy(model)
+    unfold_attention(twin)
     for module in twin.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from search_spaces.attention import UnfoldedAttention
 from search_spaces.layers import ResidualBranch
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
@@ -37,7 +38,7 @@ class _Tracer(fx.Tracer):
         self.prefixes = {name[:end] for name in layers for end in range(len(name)) if name[end] == "."}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name not in self.prefixes or isinstance(m, nn.MultiheadAttention)
+        return module_qualified_name not in self.prefixes or isinstance(m, UnfoldedAttention)
 
 
 def read_couplings(model: nn.Module, layers: set[str], input_shape: tuple[int, ...]) -> Couplings:
@@ -83,11 +84,19 @@ def _producers(graph: nx.DiGraph, node: fx.Node, layers: set[str]) -> set[str]:
         if source in seen:
             continue
         seen.add(source)
-        if source.op == "call_module" and source.target in layers:
-            found.add(str(source.target))
-        else:
+        held = _layers_in(source, layers)
+        found.update(held)
+        if not held:
             waiting.extend(graph.predecessors(source))
     return found
+
+
+def _layers_in(node: fx.Node, layers: set[str]) -> list[str]:
+    """The layers that a node runs: itself, or those inside a module that is not stepped into."""
+    if node.op != "call_module":
+        return []
+    name = str(node.target)
+    return [name] if name in layers else sorted(layer for layer in layers if layer.startswith(f"{name}."))
 
 
 def _branches(graph: nx.DiGraph, additions: Iterable[fx.Node], layers: set[str]) -> Iterable[ResidualBranch]:
@@ -108,7 +117,8 @@ def _branch(
 ) -> ResidualBranch | None:
     """The branch that ends in ``end``: what only it needs, if nothing else reads any of that."""
     own = ({end} | nx.ancestors(graph, end)) - {other} - nx.ancestors(graph, other)
-    inside = [str(node.target) for node in own if node.op == "call_module" and node.target in layers]
+    order = {node: position for position, node in enumerate(graph)}
+    inside = [layer for node in sorted(own, key=order.__getitem__) for layer in _layers_in(node, layers)]
     leaks = any(reader not in own and reader is not addition for node in own for reader in node.users)
     calls = sum(node.op == "call_module" and node.target == end.target for node in graph)
     if end not in own or end.op != "call_module" or calls != 1 or not inside or leaks:
@@ -116,5 +126,4 @@ def _branch(
     shapes = {getattr(node.meta.get("tensor_meta"), "shape", None) for node in (addition, end, other)}
     if None in shapes or len(shapes) != 1:
         return None
-    order = {str(node.target): position for position, node in enumerate(graph)}
-    return ResidualBranch(str(end.target), tuple(sorted(inside, key=order.__getitem__)))
+    return ResidualBranch(str(end.target), tuple(inside))

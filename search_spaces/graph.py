@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from search_spaces.attention import unfold_attention
 from search_spaces.couplings import read_couplings
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
@@ -75,6 +76,7 @@ class _LayerRecord:
     module: nn.Module
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    running: bool = False
     own_weight_calls: int = 0
     other_weight_calls: int = 0
     macs: int = 0
@@ -85,10 +87,12 @@ class _LayerRecord:
 def _observe(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[nn.Module, dict[str, _LayerRecord], int]:
     """Run the network once, on the meta device if it can, and record every layer's calls."""
     twin = meta_copy(model)
+    unfold_attention(twin)
     try:
         return twin, *_record(twin, torch.zeros((1, *input_shape), device="meta"))
     except Exception:  # a model that builds CPU tensors in its forward pass cannot run on the meta device
         twin = copy.deepcopy(model).cpu()
+        unfold_attention(twin)
     try:
         return twin, *_record(twin, torch.zeros((1, *input_shape)))
     except Exception as error:
@@ -126,6 +130,7 @@ def _hooks(twin: nn.Module, records: dict[str, _LayerRecord]) -> Iterator[None]:
 
     def note_layer(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            records[name].running = False
             if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
                 if not records[name].inputs:
                     records[name].first_call = len(producers)
@@ -145,6 +150,7 @@ def _hooks(twin: nn.Module, records: dict[str, _LayerRecord]) -> Iterator[None]:
 
     for name, module in twin.named_modules():
         if name in records:
+            handles.append(module.register_forward_pre_hook(_note_start(records[name])))
             handles.append(module.register_forward_hook(note_layer(name)))
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(note_norm(name)))
@@ -153,6 +159,13 @@ def _hooks(twin: nn.Module, records: dict[str, _LayerRecord]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _note_start(record: _LayerRecord) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        record.running = True
+
+    return hook
 
 
 class _Operations(TorchFunctionMode):
@@ -171,9 +184,13 @@ class _Operations(TorchFunctionMode):
         if func in _OPERATIONS and isinstance(output, Tensor):
             weight = args[1] if len(args) > 1 else (kwargs or {})["weight"]
             elements = args[0].numel() if "transpose" in func.__name__ else output.numel()
-            for record in self.owners.get(id(weight), []):
+            owners = self.owners.get(id(weight), [])
+            running = [record for record in owners if record.running]
+            for record in running:
                 record.own_weight_calls += 1
                 record.macs += elements * math.prod(weight.shape[1:])
+            for record in owners if not running else ():
+                record.other_weight_calls += 1
         return output
 
 
@@ -204,6 +221,8 @@ def _why_left_alone(record: _LayerRecord, uses: Counter[int], records: dict[str,
         return "its weight is computed from other parameters (weight norm or another parametrization)"
     if not record.outputs:
         return "the forward pass never calls it (its parent reads the weight itself, or does not use it)"
+    if record.other_weight_calls:
+        return "its parent calls it and reads the weight itself as well"
     if record.own_weight_calls == 0:
         return "it transforms its weight before use (such as weight standardization)"
     sharing = sum(other.module._parameters.get("weight") is weight for other in records.values())
@@ -216,7 +235,6 @@ def _why_left_alone(record: _LayerRecord, uses: Counter[int], records: dict[str,
 
 def _spec(name: str, record: _LayerRecord, owner: str | None, modules: dict[str, nn.Module]) -> LayerSpec:
     module: Any = record.module
-    sharing = max(1, record.own_weight_calls // len(record.outputs))
     norm: Any = modules[record.norm] if record.norm else None
     return LayerSpec(
         name=name,
@@ -224,7 +242,7 @@ def _spec(name: str, record: _LayerRecord, owner: str | None, modules: dict[str,
         weight_shape=tuple(module.weight.shape),
         input_shape=_one_sample(record.inputs[0]),
         output_shape=_one_sample(record.outputs[0]),
-        macs=record.macs // sharing,
+        macs=record.macs,
         out_channels=module.out_features if isinstance(module, nn.Linear) else module.out_channels,
         groups=getattr(module, "groups", 1),
         bias_elements=0 if module.bias is None else module.bias.numel(),

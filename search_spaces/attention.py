@@ -1,0 +1,101 @@
+"""Unfold ``nn.MultiheadAttention`` into the two linear layers that it hides.
+
+It holds its input projections as one bare parameter and reads its output projection's weight itself, so neither is
+ever called as a layer. On a copy of a network, :func:`unfold_attention` replaces each by a module with the same
+arithmetic and two real layers, ``in_proj`` and ``out_proj``, which are then searched like any other.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class UnfoldedAttention(nn.Module):
+    """Multi-head attention as published (arXiv 1706.03762, section 3.2.2), made from an ``nn.MultiheadAttention``.
+
+    Inputs are (N, L, E) where ``batch_first``, else (L, N, E), or (L, E) without a batch.
+    """
+
+    in_proj_bias: None = None  # tells nn.TransformerEncoderLayer that its fused kernel is not for this module
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.dropout, self.batch_first = attention.dropout, attention.batch_first
+        width, bias = attention.embed_dim, attention.in_proj_bias
+        self.in_proj = nn.Linear(width, 3 * width, bias=bias is not None, device="meta")
+        self.in_proj.weight = attention.in_proj_weight
+        self.in_proj.bias = bias
+        self.out_proj = nn.Linear(width, width, bias=attention.out_proj.bias is not None, device="meta")
+        self.out_proj.weight, self.out_proj.bias = attention.out_proj.weight, attention.out_proj.bias
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend, with the arguments and results of ``nn.MultiheadAttention``."""
+        batched = query.dim() == 3
+        parts = self._project(query, key, value)
+        if batched and not self.batch_first:
+            parts = [part.transpose(0, 1) for part in parts]
+        if not batched:
+            parts = [part.unsqueeze(0) for part in parts]
+        q, k, v = (part.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts)
+        mask = self._mask(attn_mask, key_padding_mask, q)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)
+            weights = (scores if mask is None else scores + mask).softmax(3)
+            attended = F.dropout(weights, dropout) @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        output = self.out_proj(attended.transpose(1, 2).flatten(2))
+        if not batched:
+            return output.squeeze(0), None if weights is None else weights.squeeze(0)
+        return (output if self.batch_first else output.transpose(0, 1)), weights
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Queries, keys and values; one call of the layer where they come from one tensor."""
+        if query is key and key is value:
+            return list(self.in_proj(query).chunk(3, -1))
+        return [self.in_proj(x).chunk(3, -1)[part] for part, x in enumerate((query, key, value))]
+
+    def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
+        """Both masks as one to be added to the scores, (N or 1, heads or 1, L or 1, S)."""
+        masks = []
+        if attn_mask is not None:
+            # (L, S) for all, or (N * heads, L, S)
+            masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (-1, self.num_heads)))
+        if key_padding_mask is not None:
+            masks.append(key_padding_mask.reshape(-1, 1, 1, key_padding_mask.shape[-1]))
+        added = [
+            torch.zeros_like(mask, dtype=q.dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
+            for mask in masks
+        ]
+        return sum(added[1:], added[0]) if added else None
+
+
+def unfold_attention(model: nn.Module) -> None:
+    """Replace every attention module of ``model`` that has the usual form, in place; others stay as they are."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.MultiheadAttention) and _is_usual(module):
+            model.set_submodule(name, UnfoldedAttention(module).train(module.training))
+
+
+def _is_usual(attention: nn.MultiheadAttention) -> bool:
+    """Whether queries, keys and values have one width, and nothing is appended to the keys."""
+    own_forward = type(attention).forward is nn.MultiheadAttention.forward
+    return own_forward and attention._qkv_same_embed_dim and attention.bias_k is None and not attention.add_zero_attn
