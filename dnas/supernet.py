@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dnas.conversion import QuantizerChoice, fresh_copy, swap_branches, swap_composite
 from dnas.layers import BranchedLayer, BranchGate, QuantizedLayer
-from search_spaces.allocation import Cells, allocate
+from search_spaces.allocation import Cells, allocate, dominated
 from search_spaces.budgets import Budget
 from search_spaces.costs import CostTable
 from search_spaces.layers import LayerGraph
@@ -230,6 +230,8 @@ class Supernet(nn.Module):
         utilities = self.theta.log_probabilities()
         if budget is not None:
             utilities = utilities + np.log(np.maximum(self.space.widths, 0.5))
+            # A cell that is narrower and no cheaper than another is never worth taking.
+            utilities = np.where(dominated(self.table, budget), -np.inf, utilities)
         return allocate(utilities, self.table, budget)
 
     def draw(self, generator: torch.Generator) -> Cells:

@@ -19,24 +19,44 @@ from search_spaces.errors import InputError
 
 Cells = list[tuple[int, int]]
 
-_SCALE = 1e3
-"""Utilities and costs are brought to this magnitude: the solver's tolerances are absolute, 1e-6."""
+# The solver's tolerances are absolute, 1e-6: limits and the spread of the utilities are brought to these figures.
+_LIMIT, _SPREAD = 1e3, 10.0
 _MOST_TRIES = 64
-_USCALE = 10.0
-OPTIONS = {"mip_rel_gap": 1e-9, "time_limit": 60.0}
+_HAIR = 1e-12  # what adding up in another order can change, relative to the sum
 
 
 def allocate(utilities: np.ndarray, table: CostTable, budget: Budget | None) -> Cells:
     """Return the cell of each decision that maximises the summed utility within ``budget``.
 
-    ``utilities`` is (D, Kw, Ka); cells outside ``space.allowed`` are never taken. The result never exceeds the
-    budget. Raises :class:`InputError` with the nearest possible figure when nothing meets it.
+    ``utilities`` is (D, Kw, Ka); cells outside ``space.allowed`` and those of utility -inf are never taken. The result
+    never exceeds the budget. Raises :class:`InputError` with the nearest possible figure when nothing meets it.
     """
     cells = _best(utilities, table, budget.limits if budget else {})
     if cells is None:
         assert budget is not None
         raise InputError(unreachable(table, budget))
     return cells
+
+
+def dominated(table: CostTable, budget: Budget) -> np.ndarray:
+    """Cells (D, Kw, Ka) for which another allowed one is at least as wide in both, and no dearer in any limited cost.
+
+    Under a budget on size alone, for example, only the widest activations are not dominated.
+    """
+    space = table.space
+    found = np.zeros(space.allowed.shape, dtype=bool)
+    _, rows, columns = found.shape
+    for row, column in np.ndindex(rows, columns):
+        for other_row, other_column in np.ndindex(rows, columns):
+            wider = other_row >= row and other_column >= column and (other_row, other_column) != (row, column)
+            if not wider:
+                continue
+            no_dearer = space.allowed[:, other_row, other_column].copy()
+            for name in budget.limits:
+                entries = table.entries[name]
+                no_dearer &= entries[:, other_row, other_column] <= entries[:, row, column]
+            found[:, row, column] |= no_dearer
+    return found
 
 
 def unreachable(table: CostTable, budget: Budget) -> str:
@@ -97,18 +117,18 @@ def _best(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float]) 
 
 def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], excluded: list[Cells]) -> Cells | None:
     """One integer program over x (D * Kw * Ka), 1 where a cell is chosen; None when it has no solution."""
-    open_cells = table.space.allowed.copy()
-    rows, bounds = [], []
+    open_cells, rows, bounds = table.space.allowed & (utilities > -np.inf), [], []
+    rooms = {name: limit - table.constants[name] for name, limit in limits.items()}
+    if any(room < -_HAIR * limits[name] for name, room in rooms.items()):
+        return None
     for name, limit in limits.items():
-        room = limit - table.constants[name]
-        if room < 0:
-            return None
-        if table.costs[name].combine == "max":
-            open_cells &= table.entries[name] <= limit
-        else:
-            open_cells &= table.entries[name] <= room
-            rows.append(csr_array(table.entries[name].ravel()[None, :] * (_SCALE / max(room, 1e-9))))
-            bounds.append(_SCALE)
+        most = limit if table.costs[name].combine == "max" else max(rooms[name], 0.0) + _HAIR * limit
+        open_cells &= table.entries[name] <= most
+    for name, room in rooms.items():
+        if table.costs[name].combine == "sum":
+            entries = np.where(open_cells, table.entries[name], 0.0).ravel()
+            rows.append(csr_array(entries[None, :] * (_LIMIT / max(room, _HAIR * limits[name]))))
+            bounds.append(_LIMIT)
     decisions, *cell_shape = utilities.shape
     per_decision = math.prod(cell_shape)
     for cells in excluded:
@@ -126,7 +146,7 @@ def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float],
         constraints=constraints,
         integrality=np.ones(open_cells.size),
         bounds=Bounds(0, open_cells.ravel().astype(float)),
-        options=OPTIONS,
+        options={"mip_rel_gap": 1e-9, "time_limit": 60.0},
     )
     if solution.x is None:
         return None
@@ -139,4 +159,4 @@ def _centred(utilities: np.ndarray, open_cells: np.ndarray) -> np.ndarray:
     best = np.where(open_cells, utilities, -np.inf).max(axis=(1, 2), keepdims=True)
     with np.errstate(invalid="ignore"):
         losses = np.where(open_cells, utilities - best, 0.0)
-    return losses * (_USCALE / max(np.abs(losses).max(), 1e-300))
+    return losses * (_SPREAD / max(np.abs(losses).max(), 1e-300))
