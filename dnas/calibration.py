@@ -29,10 +29,8 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = [module for module in network.modules() if isinstance(module, QuantizedLayer)]
     calibrate_weights(network)
     inputs = [layer.quantize_input for layer in layers]
-    was_training = network.training
-    network.eval()
     untrained = [norm for norm in _tracking_norms(network) if _is_untrained(norm)]
-    with torch.no_grad(), observing(layers), _using_batch_statistics(untrained):
+    with torch.no_grad(), _evaluating(network), observing(layers), _using_batch_statistics(untrained):
         for x in batches:
             network(x)
         for quantizer in inputs:
@@ -40,7 +38,18 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
             samples = samples.to(quantizer.gain.device)
             quantizer.set_sign(bool(samples.min() < 0))
             fit(quantizer, samples.flatten())
-    network.train(was_training)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put the network in eval mode inside this context, and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def calibrate_weights(network: nn.Module) -> None:
@@ -147,19 +156,15 @@ def recalibrate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None
     norms = _tracking_norms(network)
     if not norms:
         return
-    modes = {module: module.training for module in network.modules()}
     momenta = [norm.momentum for norm in norms]
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    try:
-        with torch.no_grad():
+    with torch.no_grad(), _evaluating(network):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        try:
             for x in batches:
                 network(x)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum

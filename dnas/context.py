@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from dnas.augmentation import Augmentation
 from dnas.config import JobConfig
 from dnas.conversion import QuantizerChoice
 from dnas.data import load_data
-from dnas.image_sets import DataSplits, ImageSet
+from dnas.image_sets import DataSplits
 from dnas.planning import Plan, compilation_pays, plan_job
-from dnas.progress import Progress, Report, planned_work
+from dnas.progress import EpochWork, Progress, Report, planned_work
 from dnas.schedules import derived_seed
 from dnas.search import EpochRecord, SearchData, SupernetTrainer
 from dnas.training import EpochResult, StepReport, Trainer, evaluate, inputs_of
@@ -31,16 +31,18 @@ from search_spaces.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.models import LoadedModel, load_model
 
-Epoch = TypeVar("Epoch", EpochResult, EpochRecord)
-
 
 @dataclass(frozen=True)
 class Stage:
-    """Where an epoch belongs: the stage, what it is run for, and the seed; ``checkpoint`` names its file."""
+    """Where an epoch belongs: the stage, what it is run for, and the seed; ``checkpoint`` names its file.
+
+    ``epoch_work`` is the work of one epoch in image passes (see :mod:`dnas.progress`).
+    """
 
     name: str
     run: str
     checkpoint: str
+    epoch_work: float
     seed: int = 0
     budget: Mapping[str, float] = field(default_factory=dict)
 
@@ -52,6 +54,7 @@ class JobContext:
     """
 
     def __init__(self, config: JobConfig, run: Run, report: Report) -> None:
+        _check_start(config)
         self.config, self.run, self.report = config, run, report
         self.device = choose_device(config.device)
         quantizer = config.quantizer
@@ -62,10 +65,11 @@ class JobContext:
         self.reference = ModelReference(config.model.source, self.data.input_shape, self.loaded.checkpoint_sha256)
         self.augmentation, self.search_data = self._images()
         self.records = run.journal.records()
-        images = len(self.data.train)
-        pays = compilation_pays(config, self.plan, images)
+        pays = compilation_pays(config, self.plan, len(self.data.train))
         self.compiles = {"on": True, "off": False}.get(config.search.compile, pays)
-        self.progress = Progress(planned_work(config, self.plan, images, len(self.search_data.judge)), report)
+        search_data = self.search_data
+        self.work = EpochWork.of(config, len(search_data.weights), len(search_data.theta), len(search_data.judge))
+        self.progress = Progress(planned_work(config, self.work, len(self.plan.budgets)), report)
         self.network = self.loaded.module.to(self.device)
 
     def _images(self) -> tuple[Augmentation | None, SearchData]:
@@ -137,18 +141,18 @@ class JobContext:
         )
         return inputs_of(batches, self.config.quantizer.calibration_batches)
 
-    def train(self, trainer: Trainer, stage: Stage, images: ImageSet, work_per_image: float) -> None:
+    def train(self, trainer: Trainer, stage: Stage) -> None:
         """Run a trainer's remaining epochs, saving and journaling each."""
-        steps = self.steps(stage, trainer, trainer.section.epochs, work_per_image * len(images))
+        steps = self.steps(stage, trainer, trainer.section.epochs)
         for _ in self.resumed(stage, trainer, lambda: trainer.epochs(steps)):
             pass
 
-    def steps(self, stage: Stage, trainer: Trainer | SupernetTrainer, epochs: int, epoch_work: float) -> StepReport:
+    def steps(self, stage: Stage, trainer: Trainer | SupernetTrainer, epochs: int) -> StepReport:
         """A callback that reports each step of a stage, and the share of the whole job it leaves done."""
 
         def step(number: int, steps: int, loss: float) -> None:
             self.progress.step(
-                epoch_work / steps,
+                stage.epoch_work / steps,
                 stage=stage.name,
                 run=stage.run,
                 epoch=trainer.epoch + 1,
@@ -161,14 +165,22 @@ class JobContext:
         return step
 
     def resumed(
-        self, stage: Stage, trainer: Trainer | SupernetTrainer, epochs: Callable[[], Iterable[Epoch]]
-    ) -> Iterator[Epoch]:
-        """Restore a trainer from its checkpoint, then yield its remaining epochs, each saved and journaled."""
+        self,
+        stage: Stage,
+        trainer: Trainer | SupernetTrainer,
+        epochs: Callable[[], Iterable[EpochResult | EpochRecord]],
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the journal record of every epoch that is left, once it is saved and journaled.
+
+        The epoch that a checkpoint restores comes first: what follows an epoch may have been cut off by a kill.
+        """
         saved = self.run.load_checkpoint(stage.checkpoint)
         if saved is not None:
             tensors, values = saved
             trainer.restore({key: value.to(self.device) for key, value in tensors.items()}, values)
+            self.progress.advance(stage.epoch_work * trainer.epoch)
             self._journal_epoch(values["record"])
+            yield values["record"]
         for result in epochs():
             fields = self._epoch_fields(trainer, result)
             record = {"event": "epoch", "stage": stage.name, "run": stage.run, "seed": stage.seed, **fields}
@@ -177,7 +189,7 @@ class JobContext:
             tensors, values = trainer.state()
             self.run.save_checkpoint(stage.checkpoint, tensors, {**values, "record": record})
             self._journal_epoch(record)
-            yield result
+            yield record
 
     def _epoch_fields(self, trainer: Trainer | SupernetTrainer, result: EpochResult | EpochRecord) -> dict[str, Any]:
         if isinstance(result, EpochRecord) or isinstance(trainer, SupernetTrainer):
@@ -190,6 +202,19 @@ class JobContext:
         key = ("stage", "run", "seed", "epoch")
         if not any(all(known[k] == record[k] for k in key) for known in self.events("epoch")):
             self.journal(record)
+
+
+def _check_start(config: JobConfig) -> None:
+    """Refuse fine-tuning from a supernet that has no weights to give."""
+    if config.finetune.start != "supernet":
+        return
+    if config.search.engine != "composite":
+        raise InputError(
+            "finetune.start = 'supernet' needs search.engine = 'composite': of many branches none is the net's own; "
+            "use finetune.start = 'pretrained' or 'fresh'"
+        )
+    if not config.search.warmup_epochs:
+        raise InputError("finetune.start = 'supernet' needs search.warmup_epochs of at least 1")
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from dnas.diagnosis import diagnose
 from dnas.jobfile import load_job
 from dnas.measuring import Measurer
 from dnas.mixture import compiled_mixture
-from dnas.progress import FORWARD, TRAIN, TRAIN_QUANTIZED, Report
+from dnas.progress import Report
 from dnas.schedules import derived_seed
 from dnas.search import EpochRecord, SupernetTrainer
 from dnas.supernet import Supernet
@@ -43,9 +44,17 @@ def run_job(config: JobConfig, run: Run, report: Report) -> ParetoFront:
     try:
         with compiled_mixture(context.compiles):
             return _run(context)
-    except JobError as error:
-        context.journal({"event": "failed", "message": str(error)})
+    except BrokenPipeError:
+        raise  # nobody listens any more: an interruption, not a failure
+    except Exception as error:
+        with contextlib.suppress(JobError):  # the journal's own disk may be what failed
+            context.journal({"event": "failed", "message": _sentence(error)})
         raise
+
+
+def _sentence(error: Exception) -> str:
+    """The error's own sentence where it was made for the user, else with its type before it."""
+    return str(error) if isinstance(error, (InputError, JobError)) else f"{type(error).__name__}: {error}"
 
 
 def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def _run(context: JobContext) -> ParetoFront:
     _stage(context, "pretrain", lambda: _pretrain(context))
     candidates = _stage(context, "search", lambda: _search(context))
     candidates += _stage(context, "controls", lambda: control_assignments(context))
-    points = _stage(context, "measure", lambda: [measurer.measure(candidate) for candidate in candidates])
+    points = _stage(context, "measure", lambda: measurer.measure_all(candidates))
     front = _stage(context, "test", lambda: _front(context, measurer, points))
     context.run.save_front(front)
     save_figure(draw_fronts({context.run.name: front}, x=front.x), context.run.picture_path)
@@ -106,21 +115,21 @@ def _introduction(context: JobContext) -> list[str]:
 
 
 def _pretrain(context: JobContext) -> None:
-    """Train the float network, where the job asks for it."""
+    """Train the float network, where the job asks for it, without the images of θ: they must be new to the weights."""
     config = context.config
     if not config.pretrain.epochs:
         return
     trainer = Trainer(
         context.network,
         config.pretrain,
-        images=context.data.train,
+        images=context.search_data.weights,
         batch_size=config.data.batch_size,
         augmentation=context.search_data.augmentation,
         seed=config.seed,
         label="pretrain",
         device=context.device,
     )
-    context.train(trainer, Stage("pretrain", "float", "pretrain"), context.data.train, TRAIN)
+    context.train(trainer, Stage("pretrain", "float", "pretrain", context.work.pretrain))
 
 
 def _search(context: JobContext) -> list[BitAssignment]:
@@ -128,12 +137,15 @@ def _search(context: JobContext) -> list[BitAssignment]:
     budgets: tuple[Budget | None, ...] = context.plan.budgets or (None,)
     searched = {record["run"] for record in context.events("searched")}
     missing = {f"search-{number}": b for number, b in enumerate(budgets, start=1) if f"search-{number}" not in searched}
+    context.progress.advance(context.work.search * context.config.search.epochs * len(searched))
     if missing:
         supernet = _warm_supernet(context)
         warm = {name: value.clone() for name, value in supernet.state_dict().items()}
         for label, budget in missing.items():
             supernet.load_state_dict(warm)
             _search_one(context, supernet, label, budget)
+    else:
+        context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
     kinds = ("search", "sampled")
     return [found for found in context.assignments_of("decoded") if found.provenance["kind"] in kinds]
 
@@ -144,12 +156,11 @@ def _warm_supernet(context: JobContext) -> Supernet:
     supernet = Supernet(context.network, plan.graph, plan.space, plan.table, context.choice, section.engine)
     supernet = supernet.to(context.device)
     calibrate(supernet.network, context.calibration_images())
-    stage = Stage("warmup", "warmup", "warmup")
+    stage = Stage("warmup", "warmup", "warmup", context.work.warmup)
     trainer = _supernet_trainer(context, supernet, "warmup")
-    work = TRAIN_QUANTIZED * len(context.search_data.weights)
-    steps = context.steps(stage, trainer, section.warmup_epochs, work)
+    steps = context.steps(stage, trainer, section.warmup_epochs)
     for _ in context.resumed(stage, trainer, lambda: trainer.warmup(steps)):
-        context.progress.advance(FORWARD * len(context.search_data.judge))
+        pass
     return supernet
 
 
@@ -162,20 +173,17 @@ def _supernet_trainer(context: JobContext, supernet: Supernet, label: str) -> Su
 
 def _search_one(context: JobContext, supernet: Supernet, label: str, budget: Budget | None) -> None:
     """Train θ for one budget, decode, and journal what was found."""
-    section, data = context.config.search, context.search_data
-    stage = Stage("search", label, label, budget=budget.limits if budget else {})
+    stage = Stage("search", label, label, context.work.search, budget=budget.limits if budget else {})
     trainer = _supernet_trainer(context, supernet, label)
-    images = len(data.theta) + (len(data.weights) if section.weight_updates != "frozen" else 0)
-    steps = context.steps(stage, trainer, section.epochs, TRAIN_QUANTIZED * images)
-    last: EpochRecord | None = None
-    for record in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
-        last = record
-        context.progress.advance(2 * FORWARD * len(data.judge))
-        _sample_architectures(context, supernet, label, record.epoch)
+    steps = context.steps(stage, trainer, context.config.search.epochs)
+    last: dict[str, Any] = {}
+    for last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
+        _sample_architectures(context, supernet, label, last["epoch"])
     cells = supernet.decode(budget)
     context.keep_cells(label, "search", cells, label, budget)
-    if last is not None:
-        context.tell_once(diagnose(label, last, supernet.decode(), context.plan.table, budget))
+    if last:
+        record = EpochRecord(**{field.name: last[field.name] for field in fields(EpochRecord)})
+        context.tell_once(diagnose(label, record, supernet.decode(), context.plan.table, budget))
     context.journal({"event": "searched", "run": label})
     context.run.delete_checkpoint(label)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from results.pareto import ParetoFront
 from results.report import front_rows, render_table, verdicts
 from results.runs import ASSIGNMENTS, CHECKPOINTS, JOB, Run, environment
 from results.status import run_status
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError
 
 RUNS = Path("runs")
 
@@ -30,8 +32,10 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
     """
     config = load_job(source, overrides)
     folder = folder or RUNS / config.name
-    existed = folder.exists()
-    with Run.create(folder, dump_job(config), environment()) as run:
+    with _told_of(folder):
+        existed = folder.exists()
+        run = Run.create(folder, dump_job(config), environment())
+    with run:
         try:
             front = _carry_out(config, run, as_json)
         except InputError:
@@ -64,6 +68,20 @@ def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
     spread = f" ± {100 * top1['std']:.2f}" if top1["n"] > 1 else ""
     seeds = f"{top1['n']} seed{'s' if top1['n'] > 1 else ''}"
     show(f"{found.id} on {split}: {100 * top1['mean']:.2f}{spread} % top-1 ({seeds}, {result['images']} images)")
+
+
+@contextmanager
+def _told_of(folder: Path) -> Iterator[None]:
+    """Make it wrong input where no run can be made in ``folder``; a full or broken disk stays a failure."""
+    try:
+        yield
+    except (JobError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, JobError) else error
+        if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise InputError(
+                f"{folder} cannot hold a run: {cause.strerror}; choose another folder with --run"
+            ) from error
+        raise
 
 
 def _carry_out(config: JobConfig, run: Run, as_json: bool) -> ParetoFront:

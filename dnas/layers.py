@@ -68,7 +68,8 @@ class TensorQuantizer(nn.Module):
         self.low.fill_(-1.0 if signed else 0.0)
         for k, width in enumerate(self.widths):
             grid = self.quantizer.grid(width, signed)
-            self.grids[:, k] = torch.tensor([grid.scale, grid.offset, grid.top, grid.step, grid.start])
+            column = [grid.scale, grid.offset, grid.top, grid.step, grid.start]
+            self.grids[:, k] = torch.tensor(column, dtype=self.grids.dtype)
 
     @property
     def signed(self) -> bool:
@@ -166,6 +167,7 @@ class QuantizedLayer(nn.Module):
         self.weight = cast(nn.Parameter, layer.weight)
         self.bias = cast("nn.Parameter | None", layer.bias)
         self.quantize_input, self.quantize_weight = quantize_input, quantize_weight
+        self._register_extras(layer)
         # In a tuple, so that the original is no submodule: its parameters would be registered twice.
         self._original = (layer,)
         own_forward = next(k for k in _KINDS if isinstance(layer, k))
@@ -177,8 +179,19 @@ class QuantizedLayer(nn.Module):
         layer = self._original[0]
         if self._operation is not None:
             return self._operation(layer, x, weight.to(x.dtype), self.bias)
-        tensors = {"weight": weight} if self.bias is None else {"weight": weight, "bias": self.bias}
-        return cast(Tensor, torch.func.functional_call(layer, tensors, (x,)))
+        tensors = {name: getattr(self, name) for name in (*layer._parameters, *layer._buffers)}
+        given = {name: tensor for name, tensor in {**tensors, "weight": weight}.items() if tensor is not None}
+        return cast(Tensor, torch.func.functional_call(layer, given, (x,)))
+
+    def _register_extras(self, layer: nn.Module) -> None:
+        """Register what a subclass holds beyond weight and bias, so that it is trained, saved and moved with the rest."""
+        for name, parameter in layer._parameters.items():
+            if name not in ("weight", "bias"):
+                self.register_parameter(name, parameter)
+        for name, buffer in layer._buffers.items():
+            self.register_buffer(name, buffer, persistent=name not in layer._non_persistent_buffers_set)
+        for name, child in layer._modules.items():
+            self.register_module(name, child)
 
     def __getattr__(self, name: str) -> Any:
         try:

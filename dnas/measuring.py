@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dnas.calibration import calibrate, recalibrate_batchnorm
 from dnas.context import JobContext, Stage
 from dnas.conversion import quantize_fixed
 from dnas.image_sets import ImageSet
-from dnas.progress import TRAIN_QUANTIZED
 from dnas.schedules import derived_seed
 from dnas.training import Measurement, Trainer, evaluate, inputs_of, with_prefix
 from results.pareto import Estimate, FrontPoint
@@ -29,6 +30,12 @@ class Measurer:
     def __init__(self, context: JobContext) -> None:
         self.context = context
         self._first_with: dict[str, str] = {}
+
+    def measure_all(self, assignments: Sequence[BitAssignment]) -> list[FrontPoint]:
+        """Measure every assignment; see :meth:`measure`."""
+        equal = sum(self._first(assignment) != assignment.id for assignment in assignments)
+        self.context.progress.drop(equal * self._work * self.context.config.finetune.seeds)
+        return [self.measure(assignment) for assignment in assignments]
 
     def measure(self, assignment: BitAssignment) -> FrontPoint:
         """Accuracy of the assignment on validation, over the job's seeds, as a point of the front."""
@@ -62,8 +69,9 @@ class Measurer:
     def _measure_seed(self, assignment: BitAssignment, first: str, seed: int) -> float:
         context = self.context
         for record in context.events("measured"):
-            if record["seed"] == seed and record["assignment"] in (assignment.id, first):
-                context.progress.advance(self._work)
+            if record["seed"] == seed and record["assignment"] == first:
+                if assignment.id == first:
+                    context.progress.advance(self._work)
                 return float(record["val_top1"])
         network = self._trained(assignment, seed)
         top1 = evaluate(network, context.data.val, context.config.data.batch_size, context.device).top1
@@ -75,7 +83,8 @@ class Measurer:
 
     @property
     def _work(self) -> float:
-        return TRAIN_QUANTIZED * len(self.context.data.train) * self.context.config.finetune.epochs
+        """Work of one fine-tuning."""
+        return self.context.work.finetune * self.context.config.finetune.epochs
 
     def _trained(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
@@ -91,8 +100,8 @@ class Measurer:
             label="finetune",  # not the assignment's name: equal assignments must train equally
             device=context.device,
         )
-        stage = Stage("finetune", assignment.id, f"{assignment.id}-seed{seed}", seed)
-        context.train(trainer, stage, context.data.train, TRAIN_QUANTIZED)
+        stage = Stage("finetune", assignment.id, f"{assignment.id}-seed{seed}", context.work.finetune, seed)
+        context.train(trainer, stage)
         recalibrate_batchnorm(network, self._batchnorm_images())
         context.run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), {"seed": seed})
         context.run.delete_checkpoint(stage.checkpoint)
@@ -110,11 +119,11 @@ class Measurer:
                 model = load_model(section.source, arguments=section.arguments).module.to(context.device)
         network = quantize_fixed(model, context.plan.graph, assignment.layers, context.choice).to(context.device)
         if start == "supernet":
-            inherit(network, context.run.load_checkpoint("warmup"), assignment)
+            inherit(network, context.run.load_checkpoint("warmup"))
         calibrate(network, context.calibration_images())
         return network
 
-    def _batchnorm_images(self) -> list[torch.Tensor]:
+    def _batchnorm_images(self) -> list[Tensor]:
         context = self.context
         batches = context.data.train.batches(
             context.config.data.batch_size, seed=derived_seed(context.config.seed, "batchnorm"), device=context.device
@@ -148,10 +157,10 @@ class Measurer:
         return evaluate(network.to(context.device).eval(), images, context.config.data.batch_size, context.device)
 
 
-def inherit(network: nn.Module, warm: object, assignment: BitAssignment) -> None:
+def inherit(network: nn.Module, warm: tuple[Mapping[str, Tensor], Any] | None) -> None:
     """Copy what a warmed-up composite supernet and a fixed net have in common: weights, biases, BatchNorm."""
-    if not isinstance(warm, tuple):
-        raise InputError("finetune.start = 'supernet' needs search.warmup_epochs of at least 1")
+    if warm is None:
+        raise InputError("the checkpoint 'warmup' is gone, which finetune.start = 'supernet' needs; restore it")
     tensors = with_prefix(warm[0], "supernet.network")
     own = network.state_dict()
     shared = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape and ".quantize_" not in k}

@@ -143,7 +143,8 @@ class _Mix(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, clip, gain, grids, low, shares)
         ctx.saturates, ctx.clip_gradient = saturates, clip_gradient
-        mixed = _active.forward(_matrix(x, clip), clip, gain, grids, low, shares, saturates)
+        # Detached: torch.compile looks at what a tensor is a view of, and would compile once more for a gradient.
+        mixed = _active.forward(_matrix(x, clip), clip.detach(), gain, grids, low, shares.detach(), saturates)
         return mixed.as_strided(x.shape, x.stride())
 
     @staticmethod
@@ -154,11 +155,11 @@ class _Mix(torch.autograd.Function):
         grad_x, grad_clip, grad_shares = _active.backward(
             _matrix(g, clip),
             _matrix(x, clip),
-            clip,
+            clip.detach(),
             gain,
             grids,
             low,
-            shares,
+            shares.detach(),
             ctx.saturates,
             ctx.clip_gradient if wants_clip else None,
             wants_shares,
@@ -170,7 +171,7 @@ def _matrix(x: Tensor, clip: Tensor) -> Tensor:
     """See a dense tensor as (rows, elements) in memory order, without a copy."""
     rows = clip.shape[0]
     elements = x.numel() // rows
-    return x.as_strided((rows, elements), (elements, 1))
+    return x.detach().as_strided((rows, elements), (elements, 1))
 
 
 def _laid_out_like(tensor: Tensor, example: Tensor) -> Tensor:

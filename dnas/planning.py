@@ -14,6 +14,7 @@ from search_spaces.budgets import Budget, parse_budget
 from search_spaces.costs import CostTable, build_costs
 from search_spaces.graph import read_graph
 from search_spaces.layers import LayerGraph
+from search_spaces.models import importable_working_directory
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
 
 
@@ -46,7 +47,8 @@ def space_options(section: SpaceSection) -> SpaceOptions:
 def cost_table(graph: LayerGraph, space: PrecisionSpace, section: CostsSection, per_channel: bool) -> CostTable:
     """Price every choice at every cost that the job knows."""
     latency = Path(section.latency_table) if section.latency_table else None
-    return CostTable(graph, space, build_costs(per_channel, latency, section.functions))
+    with importable_working_directory():  # the user's own cost functions
+        return CostTable(graph, space, build_costs(per_channel, latency, section.functions))
 
 
 def read_budgets(entries: Sequence[dict[str, Amount]], table: CostTable) -> tuple[Budget, ...]:

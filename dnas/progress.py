@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dnas.config import JobConfig
-from dnas.planning import Plan
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -24,25 +24,48 @@ class Progress:
         """Count ``work`` as done."""
         self.done = min(self.total, self.done + work)
 
+    def drop(self, work: float) -> None:
+        """Take back ``work`` that turned out not to be needed."""
+        self.total = max(self.done, self.total - work)
+
     def step(self, work: float, **fields: Any) -> None:
         """Count the work of one step and report where the job stands."""
         self.advance(work)
         self.report({"event": "progress", "fraction": self.done / self.total, **fields})
 
 
-def planned_work(config: JobConfig, plan: Plan, images: int, judges: int) -> float:
-    """Work of a whole job in image passes, for ``images`` training and ``judges`` validation images."""
+@dataclass(frozen=True)
+class EpochWork:
+    """Work of one epoch of each stage, its measurement on the judging images included."""
+
+    pretrain: float
+    warmup: float
+    search: float
+    finetune: float
+
+    @classmethod
+    def of(cls, config: JobConfig, weights: int, theta: int, judges: int) -> EpochWork:
+        """The work for so many images that train the weights, train θ, and judge."""
+        images = weights + theta
+        searched = {"frozen": theta, "epoch": images, "step": 2 * weights}[config.search.weight_updates]
+        return cls(
+            pretrain=TRAIN * weights + FORWARD * judges,
+            warmup=TRAIN_QUANTIZED * weights + FORWARD * judges,
+            search=TRAIN_QUANTIZED * searched + 2 * FORWARD * judges,
+            finetune=TRAIN_QUANTIZED * images + FORWARD * judges,
+        )
+
+
+def planned_work(config: JobConfig, work: EpochWork, budgets: int) -> float:
+    """Work of a whole job in image passes, as if every assignment were another one."""
     search, controls = config.search, config.controls
-    searches = max(1, len(plan.budgets))
-    theta = round(search.theta_fraction * images)
-    weights = images - theta
-    per_epoch = TRAIN_QUANTIZED * (theta + (weights if search.weight_updates != "frozen" else 0))
-    candidates = searches + len(controls.uniform) + len(plan.budgets) * (int(controls.ilp) + controls.random)
+    searches = max(1, budgets)
+    candidates = searches + len(controls.uniform) + budgets * (int(controls.ilp) + controls.random)
     if search.sample_every:
-        candidates += search.samples * (search.epochs // search.sample_every)
+        candidates += searches * search.samples * (search.epochs // search.sample_every)
     return (
-        TRAIN * images * config.pretrain.epochs
-        + (TRAIN_QUANTIZED * weights + FORWARD * judges) * search.warmup_epochs
-        + (per_epoch + 2 * FORWARD * judges) * search.epochs * searches
-        + TRAIN_QUANTIZED * images * config.finetune.epochs * config.finetune.seeds * candidates
+        work.pretrain * config.pretrain.epochs
+        + work.warmup * search.warmup_epochs
+        + work.search * search.epochs * searches
+        + work.finetune * config.finetune.epochs * config.finetune.seeds * candidates
     )

@@ -205,8 +205,9 @@ class SupernetTrainer:
             sample = self.supernet.sample(temperature, self.section.sampling, generator)
         loss = self._cross_entropy(batch, sample)
         loss.backward()
+        value = self._checked(loss, batch, sample)
         self.weight_optimizer.step()
-        return checked(loss, self.supernet.network, batch[0])
+        return value
 
     def _theta_step(
         self,
@@ -227,8 +228,13 @@ class SupernetTrainer:
         finally:
             for parameter in weights:
                 parameter.requires_grad_(True)
+        value = self._checked(loss, batch, sample)
         self.theta_optimizer.step()
-        return checked(loss, self.supernet.network, batch[0])
+        return value
+
+    def _checked(self, loss: Tensor, batch: tuple[Tensor, Tensor], sample: Sample) -> float:
+        with self.supernet.sampled(sample):  # which the search for the layer to blame needs
+            return checked(loss, self.supernet.network, batch[0])
 
     def _cross_entropy(self, batch: tuple[Tensor, Tensor], sample: Sample) -> Tensor:
         x, y = batch

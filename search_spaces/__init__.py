@@ -1,1 +1,76 @@
-"""What can be chosen, and what a choice costs: layers, assignments, spaces, costs, budgets and the small model zoo."""
+"""What can be chosen, and what a choice costs: layers, assignments, spaces, costs, budgets and the small model zoo.
+
+The names below are loaded when first used, so that importing ``search_spaces`` costs nothing. This package knows
+nothing of training and imports none of the others.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from search_spaces.allocation import allocate, check_reachable
+    from search_spaces.assignments import BitAssignment, LayerBits, ModelReference, check_fits
+    from search_spaces.budgets import Budget, parse_budget
+    from search_spaces.costs import Cost, CostTable, build_costs
+    from search_spaces.errors import InputError, JobError
+    from search_spaces.graph import read_graph
+    from search_spaces.layers import LayerGraph, LayerSpec, ResidualBranch
+    from search_spaces.models import LoadedModel, available_models, load_checkpoint, load_model
+    from search_spaces.spaces import Decision, PrecisionSpace, SpaceOptions, build_space, read_capability
+    from search_spaces.zoo import ZOO
+
+_MODULES = {
+    "search_spaces.allocation": ("allocate", "check_reachable"),
+    "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference", "check_fits"),
+    "search_spaces.budgets": ("Budget", "parse_budget"),
+    "search_spaces.costs": ("Cost", "CostTable", "build_costs"),
+    "search_spaces.errors": ("InputError", "JobError"),
+    "search_spaces.graph": ("read_graph",),
+    "search_spaces.layers": ("LayerGraph", "LayerSpec", "ResidualBranch"),
+    "search_spaces.models": ("LoadedModel", "available_models", "load_checkpoint", "load_model"),
+    "search_spaces.spaces": ("Decision", "PrecisionSpace", "SpaceOptions", "build_space", "read_capability"),
+    "search_spaces.zoo": ("ZOO",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "BitAssignment",
+    "Budget",
+    "Cost",
+    "CostTable",
+    "Decision",
+    "InputError",
+    "JobError",
+    "LayerBits",
+    "LayerGraph",
+    "LayerSpec",
+    "LoadedModel",
+    "ModelReference",
+    "PrecisionSpace",
+    "ResidualBranch",
+    "SpaceOptions",
+    "ZOO",
+    "allocate",
+    "available_models",
+    "build_costs",
+    "build_space",
+    "check_fits",
+    "check_reachable",
+    "load_checkpoint",
+    "load_model",
+    "parse_budget",
+    "read_capability",
+    "read_graph",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'search_spaces' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -29,7 +29,7 @@ class LayerBits:
 
     def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
-            if bits not in BIT_WIDTHS or isinstance(bits, bool):
+            if bits not in BIT_WIDTHS or isinstance(bits, (bool, float)):
                 raise InputError(
                     f"{name} = {bits!r} is not a bit-width; choose one of {', '.join(map(str, BIT_WIDTHS))}"
                 )
@@ -111,19 +111,25 @@ class BitAssignment:
                 data["model"]["checkpoint_sha256"],
             )
             layers = {str(name): _layer_bits(entry) for name, entry in data["layers"].items()}
-            return cls(str(data["id"]), model, layers, data["cost"], data["metrics"], data["provenance"])
+            tables = [data[name] for name in ("cost", "metrics", "provenance")]
+            if not all(isinstance(table, dict) for table in tables):
+                raise TypeError("cost, metrics and provenance are objects")
+            return cls(str(data["id"]), model, layers, *tables)
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"the assignment file is damaged ({error!r}); export it again") from error
 
     @classmethod
     def loads(cls, text: str) -> BitAssignment:
         """Read an assignment from the text of its file."""
         try:
-            return cls.from_json(json.loads(text))
+            data = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(f"the assignment file is not JSON (line {error.lineno}: {error.msg})") from error
+        except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads
+            raise InputError(f"the assignment file is damaged ({error}); export it again") from error
+        return cls.from_json(data)
 
 
 def _layer_bits(entry: Mapping[str, Any]) -> LayerBits:

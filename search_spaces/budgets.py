@@ -38,7 +38,10 @@ def parse_amount(text: str | float, fp32: float, uniform8: float) -> float:
     (100.0, 2048.0, 7.0)
     """
     if isinstance(text, (int, float)) and not isinstance(text, bool):
-        amount = float(text)
+        try:
+            amount = float(text)
+        except OverflowError:
+            amount = math.inf
     else:
         found = _PATTERN.fullmatch(str(text))
         if not found:
@@ -57,9 +60,11 @@ def parse_budget(entry: Mapping[str, str | float], table: CostTable) -> Budget:
     """Read one budget of a job file, such as ``{size_bytes = "12%", bitops = "5%"}``."""
     if not entry:
         raise InputError("a budget is empty; write for example { size_bytes = '12%' }")
-    fp32, uniform8 = table.uniform(32), table.uniform(8)
     limits = {}
     for name, amount in entry.items():
         table.require(name)
-        limits[name] = parse_amount(amount, fp32[name], uniform8[name])
+        references = [0.0, 0.0]
+        if "%" in str(amount):  # asked for only then: a latency table need not hold these widths
+            references = [table.uniform(bits, [name])[name] for bits in (32, 8)]
+        limits[name] = parse_amount(amount, *references)
     return Budget(limits, " & ".join(f"{name} {amount}" for name, amount in entry.items()))

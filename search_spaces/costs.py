@@ -8,9 +8,9 @@ folded to one scale and one shift per channel; everything else in fp32. 32 bits 
 from __future__ import annotations
 
 import csv
-import importlib
+import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, nearest
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
+from search_spaces.models import import_callable, importable_working_directory
 from search_spaces.spaces import Pair, PrecisionSpace
 
 LayerCost = Callable[[LayerSpec, int, int], float]
@@ -100,7 +101,8 @@ PEAK_ACTIVATION_BYTES = Cost("peak_activation_bytes", "bytes", _input_bytes, com
 def latency_table(path: Path) -> Cost:
     """A latency measured elsewhere, read from CSV or JSON rows (layer, weight_bits, activation_bits, latency_ms)."""
     try:
-        rows = json.loads(path.read_text()) if path.suffix == ".json" else list(csv.DictReader(path.open()))
+        text = path.read_text()
+        rows = json.loads(text) if path.suffix == ".json" else csv.DictReader(io.StringIO(text))
         table = {
             (str(row["layer"]), int(row["weight_bits"]), int(row["activation_bits"])): float(row["latency_ms"])
             for row in rows
@@ -126,14 +128,8 @@ def latency_table(path: Path) -> Cost:
 
 def user_cost(name: str, source: str) -> Cost:
     """A user's own cost, ``package.module:function(layer, weight_bits, activation_bits) -> float``, summed."""
-    module_name, _, attribute = source.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # the user's module can fail in any way
-        raise InputError(f"cost '{name}': cannot import {source} ({error})") from error
-    if not callable(function):
-        raise InputError(f"cost '{name}': {source} is not a function")
-    return Cost(name, "", function)
+    with importable_working_directory():
+        return Cost(name, "", import_callable(source, f"cost '{name}'"))
 
 
 class CostTable:
@@ -174,19 +170,20 @@ class CostTable:
                 entries[d, i, j] = cost.total([self._layer(cost, name, pair) for name in decision.layers], 0.0)
         return entries
 
-    def price(self, layers: Mapping[str, LayerBits]) -> dict[str, float]:
-        """Exact costs of an assignment of bits to every layer (any bit-widths, also ones outside the space)."""
+    def price(self, layers: Mapping[str, LayerBits], names: Collection[str] | None = None) -> dict[str, float]:
+        """Exact costs (all, or those in ``names``) of any bits for every layer, also ones outside the space."""
         return {
             cost.name: cost.total(
                 [self._layer(cost, name, (bits.weight_bits, bits.activation_bits)) for name, bits in layers.items()],
                 cost.network(self.graph),
             )
             for cost in self.costs.values()
+            if names is None or cost.name in names
         }
 
-    def uniform(self, bits: int) -> dict[str, float]:
+    def uniform(self, bits: int, names: Collection[str] | None = None) -> dict[str, float]:
         """Costs with ``bits`` for weights and activations of every layer, the fixed ones included."""
-        return self.price({layer.name: LayerBits(bits, bits) for layer in self.graph.layers})
+        return self.price({layer.name: LayerBits(bits, bits) for layer in self.graph.layers}, names)
 
     def cells_cost(self, cells: Sequence[tuple[int, int]]) -> dict[str, float]:
         """Exact costs when decision d takes the cell ``cells[d]``."""
