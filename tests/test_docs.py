@@ -1,0 +1,202 @@
+"""The documentation does what it says: its code runs, its commands and links exist, its names are all there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import dnas
+from dnas.cli import app
+from dnas.config import JobConfig
+from dnas.jobfile import job_file_reference, load_job
+from results.journal import Journal
+from results.runs import Run
+from search_spaces.spaces import read_capability
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# The default job, as small as it can be and still leave every file that docs/file-formats.md reads.
+SMALL_JOB = (
+    "pretrain.epochs=1",
+    "search.warmup_epochs=1",
+    "search.epochs=1",
+    "search.budgets=[{size_bytes='20%'}]",
+    "finetune.epochs=1",
+    "finetune.seeds=1",
+    "controls.uniform=[4]",
+    "controls.ilp=false",
+    "data.train_limit=300",
+)
+
+
+class Block(NamedTuple):
+    page: Path
+    line: int
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(page, text.count("\n", 0, match.start()) + 2, match[1], match[2]) for match in found]
+
+
+def all_blocks(*languages: str) -> list[object]:
+    found = [block for page in PAGES for block in blocks(page) if block.language in languages]
+    return [pytest.param(block, id=f"{block.page.name}:{block.line}") for block in found]
+
+
+def pages_with(language: str) -> list[object]:
+    found = [page for page in PAGES if any(block.language == language for block in blocks(page))]
+    return [pytest.param(page, id=page.name) for page in found]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Every ``dnas ...`` of a shell block, without the prompt; lines of output are no commands."""
+    prompted = any(line.startswith("$ ") for line in text.splitlines())
+    for line in text.replace("\\\n", " ").splitlines():
+        if prompted and not line.startswith("$ "):
+            continue
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        starts = [at for at, word in enumerate(words) if word == "dnas" or word.endswith("/dnas")]
+        for at in starts:
+            end = next((i for i, word in enumerate(words) if i > at and word in ("&&", "|", ";")), len(words))
+            yield words[at + 1 : end]
+
+
+def links(page: Path) -> Iterator[str]:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def anchors(page: Path) -> set[str]:
+    """Ids of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that the snippets read."""
+    folder = tmp_path_factory.mktemp("docs") / "runs" / "digits"
+    settings = [part for setting in SMALL_JOB for part in ("--set", setting)]
+    result = CliRunner().invoke(app, ["search", "--run", str(folder), "--device", "cpu", *settings])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_blocks_run(
+    page: Path, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(digits_run, tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "docs"}
+    for block in blocks(page):
+        if block.language == "python":
+            # Blank lines in front, so that a traceback names the line of the page.
+            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", all_blocks("toml"))
+def test_toml_blocks_are_jobs(block: Block, tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(block.text, encoding="utf-8")
+    assert isinstance(load_job(str(path)), JobConfig)
+
+
+@pytest.mark.parametrize("block", all_blocks("bash", "console"))
+def test_commands_exist_with_their_options(block: Block) -> None:
+    group = typer.main.get_command(app)
+    found = list(commands(block.text))
+    assert found or "pytest" in block.text, "a shell block without a command"
+    for words in found:
+        context = group.make_context("dnas", list(words))  # refuses an unknown option
+        name, command, rest = group.resolve_command(context, [*words])  # type: ignore[attr-defined]
+        command.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize(
+    ("page", "target"),
+    [pytest.param(page, target, id=f"{page.name}:{target}") for page in PAGES for target in links(page)],
+)
+def test_links_resolve(page: Path, target: str) -> None:
+    path, _, anchor = target.partition("#")
+    linked = (page.parent / path).resolve() if path else page
+    assert linked.exists(), f"{page.name} links to {target}, which is not there"
+    assert linked.is_relative_to(ROOT)
+    if anchor:
+        assert anchor in anchors(linked), f"{linked.name} has no heading '#{anchor}'"
+
+
+def test_the_page_of_names_is_complete() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?) \|", text[text.index("## Names") :], re.MULTILINE)
+    told = [name for row in rows for name in re.findall(r"`(\w+)", row)]
+    assert sorted(set(told)) == sorted(dnas.__all__)
+
+
+def test_the_job_file_page_is_generated_anew() -> None:
+    assert (ROOT / "docs" / "job-file.md").read_text(encoding="utf-8") == job_file_reference()
+
+
+def test_the_readme_holds_the_tests_command_that_ci_extracts() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^<!-- tests -->\n```bash\n(.+pytest.*)\n```$", text, re.MULTILINE)
+    assert found
+    assert found[1].startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[test]'")
+
+
+def test_every_event_of_a_run_is_told_with_its_keys(digits_run: Path) -> None:
+    page = (ROOT / "docs" / "file-formats.md").read_text(encoding="utf-8")
+    part = page[page.index("## journal.jsonl") : page.index("## assignments")]
+    told = set(re.findall(r"`(\w+)`", part))
+    for record in Journal(digits_run / "journal.jsonl", read_only=True).records():
+        assert {record["event"], *record} <= told, record
+
+
+def test_every_key_of_an_assignment_and_of_the_front_is_told(digits_run: Path) -> None:
+    page = (ROOT / "docs" / "file-formats.md").read_text(encoding="utf-8")
+    assignment = Run.open(digits_run).assignment("search-1").to_json()
+    entry = next(iter(assignment["layers"].values()))
+    front = json.loads((digits_run / "front.json").read_text())
+    for key in (*assignment, *assignment["model"], *entry, *assignment["provenance"], *front, *front["points"][0]):
+        assert re.search(rf"\b{key}\b", page), key
+    header = (digits_run / "front.csv").read_text().splitlines()[0].split(",")
+    assert all(re.search(rf"\b{name.removesuffix('_mean').removesuffix('_std')}", page) for name in header[:3])
+
+
+def test_every_file_of_a_run_is_told(digits_run: Path) -> None:
+    page = (ROOT / "docs" / "file-formats.md").read_text(encoding="utf-8")
+    for path in digits_run.iterdir():
+        assert f"`{path.name}" in page, path.name
+
+
+def test_the_capability_file_shown_can_be_read(tmp_path: Path) -> None:
+    [shown] = [block for page in PAGES for block in blocks(page) if block.language == "json" and "pairs" in block.text]
+    path = tmp_path / "capability.json"
+    path.write_text(shown.text)
+    assert read_capability(path)["Linear"] == ((8, 8),)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_pages_name_no_path_of_this_machine(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert str(ROOT) + os.sep not in text
+    assert not re.search(r"(?<![\w.])/(home|work|tmp|root|Users)/", text)
