@@ -12,22 +12,37 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import json
 import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.model_check import BATCH, BITS, MOST_BYTES, Coverage, all_sources, check_model, input_side
+import torch
+
+from benchmarks.model_check import (
+    BATCH,
+    BITS,
+    MOST_BYTES,
+    Coverage,
+    all_sources,
+    check_module,
+    expected_bytes,
+    input_side,
+)
+from search_spaces.models import load_model
 
 MEMORY_BYTES = 16 * 2**30
+LARGE_BYTES = 5e9
 # One thread; and the allocator keeps large blocks, since new pages for each tensor cost more than the arithmetic where
 # weights are large: on one virtual machine the two steps of AlexNet take 9 s instead of 30.
 CHILD_ENVIRONMENT = {
@@ -103,8 +118,20 @@ def check_in_process(source: str) -> Coverage:
 def _child(source: str) -> int:
     """Check one network here, and print what was found as JSON."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    print(json.dumps(asdict(check_model(source))))
+    torch.manual_seed(0)
+    model = load_model(source).module
+    with _one_at_a_time(expected_bytes(model) > LARGE_BYTES):
+        print(json.dumps(asdict(check_module(model, input_side(source), source))))
     return 0
+
+
+@contextmanager
+def _one_at_a_time(large: bool) -> Iterator[None]:
+    """Wait until no other large network is checked, so that several processes fit in memory together."""
+    with Path(__file__).open() as lock:
+        if large:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def cells(outcome: Coverage) -> list[str]:
@@ -173,7 +200,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.coverage", description="Which networks can be searched."
     )
     parser.add_argument("--only", action="append", metavar="PATTERN", help="only networks whose name fits; repeatable")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="networks checked at once, 16 GB each")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="networks checked at once (large ones one by one)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="where to write the table")
     parser.add_argument("--one", metavar="SOURCE", help=argparse.SUPPRESS)
     return parser

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dnas.api import finetune, search_bits
     from dnas.calibration import calibrate, recalibrate_batchnorm
     from dnas.config import JobConfig
     from dnas.conversion import QuantizerChoice, apply, quantize_fixed
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from search_spaces.spaces import SpaceOptions, build_space
 
 _MODULES = {
+    "dnas.api": ("finetune", "search_bits"),
     "dnas.calibration": ("calibrate", "recalibrate_batchnorm"),
     "dnas.config": ("JobConfig",),
     "dnas.conversion": ("QuantizerChoice", "apply", "quantize_fixed"),
@@ -87,6 +89,7 @@ __all__ = [
     "evaluate",
     "evaluate_assignment",
     "examine",
+    "finetune",
     "load_data",
     "load_job",
     "load_model",
@@ -96,6 +99,7 @@ __all__ = [
     "read_graph",
     "recalibrate_batchnorm",
     "run_job",
+    "search_bits",
     "sensitivities",
     "verdicts",
 ]

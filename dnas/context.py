@@ -7,7 +7,7 @@ there. Each epoch is saved before it is journaled, and an epoch that was saved b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ class JobContext:
             "budget": budget.label if budget else None,
             "limits": dict(budget.limits) if budget else {},
             "seed": self.config.seed,
+            "quantizer": asdict(self.choice),
         }
         assignment = BitAssignment(name, self.reference, layers, self.plan.table.price(layers), {}, provenance)
         self.run.save_assignment(assignment)

@@ -87,14 +87,23 @@ def quantize_fixed(
     for name, bits in layers.items():
         original = twin.get_submodule(name)
         if bits.weight_bits == 0:
-            twin.set_submodule(name, SkippedLayer(original))
+            _replace(twin, name, SkippedLayer(original))
         elif (bits.weight_bits, bits.activation_bits) != (FLOAT_BITS, FLOAT_BITS):
             pair = (bits.weight_bits,), (bits.activation_bits,)
-            twin.set_submodule(name, quantized_layer(original, graph[name], *pair, choice))
+            _replace(twin, name, quantized_layer(original, graph[name], *pair, choice))
     for branch in graph.branches:
         if all(layers[name].weight_bits == 0 for name in branch.layers):
             twin.get_submodule(branch.terminal).register_forward_hook(DroppedBranch())
     return twin
+
+
+def _replace(twin: nn.Module, name: str, new: nn.Module) -> None:
+    """Put ``new`` in the place of the module called ``name``, under every name that it is registered by."""
+    old = twin.get_submodule(name)
+    for parent in list(twin.modules()):
+        for key, child in parent._modules.items():
+            if child is old:
+                parent._modules[key] = new
 
 
 def swap_composite(
@@ -106,7 +115,7 @@ def swap_composite(
 ) -> QuantizedLayer:
     """Replace a layer of ``twin`` by one convolution over mixtures of all candidates."""
     wrapped = quantized_layer(twin.get_submodule(spec.name), spec, weight_bits, activation_bits, choice)
-    twin.set_submodule(spec.name, wrapped)
+    _replace(twin, spec.name, wrapped)
     return wrapped
 
 
@@ -116,9 +125,9 @@ def swap_branches(twin: nn.Module, spec: LayerSpec, pairs: list[Pair], choice: Q
     norm = twin.get_submodule(spec.norm) if spec.norm else nn.Identity()
     branches = [quantized_layer(copy.deepcopy(layer), spec, (w,), (a,), choice) for w, a in pairs]
     wrapped = BranchedLayer(branches, [copy.deepcopy(norm) for _ in pairs])
-    twin.set_submodule(spec.name, wrapped)
+    _replace(twin, spec.name, wrapped)
     if spec.norm:
-        twin.set_submodule(spec.norm, nn.Identity())
+        _replace(twin, spec.norm, nn.Identity())
     return wrapped
 
 
@@ -126,8 +135,10 @@ def apply(model: nn.Module, assignment: BitAssignment, choice: QuantizerChoice |
     """Return a quantized copy of a fresh ``model`` at the bits of ``assignment``; the model is left untouched.
 
     Ranges are those of uncalibrated quantizers: call :func:`dnas.calibrate` on the result with training batches, or
-    load weights trained at these bits. Raises :class:`InputError` when the assignment is for another network.
+    load weights trained at these bits. The quantizers are those that the assignment was made with, unless ``choice``
+    names others. Raises :class:`InputError` when the assignment is for another network.
     """
     graph = read_graph(model, assignment.model.input_shape)
     check_fits(assignment, graph)
-    return quantize_fixed(model, graph, assignment.layers, choice or QuantizerChoice())
+    recorded = QuantizerChoice(**assignment.provenance.get("quantizer", {}))
+    return quantize_fixed(model, graph, assignment.layers, choice or recorded)

@@ -72,7 +72,7 @@ class DoctorReport:
     residual_ties: tuple[tuple[str, ...], ...]
     shared_inputs: tuple[tuple[str, ...], ...]
     couplings_unknown: str
-    uniform: Mapping[int, Mapping[str, float]]
+    uniform: Mapping[int, Mapping[str, float | None]]
     other_bytes: int
     uncounted_macs: int
     budgets: tuple[BudgetReport, ...]
@@ -116,11 +116,22 @@ def examine(
         residual_ties=graph.residual_ties,
         shared_inputs=graph.shared_inputs,
         couplings_unknown=graph.couplings_unknown,
-        uniform={bits: table.uniform(bits) for bits in UNIFORM_BITS} if graph.layers else {},
+        uniform={bits: _priced(table, bits) for bits in UNIFORM_BITS} if graph.layers else {},
         other_bytes=graph.other_bytes,
         uncounted_macs=graph.uncounted_macs,
         budgets=tuple(_budget(entry, table) for entry in budgets) if not reason else (),
     )
+
+
+def _priced(table: CostTable, bits: int) -> dict[str, float | None]:
+    """Uniform costs; None for a cost that has no figure there, such as a latency table without these rows."""
+    costs: dict[str, float | None] = {}
+    for name in table.costs:
+        try:
+            costs[name] = table.uniform(bits, [name])[name]
+        except InputError:
+            costs[name] = None
+    return costs
 
 
 def default_input_shape(model: nn.Module, source: str) -> Shape:

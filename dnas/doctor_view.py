@@ -158,7 +158,9 @@ def _cost_table(report: DoctorReport) -> Table:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for bits, costs in report.uniform.items():
-        table.add_row("fp32" if bits == 32 else f"{bits} bits", *(amount_text(name, costs[name]) for name in names))
+        known = {name: value for name, value in costs.items() if value is not None}
+        amounts = (amount_text(name, known[name]) if name in known else "not known" for name in names)
+        table.add_row("fp32" if bits == 32 else f"{bits} bits", *amounts)
     return table
 
 

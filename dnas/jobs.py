@@ -205,10 +205,20 @@ def _front(context: JobContext, measurer: Measurer, points: list[FrontPoint]) ->
     for point in points:
         values = measurer.test(context.run.assignment(point.assignment))
         tested.append(replace(point, test_top1=Estimate.from_values(values)))
-    context.network.eval()
-    batch_size = context.config.data.batch_size
-    val = evaluate(context.network, context.data.val, batch_size, context.device).top1
-    test = evaluate(context.network, context.data.test, batch_size, context.device).top1
-    reference = FloatReference(context.plan.table.uniform(32)["size_bytes"], val, test)
+    reference = _float_reference(context)
     x = next(iter(context.plan.budgets[0].limits)) if context.plan.budgets else "size_bytes"
     return ParetoFront.from_points(tested, x=x, reference=reference)
+
+
+def _float_reference(context: JobContext) -> FloatReference:
+    """The float network's size and accuracies; journaled, so that the test split is read once."""
+    known = context.events("float")
+    if known:
+        val, test = known[0]["val_top1"], known[0]["test_top1"]
+    else:
+        context.network.eval()
+        batch_size = context.config.data.batch_size
+        val = evaluate(context.network, context.data.val, batch_size, context.device).top1
+        test = evaluate(context.network, context.data.test, batch_size, context.device).top1
+        context.journal({"event": "float", "val_top1": val, "test_top1": test})
+    return FloatReference(context.plan.table.uniform(32, ["size_bytes"])["size_bytes"], val, test)

@@ -105,6 +105,12 @@ class TensorQuantizer(nn.Module):
         shares = self.alone if len(self.bits) == 1 else self.lent
         if shares is None:
             raise RuntimeError("no sample is lent to the supernet; run it inside `with supernet.sampled(sample):`")
+        if self.quantizer.transform and FLOAT_BITS in self.bits:
+            # The share of 32 bits is that of x itself, not of what the grids see.
+            return self._mixed(x, shares[:-1]) + shares[-1] * x
+        return self._mixed(x, shares)
+
+    def _mixed(self, x: Tensor, shares: Tensor) -> Tensor:
         prepared, clip = self.prepare(x)
         mixed = mix(
             prepared,
@@ -184,7 +190,7 @@ class QuantizedLayer(nn.Module):
         return cast(Tensor, torch.func.functional_call(layer, given, (x,)))
 
     def _register_extras(self, layer: nn.Module) -> None:
-        """Register what a subclass holds beyond weight and bias, so that it is trained, saved and moved with the rest."""
+        """Register what a subclass holds beyond weight and bias, so that it is trained, saved and moved too."""
         for name, parameter in layer._parameters.items():
             if name not in ("weight", "bias"):
                 self.register_parameter(name, parameter)

@@ -59,6 +59,7 @@ class Measurer:
             feasible=Budget(limits, "").met_by(assignment.cost),
             budget=provenance["budget"],
             extra_costs=cost,
+            limits=limits,
         )
 
     def _first(self, assignment: BitAssignment) -> str:

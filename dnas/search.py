@@ -22,6 +22,7 @@ from dnas.losses import ThetaLoss, theta_loss
 from dnas.schedules import cosine, derived_seed, exponential
 from dnas.supernet import Sample, Supernet
 from dnas.training import (
+    CPU,
     StepReport,
     checked,
     evaluate,
@@ -52,9 +53,9 @@ class SearchData:
         cls,
         train: ImageSet,
         val: ImageSet,
-        theta_fraction: float,
-        batch_size: int,
-        augmentation: Augmentation | None,
+        theta_fraction: float = 0.2,
+        batch_size: int = 128,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         most_judges: int = 2000,
     ) -> SearchData:
@@ -64,7 +65,10 @@ class SearchData:
         )
         mask = torch.ones(len(train), dtype=torch.bool)
         mask[chosen] = False
-        judge = val if len(val) <= most_judges else val.subset(stratified_indices(val.labels, most_judges, 0))
+        judges = stratified_indices(val.labels, min(len(val), most_judges), derived_seed(seed, "judge"))
+        # Shuffled: folders hold one class after another, and a batch of one class has no usable batch statistics.
+        order = torch.randperm(len(judges), generator=torch.Generator().manual_seed(derived_seed(seed, "order")))
+        judge = val.subset(judges[order])
         return cls(train.subset(mask.nonzero()[:, 0]), train.subset(chosen), judge, batch_size, augmentation)
 
 
@@ -98,9 +102,9 @@ class SupernetTrainer:
         section: SearchSection,
         data: SearchData,
         *,
-        seed: int,
-        label: str,
-        device: torch.device,
+        seed: int = 0,
+        label: str = "search",
+        device: torch.device = CPU,
     ) -> None:
         self.supernet, self.section, self.data = supernet, section, data
         self.seed, self.label, self.device = seed, label, device
@@ -117,7 +121,7 @@ class SupernetTrainer:
         while self.epoch < epochs:
             started = time.perf_counter()
             temperature = self.section.temperature_start
-            seed = derived_seed(self.seed, self.label, self.epoch)
+            seed = derived_seed(self.seed, self.label, "warmup", self.epoch)
             generator = torch.Generator().manual_seed(seed)
             steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
             losses = []
@@ -129,6 +133,7 @@ class SupernetTrainer:
                         report(step + 1, steps, losses[-1])
             self.epoch += 1
             yield self._record(epochs, losses, None, started)
+        self.epoch = 0  # a search that follows begins at its own first epoch
 
     def search(self, budget: Budget | None, report: StepReport | None = None) -> Iterator[EpochRecord]:
         """Train θ towards ``budget``; the weights stay frozen or alternate with it, as the job says."""
@@ -277,8 +282,8 @@ class SupernetTrainer:
             return evaluate(supernet, self.data.judge, self.data.batch_size, self.device).top1
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a later :meth:`restore` needs: tensors and plain values."""
-        tensors = {f"supernet.{name}": value for name, value in self.supernet.state_dict().items()}
+        """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
+        tensors = {f"supernet.{name}": value.clone() for name, value in self.supernet.state_dict().items()}
         values: dict[str, Any] = {"epoch": self.epoch}
         for name, optimizer in (("weight", self.weight_optimizer), ("theta", self.theta_optimizer)):
             state, values[name] = optimizer_state(optimizer, name)

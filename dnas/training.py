@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from dnas.augmentation import Augmentation
 from dnas.config import TrainingSection
 from dnas.image_sets import ImageSet
-from dnas.layers import TensorQuantizer
+from dnas.layers import QuantizedLayer, TensorQuantizer
 from dnas.schedules import cosine, derived_seed
 from search_spaces.errors import JobError
 
+CPU = torch.device("cpu")
 StepReport = Callable[[int, int, float], None]
 """(steps done, steps of this epoch, loss)"""
 
@@ -45,7 +46,7 @@ class EpochResult:
 
 
 def evaluate(
-    network: Callable[[Tensor], Tensor], images: ImageSet, batch_size: int, device: torch.device
+    network: Callable[[Tensor], Tensor], images: ImageSet, batch_size: int = 256, device: torch.device = CPU
 ) -> Measurement:
     """Measure ``network`` as it is (mode and all) on ``images``, in order, without gradients."""
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -83,11 +84,11 @@ class Trainer:
         section: TrainingSection,
         *,
         images: ImageSet,
-        batch_size: int,
-        augmentation: Augmentation | None,
-        seed: int,
-        label: str,
-        device: torch.device,
+        batch_size: int = 128,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        label: str = "training",
+        device: torch.device = CPU,
     ) -> None:
         self.network, self.section, self.images = network, section, images
         self.batch_size, self.augmentation = batch_size, augmentation
@@ -125,8 +126,8 @@ class Trainer:
         return total / steps
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a later :meth:`restore` needs: tensors and plain values."""
-        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
+        tensors = {f"network.{name}": value.clone() for name, value in self.network.state_dict().items()}
         momentum, values = optimizer_state(self.optimizer, "optimizer")
         return {**tensors, **momentum}, {"epoch": self.epoch, "optimizer": values}
 
@@ -163,7 +164,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer, prefix: str) -> tuple[dict
     values: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
-            (tensors if isinstance(value, Tensor) else values)[f"{prefix}.{index}.{key}"] = value
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}.{index}.{key}"] = value.clone()
+            else:
+                values[f"{prefix}.{index}.{key}"] = value
     return tensors, values
 
 
@@ -175,7 +179,8 @@ def restore_optimizer(
     for name, value in [*tensors.items(), *values.items()]:
         if name.startswith(f"{prefix}."):
             index, key = name[len(prefix) + 1 :].split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            # A copy: the optimizer would go on in the tensors it is given.
+            state.setdefault(int(index), {})[key] = value.clone() if isinstance(value, Tensor) else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -208,7 +213,8 @@ def first_non_finite(network: nn.Module, x: Tensor) -> str:
         return hook
 
     for name, module in network.named_modules():
-        if not any(True for _ in module.children()):
+        is_leaf = not any(True for _ in module.children()) and not isinstance(module, TensorQuantizer)
+        if is_leaf or isinstance(module, QuantizedLayer):
             handles.append(module.register_forward_hook(watch(name)))
     try:
         with torch.no_grad():

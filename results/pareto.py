@@ -48,7 +48,8 @@ class FrontPoint:
     """One assignment as measured: accuracies in [0, 1], costs in bytes, bit operations and multiply-accumulates.
 
     ``budget`` labels the budget that a search or ILP point was made for; ``feasible`` is False where it is exceeded.
-    ``extra_costs`` holds all other costs by name. ``on_front`` is set by :meth:`ParetoFront.from_points`.
+    ``limits`` are that budget's, by cost. ``extra_costs`` holds all other costs by name. ``on_front`` is set by
+    :meth:`ParetoFront.from_points`.
     """
 
     assignment: str
@@ -62,6 +63,7 @@ class FrontPoint:
     feasible: bool = True
     budget: str | None = None
     extra_costs: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -101,6 +103,7 @@ class FrontPoint:
             "on_front": self.on_front,
             "feasible": self.feasible,
             "budget": self.budget,
+            "limits": dict(self.limits),
         }
 
 

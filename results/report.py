@@ -54,8 +54,9 @@ def pooled_std(first: Estimate, second: Estimate) -> float | None:
 def compare_with_controls(front: ParetoFront) -> list[Comparison]:
     """Return, for each budget by rising cost, the best feasible search point beside both of its controls.
 
-    The controls are the ILP point of the same budget, and the best uniform point that costs no more than the search
-    point. Where several points qualify, the one with the highest validation accuracy is taken.
+    The controls are the ILP point of the same budget, and the best uniform point that meets every limit of that
+    budget (or costs no more than the search point, where the limits are not known). Where several points qualify,
+    the one with the highest validation accuracy is taken.
     """
     search = [point for point in front.points if point.kind == "search" and point.feasible]
     best = {budget: _best([p for p in search if p.budget == budget]) for budget in {p.budget for p in search}}
@@ -65,8 +66,9 @@ def compare_with_controls(front: ParetoFront) -> list[Comparison]:
         ilp = _best([p for p in front.points if p.kind == "ilp" and p.feasible and p.budget == point.budget])
         comparisons.append(_compare(label, point, "ilp", ilp, "no ILP control was measured at this budget"))
         uniform = [p for p in front.points if p.kind == "uniform"]
-        small = _best([p for p in uniform if p.cost(front.x) <= point.cost(front.x)])
-        none = "no uniform assignment is this small" if uniform else "no uniform control was measured"
+        limits = point.limits or {front.x: point.cost(front.x)}
+        small = _best([p for p in uniform if all(p.cost(name) <= limit for name, limit in limits.items())])
+        none = "no uniform assignment that was measured meets it" if uniform else "no uniform control was measured"
         comparisons.append(_compare(label, point, "uniform", small, none))
     return comparisons
 

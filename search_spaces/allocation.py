@@ -45,9 +45,9 @@ def dominated(table: CostTable, budget: Budget) -> np.ndarray:
     """
     space = table.space
     found = np.zeros(space.allowed.shape, dtype=bool)
-    _, rows, columns = found.shape
-    for row, column in np.ndindex(rows, columns):
-        for other_row, other_column in np.ndindex(rows, columns):
+    grid = len(space.weight_bits), len(space.activation_bits)
+    for row, column in np.ndindex(*grid):
+        for other_row, other_column in np.ndindex(*grid):
             wider = other_row >= row and other_column >= column and (other_row, other_column) != (row, column)
             if not wider:
                 continue

@@ -69,7 +69,8 @@ def test_json_round_trip(points):
 
 
 def test_json_is_that_of_the_documentation():
-    rich = point("a", 100, 0.5, test_top1=Estimate(0.25, 0.125, 3), budget="40%", extra_costs={"latency_ms": 2.5})
+    kept = {"budget": "40%", "limits": {"size_bytes": 160.0}, "extra_costs": {"latency_ms": 2.5}}
+    rich = point("a", 100, 0.5, test_top1=Estimate(0.25, 0.125, 3), **kept)
     front = ParetoFront.from_points([rich], reference=FloatReference(400, 0.75, 0.5))
     assert front.to_json() == {
         "schema": "dnas.front/1",
@@ -87,6 +88,7 @@ def test_json_is_that_of_the_documentation():
                 "on_front": True,
                 "feasible": True,
                 "budget": "40%",
+                "limits": {"size_bytes": 160.0},
             }
         ],
         "float": {"size_bytes": 400, "val_top1": 0.75, "test_top1": 0.5},

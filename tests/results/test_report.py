@@ -48,9 +48,16 @@ def test_only_a_uniform_point_that_costs_no_more_is_a_fair_control():
     told = sentences(point("s", "search", 20, 0.9, budget="b"), point("u", "uniform", 20.5, 0.8))
     assert told == [
         "budget b: search 's' has no ILP control to compare with: no ILP control was measured at this budget.",
-        "budget b: search 's' has no uniform control to compare with: no uniform assignment is this small.",
+        "budget b: search 's' has no uniform control to compare with: no uniform assignment that was measured meets it.",
     ]
     assert "no uniform control was measured" in sentences(point("s", "search", 20, 0.9, budget="b"))[1]
+
+
+def test_a_uniform_point_that_meets_every_limit_of_the_budget_is_a_fair_control():
+    limits = {"size_bytes": 1024 * 22, "bitops": 2e9 * 21}
+    search = point("s", "search", 20, 0.9, budget="b", limits=limits)
+    within, over = point("u", "uniform", 20.5, 0.8), point("over", "uniform", 21.5, 0.95)
+    assert "beats uniform 'u'" in sentences(search, within, over)[1]
 
 
 def test_each_budget_has_its_own_controls_and_the_best_of_each():
