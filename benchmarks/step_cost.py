@@ -51,7 +51,7 @@ class Bench:
         self.y = torch.randint(0, 10, (128,), device=device)
         self.graph = read_graph(self.model, (3, 32, 32))
 
-    def _placed(self, thing: Tensor | nn.Module):  # noqa: ANN202
+    def _placed(self, thing: Tensor | nn.Module):
         return thing.to(self.device, memory_format=self.format)
 
     def loss(self, network: Callable[[Tensor], Tensor]) -> Tensor:

@@ -9,14 +9,8 @@ from dnas.schedules import derived_seed
 from dnas.sensitivity import sensitivities
 from search_spaces.allocation import allocate
 from search_spaces.assignments import BitAssignment
-from search_spaces.spaces import PrecisionSpace
 
 _SENSITIVITY_BATCHES, _SENSITIVITY_IMAGES = 2, 64
-
-
-def uniform_activation_bits(space: PrecisionSpace, weight_bits: int) -> int:
-    """Activation bits of the uniform control: those of the weights, or the only width that the space offers."""
-    return space.activation_bits[0] if len(space.activation_bits) == 1 else weight_bits
 
 
 def control_assignments(context: JobContext) -> list[BitAssignment]:
@@ -24,7 +18,7 @@ def control_assignments(context: JobContext) -> list[BitAssignment]:
     space, section = context.plan.space, context.config.controls
     kept = []
     for bits in section.uniform:
-        layers = space.uniform(bits, uniform_activation_bits(space, bits))
+        layers = space.uniform(bits)
         kept.append(context.keep(f"uniform-{bits}", "uniform", layers, "uniform"))
     names = [f"ilp-{number}" for number in range(1, len(context.plan.budgets) + 1)]
     known = {record["assignment"] for record in context.events("decoded")}

@@ -34,6 +34,8 @@ def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) 
     space = build_space(graph, space_options(config.space))
     table = cost_table(graph, space, config.costs, config.quantizer.per_channel)
     table.require(config.search.cost)
+    for bits in config.controls.uniform:  # a cost that has no figure for a control must not be found out at the end
+        table.price(space.uniform(bits))
     return Plan(graph, space, table, read_budgets(config.search.budgets, table))
 
 

@@ -186,6 +186,9 @@ class Supernet(nn.Module):
         kept_share = kept.sum(1, keepdim=True)
         # The branch's output is multiplied by the share of not skipping it, so inside it the others sum to 1.
         weights = kept if len(self._rows) == len(self.space.weight_bits) else kept / kept_share.clamp_min(1e-12)
+        activations = sample.activations
+        if weights is not kept and not self.space.independent:  # the cell that skips stands in some column
+            activations = sample.cells[:, self._rows].sum(1) / kept_share.clamp_min(1e-12)
         for index, (layers, gate) in enumerate(zip(self._layers, self._gates, strict=True)):
             for layer in layers:
                 if isinstance(layer, BranchedLayer):
@@ -193,7 +196,7 @@ class Supernet(nn.Module):
                     layer.lent = cells if gate is None else cells / kept_share[index].clamp_min(1e-12)
                 else:
                     layer.quantize_weight.lent = weights[index]
-                    layer.quantize_input.lent = sample.activations[index]
+                    layer.quantize_input.lent = activations[index]
             if gate is not None:
                 gate.lent = kept_share[index, 0]
         try:

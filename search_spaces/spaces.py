@@ -82,8 +82,13 @@ class PrecisionSpace:
         chosen = {name: self.pair(*cell) for d, cell in zip(self.decisions, cells, strict=True) for name in d.layers}
         return {name: LayerBits(*pair) for name, pair in {**self.fixed, **chosen}.items()}
 
-    def uniform(self, weight_bits: int, activation_bits: int) -> dict[str, LayerBits]:
-        """The uniform control: the same bits in every searched layer, fixed layers as they are."""
+    def uniform(self, weight_bits: int, activation_bits: int | None = None) -> dict[str, LayerBits]:
+        """The uniform control: the same bits in every searched layer, fixed layers as they are.
+
+        Activations get the bits of the weights unless told otherwise, or the only width that the space offers.
+        """
+        if activation_bits is None:
+            activation_bits = self.activation_bits[0] if len(self.activation_bits) == 1 else weight_bits
         searched = {name: (weight_bits, activation_bits) for d in self.decisions for name in d.layers}
         return {name: LayerBits(*pair) for name, pair in {**self.fixed, **searched}.items()}
 
@@ -176,6 +181,11 @@ def _fixed(graph: LayerGraph, options: SpaceOptions) -> dict[str, Pair]:
                 fixed[layer.name] = pair
         if not matches(options.include, layer) or matches(options.exclude, layer):
             fixed[layer.name] = (FLOAT_BITS, FLOAT_BITS)
+    for layer in graph.layers:  # one stored weight has one width: a layer that shares it is fixed with its owner
+        owner = layer.shares_weight_with
+        if owner is not None and (owner in fixed) != (layer.name in fixed):
+            pair = fixed.get(owner) or fixed[layer.name]
+            fixed[owner] = fixed[layer.name] = pair
     return fixed
 
 

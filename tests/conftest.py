@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # the width of the terminal that started the tests must not fold what they read
 
 import pytest
 import torch
@@ -11,3 +12,4 @@ import torch
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # so that no test depends on the ones before it

@@ -247,8 +247,8 @@ def test_show_a_run_and_an_assignment(finished: Path) -> None:
     assert "in all: size_bytes" in shown
     data = json.loads(dnas("show", "digits", "search-1", "--json").stdout)
     assert data["layers"]["conv1"]["weight_bits"] == 4
-    # 72 weights of 4 bits, their scale and that of the input, and a folded BatchNorm of 8 channels.
-    assert data["layer_costs"]["conv1"]["size_bytes"] == 36 + 4 + 4 + 64
+    # 36 weights of 4 bits, their scale and that of the input, and a folded BatchNorm of 4 channels.
+    assert data["layer_costs"]["conv1"]["size_bytes"] == 4 * 5 + 4 + 4 + 32  # four planes of 36 bits, each 5 bytes
 
 
 def test_an_assignment_is_shown_where_its_network_is_gone(finished: Path) -> None:

@@ -52,7 +52,7 @@ def test_what_is_left_alone_and_not_counted_is_told() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.enter = nn.Linear(8, 8)
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)  # not unfolded
             self.middle = nn.Linear(8, 8)
             self.leave = nn.Linear(8, 3)
 

@@ -32,7 +32,7 @@ def test_all_presets_are_there_and_described() -> None:
 @pytest.mark.parametrize(
     ("name", "decisions", "weights"),
     [
-        ("digits", 6, 18432),
+        ("digits", 6, 4608),
         ("dnas-resnet20-cifar10", 9, 267264),  # methods/dnas.md §6
         ("dnas-resnet56-cifar10", 27, 847872),
         ("dnas-resnet18-imagenet-compute", 8, None),

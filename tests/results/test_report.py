@@ -48,7 +48,8 @@ def test_only_a_uniform_point_that_costs_no_more_is_a_fair_control():
     told = sentences(point("s", "search", 20, 0.9, budget="b"), point("u", "uniform", 20.5, 0.8))
     assert told == [
         "budget b: search 's' has no ILP control to compare with: no ILP control was measured at this budget.",
-        "budget b: search 's' has no uniform control to compare with: no uniform assignment that was measured meets it.",
+        "budget b: search 's' has no uniform control to compare with: "
+        "no uniform assignment that was measured meets it.",
     ]
     assert "no uniform control was measured" in sentences(point("s", "search", 20, 0.9, budget="b"))[1]
 

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dnas.config import JobConfig
+from dnas.jobfile import dump_job, load_job
+from dnas.jobs import run_job
+from results.runs import Run, environment
+
+TOY = (
+    "device=cpu",
+    "threads=1",
+    "model.arguments={width=4}",
+    "data.train_limit=120",
+    "data.test_limit=60",
+    "data.batch_size=32",
+    "space.weight_bits=[2,4,8]",
+    "space.activation_bits=[2,4,8]",
+    "quantizer.calibration_batches=2",
+    "pretrain.epochs=2",
+    "search.warmup_epochs=1",
+    "search.epochs=2",
+    "search.budgets=[{size_bytes='20%'},{size_bytes='25%'}]",
+    "finetune.epochs=1",
+    "finetune.seeds=2",
+    "controls.uniform=[2,4]",
+    "controls.random=1",
+)
+SMALLER = (
+    "data.train_limit=80",
+    "pretrain.epochs=1",
+    "search.epochs=1",
+    "search.budgets=[{size_bytes='25%'}]",
+    "finetune.seeds=1",
+    "controls.uniform=[4]",
+    "controls.random=0",
+)
+
+
+@pytest.fixture(scope="session")
+def toy_settings() -> tuple[str, ...]:
+    return TOY
+
+
+@pytest.fixture(scope="session")
+def smaller_settings() -> tuple[str, ...]:
+    return (*TOY, *SMALLER)
+
+
+@pytest.fixture(scope="session")
+def toy() -> Callable[..., JobConfig]:
+    """A job of about two seconds: a tiny ResNet on a few digits, two budgets, two seeds."""
+    return lambda *settings: load_job("digits", [*TOY, *settings])
+
+
+@pytest.fixture(scope="session")
+def smaller(toy: Callable[..., JobConfig]) -> Callable[..., JobConfig]:
+    """A job of less than a second: one budget, one seed, one epoch of each kind."""
+    return lambda *settings: toy(*SMALLER, *settings)
+
+
+@pytest.fixture(scope="session")
+def carried_out() -> Callable[..., Run]:
+    """Run a job to its end in a new folder."""
+
+    def carry_out(config: JobConfig, folder: Path, report: Callable[[Any], None] = lambda event: None) -> Run:
+        with Run.create(folder, dump_job(config), environment()) as run:
+            run_job(config, run, report)
+        return run
+
+    return carry_out
+
+
+@pytest.fixture(scope="session")
+def toy_events() -> list[dict[str, Any]]:
+    """Every event that the toy run reported, progress included; filled by ``toy_run``."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def toy_run(
+    toy: Callable[..., JobConfig],
+    carried_out: Callable[..., Run],
+    toy_events: list[dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """The toy job, carried out once for all tests that only read it."""
+    return carried_out(toy(), tmp_path_factory.mktemp("toy") / "run", toy_events.append)
+
+
+@pytest.fixture(scope="session")
+def smaller_run(
+    smaller: Callable[..., JobConfig], carried_out: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """The smaller job, carried out without interruption."""
+    return carried_out(smaller(), tmp_path_factory.mktemp("smaller") / "run")
