@@ -87,8 +87,9 @@ def finetune(
     for another network.
     """
     network = apply(model, assignment).to(device)
-    ordered = inputs_of(data.train.batches(batch_size, seed=seed, device=device), _BATCHNORM_BATCHES)
-    calibrate(network, ordered[:_CALIBRATION_BATCHES])
+    batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device)
+    images = inputs_of(batches, _BATCHNORM_BATCHES)
+    calibrate(network, images[:_CALIBRATION_BATCHES])
     trainer = Trainer(
         network,
         section or FinetuneSection(),
@@ -100,5 +101,5 @@ def finetune(
     )
     for _ in trainer.epochs():
         pass
-    recalibrate_batchnorm(network, ordered)
+    recalibrate_batchnorm(network, images)
     return network.eval(), evaluate(network, data.val, batch_size, device)

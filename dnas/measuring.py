@@ -127,7 +127,10 @@ class Measurer:
     def _batchnorm_images(self) -> list[Tensor]:
         context = self.context
         batches = context.data.train.batches(
-            context.config.data.batch_size, seed=derived_seed(context.config.seed, "batchnorm"), device=context.device
+            context.config.data.batch_size,
+            seed=derived_seed(context.config.seed, "batchnorm"),
+            augmentation=context.augmentation,
+            device=context.device,
         )
         return inputs_of(batches, BATCHNORM_BATCHES)
 

@@ -67,7 +67,7 @@ def _beside_the_users_own_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("preset", "model", "settings"),
     [
         ("dnas-resnet20-cifar10", FOUR_CLASSES, ("controls.uniform=[2,4]",)),
-        ("dnas-resnet56-cifar10", FOUR_CLASSES, ("data.image_size=8", "data.train_limit=12", "data.test_limit=4")),
+        ("dnas-resnet56-cifar10", FOUR_CLASSES, ("data.image_size=8", "data.train_limit=12", "controls.uniform=[]")),
         ("dnas-resnet18-imagenet-compute", THIN, ("data.image_size=32",)),
         ("edmips-resnet18-imagenet", THIN, ("data.image_size=32",)),
         pytest.param("dnas-resnet18-imagenet-compute", FOUR_CLASSES, ("data.image_size=32",), marks=pytest.mark.slow),
@@ -81,7 +81,7 @@ def test_a_preset_runs_to_its_end(
     config = load_job(preset, [*TOY, model, *size, *settings])
     run = carried_out(config, tmp_path / "run")
     kinds = Counter(point.kind for point in run.load_front().points)
-    assert kinds == {"search": 1, "sampled": 1, "uniform": len(config.controls.uniform)}
+    assert kinds == Counter(search=1, sampled=1, uniform=len(config.controls.uniform))
     drawn = run.assignment("sampled-1-epoch1-1")
     assert drawn.provenance["kind"] == "sampled"
     assert drawn.pairs.keys() == run.assignment("search-1").pairs.keys()

@@ -149,10 +149,10 @@ class Process:
 
 
 def test_a_process_that_is_killed_and_one_that_is_interrupted_are_resumed(
-    toy: Job, toy_run: Run, tmp_path: Path
+    smaller: Job, smaller_run: Run, tmp_path: Path
 ) -> None:
     folder, job = tmp_path / "run", tmp_path / "job.toml"
-    job.write_text(dump_job(toy()))
+    job.write_text(dump_job(smaller()))
     killed = Process(folder, "search", str(job), "--run", str(folder))
     assert killed.ends_by(signal.SIGKILL, "epoch", "search")[0] == -signal.SIGKILL
     assert run_status(Run.open(folder)).state == "interrupted"
@@ -163,6 +163,6 @@ def test_a_process_that_is_killed_and_one_that_is_interrupted_are_resumed(
     assert told == f"interrupted; go on with: dnas resume {folder}\n"
 
     with Run.open(folder, write=True) as run:
-        run_job(toy(), run, lambda event: None)
-    assert history(run) == history(toy_run)
-    assert outcome(run) == outcome(toy_run)
+        run_job(smaller(), run, lambda event: None)
+    assert history(run) == history(smaller_run)
+    assert outcome(run) == outcome(smaller_run)
