@@ -41,7 +41,9 @@ def status_of(records: Sequence[dict[str, Any]], held: bool) -> RunStatus:
     life = next((record for record in reversed(records) if record["event"] in _LIFE), None)
     ended = life["event"] if life and life["event"] in ("finished", "failed") else None
     state = "finished" if ended == "finished" else "running" if held else (ended or "interrupted")
-    message = str(life.get("message", "")) if life and state == "failed" else _last(records, "note", "text", "")
+    message = "" if state == "finished" else _last(records, "note", "text", "")  # a note is old news by then
+    if life and state == "failed":
+        message = str(life.get("message", ""))
     # The last of either kind counts: a stage that has just begun has no epoch yet.
     place: dict[str, Any] = next((record for record in reversed(records) if record["event"] in ("stage", "epoch")), {})
     return RunStatus(
