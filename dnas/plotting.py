@@ -12,7 +12,7 @@ from dnas.terminal import show, show_json, tell
 from dnas.viewing import front_assignments
 from results.curve_data import search_curves
 from results.plots import draw_bits, draw_fronts, draw_search_curves, save_figure
-from results.runs import Run
+from results.runs import FRONT_JSON, Run
 from search_spaces.errors import InputError
 
 Picture = tuple[str, Callable[[], Figure]]
@@ -25,6 +25,7 @@ def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str]
     its folder, those of several into the current one. Raises :class:`InputError` where there is nothing to draw.
     """
     runs = _opened(folders)
+    _check_cost(runs, x)
     named, missing = _pictures(runs, x, kinds)
     if not named:
         raise InputError("; ".join(missing) or "there is nothing to draw")
@@ -40,6 +41,13 @@ def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str]
         show_json({"files": written})
     else:
         show("written:", *(f"  {path}" for path in written))
+
+
+def _check_cost(runs: Mapping[str, Run], x: str) -> None:
+    """Refuse a cost that a front does not have before anything is written; a run without a front says so later."""
+    for run in runs.values():
+        if (run.folder / FRONT_JSON).exists():
+            run.load_front().by_cost(x)
 
 
 def _opened(folders: Sequence[Path]) -> dict[str, Run]:
@@ -64,8 +72,6 @@ def _pictures(runs: Mapping[str, Run], x: str, kinds: Sequence[str]) -> tuple[li
 
 def _front_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
     fronts = {name: run.load_front() for name, run in runs.items()}
-    for front in fronts.values():
-        front.by_cost(x)  # an unknown cost is refused before anything is written
     yield "front", lambda: draw_fronts(fronts, x)
 
 

@@ -260,6 +260,10 @@ def test_an_assignment_is_shown_where_its_network_is_gone(finished: Path) -> Non
     assert "costs of single layers are not shown" in result.stderr
 
 
+def test_a_plot_over_an_unknown_cost_is_refused(finished: Path) -> None:
+    assert "has no cost 'latency'" in refused("plot", "digits", "--x", "latency")
+
+
 def test_plots_are_written(finished: Path) -> None:
     files = json.loads(dnas("plot", "digits", "--json").stdout)["files"]
     assert files == [f"runs/digits/{name}.png" for name in ("front", "bits", "curves-search-1")]
