@@ -79,8 +79,8 @@ class Measurer:
         measured = evaluate(network, context.data.val, context.config.data.batch_size, context.device)
         if not math.isfinite(measured.loss):
             raise JobError(
-                f"assignment '{assignment.id}' (seed {seed}) gives logits that are not finite; lower finetune.learning_rate "
-                "on a new run, or check the network's weights"
+                f"assignment '{assignment.id}' (seed {seed}) gives logits that are not finite; lower "
+                "finetune.learning_rate on a new run, or check the network's weights"
             )
         top1 = measured.top1
         kind = assignment.provenance["kind"]
@@ -132,7 +132,7 @@ class Measurer:
         return network
 
     def _batchnorm_images(self) -> list[Tensor]:
-        """Training images as the net was trained on them: clean ones cost three points on CIFAR-10 (docs/methods.md)."""
+        """Training images as the net was trained on them: clean ones have other statistics, and cost accuracy."""
         context = self.context
         batches = context.data.train.batches(
             context.config.data.batch_size,
