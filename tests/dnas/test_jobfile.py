@@ -216,14 +216,19 @@ def load_or_refuse(source: str, overrides: Sequence[str] = ()) -> JobConfig | No
     return None
 
 
+def is_refused_or_round_trips(config: JobConfig | None, tmp_path_factory: pytest.TempPathFactory) -> bool:
+    """Whatever is not refused (in one sentence) must be a whole job: what it writes, it reads again."""
+    return config is None or load_text(jobfile.dump_job(config), tmp_path_factory) == config
+
+
 @settings(max_examples=60, deadline=None)
 @example(text="0")
 @example(text="\ufeff")
 @example(text="9" * 5000)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=40) | st.text(string.printable, max_size=40))
 def test_any_text_is_a_job_or_an_input_error(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    load_text(text, tmp_path_factory)
-    load_text(f"name = {text}\n[search]\nbudgets = [{text}]\n", tmp_path_factory)
+    for document in (text, f"name = {text}\n[search]\nbudgets = [{text}]\n"):
+        assert is_refused_or_round_trips(load_text(document, tmp_path_factory), tmp_path_factory)
 
 
 @settings(max_examples=60, deadline=None)
@@ -231,7 +236,7 @@ def test_any_text_is_a_job_or_an_input_error(text: str, tmp_path_factory: pytest
 def test_any_document_is_a_job_or_an_input_error(
     document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    load_text(tomlkit.dumps(document), tmp_path_factory)
+    assert is_refused_or_round_trips(load_text(tomlkit.dumps(document), tmp_path_factory), tmp_path_factory)
 
 
 @settings(max_examples=60, deadline=None)
@@ -239,8 +244,8 @@ def test_any_document_is_a_job_or_an_input_error(
 @example(override="seed=\udcff")
 @example(override="search.epochs=1\nseed=2")
 @given(override=st.text(max_size=30) | st.builds("search.{}={}".format, st.sampled_from(KEYS), st.text(max_size=20)))
-def test_any_override_is_applied_or_an_input_error(override: str) -> None:
-    load_or_refuse("digits", [override])
+def test_any_override_is_applied_or_an_input_error(override: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert is_refused_or_round_trips(load_or_refuse("digits", [override]), tmp_path_factory)
 
 
 @settings(max_examples=60, deadline=None)
