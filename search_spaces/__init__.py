@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from search_spaces.allocation import allocate, check_reachable
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference, check_fits
     from search_spaces.budgets import Budget, parse_budget
+    from search_spaces.channels import ChannelGroup, ChannelGroups
     from search_spaces.costs import Cost, CostTable, build_costs
     from search_spaces.errors import InputError, JobError
     from search_spaces.graph import read_graph
     from search_spaces.layers import LayerGraph, LayerSpec, ResidualBranch
     from search_spaces.models import LoadedModel, available_models, load_checkpoint, load_model
+    from search_spaces.pruned_costs import PrunedCosts
     from search_spaces.spaces import Decision, PrecisionSpace, SpaceOptions, build_space, read_capability
     from search_spaces.zoo import ZOO
 
@@ -30,6 +32,8 @@ _MODULES = {
     "search_spaces.graph": ("read_graph",),
     "search_spaces.layers": ("LayerGraph", "LayerSpec", "ResidualBranch"),
     "search_spaces.models": ("LoadedModel", "available_models", "load_checkpoint", "load_model"),
+    "search_spaces.channels": ("ChannelGroup", "ChannelGroups"),
+    "search_spaces.pruned_costs": ("PrunedCosts",),
     "search_spaces.spaces": ("Decision", "PrecisionSpace", "SpaceOptions", "build_space", "read_capability"),
     "search_spaces.zoo": ("ZOO",),
 }
@@ -38,6 +42,8 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "BitAssignment",
     "Budget",
+    "ChannelGroup",
+    "ChannelGroups",
     "Cost",
     "CostTable",
     "Decision",
@@ -49,6 +55,7 @@ __all__ = [
     "LoadedModel",
     "ModelReference",
     "PrecisionSpace",
+    "PrunedCosts",
     "ResidualBranch",
     "SpaceOptions",
     "ZOO",

@@ -74,6 +74,11 @@ def unreachable(table: CostTable, budget: Budget) -> str:
     return f"budget '{budget.label}' cannot be met by any choice of bits"
 
 
+def is_reachable(table: CostTable, budget: Budget) -> bool:
+    """Whether some assignment of the space meets ``budget``."""
+    return _best(-table.entries[next(iter(budget.limits))], table, budget.limits) is not None
+
+
 def check_reachable(table: CostTable, budget: Budget) -> None:
     """Raise :class:`InputError` unless some assignment of the space meets ``budget``."""
     allocate(-table.entries[next(iter(budget.limits))], table, budget)

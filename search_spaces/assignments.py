@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from search_spaces.channels import kept_units
 from search_spaces.errors import InputError, nearest
 from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.sparse import SparseWeights
 
 SCHEMA = "dnas.assignment/1"
 BIT_WIDTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, FLOAT_BITS)
@@ -20,12 +22,16 @@ BIT_WIDTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, FLOAT_BITS)
 
 @dataclass(frozen=True)
 class LayerBits:
-    """The choice for one layer: bits of its weights, bits of its input activations, and the filters it keeps."""
+    """The choice for one layer: bits of its weights, bits of its input activations, and the filters it keeps.
+
+    ``sparse`` is None for dense weights; sparse ones have ``weight_bits`` for each weight that is not zero.
+    """
 
     weight_bits: int
     activation_bits: int
     out_channels: int | None = None
     kept_channels: tuple[int, ...] | None = None
+    sparse: SparseWeights | None = None
 
     def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
@@ -90,6 +96,7 @@ class BitAssignment:
                     "activation_bits": bits.activation_bits,
                     "out_channels": bits.out_channels,
                     "kept_channels": None if bits.kept_channels is None else list(bits.kept_channels),
+                    **({"sparse": bits.sparse.to_json()} if bits.sparse else {}),
                 }
                 for name, bits in self.layers.items()
             },
@@ -139,7 +146,13 @@ def _layer_bits(entry: Mapping[str, Any]) -> LayerBits:
         entry["activation_bits"],
         entry["out_channels"],
         None if kept is None else tuple(int(index) for index in kept),
+        SparseWeights.from_json(entry["sparse"]) if entry.get("sparse") else None,
     )
+
+
+def kept_rows_of(layers: Mapping[str, LayerBits]) -> dict[str, tuple[int, ...]]:
+    """Layer → the filters it keeps, for every pruned layer."""
+    return {name: bits.kept_channels for name, bits in layers.items() if bits.kept_channels is not None}
 
 
 def check_fits(assignment: BitAssignment, graph: LayerGraph) -> None:
@@ -157,3 +170,10 @@ def check_fits(assignment: BitAssignment, graph: LayerGraph) -> None:
             f"assignment '{assignment.id}' says nothing about layer '{missing[0]}' ({len(missing)} missing in all); "
             f"it was made for {assignment.model.source}"
         )
+    if kept_rows_of(assignment.layers):
+        if graph.channels.unknown:
+            raise InputError(
+                f"assignment '{assignment.id}' removes filters, which this network does not allow: "
+                f"{graph.channels.unknown}"
+            )
+        kept_units(graph.channels, kept_rows_of(assignment.layers))

@@ -56,8 +56,11 @@ def parse_amount(text: str | float, fp32: float, uniform8: float) -> float:
     return amount
 
 
-def parse_budget(entry: Mapping[str, str | float], table: CostTable) -> Budget:
-    """Read one budget of a job file, such as ``{size_bytes = "12%", bitops = "5%"}``."""
+def parse_budget(entry: Mapping[str, str | float], table: CostTable, own: Mapping[str, float] | None = None) -> Budget:
+    """Read one budget of a job file, such as ``{size_bytes = "12%", bitops = "5%"}``.
+
+    A plain percentage is of fp32, or of the costs ``own`` where these are given.
+    """
     if not entry:
         raise InputError("a budget is empty; write for example { size_bytes = '12%' }")
     limits = {}
@@ -66,5 +69,7 @@ def parse_budget(entry: Mapping[str, str | float], table: CostTable) -> Budget:
         references = [0.0, 0.0]
         if "%" in str(amount):  # asked for only then: a latency table need not hold these widths
             references = [table.uniform(bits, [name])[name] for bits in (32, 8)]
+        if own is not None and "of" not in str(amount):
+            references[0] = own[name]
         limits[name] = parse_amount(amount, *references)
     return Budget(limits, " & ".join(f"{name} {amount}" for name, amount in entry.items()))

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.assignments import LayerBits
+from search_spaces.assignments import LayerBits, kept_rows_of
+from search_spaces.channels import kept_units
 from search_spaces.errors import InputError, nearest
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.models import import_callable, importable_working_directory
+from search_spaces.slicing import pruned_graph
 from search_spaces.spaces import Pair, PrecisionSpace
 
 LayerCost = Callable[[LayerSpec, int, int], float]
@@ -142,22 +144,22 @@ class CostTable:
     def __init__(self, graph: LayerGraph, space: PrecisionSpace, costs: Sequence[Cost]) -> None:
         self.graph, self.space = graph, space
         self.costs = {cost.name: cost for cost in costs}
-        self._memo: dict[tuple[str, str, int, int], float] = {}
+        self._memo: dict[tuple[str, LayerSpec, int, int], float] = {}
         self.entries = {cost.name: self._entries(cost) for cost in costs}
         self.constants = {
             cost.name: cost.total(
-                [self._layer(cost, name, pair) for name, pair in space.fixed.items()], cost.network(graph)
+                [self._layer(cost, graph[name], pair) for name, pair in space.fixed.items()], cost.network(graph)
             )
             for cost in costs
         }
 
-    def _layer(self, cost: Cost, name: str, pair: Pair) -> float:
-        key = (cost.name, name, *pair)
+    def _layer(self, cost: Cost, spec: LayerSpec, pair: Pair) -> float:
+        key = (cost.name, spec, *pair)
         if key not in self._memo:
-            value = cost.of_layer(self.graph[name], *pair)
+            value = cost.of_layer(spec, *pair)
             if not np.isfinite(value) or value < 0:
                 raise InputError(
-                    f"cost '{cost.name}' of layer '{name}' at {pair} is {value}; it must be finite and >= 0"
+                    f"cost '{cost.name}' of layer '{spec.name}' at {pair} is {value}; it must be finite and >= 0"
                 )
             self._memo[key] = value
         return self._memo[key]
@@ -167,15 +169,28 @@ class CostTable:
         for d, decision in enumerate(self.space.decisions):
             for i, j in zip(*np.nonzero(self.space.allowed[d]), strict=True):
                 pair = self.space.pair(int(i), int(j))
-                entries[d, i, j] = cost.total([self._layer(cost, name, pair) for name in decision.layers], 0.0)
+                entries[d, i, j] = cost.total(
+                    [self._layer(cost, self.graph[name], pair) for name in decision.layers], 0.0
+                )
         return entries
 
     def price(self, layers: Mapping[str, LayerBits], names: Collection[str] | None = None) -> dict[str, float]:
-        """Exact costs (all, or those in ``names``) of any bits for every layer, also ones outside the space."""
+        """Exact costs (all, or those in ``names``) of any bits for every layer, also ones outside the space.
+
+        Layers that keep only some filters are priced in the network that is left.
+        """
+        kept = kept_units(self.graph.channels, kept_rows_of(layers))
+        return self.price_in(pruned_graph(self.graph, kept) if kept else self.graph, layers, names)
+
+    def price_in(
+        self, graph: LayerGraph, layers: Mapping[str, LayerBits], names: Collection[str] | None = None
+    ) -> dict[str, float]:
+        """Exact costs of these bits in a network with the same layers at other sizes."""
+        specs = graph.by_name
         return {
             cost.name: cost.total(
-                [self._layer(cost, name, (bits.weight_bits, bits.activation_bits)) for name, bits in layers.items()],
-                cost.network(self.graph),
+                [self._layer(cost, specs[name], (b.weight_bits, b.activation_bits)) for name, b in layers.items()],
+                cost.network(graph),
             )
             for cost in self.costs.values()
             if names is None or cost.name in names

@@ -7,26 +7,29 @@ gets its bits searched; what is missing then is said in words.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import networkx as nx
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from search_spaces.attention import UnfoldedAttention
-from search_spaces.layers import ResidualBranch
+from search_spaces.channel_reading import read_channels
+from search_spaces.channels import ChannelGroups
+from search_spaces.layers import LayerSpec, ResidualBranch
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 
 
 @dataclass(frozen=True)
 class Couplings:
-    """Layers whose outputs meet in additions, branches that can be dropped, and why they are unknown if so."""
+    """What a trace tells: outputs that meet in additions, branches that can be dropped, filters that go together."""
 
     residual_ties: tuple[tuple[str, ...], ...] = ()
     branches: tuple[ResidualBranch, ...] = ()
+    channels: ChannelGroups = field(default_factory=ChannelGroups)
     unknown: str = ""
 
 
@@ -41,16 +44,18 @@ class _Tracer(fx.Tracer):
         return module_qualified_name not in self.prefixes or isinstance(m, UnfoldedAttention)
 
 
-def read_couplings(model: nn.Module, layers: set[str], input_shape: tuple[int, ...]) -> Couplings:
-    """Trace ``model`` (in eval mode, on any device) and return the couplings between ``layers``."""
+def read_couplings(model: nn.Module, specs: Sequence[LayerSpec], input_shape: tuple[int, ...]) -> Couplings:
+    """Trace ``model`` (in eval mode, on any device) and return the couplings between its layers."""
+    layers = {spec.name for spec in specs}
     try:
         trace = _Tracer(layers).trace(model)
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        example = example_input(model, input_shape)
         with torch.no_grad():
             module = fx.GraphModule(model, trace)
-            ShapeProp(module).propagate(torch.zeros((1, *input_shape), device=device))
+            ShapeProp(module).propagate(example)
     except Exception as error:  # any data-dependent line of a foreign model can fail here
-        return Couplings(unknown=f"torch.fx cannot trace it ({str(error).strip().splitlines()[0][:120]})")
+        unknown = f"torch.fx cannot trace it ({str(error).strip().splitlines()[0][:120]})"
+        return Couplings(channels=ChannelGroups(unknown=unknown), unknown=unknown)
     graph = nx.DiGraph()
     graph.add_nodes_from(trace.nodes)
     graph.add_edges_from((source, node) for node in trace.nodes for source in node.all_input_nodes)
@@ -58,7 +63,14 @@ def read_couplings(model: nn.Module, layers: set[str], input_shape: tuple[int, .
     return Couplings(
         residual_ties=_residual_ties(graph, additions, layers),
         branches=tuple(_branches(graph, additions, layers)),
+        channels=read_channels(module, specs, example),
     )
+
+
+def example_input(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
+    """One input of zeros, on the device and of the type of the network's parameters."""
+    parameter = next(model.parameters(), torch.empty(0))
+    return torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
 
 
 def _is_addition(node: fx.Node) -> bool:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces.attention import unfold_attention
-from search_spaces.couplings import read_couplings
+from search_spaces.couplings import example_input, read_couplings
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
 
@@ -55,7 +55,7 @@ def read_graph(model: nn.Module, input_shape: tuple[int, ...]) -> LayerGraph:
         raise InputError("the network has lazy parameters; run it once on an example before the search")
     twin, records, counted_macs = _observe(model, input_shape)
     specs, left_alone = _describe(twin, records)
-    couplings = read_couplings(twin, {spec.name for spec in specs}, input_shape)
+    couplings = read_couplings(twin, specs, input_shape)
     return LayerGraph(
         layers=tuple(specs),
         input_shape=tuple(input_shape),
@@ -64,6 +64,7 @@ def read_graph(model: nn.Module, input_shape: tuple[int, ...]) -> LayerGraph:
         shared_inputs=_shared_inputs(records, specs),
         residual_ties=couplings.residual_ties,
         branches=couplings.branches,
+        channels=couplings.channels,
         uncounted_macs=max(0, counted_macs - sum(spec.macs for spec in specs)),
         couplings_unknown=couplings.unknown,
     )
@@ -89,12 +90,12 @@ def _observe(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[nn.Module,
     twin = meta_copy(model)
     unfold_attention(twin)
     try:
-        return twin, *_record(twin, torch.zeros((1, *input_shape), device="meta"))
+        return twin, *_record(twin, example_input(twin, input_shape))
     except Exception:  # a model that builds CPU tensors in its forward pass cannot run on the meta device
         twin = copy.deepcopy(model).cpu()
         unfold_attention(twin)
     try:
-        return twin, *_record(twin, torch.zeros((1, *input_shape)))
+        return twin, *_record(twin, example_input(twin, input_shape))
     except Exception as error:
         sentence = str(error).strip().split("\n")[0]
         raise InputError(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from search_spaces.channels import ChannelGroups
+
 FLOAT_BITS = 32
 
 
@@ -59,6 +61,7 @@ class LayerGraph:
     ``left_alone`` maps each weighted module that cannot be quantized to the reason.
     ``other_bytes`` is what all parameters outside ``layers`` (and outside their folded BatchNorms) take in fp32.
     ``uncounted_macs`` are multiply-accumulates of operations outside ``layers``, such as attention products.
+    ``channels`` are the filters that can be removed.
     ``couplings_unknown`` says why residual branches could not be read; empty where they could.
     """
 
@@ -69,6 +72,7 @@ class LayerGraph:
     shared_inputs: tuple[tuple[str, ...], ...] = ()
     residual_ties: tuple[tuple[str, ...], ...] = ()
     branches: tuple[ResidualBranch, ...] = ()
+    channels: ChannelGroups = field(default_factory=ChannelGroups)
     uncounted_macs: int = 0
     couplings_unknown: str = ""
 

@@ -15,24 +15,23 @@ from search_spaces.errors import InputError
 
 
 class SubsampleShortcut(nn.Module):
-    """Option A of [1]: every second pixel, and zero channels on both sides; no parameters.
+    """Option A of [1]: every second pixel, and zero channels ``before`` and ``after``; no parameters.
 
-    Maps (N, C, H, W) to (N, C + 2 * padding, ceil(H / stride), ceil(W / stride)).
+    Maps (N, C, H, W) to (N, before + C + after, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, stride: int, padding: int) -> None:
+    def __init__(self, stride: int, before: int, after: int) -> None:
         super().__init__()
-        self.stride = stride
-        self.padding = padding
+        self.stride, self.before, self.after = stride, before, after
 
     def forward(self, x: Tensor) -> Tensor:
         """Subsample and pad (N, C, H, W)."""
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
 
     def extra_repr(self) -> str:
-        """Show the two numbers that define the shortcut."""
-        return f"stride={self.stride}, padding={self.padding}"
+        """Show the numbers that define the shortcut."""
+        return f"stride={self.stride}, before={self.before}, after={self.after}"
 
 
 class BasicBlock(nn.Module):
@@ -46,7 +45,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = SubsampleShortcut(stride, (out_channels - in_channels) // 2)
+            padding = (out_channels - in_channels) // 2
+            self.shortcut = SubsampleShortcut(stride, padding, padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, out_channels, H / stride, W / stride)."""

@@ -58,7 +58,7 @@ def test_layer_names_are_those_of_published_checkpoints() -> None:
 
 
 def test_shortcut_has_no_parameters_and_keeps_every_second_pixel() -> None:
-    shortcut = SubsampleShortcut(stride=2, padding=3)
+    shortcut = SubsampleShortcut(stride=2, before=3, after=3)
     x = torch.rand(2, 4, 5, 7)
     out = shortcut(x)
     assert not list(shortcut.parameters())
