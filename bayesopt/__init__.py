@@ -1,1 +1,62 @@
-"""Per-layer pruning ratios by Bayesian optimization: the room is reserved, its work begins with the next issue."""
+"""Pruning of low-precision networks: which filters are redundant, and ratios by Bayesian optimization.
+
+The names below are loaded when first used. This package knows no supernet and no trainer: what a configuration is worth
+is told to it by a callable that is handed in.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bayesopt.criteria import CRITERIA, importance, removal_order
+    from bayesopt.proposers import CostRange, Proposal, Proposer, make_proposer
+    from bayesopt.pruning import choose, groups, prune, rebuild_optimizer
+    from bayesopt.ratios import RatioSpace
+    from bayesopt.trials import PruningTrial, best_trials, run_trials
+    from search_spaces.channels import ChannelGroup, ChannelGroups
+    from search_spaces.slicing import pruned_graph, remove_filters
+
+_MODULES = {
+    "bayesopt.criteria": ("CRITERIA", "importance", "removal_order"),
+    "bayesopt.proposers": ("CostRange", "Proposal", "Proposer", "make_proposer"),
+    "bayesopt.pruning": ("choose", "groups", "prune", "rebuild_optimizer"),
+    "bayesopt.ratios": ("RatioSpace",),
+    "bayesopt.trials": ("PruningTrial", "best_trials", "run_trials"),
+    "search_spaces.channels": ("ChannelGroup", "ChannelGroups"),
+    "search_spaces.slicing": ("pruned_graph", "remove_filters"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "CRITERIA",
+    "ChannelGroup",
+    "ChannelGroups",
+    "CostRange",
+    "Proposal",
+    "Proposer",
+    "PruningTrial",
+    "RatioSpace",
+    "best_trials",
+    "choose",
+    "groups",
+    "importance",
+    "make_proposer",
+    "prune",
+    "pruned_graph",
+    "rebuild_optimizer",
+    "remove_filters",
+    "removal_order",
+    "run_trials",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bayesopt' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
