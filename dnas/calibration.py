@@ -56,7 +56,7 @@ def calibrate_weights(network: nn.Module) -> None:
     """Set the clip and gain of every weight quantizer from the weights as they are now."""
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, QuantizedLayer):
+            if isinstance(module, QuantizedLayer) and isinstance(module.quantize_weight, TensorQuantizer):
                 fit(module.quantize_weight, module.weight.detach())
 
 

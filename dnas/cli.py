@@ -47,6 +47,8 @@ class Kind(StrEnum):
     front = "front"
     bits = "bits"
     curves = "curves"
+    ratios = "ratios"
+    trials = "trials"
     all = "all"
 
 
@@ -146,6 +148,37 @@ def resume(run: RunArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 @told
+def prune(
+    run: RunArgument,
+    assignment: Annotated[
+        str | None, typer.Argument(metavar="ASSIGNMENT", help="An id, or the beginning of one; or give --bits.")
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(metavar="N", help="Prune the uniform assignment of N bits; 1 is the binarized net.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AMOUNT|COST=AMOUNT", help="As in 70% (of its own size) or bitops=50%; repeatable."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Configurations tried for each budget.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a key of [prune], as in criterion=taylor; repeatable."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find pruning ratios for an assignment of a run, remove the filters, measure, and show the new front."""
+    from dnas import launching
+
+    if (assignment is None) == (bits is None):
+        raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
+    launching.prune(_folder(run), assignment, bits, budget or [], trials, setting or [], as_json)
+
+
+@app.command()
+@told
 def status(
     runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="All in runs/ by default.")] = None,
     as_json: JsonOption = False,
@@ -183,7 +216,7 @@ def plot(
     kind: Annotated[Kind, typer.Option(help="What to draw.")] = Kind.all,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the front against its controls, the bits along it, and the course of the search."""
+    """Draw the front against its controls, bits and pruning ratios along it, and the course of search and trials."""
     from dnas import plotting
 
     _check_folder(out)

@@ -59,6 +59,8 @@ def _not_empty(entry: dict[str, float | int | str]) -> dict[str, float | int | s
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Sigma = Annotated[float, Field(ge=-10, le=100)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
 Bits = Annotated[int, AfterValidator(_bit_width)]
@@ -218,6 +220,47 @@ class ControlsSection(Section):
     random: Count = Field(default=0, description="Random assignments at every budget.")
 
 
+class SquantizerSection(Section):
+    """SQuantizer, for `compression = 'squantizer'`: weights that are sparse and low-bit at once. First and last layer stay in fp32; `include`, `exclude` and `fix` of `[space]` hold, `[search]` does not."""
+
+    weight_bits: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(default=(4,), min_length=1, description="Bits of a weight that is not zero, 1 to 8; one net for each.")  # fmt: skip
+    activation_bits: SomeBits = Field(default=4, description="Bits of input activations (`quantizer.activations`), from the first training step on.")  # fmt: skip
+    sigma: tuple[Sigma, ...] = Field(default=(0.0,), description="σ of the threshold, mean magnitude + σ × standard deviation of the magnitudes; one net for each, besides those of `budgets`.")  # fmt: skip
+    sigmas: dict[str, Sigma] = Field(default={}, description="σ of single layers, whatever the others get: pattern = σ; the last pattern that fits counts.")  # fmt: skip
+    budgets: tuple[Budget, ...] = Field(default=(), description="Limits on size_bytes or weight_bits, written as in `search.budgets`; σ is chosen for each.")  # fmt: skip
+    trials: Count = Field(default=0, description="Trials of a σ for each layer, by Bayesian optimization within each budget; the net with one σ for all layers stands beside it (0: that net alone).")  # fmt: skip
+    delay: Annotated[float, Field(ge=0, lt=1)] = Field(default=1 / 3, description="Share of the training steps with dense float weights, before sparsity and quantization start.")  # fmt: skip
+    order: Literal["sparsify-first", "quantize-first"] = Field(default="sparsify-first", description="What comes first; `quantize-first` is there to compare with.")  # fmt: skip
+    gradient: Literal["straight-through", "zero"] = Field(default="straight-through", description="What reaches the weights below the threshold: `straight-through` lets them return, `zero` does not.")  # fmt: skip
+    exclude: tuple[str, ...] = Field(default=(), description="Layers that fit one of these patterns stay in fp32.")
+
+
+class PruneSection(Section):
+    """Pruning of measured assignments: a ratio per channel group by Bayesian optimization, filters removed for real."""
+
+    enabled: bool = Field(default=False, description="Whether the job prunes; `dnas prune` does it later for any assignment.")  # fmt: skip
+    assignments: tuple[str, ...] = Field(default=("search-*",), description="Patterns over the ids of the assignments to prune.")  # fmt: skip
+    at_most: AtLeastOne | None = Field(default=None, examples=[1], description="Prune only so many of them: the most accurate on validation.")  # fmt: skip
+    budgets: tuple[Budget, ...] = Field(default=({"size_bytes": "70%"},), description="Limits on size_bytes, bitops or macs; a plain % is of the assignment's own cost, else as in `search.budgets`. None: the whole front of size against accuracy.")  # fmt: skip
+    trials: AtLeastOne = Field(default=40, description="Configurations tried for each budget.")
+    batch: AtLeastOne = Field(default=1, description="Configurations asked for at once; results depend on it.")
+    workers: AtLeastOne = Field(default=1, description="Processes that try configurations; the threads are shared out among them.")  # fmt: skip
+    proposer: Literal["scikit-optimize", "optuna", "random"] = Field(default="scikit-optimize", description="What proposes configurations; `optuna` is an extra.")  # fmt: skip
+    criterion: str = Field(default="auto", description="Which filters go first: `hamming`, `geometric`, `latent_l1`, `bn_scale`, `taylor`, `random`, or your own `package.module:function(network, group)`; `auto` is hamming where a group's filters have 1 bit, else geometric.")  # fmt: skip
+    max_ratio: Ratio = Field(default=0.8, description="Largest share of a group's channels that may go.")
+    min_keep: AtLeastOne = Field(default=2, description="Channels that every group keeps.")
+    round_to: AtLeastOne = Field(default=1, description="Kept channels are a multiple of this, or all.")
+    exclude: tuple[str, ...] = Field(default=(), description="Groups (`dnas doctor` lists them) that fit one of these patterns are not pruned.")  # fmt: skip
+    fix: dict[str, Ratio] = Field(default={}, description="Ratios set by hand: pattern over group names = ratio.")
+    proxy_images: AtLeastOne | None = Field(default=None, examples=[1000], description="Validation images that a trial is measured on, the same for all (all by default).")  # fmt: skip
+    batchnorm_batches: AtLeastOne = Field(default=10, description="Training batches that re-estimate BatchNorm in each trial.")  # fmt: skip
+    finalists: AtLeastOne = Field(
+        default=3, description="Best trials that are fine-tuned shortly before one is chosen."
+    )
+    finetune_epochs: Count = Field(default=1, description="Epochs of that short fine-tuning (0: choose by the trial).")
+    controls: tuple[Literal["uniform", "random", "fewer-bits"], ...] = Field(default=("uniform", "random", "fewer-bits"), description="At every budget: one ratio for all groups; as many random trials; fewer bits and all filters.")  # fmt: skip
+
+
 class JobConfig(Section):
     """One job, wholly described."""
 
@@ -225,6 +268,8 @@ class JobConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(default="digits", description="Names the run folder `runs/NAME`.")  # fmt: skip
     seed: Count = Field(default=0, description="Everything random in the job derives from this number.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute; `auto` takes CUDA when there is one.")  # fmt: skip
+    compression: Literal["search", "squantizer"] = Field(default="search", description="What the job does: search bits per layer, or train sparse and low-bit weights at once (`[squantizer]`).")  # fmt: skip
+    pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
     threads: Count = Field(default=0, description="CPU threads (0: PyTorch's choice).")
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
@@ -235,15 +280,47 @@ class JobConfig(Section):
     search: SearchSection = SearchSection()
     finetune: FinetuneSection = FinetuneSection()
     controls: ControlsSection = ControlsSection()
+    prune: PruneSection = PruneSection()
+    squantizer: SquantizerSection = SquantizerSection()
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="after")
     def _consistent(self) -> JobConfig:
+        if self.compression == "squantizer":
+            return self._squantizer_consistent()
+        self._check_pipeline()
+        if "search" not in self.pipeline:
+            return self
         if self.search.loss == "hinge" and not self.search.budgets:
             raise ValueError("search.loss = 'hinge' needs at least one entry in search.budgets")
         if self.space.pairing == "pairs" and not self.space.pairs:
             raise ValueError("space.pairing = 'pairs' needs space.pairs")
         if self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
+        return self
+
+    def _check_pipeline(self) -> None:
+        allowed = [("search",), ("prune",), ("search", "prune"), ("prune", "search"), ("search", "prune", "search")]
+        if self.pipeline not in allowed:
+            orders = ", ".join(str(list(order)) for order in allowed)
+            raise ValueError(f"pipeline = {list(self.pipeline)} is not one of {orders}")
+        if self.pipeline[0] == "prune" and not self.prune.enabled:
+            raise ValueError(
+                f"pipeline = {list(self.pipeline)} begins with pruning, which prune.enabled = false turns off"
+            )
+
+    def _squantizer_consistent(self) -> JobConfig:
+        if not self.squantizer.sigma and not self.squantizer.budgets:
+            raise ValueError("compression = 'squantizer' needs an entry in squantizer.sigma or squantizer.budgets")
+        if self.squantizer.trials and not self.squantizer.budgets:
+            raise ValueError("squantizer.trials needs an entry in squantizer.budgets")
+        if self.squantizer.trials and self.finetune.start == "fresh":
+            raise ValueError("squantizer.trials needs a trained network: finetune.start = 'pretrained'")
+        if self.squantizer.order == "quantize-first" and 1 in self.squantizer.weight_bits:
+            raise ValueError("squantizer.order = 'quantize-first' needs squantizer.weight_bits of at least 2")
+        if self.prune.enabled:
+            raise ValueError("compression = 'squantizer' removes weights, not filters; set prune.enabled = false")
+        if self.finetune.start == "supernet":
+            raise ValueError("finetune.start = 'supernet' needs compression = 'search'; use 'pretrained' or 'fresh'")
         return self

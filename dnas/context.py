@@ -29,7 +29,9 @@ from search_spaces.allocation import Cells
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.budgets import Budget
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerSpec
 from search_spaces.models import LoadedModel, load_model
+from search_spaces.sparse_costs import sparse_prices
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,21 @@ class JobContext:
         return self.keep(name, kind, self.plan.space.layers_of(cells), run, budget)
 
     def keep(
-        self, name: str, kind: str, layers: Mapping[str, LayerBits], run: str, budget: Budget | None = None
+        self,
+        name: str,
+        kind: str,
+        layers: Mapping[str, LayerBits],
+        run: str,
+        budget: Budget | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> BitAssignment:
-        """Save and journal an assignment, once; a name that is known already gives what was saved then."""
+        """Save and journal an assignment, once; a name that is known already gives what was saved then.
+
+        ``more`` goes into its provenance.
+        """
         if name in {record["assignment"] for record in self.events("decoded")}:
             return self.run.assignment(name)
-        layers = {
-            spec.name: replace(layers[spec.name], out_channels=spec.out_channels) for spec in self.plan.graph.layers
-        }
+        layers = {spec.name: _with_channels(layers[spec.name], spec) for spec in self.plan.graph.layers}
         provenance = {
             "kind": kind,
             "run": run,
@@ -125,11 +134,17 @@ class JobContext:
             "limits": dict(budget.limits) if budget else {},
             "seed": self.config.seed,
             "quantizer": asdict(self.choice),
+            **(more or {}),
         }
-        assignment = BitAssignment(name, self.reference, layers, self.plan.table.price(layers), {}, provenance)
+        assignment = BitAssignment(name, self.reference, layers, self._price(layers), {}, provenance)
         self.run.save_assignment(assignment)
         self.journal({"event": "decoded", "assignment": name, "kind": kind, "run": run, "cost": dict(assignment.cost)})
         return assignment
+
+    def _price(self, layers: Mapping[str, LayerBits]) -> dict[str, float]:
+        """All costs; with sparse weights also the sizes without their index."""
+        table = self.plan.table
+        return sparse_prices(table, layers) if self.config.compression == "squantizer" else table.price(layers)
 
     def assignments_of(self, event: str) -> list[BitAssignment]:
         """The assignments that events of this kind name, in order."""
@@ -141,6 +156,12 @@ class JobContext:
             self.config.data.batch_size, seed=derived_seed(self.config.seed, "calibration"), device=self.device
         )
         return inputs_of(batches, self.config.quantizer.calibration_batches)
+
+    def labelled_batches(self, purpose: str, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The first ``count`` training batches in an order of their own, (N, C, H, W) and (N,), not augmented."""
+        seed = derived_seed(self.config.seed, purpose)
+        batches = self.data.train.batches(self.config.data.batch_size, seed=seed, device=self.device)
+        return [batch for _, batch in zip(range(count), batches, strict=False)]
 
     def train(self, trainer: Trainer, stage: Stage) -> None:
         """Run a trainer's remaining epochs, saving and journaling each."""
@@ -203,6 +224,12 @@ class JobContext:
         key = ("stage", "run", "seed", "epoch")
         if not any(all(known[k] == record[k] for k in key) for known in self.events("epoch")):
             self.journal(record)
+
+
+def _with_channels(bits: LayerBits, spec: LayerSpec) -> LayerBits:
+    """The choice for a layer with the number of filters that it has in the end."""
+    kept = bits.kept_channels
+    return replace(bits, out_channels=spec.out_channels if kept is None else len(kept))
 
 
 def _check_start(config: JobConfig) -> None:

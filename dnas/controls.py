@@ -23,7 +23,7 @@ def control_assignments(context: JobContext) -> list[BitAssignment]:
     names = [f"ilp-{number}" for number in range(1, len(context.plan.budgets) + 1)]
     known = {record["assignment"] for record in context.events("decoded")}
     if section.ilp and names:
-        losses = np.zeros(space.allowed.shape) if known >= set(names) else _sensitivities(context)
+        losses = np.zeros(space.allowed.shape) if known >= set(names) else sensitivity_losses(context)
         for name, budget in zip(names, context.plan.budgets, strict=True):
             cells = allocate(-losses, context.plan.table, budget)
             kept.append(context.keep_cells(name, "ilp", cells, "ilp", budget))
@@ -35,7 +35,8 @@ def control_assignments(context: JobContext) -> list[BitAssignment]:
     return kept
 
 
-def _sensitivities(context: JobContext) -> np.ndarray:
+def sensitivity_losses(context: JobContext) -> np.ndarray:
+    """What each cell of the space costs in loss, (D, Kw, Ka), by the training-free estimate."""
     batches = context.data.train.batches(
         min(_SENSITIVITY_IMAGES, context.config.data.batch_size),
         seed=derived_seed(context.config.seed, "sensitivity"),

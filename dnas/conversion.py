@@ -11,10 +11,13 @@ from torch import nn
 
 from dnas.layers import BranchedLayer, DroppedBranch, QuantizedLayer, SkippedLayer, TensorQuantizer
 from dnas.quantizers import Quantizer, find_quantizer
-from search_spaces.assignments import BitAssignment, LayerBits, check_fits
+from dnas.sparsity import SparseQuantizer
+from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
 from search_spaces.attention import unfold_attention
+from search_spaces.channels import kept_units
 from search_spaces.graph import TRANSPOSED, read_graph
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
+from search_spaces.slicing import pruned_graph, remove_filters
 
 Pair = tuple[int, int]
 
@@ -82,15 +85,24 @@ def quantized_layer(
 def quantize_fixed(
     model: nn.Module, graph: LayerGraph, layers: Mapping[str, LayerBits], choice: QuantizerChoice
 ) -> nn.Module:
-    """Return a copy of ``model`` in which every layer runs at its bits; ranges are not yet calibrated."""
+    """Return a copy of ``model`` in which every layer runs at its bits; ranges are not yet calibrated.
+
+    Filters that the layers do not keep are removed.
+    """
     twin = fresh_copy(model)
+    kept = kept_units(graph.channels, kept_rows_of(layers))
+    if kept:
+        twin, graph = remove_filters(twin, graph.channels, kept), pruned_graph(graph, kept)
     for name, bits in layers.items():
         original = twin.get_submodule(name)
         if bits.weight_bits == 0:
             _replace(twin, name, SkippedLayer(original))
         elif (bits.weight_bits, bits.activation_bits) != (FLOAT_BITS, FLOAT_BITS):
             pair = (bits.weight_bits,), (bits.activation_bits,)
-            _replace(twin, name, quantized_layer(original, graph[name], *pair, choice))
+            wrapped = quantized_layer(original, graph[name], *pair, choice)
+            if bits.sparse is not None:
+                wrapped.quantize_weight = SparseQuantizer(bits.weight_bits, bits.sparse)
+            _replace(twin, name, wrapped)
     for branch in graph.branches:
         if all(layers[name].weight_bits == 0 for name in branch.layers):
             twin.get_submodule(branch.terminal).register_forward_hook(DroppedBranch())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,8 @@ Event = Mapping[str, Any]
 Clock = Callable[[], float]
 
 SECONDS_BETWEEN_LINES = 2.0
-SECONDS_WITHIN_EPOCH = 30.0
+SECONDS_BETWEEN = {"epoch": SECONDS_BETWEEN_LINES, "trial": SECONDS_BETWEEN_LINES, "progress": 30.0}
+PRUNE = "prune"
 SMOOTHING = 0.3
 
 
@@ -95,16 +97,22 @@ class JobState:
 
     def title(self) -> str:
         """The stage and what it works on."""
-        return self.stage if self.label in ("", self.stage) else f"{self.stage} {self.label}"
+        label = self.label.removeprefix(f"{PRUNE}-") if self.stage == PRUNE else self.label
+        return self.stage if label in ("", self.stage) else f"{self.stage} {label}"
 
     def facts(self) -> dict[str, str]:
         """Return what to show, in words, by name; only what is known."""
         values = self.values
+        costs = _costs(values.get("expected"), values.get("budget"))
+        trial = values.get("trial")
         shown = {
             "epoch": _epoch(values),
+            "trial": "" if trial is None else f"{trial}/{values.get('trials') or '?'}",
+            **({} if trial is None else costs),
             "loss": _number(values.get("loss"), "{:.4g}"),
+            "best": _number(values.get("best"), "{:.4g}"),
             "top-1": _accuracy(values.get("top1"), values.get("argmax_top1")),
-            **_costs(values.get("expected"), values.get("budget")),
+            **({} if trial is not None else costs),
             "temperature": _number(values.get("temperature"), "{:.3g}"),
             "θ entropy": _number(values.get("entropy"), "{:.2f}"),
         }
@@ -130,7 +138,7 @@ def telling_line(event: Event) -> str:
 
 
 class PlainDisplay:
-    """Lines on a stream: stages, notes and measurements, and one per epoch, but no more than one in two seconds."""
+    """Lines on a stream: stages, notes, measurements; one per epoch or trial, but no more than one in two seconds."""
 
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         self.stream = stream
@@ -155,7 +163,8 @@ class PlainDisplay:
         line = telling_line(event)
         if line:
             self._print(line)
-        wait = {"epoch": SECONDS_BETWEEN_LINES, "progress": SECONDS_WITHIN_EPOCH}.get(event["event"])
+        kind = "trial" if "trial" in event and event["event"] == "progress" else event["event"]
+        wait = SECONDS_BETWEEN.get(kind)
         if wait is not None and self._clock() - self._last_line >= wait:
             self._last_line = self._clock()
             facts = ", ".join(f"{name} {text}" for name, text in self.state.facts().items())
@@ -238,7 +247,9 @@ def _epoch(values: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None, pattern: str) -> str:
-    return "" if value is None else pattern.format(value)
+    if value is None:
+        return ""
+    return pattern.format(value) if math.isfinite(value) else "not finite"
 
 
 def _accuracy(soft: float | None, argmax: float | None) -> str:

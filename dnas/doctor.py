@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from dnas.config import Amount, CostsSection, SpaceSection
 from dnas.planning import cost_table, space_options
 from search_spaces.allocation import check_reachable
 from search_spaces.budgets import parse_budget
+from search_spaces.channels import ChannelGroups
 from search_spaces.costs import CostTable
 from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
@@ -48,6 +49,25 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class GroupReport:
+    """Filters that can be removed one by one: how many such units, of which layers, and which layers read them."""
+
+    name: str
+    units: int
+    layers: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChannelsReport:
+    """What pruning can take: ``frozen`` maps the other layers to the reason, ``unknown`` says why nothing is known."""
+
+    groups: tuple[GroupReport, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    unknown: str = ""
+
+
+@dataclass(frozen=True)
 class BudgetReport:
     """Whether a budget can be met: its limits, and the least that each cost alone can come to."""
 
@@ -76,6 +96,7 @@ class DoctorReport:
     other_bytes: int
     uncounted_macs: int
     budgets: tuple[BudgetReport, ...]
+    channels: ChannelsReport
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
@@ -120,7 +141,13 @@ def examine(
         other_bytes=graph.other_bytes,
         uncounted_macs=graph.uncounted_macs,
         budgets=tuple(_budget(entry, table) for entry in budgets) if not reason else (),
+        channels=_channels(graph.channels),
     )
+
+
+def _channels(channels: ChannelGroups) -> ChannelsReport:
+    groups = (GroupReport(group.name, group.units, group.layers, tuple(group.columns)) for group in channels.groups)
+    return ChannelsReport(tuple(groups), dict(channels.frozen), channels.unknown)
 
 
 def _priced(table: CostTable, bits: int) -> dict[str, float | None]:

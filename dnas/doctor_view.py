@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -10,13 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from dnas.config import Amount, JobConfig
-from dnas.doctor import FIXED, SEARCHED, DoctorReport, LayerReport, Shape, default_input_shape, examine
+from dnas.doctor import FIXED, SEARCHED, ChannelsReport, DoctorReport, LayerReport, Shape, default_input_shape, examine
 from dnas.jobfile import load_job
 from dnas.terminal import amount_text, show, show_json
 from search_spaces.errors import InputError
 from search_spaces.models import load_model
 
 MOST_TIES = 12
+MOST_GROUPS = 40
+MOST_NAMES = 3
 
 
 def consult(model: str | None, shape: str | None, budgets: Sequence[str], job: str | None, as_json: bool) -> bool:
@@ -81,7 +83,7 @@ def _budget(text: str) -> dict[str, Amount]:
 
 def render_report(report: DoctorReport) -> Group:
     """Return all of a report, the layers first and the verdict last."""
-    parts: list[RenderableType] = [_layer_table(report), *_couplings(report), Text()]
+    parts: list[RenderableType] = [_layer_table(report), *_couplings(report), *_channels(report.channels), Text()]
     if report.uniform:
         parts += [_cost_table(report), Text()]
     return Group(*parts, *(Text(line) for line in verdict_lines(report)))
@@ -149,6 +151,39 @@ def _listing(title: str, entries: Sequence[str]) -> Iterable[Text]:
     if entries:
         rest = [f"... and {len(entries) - MOST_TIES} more"] if len(entries) > MOST_TIES else []
         yield Text("\n  ".join([f"\n{title}:", *entries[:MOST_TIES], *rest]))
+
+
+def _channels(channels: ChannelsReport) -> Iterable[RenderableType]:
+    """The groups that can lose filters, and below them the layers that keep theirs, reason by reason."""
+    if channels.unknown:
+        yield Text(f"\nWhich filters can be pruned is not known: {channels.unknown}.")
+        return
+    groups = channels.groups
+    if groups:
+        total = sum(group.units for group in groups)
+        yield Text(
+            f"\nChannel groups that can be pruned: {len(groups)}, with {total:,} units (filters that go together)"
+        )
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("  group", overflow="fold")
+        for heading in ("units", "layers"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for group in groups[:MOST_GROUPS]:
+            table.add_row(f"  {group.name}", f"{group.units:,}", str(len(group.layers)))
+        yield table
+    if len(groups) > MOST_GROUPS:
+        yield Text(f"  ... and {len(groups) - MOST_GROUPS} more; --json lists all")
+    yield from _listing("Layers that keep all their filters", _frozen_lines(channels.frozen))
+
+
+def _frozen_lines(frozen: Mapping[str, str]) -> list[str]:
+    """A line per reason: how many layers, and the names of some."""
+    lines = []
+    for reason in dict.fromkeys(frozen.values()):
+        names = [name for name, why in frozen.items() if why == reason]
+        shown = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+        lines.append(f"{reason}: {shown}" if len(names) == 1 else f"{reason}: {len(names)} layers ({shown})")
+    return lines
 
 
 def _cost_table(report: DoctorReport) -> Table:

@@ -3,44 +3,56 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import fields, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
-from dnas.calibration import calibrate
+from dnas.bit_search import BitSearch
 from dnas.config import JobConfig
 from dnas.context import JobContext, Stage
 from dnas.controls import control_assignments
-from dnas.diagnosis import diagnose
 from dnas.jobfile import load_job
 from dnas.measuring import Measurer
 from dnas.mixture import compiled_mixture
 from dnas.progress import Report
-from dnas.schedules import derived_seed
-from dnas.search import EpochRecord, SupernetTrainer
-from dnas.supernet import Supernet
+from dnas.prune_requests import (
+    PruneWish,
+    check_section,
+    check_wish,
+    config_requests,
+    prune_work,
+    steps,
+    wished,
+    wished_parents,
+    wished_requests,
+)
+from dnas.pruning import prune_all
+from dnas.squantizer import check_budgets, sigma_work, squantizer_assignments
 from dnas.training import Trainer, evaluate
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.plots import draw_fronts, save_figure
 from results.runs import Run
 from search_spaces.assignments import BitAssignment
-from search_spaces.budgets import Budget
 from search_spaces.errors import InputError, JobError
 
 Result = TypeVar("Result")
 
 
-def run_job(config: JobConfig, run: Run, report: Report) -> ParetoFront:
+def run_job(config: JobConfig, run: Run, report: Report, wish: PruneWish | None = None) -> ParetoFront:
     """Run a job, or go on with it if the run's journal is not empty; returns the measured front.
 
+    ``wish`` is something to prune beyond what the job says; it is kept in the journal, and so is part of the run.
     ``report`` receives every journal event, and ``progress`` events in between. Raises :class:`InputError` before
     any training for what cannot work, :class:`JobError` for what went wrong on the way; both leave the run resumable.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     context = JobContext(config, run, report)
+    if wish:
+        context.journal(check_wish(context, wish).to_json())
     try:
         with compiled_mixture(context.compiles):
             return _run(context)
@@ -74,17 +86,55 @@ def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report
 def _run(context: JobContext) -> ParetoFront:
     """Every stage in turn."""
     context.journal({"event": "resumed" if context.records else "started"})
+    check_budgets(context)
+    check_section(context)
+    context.progress.add(prune_work(context) + sigma_work(context))
     context.tell_once(_introduction(context))
     measurer = Measurer(context)
     _stage(context, "pretrain", lambda: _pretrain(context))
-    candidates = _stage(context, "search", lambda: _search(context))
-    candidates += _stage(context, "controls", lambda: control_assignments(context))
-    points = _stage(context, "measure", lambda: measurer.measure_all(candidates))
+    points = (
+        _squantizer(context, measurer) if context.config.compression == "squantizer" else _pipeline(context, measurer)
+    )
+    if wished(context):
+        points += _stage(context, "prune", lambda: _prune_wished(context, measurer, {p.assignment for p in points}))
     front = _stage(context, "test", lambda: _front(context, measurer, points))
     context.run.save_front(front)
     save_figure(draw_fronts({context.run.name: front}, x=front.x), context.run.picture_path)
     context.journal({"event": "finished"})
     return front
+
+
+def _squantizer(context: JobContext, measurer: Measurer) -> list[FrontPoint]:
+    """Sparse, low-bit nets and their controls."""
+    found = _stage(context, "squantizer", lambda: squantizer_assignments(context))
+    found += _stage(context, "controls", lambda: control_assignments(context))
+    return _stage(context, "measure", lambda: measurer.measure_all(found))
+
+
+def _pipeline(context: JobContext, measurer: Measurer) -> list[FrontPoint]:
+    """Bit searches and pruning in the order that the job asks for; a later search starts from a pruned net."""
+    points: list[FrontPoint] = []
+    found: list[BitAssignment] = []
+    base: BitAssignment | None = None
+    for number, step in enumerate(steps(context.config)):
+        if step == "search":
+            found = _stage(context, "search", BitSearch(context, base).assignments)
+        if number == 0:
+            found += _stage(context, "controls", lambda: control_assignments(context))
+            points += _stage(context, "measure", partial(measurer.measure_all, found))
+        if step == "prune":
+            requests = config_requests(context, found)
+            found = _stage(context, "prune", partial(prune_all, context, measurer, requests))
+            base = next((assignment for assignment in found if assignment.provenance["kind"] == "pruned"), base)
+        if number > 0 or step == "prune":
+            points += _stage(context, "measure", partial(measurer.measure_all, found))
+    return points
+
+
+def _prune_wished(context: JobContext, measurer: Measurer, known: Collection[str]) -> list[FrontPoint]:
+    """Prune what `dnas prune` asked for; measure the outcome like anything else."""
+    points = measurer.measure_all([parent for parent in wished_parents(context) if parent.id not in known])
+    return points + measurer.measure_all(prune_all(context, measurer, wished_requests(context)))
 
 
 def _stage(context: JobContext, name: str, work: Callable[[], Result]) -> Result:
@@ -105,24 +155,28 @@ def _introduction(context: JobContext) -> list[str]:
         )
     graph, data = context.plan.graph, context.data
     told += [f"left alone: {name}: {why}" for name, why in graph.left_alone.items()]
+    if context.config.compression == "squantizer":
+        sparse = sum(len(decision.layers) for decision in context.plan.space.decisions)
+        what, how = f"{sparse} sparse layers of {len(graph.layers)}", "SQuantizer"
+    else:
+        what = f"{len(context.plan.space.decisions)} decisions over {len(graph.layers)} layers"
+        how = f"{context.config.search.engine} engine, {'compiled' if context.compiles else 'eager'} mixture"
     told.append(
-        f"{len(context.plan.space.decisions)} decisions over {len(graph.layers)} layers; "
-        f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images; "
-        f"{context.config.search.engine} engine, {'compiled' if context.compiles else 'eager'} mixture, "
-        f"on {context.device}"
+        f"{what}; {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images; "
+        f"{how}, on {context.device}"
     )
     return told
 
 
 def _pretrain(context: JobContext) -> None:
-    """Train the float network, where the job asks for it, without the images of θ: they must be new to the weights."""
+    """Train the float network, where the job asks for it; in a search without the images of θ, new to the weights."""
     config = context.config
     if not config.pretrain.epochs:
         return
     trainer = Trainer(
         context.network,
         config.pretrain,
-        images=context.search_data.weights,
+        images=context.search_data.weights if config.compression == "search" else context.data.train,
         batch_size=config.data.batch_size,
         augmentation=context.search_data.augmentation,
         seed=config.seed,
@@ -130,73 +184,6 @@ def _pretrain(context: JobContext) -> None:
         device=context.device,
     )
     context.train(trainer, Stage("pretrain", "float", "pretrain", context.work.pretrain))
-
-
-def _search(context: JobContext) -> list[BitAssignment]:
-    """Search for every budget from one warmed-up supernet; what is decoded already is not searched again."""
-    budgets: tuple[Budget | None, ...] = context.plan.budgets or (None,)
-    searched = {record["run"] for record in context.events("searched")}
-    missing = {f"search-{number}": b for number, b in enumerate(budgets, start=1) if f"search-{number}" not in searched}
-    context.progress.advance(context.work.search * context.config.search.epochs * len(searched))
-    if missing:
-        supernet = _warm_supernet(context)
-        warm = {name: value.clone() for name, value in supernet.state_dict().items()}
-        for label, budget in missing.items():
-            supernet.load_state_dict(warm)
-            _search_one(context, supernet, label, budget)
-    else:
-        context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
-    kinds = ("search", "sampled")
-    return [found for found in context.assignments_of("decoded") if found.provenance["kind"] in kinds]
-
-
-def _warm_supernet(context: JobContext) -> Supernet:
-    """The supernet after its warm-up with θ frozen."""
-    plan, section = context.plan, context.config.search
-    supernet = Supernet(context.network, plan.graph, plan.space, plan.table, context.choice, section.engine)
-    supernet = supernet.to(context.device)
-    calibrate(supernet.network, context.calibration_images())
-    stage = Stage("warmup", "warmup", "warmup", context.work.warmup)
-    trainer = _supernet_trainer(context, supernet, "warmup")
-    steps = context.steps(stage, trainer, section.warmup_epochs)
-    for _ in context.resumed(stage, trainer, lambda: trainer.warmup(steps)):
-        pass
-    return supernet
-
-
-def _supernet_trainer(context: JobContext, supernet: Supernet, label: str) -> SupernetTrainer:
-    config = context.config
-    return SupernetTrainer(
-        supernet, config.search, context.search_data, seed=config.seed, label=label, device=context.device
-    )
-
-
-def _search_one(context: JobContext, supernet: Supernet, label: str, budget: Budget | None) -> None:
-    """Train θ for one budget, decode, and journal what was found."""
-    stage = Stage("search", label, label, context.work.search, budget=budget.limits if budget else {})
-    trainer = _supernet_trainer(context, supernet, label)
-    steps = context.steps(stage, trainer, context.config.search.epochs)
-    last: dict[str, Any] = {}
-    for last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
-        _sample_architectures(context, supernet, label, last["epoch"])
-    cells = supernet.decode(budget)
-    context.keep_cells(label, "search", cells, label, budget)
-    if last:
-        record = EpochRecord(**{field.name: last[field.name] for field in fields(EpochRecord)})
-        context.tell_once(diagnose(label, record, supernet.decode(), context.plan.table, budget))
-    context.journal({"event": "searched", "run": label})
-    context.run.delete_checkpoint(label)
-
-
-def _sample_architectures(context: JobContext, supernet: Supernet, label: str, epoch: int) -> None:
-    """Draw architectures from P(θ), as DNAS does every few epochs (arXiv 1812.00090, section 4.2)."""
-    section = context.config.search
-    if not section.sample_every or epoch % section.sample_every:
-        return
-    generator = torch.Generator().manual_seed(derived_seed(context.config.seed, label, "draw", epoch))
-    for number in range(1, section.samples + 1):
-        name = f"{label.replace('search', 'sampled')}-epoch{epoch}-{number}"
-        context.keep_cells(name, "sampled", supernet.draw(generator), label)
 
 
 def _front(context: JobContext, measurer: Measurer, points: list[FrontPoint]) -> ParetoFront:

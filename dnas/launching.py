@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dnas.config import JobConfig
 from dnas.display import open_display
 from dnas.exits import Interrupted
 from dnas.jobfile import dump_job, load_job
+from dnas.prune_requests import PruneWish
 from dnas.terminal import show, show_json, tell
 from results.pareto import ParetoFront
 from results.report import front_rows, render_table, verdicts
@@ -55,6 +57,34 @@ def resume(folder: Path, as_json: bool) -> None:
     _conclude(run, front, as_json)
 
 
+def prune(
+    folder: Path,
+    assignment: str | None,
+    bits: int | None,
+    budgets: Sequence[str],
+    trials: int | None,
+    settings: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Prune an assignment of a run, or a uniform one, by the run's own ``[prune]`` with these overrides."""
+    overrides = [f"prune.{setting}" for setting in settings]
+    overrides += [f"prune.budgets=[{', '.join(map(_budget_table, budgets))}]"] if budgets else []
+    overrides += [f"prune.trials={trials}"] if trials is not None else []
+    with Run.open(folder, write=True) as run:
+        job = str(folder / JOB)
+        wish = PruneWish(load_job(job, overrides).prune, assignment, bits)
+        front = _carry_out(load_job(job), run, as_json, wish)
+    _conclude(run, front, as_json)
+
+
+def _budget_table(text: str) -> str:
+    """``70%`` as a limit on the size, ``size_bytes=70%,macs=60%`` as it says; as a TOML table."""
+    parts = [part.partition("=") for part in (text if "=" in text else f"size_bytes={text}").split(",")]
+    return (
+        "{" + ", ".join(f"{json.dumps(cost.strip())} = {json.dumps(amount.strip())}" for cost, _, amount in parts) + "}"
+    )
+
+
 def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
     """Measure an assignment of a run once more on the validation or the test split."""
     run = Run.open(folder)
@@ -84,10 +114,10 @@ def _told_of(folder: Path) -> Iterator[None]:
         raise
 
 
-def _carry_out(config: JobConfig, run: Run, as_json: bool) -> ParetoFront:
+def _carry_out(config: JobConfig, run: Run, as_json: bool, wish: PruneWish | None = None) -> ParetoFront:
     try:
         with open_display(as_json) as display:
-            return jobs.run_job(config, run, display.report)
+            return jobs.run_job(config, run, display.report, wish)
     except (KeyboardInterrupt, BrokenPipeError) as error:
         raise Interrupted(f"interrupted; go on with: dnas resume {run.folder}") from error
 

@@ -17,7 +17,10 @@ from torch.nn import functional as F
 
 from dnas.mixture import mix
 from dnas.quantizers import Quantizer
+from dnas.sparsity import SparseQuantizer
+from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
+from search_spaces.slicing import Selection, slice_layer
 
 _SMALLEST_CLIP = 1e-6
 
@@ -26,7 +29,8 @@ class TensorQuantizer(nn.Module):
     """Quantizes a tensor at one width, or mixes its versions at several widths by the shares lent to it.
 
     ``bits`` are the candidate widths, ascending; 32 stands for the tensor itself. ``channel_axis`` is the axis that
-    gets one clip per index (None: one clip in all). State: ``clip`` (R, 1), ``gain`` (K,) and ``grids`` (5, K).
+    gets one clip per index (None: one clip in all). State: ``clip`` (R, 1), ``gain`` (K,) and ``grids`` (5, K). A clip
+    that is read from the data is 0 until :meth:`hold` fixes it.
     """
 
     clip: Tensor
@@ -53,7 +57,7 @@ class TensorQuantizer(nn.Module):
         if quantizer.clip == "learned" and self.widths:
             self.clip = nn.Parameter(clip)
         else:
-            self.register_buffer("clip", clip)
+            self.register_buffer("clip", torch.zeros_like(clip) if quantizer.clip == "data" else clip)
         self.register_buffer("gain", torch.ones(len(self.widths)))
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("grids", torch.zeros(5, len(self.widths)))
@@ -90,10 +94,27 @@ class TensorQuantizer(nn.Module):
         prepared = self.as_rows(self.quantizer.transform(x) if self.quantizer.transform else x)
         if self.quantizer.clip == "data":
             rows = prepared.detach().abs()
-            clip = rows.amax().reshape(1, 1) if self.clip.shape[0] == 1 else rows.flatten(1).amax(1, keepdim=True)
+            largest = rows.amax().reshape(1, 1) if self.clip.shape[0] == 1 else rows.flatten(1).amax(1, keepdim=True)
+            clip = torch.where(self.clip > 0, self.clip, largest.to(self.clip.dtype))
         else:
             clip = _scale_gradient(self.clip, self.clip_gradient_scale)
         return prepared, clip.clamp_min(_SMALLEST_CLIP)
+
+    def hold(self, x: Tensor) -> None:
+        """Fix a clip that is read from the data at what it is for ``x``: what is removed later then changes nothing."""
+        if self.quantizer.clip == "data":
+            with torch.no_grad():
+                self.clip.copy_(self.prepare(x)[1])
+
+    def keep_rows(self, rows: Tensor | None) -> None:
+        """Keep the clips of these rows, where each has its own."""
+        if rows is None or self.channel_axis is None:
+            return
+        clip = self.clip.detach().index_select(0, rows.to(self.clip.device))
+        if isinstance(self.clip, nn.Parameter):
+            self.clip = nn.Parameter(clip, self.clip.requires_grad)
+        else:
+            self.clip = clip
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` (any shape)."""
@@ -168,7 +189,9 @@ class QuantizedLayer(nn.Module):
     attribute access as before the swap.
     """
 
-    def __init__(self, layer: nn.Module, quantize_input: TensorQuantizer, quantize_weight: TensorQuantizer) -> None:
+    def __init__(
+        self, layer: nn.Module, quantize_input: TensorQuantizer, quantize_weight: TensorQuantizer | SparseQuantizer
+    ) -> None:
         super().__init__()
         self.weight = cast(nn.Parameter, layer.weight)
         self.bias = cast("nn.Parameter | None", layer.bias)
@@ -181,13 +204,27 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layer on a quantized input with a quantized weight."""
-        x, weight = self.quantize_input(x), self.quantize_weight(self.weight)
+        x, weight = self.quantize_input(x), self.quantized_weight()
         layer = self._original[0]
         if self._operation is not None:
             return self._operation(layer, x, weight.to(x.dtype), self.bias)
         tensors = {name: getattr(self, name) for name in (*layer._parameters, *layer._buffers)}
         given = {name: tensor for name, tensor in {**tensors, "weight": weight}.items() if tensor is not None}
         return cast(Tensor, torch.func.functional_call(layer, given, (x,)))
+
+    def quantized_weight(self) -> Tensor:
+        """The weight as the layer uses it."""
+        return cast(Tensor, self.quantize_weight(self.weight))
+
+    def keep_channels(self, selection: Selection) -> None:
+        """Keep only some filters and input channels, in place; the weights that stay are quantized as before."""
+        if isinstance(self.quantize_weight, SparseQuantizer):
+            raise InputError("sparse weights cannot lose filters: their threshold is that of the whole layer")
+        self.quantize_weight.hold(self.weight)
+        self.quantize_weight.keep_rows(selection.filters)
+        slice_layer(self._original[0], selection)
+        self.weight = cast(nn.Parameter, self._original[0].weight)
+        self.bias = cast("nn.Parameter | None", self._original[0].bias)
 
     def _register_extras(self, layer: nn.Module) -> None:
         """Register what a subclass holds beyond weight and bias, so that it is trained, saved and moved too."""
@@ -231,6 +268,10 @@ class SkippedLayer(nn.Module):
         with torch.no_grad():
             shape = self._shape_only[0](torch.empty(x.shape, device="meta", dtype=torch.float32)).shape
         return x.new_zeros(shape)
+
+    def keep_channels(self, selection: Selection) -> None:
+        """Give zeros for fewer filters."""
+        slice_layer(self._shape_only[0], selection)
 
 
 def _on_meta(layer: nn.Module) -> nn.Module:

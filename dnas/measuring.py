@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +13,17 @@ from dnas.context import JobContext, Stage
 from dnas.conversion import quantize_fixed
 from dnas.image_sets import ImageSet
 from dnas.schedules import derived_seed
+from dnas.sparsity import delayed
+from dnas.squantizer import as_measured, settle
 from dnas.training import Measurement, Trainer, evaluate, inputs_of, with_prefix
 from results.pareto import Estimate, FrontPoint
-from search_spaces.assignments import BitAssignment
+from results.prune_data import kept_share
+from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.budgets import Budget
+from search_spaces.channels import kept_units
 from search_spaces.errors import InputError
 from search_spaces.models import load_model
+from search_spaces.slicing import remove_filters
 
 BATCHNORM_BATCHES = 30
 
@@ -43,12 +47,15 @@ class Measurer:
         seeds = self.context.config.finetune.seeds
         values = [self._measure_seed(assignment, first, seed) for seed in range(seeds)]
         estimate = Estimate.from_values(values)
+        if self.context.config.compression == "squantizer":
+            assignment = as_measured(assignment, self.context)
         metrics = {"val_top1": {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}}
         if first != assignment.id:
             metrics["same_as"] = first  # type: ignore[assignment]
         self.context.run.save_assignment(assignment.with_metrics(**metrics))
         limits, provenance = assignment.provenance["limits"], assignment.provenance
         cost = dict(assignment.cost)
+        filters = {spec.name: spec.out_channels for spec in self.context.plan.graph.layers}
         return FrontPoint(
             assignment=assignment.id,
             kind=provenance["kind"],
@@ -60,11 +67,16 @@ class Measurer:
             budget=provenance["budget"],
             extra_costs=cost,
             limits=limits,
+            parent=provenance.get("parent"),
+            kept_filters=kept_share(assignment.layers, filters),
         )
 
     def _first(self, assignment: BitAssignment) -> str:
-        """The id of the first assignment with the same bits in every layer."""
-        key = json.dumps(sorted(assignment.pairs.items()))
+        """The id of the first assignment with the same bits in every layer; sparse ones are never the same."""
+        if any(bits.sparse for bits in assignment.layers.values()):
+            return assignment.id
+        kept = sorted(kept_rows_of(assignment.layers).items())
+        key = json.dumps([sorted(assignment.pairs.items()), kept, assignment.provenance.get("parent")])
         return self._first_with.setdefault(key, assignment.id)
 
     def _measure_seed(self, assignment: BitAssignment, first: str, seed: int) -> float:
@@ -100,10 +112,12 @@ class Measurer:
             seed=derived_seed(context.config.seed, seed),
             label="finetune",  # not the assignment's name: equal assignments must train equally
             device=context.device,
+            on_progress=delayed(network, context.config.squantizer.delay),
         )
         stage = Stage("finetune", assignment.id, f"{assignment.id}-seed{seed}", context.work.finetune, seed)
         context.train(trainer, stage)
-        recalibrate_batchnorm(network, self._batchnorm_images())
+        settle(network, assignment, context)
+        recalibrate_batchnorm(network, self.batchnorm_images())
         context.run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), {"seed": seed})
         context.run.delete_checkpoint(stage.checkpoint)
         return network.eval()
@@ -111,6 +125,8 @@ class Measurer:
     def _fixed(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The quantized net before fine-tuning, calibrated."""
         context = self.context
+        if "parent" in assignment.provenance:
+            return self._from_parent(assignment, seed)
         start = context.config.finetune.start
         model = context.network
         if start == "fresh":
@@ -120,11 +136,26 @@ class Measurer:
                 model = load_model(section.source, arguments=section.arguments).module.to(context.device)
         network = quantize_fixed(model, context.plan.graph, assignment.layers, context.choice).to(context.device)
         if start == "supernet":
-            inherit(network, context.run.load_checkpoint("warmup"))
+            warm = context.run.load_checkpoint("warmup")
+            if warm is None:
+                raise InputError("the checkpoint 'warmup' is gone, which finetune.start = 'supernet' needs; restore it")
+            inherit(network, with_prefix(warm[0], "supernet.network"))
         calibrate(network, context.calibration_images())
         return network
 
-    def _batchnorm_images(self) -> list[Tensor]:
+    def _from_parent(self, assignment: BitAssignment, seed: int) -> nn.Module:
+        """The parent's trained net: without the filters that this assignment removes, or at other bits."""
+        context, graph = self.context, self.context.plan.graph
+        parent = context.run.assignment(assignment.provenance["parent"])
+        network, rows = self.stored(parent, seed), kept_rows_of(assignment.layers)
+        if assignment.pairs == parent.pairs and not kept_rows_of(parent.layers):
+            return remove_filters(network, graph.channels, kept_units(graph.channels, rows))
+        other = quantize_fixed(context.network, graph, assignment.layers, context.choice).to(context.device)
+        inherit(other, network.state_dict())
+        calibrate(other, context.calibration_images())
+        return other
+
+    def batchnorm_images(self, count: int = BATCHNORM_BATCHES) -> list[Tensor]:
         """Training images as the net was trained on them: clean ones have other statistics, and cost accuracy."""
         context = self.context
         batches = context.data.train.batches(
@@ -133,7 +164,7 @@ class Measurer:
             augmentation=context.augmentation,
             device=context.device,
         )
-        return inputs_of(batches, BATCHNORM_BATCHES)
+        return inputs_of(batches, count)
 
     def test(self, assignment: BitAssignment) -> list[float]:
         """Accuracy on the test split for every seed; journaled, so that it is read once."""
@@ -150,6 +181,11 @@ class Measurer:
 
     def measure_again(self, assignment: BitAssignment, seed: int, images: ImageSet) -> Measurement:
         """Measure the stored net of an assignment and seed on ``images``."""
+        batch_size = self.context.config.data.batch_size
+        return evaluate(self.stored(assignment, seed), images, batch_size, self.context.device)
+
+    def stored(self, assignment: BitAssignment, seed: int) -> nn.Module:
+        """The measured net of an assignment and seed, in eval mode."""
         context = self.context
         stored = assignment.metrics.get("same_as", assignment.id)
         saved = context.run.load_checkpoint(f"net-{stored}-seed{seed}")
@@ -159,14 +195,11 @@ class Measurer:
             )
         network = quantize_fixed(context.network, context.plan.graph, assignment.layers, context.choice)
         network.load_state_dict(saved[0])
-        return evaluate(network.to(context.device).eval(), images, context.config.data.batch_size, context.device)
+        return network.to(context.device).eval()
 
 
-def inherit(network: nn.Module, warm: tuple[Mapping[str, Tensor], Any] | None) -> None:
-    """Copy what a warmed-up composite supernet and a fixed net have in common: weights, biases, BatchNorm."""
-    if warm is None:
-        raise InputError("the checkpoint 'warmup' is gone, which finetune.start = 'supernet' needs; restore it")
-    tensors = with_prefix(warm[0], "supernet.network")
+def inherit(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what two quantized versions of one network have in common: weights, biases, BatchNorm."""
     own = network.state_dict()
     shared = {k: v for k, v in tensors.items() if k in own and own[k].shape == v.shape and ".quantize_" not in k}
     network.load_state_dict({**own, **shared})

@@ -12,10 +12,14 @@ from dnas.config import Amount, CostsSection, JobConfig, SpaceSection
 from search_spaces.allocation import check_reachable
 from search_spaces.budgets import Budget, parse_budget
 from search_spaces.costs import CostTable, build_costs
+from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
-from search_spaces.layers import LayerGraph
+from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models import importable_working_directory
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
+
+SPARSE_COSTS = ("size_bytes", "weight_bits")
+"""Costs that follow from the zeros among the weights."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,15 @@ class Plan:
 def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
     """Plan a job; raises :class:`InputError` for a budget out of reach or a space that does not fit the network."""
     graph = read_graph(model, input_shape)
-    space = build_space(graph, space_options(config.space))
+    sparse = config.compression == "squantizer"
+    space = build_space(graph, squantizer_options(config) if sparse else space_options(config.space))
     table = cost_table(graph, space, config.costs, config.quantizer.per_channel)
     table.require(config.search.cost)
     for bits in config.controls.uniform:  # a cost that has no figure for a control must not be found out at the end
         table.price(space.uniform(bits))
-    return Plan(graph, space, table, read_budgets(config.search.budgets, table))
+    if sparse:
+        sparse_budgets(config, table)
+    return Plan(graph, space, table, () if sparse else read_budgets(config.search.budgets, table))
 
 
 def space_options(section: SpaceSection) -> SpaceOptions:
@@ -44,6 +51,32 @@ def space_options(section: SpaceSection) -> SpaceOptions:
     values = {name: getattr(section, name) for name in SpaceSection.model_fields if name != "capability"}
     capability = read_capability(Path(section.capability)) if section.capability else {}
     return SpaceOptions(**values, capability=capability)
+
+
+def squantizer_options(config: JobConfig) -> SpaceOptions:
+    """The layers that SQuantizer makes sparse, as a space; first and last stay in fp32 (arXiv 1812.08301)."""
+    section = config.squantizer
+    return SpaceOptions(
+        weight_bits=tuple(sorted(set(section.weight_bits))),
+        activation_bits=(section.activation_bits,),
+        first_layer=FLOAT_BITS,
+        last_layer=FLOAT_BITS,
+        include=config.space.include,
+        exclude=config.space.exclude + section.exclude,
+        fix=config.space.fix,
+    )
+
+
+def sparse_budgets(config: JobConfig, table: CostTable) -> tuple[Budget, ...]:
+    """The budgets of ``[squantizer]``; :class:`InputError` for a cost that does not depend on σ."""
+    budgets = tuple(parse_budget(entry, table) for entry in config.squantizer.budgets)
+    for budget in budgets:
+        for name in budget.limits:
+            if name not in SPARSE_COSTS:
+                raise InputError(
+                    f"squantizer.budgets: sparsity does not change '{name}'; limit {' or '.join(SPARSE_COSTS)}"
+                )
+    return budgets
 
 
 def cost_table(graph: LayerGraph, space: PrecisionSpace, section: CostsSection, per_channel: bool) -> CostTable:
@@ -72,6 +105,8 @@ def compilation_pays(config: JobConfig, plan: Plan, images: int) -> bool:
     compiling takes up to a minute, less when its on-disk cache is warm (benchmarks/step_cost.py prints both).
     """
     search = config.search
+    if config.compression == "squantizer":
+        search = search.model_copy(update={"warmup_epochs": 0, "epochs": 0})
     values = sum(layer.input_elements * layer.calls for layer in plan.graph.layers)
     searches = max(1, len(plan.budgets))
     theta_epochs = search.epochs * searches * (search.theta_fraction if search.weight_updates == "frozen" else 1.0)

@@ -24,6 +24,10 @@ class Progress:
         """Count ``work`` as done."""
         self.done = min(self.total, self.done + work)
 
+    def add(self, work: float) -> None:
+        """Plan for ``work`` more."""
+        self.total += work
+
     def drop(self, work: float) -> None:
         """Take back ``work`` that turned out not to be needed."""
         self.total = max(self.done, self.total - work)
@@ -59,13 +63,20 @@ class EpochWork:
 def planned_work(config: JobConfig, work: EpochWork, budgets: int) -> float:
     """Work of a whole job in image passes, as if every assignment were another one."""
     search, controls = config.search, config.controls
-    searches = max(1, budgets)
+    passes = config.pipeline.count("search") if config.prune.enabled else int("search" in config.pipeline)
+    searches = max(1, budgets) * passes
+    if config.compression == "squantizer":
+        sparse = config.squantizer
+        in_budgets = len(sparse.budgets) * (2 if sparse.trials else 1)
+        nets = len(set(sparse.weight_bits)) * (len(set(sparse.sigma)) + in_budgets) + len(controls.uniform)
+        finetuned = config.finetune.epochs * config.finetune.seeds * nets
+        return work.pretrain * config.pretrain.epochs + work.finetune * finetuned
     candidates = searches + len(controls.uniform) + budgets * (int(controls.ilp) + controls.random)
     if search.sample_every:
         candidates += searches * search.samples * (search.epochs // search.sample_every)
     return (
         work.pretrain * config.pretrain.epochs
-        + work.warmup * search.warmup_epochs
+        + work.warmup * search.warmup_epochs * passes
         + work.search * search.epochs * searches
         + work.finetune * config.finetune.epochs * config.finetune.seeds * candidates
     )

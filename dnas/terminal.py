@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from results.units import scaled_unit
+from results.units import amount_text as amount_text
 
 PIPED_WIDTH = 200
 
@@ -38,15 +38,3 @@ def show_json(data: Any) -> None:
 def tell(sentence: str) -> None:
     """Print a sentence on stderr."""
     print(sentence, file=sys.stderr)
-
-
-def amount_text(cost: str, value: float) -> str:
-    """Return a cost as a person reads it.
-
-    >>> amount_text("size_bytes", 300_000), amount_text("weight_bits", 1_069_056)
-    ('293 KiB', '1,069,056')
-    """
-    unit = scaled_unit(cost, value)
-    scaled = value / unit.divisor
-    number = f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:.4g}"
-    return f"{number} {unit.symbol}".rstrip()

@@ -74,6 +74,7 @@ def weight_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any
 class Trainer:
     """Trains a network with SGD and a cosine, one resumable epoch at a time.
 
+    ``on_progress`` is told the share of the training that is done, in [0, 1), before each step.
     Every epoch draws its randomness from (seed, label, epoch) alone; with :meth:`state` restored, the remaining
     epochs are bit for bit those of an uninterrupted run (on a CPU with the same number of threads).
     """
@@ -89,7 +90,9 @@ class Trainer:
         seed: int = 0,
         label: str = "training",
         device: torch.device = CPU,
+        on_progress: Callable[[float], None] = lambda progress: None,
     ) -> None:
+        self.on_progress = on_progress
         self.network, self.section, self.images = network, section, images
         self.batch_size, self.augmentation = batch_size, augmentation
         self.seed, self.label, self.device = seed, label, device
@@ -115,6 +118,7 @@ class Trainer:
             ):
                 progress = (self.epoch + step / steps) / self.section.epochs
                 set_learning_rate(self.optimizer, cosine(self.section.learning_rate, progress))
+                self.on_progress(progress)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(self.network(x), y)
                 loss.backward()

@@ -17,17 +17,22 @@ from dnas.terminal import amount_text, show, show_json, tell
 from results.export import export_assignment
 from results.pareto import ParetoFront
 from results.plot_data import bit_text
+from results.prune_data import filters_of, parents_of
 from results.report import front_rows, render_table, verdicts
 from results.runs import JOB, Run, list_runs
 from results.status import run_status
-from search_spaces.assignments import BitAssignment
+from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
+from search_spaces.channels import kept_units
 from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.models import load_model
+from search_spaces.slicing import pruned_graph
 from search_spaces.spaces import build_space
+from search_spaces.sparse_costs import layer_costs
 
 LayerCosts = Mapping[str, Mapping[str, float]]
+Filters = Mapping[str, tuple[int, int]]
 
 
 def status(folders: Sequence[Path], parent: Path, as_json: bool) -> None:
@@ -52,23 +57,26 @@ def show_run(folder: Path, as_json: bool) -> None:
     show(render_table(front_rows(front)), "", *words)
     chosen = front_assignments(run, front)
     if chosen:
-        show("", _bits_table(chosen))
+        parents = parents_of(run.assignments())
+        show("", _bits_table(chosen, {item.id: filters_of(item, parents.get(item.id)) for item in chosen}))
 
 
 def show_assignment(folder: Path, name: str, as_json: bool) -> None:
     """Show an assignment's bits and costs, layer by layer."""
     run = Run.open(folder)
     assignment = run.assignment(name)
+    filters = filters_of(assignment, parents_of(run.assignments()).get(assignment.id))
     try:
         costs = _layer_costs(run, assignment)
     except InputError as error:
         tell(f"costs of single layers are not shown: {error}")
         costs = {}
     if as_json:
-        show_json({**assignment.to_json(), "layer_costs": costs})
+        kept = {layer: {"kept": kept, "of": of, "ratio": 1 - kept / of} for layer, (kept, of) in filters.items()}
+        show_json({**assignment.to_json(), "layer_costs": costs, "filters": kept})
         return
     totals = ", ".join(f"{cost} {amount_text(cost, value)}" for cost, value in assignment.cost.items())
-    show(_layer_table(assignment, costs), "", f"in all: {totals}")
+    show(_layer_table(assignment, costs, filters), "", f"in all: {totals}")
 
 
 def export(folder: Path, name: str, format: str, out: Path, as_json: bool) -> None:
@@ -95,17 +103,26 @@ def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("run", "state", "at", "last sign", "message")
     for row in rows:
         epoch = f"epoch {row['epoch']}/{row['epochs']}" if row["epoch"] is not None else ""
-        place = " ".join(part for part in (row["stage"], row["label"], epoch) if part)
+        trial = f"trial {row['trial']}" if row["trial"] is not None else ""
+        label = (row["label"] or "").removeprefix("prune-") if trial else row["label"]
+        place = " ".join(part for part in (row["stage"], label, epoch, trial) if part)
         since = "" if row["updated"] is None else f"{duration_text(max(0.0, time.time() - row['updated']))} ago"
         table.add_row(row["run"], row["state"], place, since, row["message"])
     return table
 
 
-def _bits_table(assignments: Sequence[BitAssignment]) -> Table:
-    table = _table("bits (weights/inputs)", *(assignment.id for assignment in assignments))
+def _bits_table(assignments: Sequence[BitAssignment], filters: Mapping[str, Filters]) -> Table:
+    """``filters`` are those kept, of how many, of the pruned layers of each assignment."""
+    pruned = any(filters.values())
+    title = "bits (weights/inputs), filters kept" if pruned else "bits (weights/inputs)"
+    table = _table(title, *(assignment.id for assignment in assignments))
     for layer in dict.fromkeys(name for assignment in assignments for name in assignment.layers):
-        bits = (assignment.layers.get(layer) for assignment in assignments)
-        table.add_row(layer, *("" if b is None else _pair_text(b.weight_bits, b.activation_bits) for b in bits))
+        cells = []
+        for assignment in assignments:
+            bits, kept = assignment.layers.get(layer), filters[assignment.id].get(layer)
+            pair = "" if bits is None else _pair_text(bits.weight_bits, bits.activation_bits)
+            cells.append(f"{pair}, {kept[0]} of {kept[1]}" if kept else pair)
+        table.add_row(layer, *cells)
     return table
 
 
@@ -120,23 +137,44 @@ def _layer_costs(run: Run, assignment: BitAssignment) -> dict[str, dict[str, flo
     network = load_model(job.model.source, arguments=job.model.arguments).module
     graph = read_graph(network, assignment.model.input_shape)
     table = cost_table(graph, build_space(graph, space_options(job.space)), job.costs, job.quantizer.per_channel)
+    kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
+    specs = (pruned_graph(graph, kept) if kept else graph).by_name
     return {
-        name: {cost.name: cost.of_layer(graph[name], *pair) for cost in table.costs.values()}
-        for name, pair in assignment.pairs.items()
-        if name in graph.by_name
+        name: layer_costs(table.costs, specs[name], bits) for name, bits in assignment.layers.items() if name in specs
     }
 
 
-def _layer_table(assignment: BitAssignment, costs: LayerCosts) -> Table:
+def _layer_table(assignment: BitAssignment, costs: LayerCosts, filters: Filters) -> Table:
+    """One line per layer; what is kept of its filters stands there where any layer lost some."""
     names = list(next(iter(costs.values()), {}))
-    table = _table("layer", "weights", "inputs", *names)
+    pruned = bool(kept_rows_of(assignment.layers))
+    sparse = any(bits.sparse for bits in assignment.layers.values())
+    extra = (*(("filters", "removed") if pruned else ()), *(("non-zero", "stored as") if sparse else ()))
+    table = _table("layer", "weights", "inputs", *extra, *names)
     for column in table.columns[1:]:
         column.justify = "right"
     for layer, bits in assignment.layers.items():
         own = costs.get(layer, {})
         cells = (amount_text(name, own[name]) if name in own else "" for name in names)
-        table.add_row(layer, bit_text(bits.weight_bits), bit_text(bits.activation_bits), *cells)
+        kept = _kept_text(bits.out_channels, filters.get(layer)) if pruned else ()
+        stored = _sparse_text(bits) if sparse else ()
+        table.add_row(layer, bit_text(bits.weight_bits), bit_text(bits.activation_bits), *kept, *stored, *cells)
     return table
+
+
+def _sparse_text(bits: LayerBits) -> tuple[str, str]:
+    """Weights that are not zero and the format they are stored in; empty for dense weights."""
+    if bits.sparse is None or bits.sparse.nonzeros is None:
+        return "", ""
+    return f"{bits.sparse.nonzeros:,}", bits.sparse.storage or ""
+
+
+def _kept_text(left: int | None, filters: tuple[int, int] | None) -> tuple[str, str]:
+    """Filters kept of how many, and the share that went."""
+    if filters is None:
+        return "" if left is None else str(left), ""
+    kept, of = filters
+    return f"{kept} of {of}", f"{100 * (1 - kept / of):.0f} %"
 
 
 def _table(*headings: str) -> Table:

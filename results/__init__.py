@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from results.export import EXPORTERS, export_assignment
     from results.journal import Journal
     from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront, hypervolume
+    from results.prune_data import prune_trials, ratio_panels
     from results.report import front_rows, render_table, verdicts
     from results.runs import Run, environment, list_runs
     from results.status import RunStatus, run_status
@@ -23,6 +24,7 @@ _MODULES = {
     "results.export": ("EXPORTERS", "export_assignment"),
     "results.journal": ("Journal",),
     "results.pareto": ("Estimate", "FloatReference", "FrontPoint", "ParetoFront", "hypervolume"),
+    "results.prune_data": ("prune_trials", "ratio_panels"),
     "results.report": ("front_rows", "render_table", "verdicts"),
     "results.runs": ("Run", "environment", "list_runs"),
     "results.status": ("RunStatus", "run_status"),
@@ -43,6 +45,8 @@ __all__ = [
     "front_rows",
     "hypervolume",
     "list_runs",
+    "prune_trials",
+    "ratio_panels",
     "render_table",
     "run_status",
     "search_curves",

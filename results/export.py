@@ -13,15 +13,15 @@ from search_spaces.errors import InputError, nearest
 
 Exporter = Callable[[BitAssignment, Path], None]
 
-CSV_COLUMNS = ("layer", "weight_bits", "activation_bits", "out_channels")
+CSV_COLUMNS = ("layer", "weight_bits", "activation_bits", "out_channels", "kept_channels")
 
 
 def export_assignment(assignment: BitAssignment, format: str, path: Path) -> None:
     """Write ``assignment`` to ``path`` in a registered format.
 
     Raises :class:`InputError` for an unknown format, :class:`JobError` where the disk refuses.
-    The JSON is that of ``assignments/ID.json``; the CSV has one line per layer, ``out_channels`` empty where all
-    filters are kept.
+    The JSON is that of ``assignments/ID.json``; the CSV has one line per layer, with its filters after
+    pruning and the numbers of those kept, apart by spaces; empty where all are kept.
     """
     if format not in EXPORTERS:
         raise InputError(f"unknown format '{format}'{nearest(format, EXPORTERS)}; choose one of {', '.join(EXPORTERS)}")
@@ -35,7 +35,8 @@ def assignment_csv(assignment: BitAssignment) -> str:
     writer.writerow(CSV_COLUMNS)
     for name, bits in assignment.layers.items():
         channels = "" if bits.out_channels is None else bits.out_channels
-        writer.writerow([name, bits.weight_bits, bits.activation_bits, channels])
+        kept = "" if bits.kept_channels is None else " ".join(map(str, bits.kept_channels))
+        writer.writerow([name, bits.weight_bits, bits.activation_bits, channels, kept])
     return out.getvalue()
 
 

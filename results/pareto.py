@@ -13,8 +13,12 @@ from typing import Any
 from search_spaces.errors import InputError, nearest
 
 SCHEMA = "dnas.front/1"
-KINDS = ("search", "uniform", "ilp", "random", "sampled")
+KINDS = (
+    *("search", "squantizer", "uniform", "ilp", "random", "sampled"),
+    *("pruned", "pruned-uniform", "pruned-random", "fewer-bits"),
+)
 COSTS = ("size_bytes", "bitops", "macs")
+_FLAGS = ("on_front", "feasible")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class FrontPoint:
 
     ``budget`` labels the budget that a search or ILP point was made for; ``feasible`` is False where it is exceeded.
     ``limits`` are that budget's, by cost. ``extra_costs`` holds all other costs by name. ``on_front`` is set by
-    :meth:`ParetoFront.from_points`.
+    :meth:`ParetoFront.from_points`. ``parent`` is the assignment that this one was made from, by removing filters or
+    bits, and ``kept_filters`` the share of all filters that stay (None where none was removed).
     """
 
     assignment: str
@@ -64,10 +69,14 @@ class FrontPoint:
     budget: str | None = None
     extra_costs: Mapping[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
+    parent: str | None = None
+    kept_filters: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"'{self.kind}' is not a kind of point; choose one of {', '.join(KINDS)}")
+        if self.kept_filters is not None and not 0 < self.kept_filters <= 1:
+            raise InputError(f"point '{self.assignment}' keeps {self.kept_filters} of its filters, which is no share")
         for name, value in self.costs.items():
             if not math.isfinite(value):
                 raise InputError(f"point '{self.assignment}' has {name} = {value}, which cannot be compared")
@@ -104,6 +113,8 @@ class FrontPoint:
             "feasible": self.feasible,
             "budget": self.budget,
             "limits": dict(self.limits),
+            "parent": self.parent,
+            "kept_filters": self.kept_filters,
         }
 
 
@@ -196,12 +207,14 @@ class ParetoFront:
         estimates = [f"{split}_top1_{part}" for split in ("val", "test") for part in ("mean", "std", "n")]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["assignment", "kind", "budget", *COSTS, *extra, *estimates, "on_front", "feasible"])
+        writer.writerow(["assignment", "kind", "budget", *COSTS, *extra, *estimates, *_FLAGS, "parent", "kept_filters"])
         for point in self.points:
             costs = [point.costs.get(name, "") for name in (*COSTS, *extra)]
             measured = [*_cells(point.val_top1), *_cells(point.test_top1)]
-            flags = ["true" if flag else "false" for flag in (point.on_front, point.feasible)]
-            writer.writerow([point.assignment, point.kind, point.budget or "", *costs, *measured, *flags])
+            flags = ["true" if getattr(point, flag) else "false" for flag in _FLAGS]
+            kept = "" if point.kept_filters is None else point.kept_filters
+            name = [point.assignment, point.kind, point.budget or ""]
+            writer.writerow([*name, *costs, *measured, *flags, point.parent or "", kept])
         return out.getvalue()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from results.pareto import KINDS, FrontPoint, ParetoFront
@@ -36,6 +36,15 @@ class Staircase:
 
 
 @dataclass(frozen=True)
+class Link:
+    """From the point of an unpruned assignment to one pruned from it, each as (cost, accuracy)."""
+
+    run: str
+    start: tuple[float, float]
+    end: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class FrontPicture:
     """All that is drawn of one or several fronts; ``baselines`` are float accuracies in % by run."""
 
@@ -46,6 +55,7 @@ class FrontPicture:
     test_series: tuple[Series, ...]
     staircases: tuple[Staircase, ...]
     baselines: Mapping[str, float]
+    links: tuple[Link, ...] = ()
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -80,7 +90,16 @@ def front_picture(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show
             for run, front in fronts.items()
             if front.reference is not None and front.reference.val_top1 is not None
         },
+        links=tuple(link for run, front in fronts.items() for link in _links(run, front, unit.divisor)),
     )
+
+
+def _links(run: str, front: ParetoFront, divisor: float) -> Iterator[Link]:
+    """From parents to the pruned points; the controls, which are many, stand at the same costs without a line."""
+    places = {p.assignment: (p.cost(front.x) / divisor, 100 * p.val_top1.mean) for p in front.points}
+    for point in front.points:
+        if point.kind == "pruned" and point.parent in places:
+            yield Link(run, places[point.parent], places[point.assignment])
 
 
 def _series(

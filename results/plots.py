@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,17 +16,26 @@ from results.pareto import ParetoFront
 from results.plot_bits import draw_bits as draw_bits
 from results.plot_curves import draw_search_curves as draw_search_curves
 from results.plot_data import FrontPicture, Series, front_picture
+from results.plot_ratios import draw_ratios as draw_ratios
+from results.plot_trials import draw_trials as draw_trials
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers tell the kinds apart without colour.
 KIND_STYLE = {
     "search": ("#0072B2", "o", "search"),
+    "squantizer": ("#D55E00", "P", "SQuantizer"),
     "uniform": ("#E69F00", "s", "uniform"),
     "ilp": ("#009E73", "^", "ILP"),
     "random": ("#777777", "v", "random"),
     "sampled": ("#CC79A7", "D", "sampled"),
+    "pruned": ("#882255", "*", "pruned"),
+    "pruned-uniform": ("#56B4E9", ">", "pruned, one ratio"),
+    "pruned-random": ("#999933", "<", "pruned, random"),
+    "fewer-bits": ("#000000", "X", "fewer bits, unpruned"),
 }
+MARKER_SIZE = {"pruned": 10.5, "fewer-bits": 7.0}
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 OVER_BUDGET = "over budget"
+LINK_STYLE: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 0.9, "alpha": 0.8, "zorder": 1.5}
 
 
 def draw_fronts(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show_test: bool = False) -> Figure:
@@ -43,6 +53,9 @@ def draw_front_picture(picture: FrontPicture) -> Figure:
     for stairs in picture.staircases:
         colour = colours[stairs.run] if several else "0.25"
         axes.step(stairs.x, stairs.y, where="post", color=colour, linewidth=1.2, zorder=2)
+    for link in picture.links:
+        colour = colours[link.run] if several else KIND_STYLE["pruned"][0]
+        axes.plot(*zip(link.start, link.end, strict=True), color=colour, **LINK_STYLE)
     for series in picture.series:
         _draw_series(axes, series, colours[series.run] if several else KIND_STYLE[series.kind][0])
     for series in picture.test_series:
@@ -74,10 +87,10 @@ def _draw_series(axes: Axes, series: Series, colour: str) -> None:
         markerfacecolor=colour if series.feasible else "white",
         markeredgecolor="white" if series.feasible else colour,
         markeredgewidth=0.6 if series.feasible else 1.0,
-        markersize=6.5,
+        markersize=MARKER_SIZE.get(series.kind, 6.5),
         elinewidth=1,
         capsize=2.5,
-        zorder=4,
+        zorder=4.5 if series.kind == "pruned" else 4,  # what is judged lies above its controls
     )
     if not series.feasible:
         axes.plot(series.x, series.y, "x", color=colour, markersize=4.5, markeredgewidth=1.0, zorder=5)
@@ -101,11 +114,15 @@ def _legend(picture: FrontPicture, run_colours: Mapping[str, str]) -> list[Line2
     for kind, (colour, marker, name) in KIND_STYLE.items():
         if kind in drawn:
             face = "0.35" if run_colours else colour
-            handles.append(_mark(marker, face, name, markerfacecolor=face, markeredgecolor="white"))
+            size = MARKER_SIZE.get(kind, 6.5) - 0.5
+            handles.append(_mark(marker, face, name, markerfacecolor=face, markeredgecolor="white", markersize=size))
     if any(not series.feasible for series in picture.series):
         handles.append(_mark(r"$\otimes$", "0.35", OVER_BUDGET, markersize=8, markeredgewidth=0.3))
     if picture.test_series:
         handles.append(_mark("_", "0.35", "test", markeredgewidth=1.6))
+    if picture.links:
+        colour = "0.35" if run_colours else KIND_STYLE["pruned"][0]
+        handles.append(Line2D([], [], color=colour, label="unpruned → pruned", **LINK_STYLE))
     if picture.staircases and not run_colours:
         handles.append(Line2D([], [], color="0.25", linewidth=1.2, label="front"))
     levels = {round(level, 2) for level in picture.baselines.values()}

@@ -13,6 +13,15 @@ from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.units import scaled_unit
 
 KIBIBYTE = 1024
+COMPARED = ("search", "squantizer")
+"""Kinds of points that are compared with the controls."""
+PRUNE_CONTROLS = {
+    "pruned-uniform": "no uniform ratio was measured at this budget",
+    "pruned-random": "no result of random trials was measured at this budget",
+    "fewer-bits": "all filters at fewer bits were not measured at this budget",
+}
+"""Kinds of points that a pruned one is compared with, and what is said where there is none."""
+_SHORT = {"ilp": "ILP", "squantizer": "SQuant"}
 
 
 @dataclass(frozen=True)
@@ -54,17 +63,20 @@ def pooled_std(first: Estimate, second: Estimate) -> float | None:
 def compare_with_controls(front: ParetoFront) -> list[Comparison]:
     """Return, for each budget by rising cost, the best feasible search point beside both of its controls.
 
+    SQuantizer points stand beside the best uniform point alone, each without a budget by itself.
+
     The controls are the ILP point of the same budget, and the best uniform point that meets every limit of that
     budget (or costs no more than the search point, where the limits are not known). Where several points qualify,
     the one with the highest validation accuracy is taken.
     """
-    search = [point for point in front.points if point.kind == "search" and point.feasible]
-    best = {budget: _best([p for p in search if p.budget == budget]) for budget in {p.budget for p in search}}
+    search = [point for point in front.points if point.kind in COMPARED and point.feasible]
+    best = {key: _best([p for p in search if _goal(p) == key]) for key in {_goal(p) for p in search}}
     comparisons = []
     for point in sorted((p for p in best.values() if p), key=lambda p: (p.cost(front.x), p.key)):
         label = point.budget or point.assignment
-        ilp = _best([p for p in front.points if p.kind == "ilp" and p.feasible and p.budget == point.budget])
-        comparisons.append(_compare(label, point, "ilp", ilp, "no ILP control was measured at this budget"))
+        if point.kind == "search":
+            ilp = _best([p for p in front.points if p.kind == "ilp" and p.feasible and p.budget == point.budget])
+            comparisons.append(_compare(label, point, "ilp", ilp, "no ILP control was measured at this budget"))
         uniform = [p for p in front.points if p.kind == "uniform"]
         limits = point.limits or {front.x: point.cost(front.x)}
         small = _best([p for p in uniform if all(p.cost(name) <= limit for name, limit in limits.items())])
@@ -73,21 +85,60 @@ def compare_with_controls(front: ParetoFront) -> list[Comparison]:
     return comparisons
 
 
+def _goal(point: FrontPoint) -> tuple[str, str]:
+    """What a point was made for: among points with the same, the best is compared."""
+    alone = point.kind == "squantizer" and point.budget is None
+    return point.kind, point.assignment if alone else point.budget or ""
+
+
+def compare_pruned(front: ParetoFront) -> list[Comparison]:
+    """Return, for each parent and budget by rising cost, the best feasible pruned point beside each of its controls.
+
+    The controls have the same parent and budget: one ratio for all groups, random trials, all filters at fewer bits.
+    A point that was pruned without a budget stands by itself beside the best point with all its filters that costs
+    no more.
+    """
+    feasible = [point for point in front.points if point.feasible]
+    pruned = [point for point in feasible if point.kind == "pruned"]
+    best = {key: _best([p for p in pruned if _prune_goal(p) == key]) for key in map(_prune_goal, pruned)}
+    comparisons = []
+    for point in sorted((p for p in best.values() if p), key=lambda p: (p.cost(front.x), p.key)):
+        if point.budget is None:
+            whole = [p for p in feasible if p.kept_filters is None and p.cost(front.x) <= point.cost(front.x)]
+            comparisons.append(_compare("", point, "unpruned", _best(whole), "nothing as small keeps all its filters"))
+            continue
+        for kind, why in PRUNE_CONTROLS.items():
+            control = _best([p for p in feasible if p.kind == kind and _prune_goal(p) == _prune_goal(point)])
+            comparisons.append(_compare(point.budget, point, kind, control, why))
+    return comparisons
+
+
+def _prune_goal(point: FrontPoint) -> tuple[str | None, ...]:
+    """What a pruned point or its control was made for: among points with the same, the best is compared."""
+    return point.parent, point.budget, point.assignment if point.budget is None else None
+
+
 def verdicts(front: ParetoFront) -> list[str]:
-    """Return one sentence for each budget and control: does the search beat it, by how much against the spread."""
-    return [_sentence(comparison, front.x) for comparison in compare_with_controls(front)]
+    """Return one sentence for each budget and control: does the search beat it, by how much against the spread.
+
+    Below them, the same for what was pruned.
+    """
+    comparisons = [*compare_with_controls(front), *compare_pruned(front)]
+    return [_sentence(comparison, front.x) for comparison in comparisons]
 
 
 def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
     """Return the front's points sorted by size, as numbers: KiB, 10⁹ bit operations, accuracies in [0, 1].
 
-    ``times_smaller`` is the fp32 size over the point's size, None where the fp32 size is not known.
+    ``times_smaller`` is the fp32 size over the point's size, None where the fp32 size is not known;
+    ``times_smaller_without_index`` leaves out what says where the non-zero weights are, None without sparse weights.
     """
     reference = front.reference
     rows = []
     for point in sorted(front.points, key=lambda point: (point.size_bytes, point.key)):
         test = point.test_top1
         smaller = reference.size_bytes / point.size_bytes if reference and point.size_bytes else None
+        bare = point.extra_costs.get("size_bytes_without_index")
         rows.append(
             {
                 "id": point.assignment,
@@ -95,6 +146,7 @@ def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
                 "budget": point.budget,
                 "size_kib": point.size_bytes / KIBIBYTE,
                 "times_smaller": smaller,
+                "times_smaller_without_index": reference.size_bytes / bare if reference and bare else None,
                 "gbitops": point.bitops / 1e9,
                 "val_top1": point.val_top1.mean,
                 "val_std": point.val_top1.std,
@@ -102,6 +154,8 @@ def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
                 "test_std": test.std if test else None,
                 "test_seeds": test.n if test else None,
                 "seeds": point.val_top1.n,
+                "parent": point.parent,
+                "kept_filters": point.kept_filters,
                 "on_front": point.on_front,
                 "feasible": point.feasible,
             }
@@ -112,29 +166,42 @@ def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
 def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
     """Return a terminal table of :func:`front_rows`; accuracies in %, points on the front in bold.
 
-    "÷fp32" is how many times smaller than in fp32 the network is; "over" marks a point over its budget.
+    Where something was pruned, "kept" (the share of filters) takes the place of the kind, which ids tell as well: that
+    of a pruned assignment begins with the id of the one it was made from.
+    "÷fp32" is how many times smaller than in fp32 the network is, "no index" the same without the index of sparse
+    weights (in the place of GBitOps, where there are some); "over" marks a point over its budget.
     """
     # No lines, so that everything fits into 80 columns; only a long id is ever folded.
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
     table.add_column("assignment", overflow="fold")
-    table.add_column("kind", no_wrap=True)
-    for heading in ("KiB", "÷fp32", "GBitOps", "val %", "test %"):
+    pruned = any(row.get("kept_filters") is not None for row in rows)
+    table.add_column("kept" if pruned else "kind", no_wrap=True, justify="right" if pruned else "left")
+    sparse = any(row.get("times_smaller_without_index") is not None for row in rows)
+    for heading in ("KiB", "÷fp32", "no index" if sparse else "GBitOps", "val %", "test %"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("front", no_wrap=True)
     for row in rows:
         smaller = row["times_smaller"]
         table.add_row(
             row["id"],
-            "ILP" if row["kind"] == "ilp" else row["kind"],
+            _filters(row["kept_filters"]) if pruned else _SHORT.get(row["kind"], row["kind"]),
             f"{row['size_kib']:,.1f}",
-            "" if smaller is None else f"{smaller:.1f}x",
-            f"{row['gbitops']:.3g}",
+            _times(smaller),
+            _times(row["times_smaller_without_index"]) if sparse else f"{row['gbitops']:.3g}",
             _percent(row["val_top1"], row["val_std"], row["seeds"]),
             "" if row["test_top1"] is None else _percent(row["test_top1"], row["test_std"], row["test_seeds"]),
             "yes" if row["on_front"] else "" if row["feasible"] else "over",
             style="bold" if row["on_front"] else None,
         )
     return table
+
+
+def _filters(share: float | None) -> str:
+    return "all" if share is None else f"{100 * share:.0f} %"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}x"
 
 
 def _best(points: Sequence[FrontPoint]) -> FrontPoint | None:
@@ -152,7 +219,9 @@ def _compare(label: str, search: FrontPoint, kind: str, control: FrontPoint | No
 def _sentence(comparison: Comparison, x: str) -> str:
     name = "ILP" if comparison.kind == "ilp" else comparison.kind
     search, control = comparison.search, comparison.control
-    start = f"budget {comparison.budget}: search '{search.assignment}'"
+    budget = f"budget {comparison.budget}: " if search.kind == "search" or search.budget else ""
+    parent = "" if search.parent is None else f"{search.parent}, " if budget else f"{search.parent}: "
+    start = f"{parent}{budget}{search.kind} '{search.assignment}'"
     if control is None:
         return f"{start} has no {name} control to compare with: {comparison.why}."
     unit = scaled_unit(x, max(search.cost(x), control.cost(x)))

@@ -9,6 +9,7 @@ from typing import Any
 from results.runs import Run
 
 _LIFE = ("started", "resumed", "finished", "failed")
+_PLACES = ("stage", "epoch", "trial")
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class RunStatus:
     """Where a run stands; ``started`` and ``updated`` are seconds since the epoch (None before the first record).
 
     ``state`` is "finished", "running" (a process holds the lock), "failed", or "interrupted" (ended without either).
+    ``trial`` counts the trials of pruning so far, where these are what the run is at.
     ``message`` is what made it fail, else the last sentence told to the user.
     """
 
@@ -24,6 +26,7 @@ class RunStatus:
     label: str | None = None
     epoch: int | None = None
     epochs: int | None = None
+    trial: int | None = None
     message: str = ""
     started: float | None = None
     updated: float | None = None
@@ -44,18 +47,26 @@ def status_of(records: Sequence[dict[str, Any]], held: bool) -> RunStatus:
     message = "" if state == "finished" else _last(records, "note", "text", "")  # a note is old news by then
     if life and state == "failed":
         message = str(life.get("message", ""))
-    # The last of either kind counts: a stage that has just begun has no epoch yet.
-    place: dict[str, Any] = next((record for record in reversed(records) if record["event"] in ("stage", "epoch")), {})
+    # The last of these kinds counts: a stage that has just begun has no epoch yet.
+    place: dict[str, Any] = next((record for record in reversed(records) if record["event"] in _PLACES), {})
+    trial = place.get("event") == "trial"
     return RunStatus(
         state=state,
-        stage=place.get("stage"),
+        stage=_last(records, "stage", "stage", "prune") if trial else place.get("stage"),
         label=place.get("run"),
         epoch=place.get("epoch"),
         epochs=place.get("epochs"),
+        trial=_trial_count(records, place) if trial else None,
         message=message,
         started=records[0].get("time") if records else None,
         updated=records[-1].get("time") if records else None,
     )
+
+
+def _trial_count(records: Sequence[dict[str, Any]], last: dict[str, Any]) -> int:
+    """How many trials of the same search there are by now, one journaled twice counted once."""
+    same = [r for r in records if r["event"] == "trial" and (r["run"], r["kind"]) == (last["run"], last["kind"])]
+    return len({record["trial"]["proposal"]["number"] for record in same})
 
 
 def _last(records: Sequence[dict[str, Any]], event: str, key: str, default: str) -> str:

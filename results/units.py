@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 _STEPS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
     "size_bytes": ("size", ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))),
+    "size_bytes_without_index": (
+        "size without index",
+        ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB")),
+    ),
     "peak_activation_bytes": ("peak activation memory", ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))),
     "bitops": (
         "bit operations",
@@ -39,3 +43,15 @@ def scaled_unit(cost: str, largest: float) -> Unit:
     quantity, steps = _STEPS.get(cost, (cost.replace("_", " "), ((1, ""),)))
     divisor, symbol = next(((d, s) for d, s in reversed(steps) if abs(largest) >= 10 * d), steps[0])
     return Unit(quantity, symbol, divisor)
+
+
+def amount_text(cost: str, value: float) -> str:
+    """Return a cost as a person reads it.
+
+    >>> amount_text("size_bytes", 300_000), amount_text("weight_bits", 1_069_056)
+    ('293 KiB', '1,069,056')
+    """
+    unit = scaled_unit(cost, value)
+    scaled = value / unit.divisor
+    number = f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:.4g}"
+    return f"{number} {unit.symbol}".rstrip()

@@ -15,6 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import bayesopt
 import dnas
 from dnas.cli import app
 from dnas.config import JobConfig
@@ -37,6 +38,12 @@ SMALL_JOB = (
     "controls.uniform=[4]",
     "controls.ilp=false",
     "data.train_limit=300",
+    "prune.enabled=true",
+    "prune.assignments=['search-1']",
+    "prune.budgets=[{size_bytes='70%'}]",
+    "prune.trials=4",
+    "prune.finalists=2",
+    "prune.controls=['uniform']",
 )
 
 
@@ -149,7 +156,7 @@ def test_the_page_of_names_is_complete() -> None:
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.+?) \|", text[text.index("## Names") :], re.MULTILINE)
     told = [name for row in rows for name in re.findall(r"`(\w+)", row)]
-    assert sorted(set(told)) == sorted(dnas.__all__)
+    assert sorted(set(told)) == sorted({*dnas.__all__, *bayesopt.__all__})
 
 
 def test_the_job_file_page_is_generated_anew() -> None:
@@ -168,18 +175,22 @@ def test_every_event_of_a_run_is_told_with_its_keys(digits_run: Path) -> None:
     part = page[page.index("## journal.jsonl") : page.index("## assignments")]
     told = set(re.findall(r"`(\w+)`", part))
     for record in Journal(digits_run / "journal.jsonl", read_only=True).records():
-        assert {record["event"], *record} <= told, record
+        trial = record.get("trial", {})
+        assert {record["event"], *record, *trial, *trial.get("proposal", ())} <= told, record
 
 
 def test_every_key_of_an_assignment_and_of_the_front_is_told(digits_run: Path) -> None:
     page = (ROOT / "docs" / "file-formats.md").read_text(encoding="utf-8")
-    assignment = Run.open(digits_run).assignment("search-1").to_json()
-    entry = next(iter(assignment["layers"].values()))
     front = json.loads((digits_run / "front.json").read_text())
-    for key in (*assignment, *assignment["model"], *entry, *assignment["provenance"], *front, *front["points"][0]):
-        assert re.search(rf"\b{key}\b", page), key
+    for name in ("search-1", "search-1-pruned-1"):
+        assignment = Run.open(digits_run).assignment(name).to_json()
+        entry = next(iter(assignment["layers"].values()))
+        for key in (*assignment, *assignment["model"], *entry, *assignment["provenance"], *front, *front["points"][0]):
+            assert re.search(rf"\b{key}\b", page), key
     header = (digits_run / "front.csv").read_text().splitlines()[0].split(",")
-    assert all(re.search(rf"\b{name.removesuffix('_mean').removesuffix('_std')}", page) for name in header[:3])
+    assert all(
+        re.search(rf"\b{name.removesuffix('_mean').removesuffix('_std')}", page) for name in (*header[:3], *header[-4:])
+    )
 
 
 def test_every_file_of_a_run_is_told(digits_run: Path) -> None:

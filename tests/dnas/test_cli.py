@@ -65,7 +65,7 @@ def assignment(name: str, bits: int) -> BitAssignment:
     return BitAssignment(name, ModelReference("zoo:tiny_resnet", (1, 8, 8)), layers, {"size_bytes": 1000.0 * bits})
 
 
-def fake_job(config: JobConfig, run: Run, report: Callable[[Any], None]) -> ParetoFront:
+def fake_job(config: JobConfig, run: Run, report: Callable[[Any], None], wish: Any = None) -> ParetoFront:
     for record in ({"event": "started"}, {"event": "stage", "stage": "search", "state": "start"}, EPOCH):
         run.journal.append(record)
         report(record)
@@ -89,7 +89,7 @@ def finished(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    def run_job(config: JobConfig, run: Run, report: Callable[[Any], None]) -> ParetoFront:
+    def run_job(config: JobConfig, run: Run, report: Callable[[Any], None], wish: Any = None) -> ParetoFront:
         raise error
 
     return run_job
@@ -276,7 +276,7 @@ def test_plots_are_written(finished: Path) -> None:
 
 def test_export(finished: Path) -> None:
     assert dnas("export", "digits", "search-1", "--format", "csv", "--out", "a.csv").exit_code == 0
-    assert Path("a.csv").read_text().splitlines()[1] == "conv1,4,4,"
+    assert Path("a.csv").read_text().splitlines()[1] == "conv1,4,4,,"
     assert dnas("export", "digits", "search-1", "--out", "a.json").exit_code == 0
     assert BitAssignment.loads(Path("a.json").read_text()) == assignment("search-1", 4)
     assert "unknown format 'xml'" in refused("export", "digits", "search-1", "--format", "xml", "--out", "b")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import pytest
@@ -49,6 +50,48 @@ def test_an_epoch_is_told_in_words() -> None:
         "temperature": "2.5",
         "θ entropy": "0.75",
     }
+
+
+TRIAL = {
+    "event": "progress",
+    "fraction": 0.43,
+    "stage": "prune",
+    "run": "prune-search-1",
+    "trial": 12,
+    "trials": 40,
+    "loss": 0.41,
+    "best": 0.33,
+    "top1": 0.912,
+    "expected": {"size_bytes": 31 * 1024},
+    "budget": {"size_bytes": 32 * 1024},
+}
+
+
+def test_a_trial_of_pruning_is_told_in_words() -> None:
+    clock, stream = Clock(), io.StringIO()
+    display = PlainDisplay(stream, clock)
+    display.report({**TRIAL, "trial": 11, "fraction": 0.0})
+    clock.now += 10
+    display.report(TRIAL)
+    clock.now += 1
+    display.report({**TRIAL, "trial": 13})
+    clock.now += 1
+    display.report({**TRIAL, "trial": 14, "run": "prune-search-1 (random)", "loss": math.nan, "top1": None})
+    assert stream.getvalue().splitlines()[1:] == [
+        "prune search-1: trial 12/40, size_bytes 31 of 32 KiB, loss 0.41, best 0.33, top-1 91.20 %; "
+        "43 % done, 13 s left",
+        "prune search-1 (random): trial 14/40, size_bytes 31 of 32 KiB, loss not finite, best 0.33; "
+        "43 % done, 13 s left",
+    ]
+
+
+def test_a_finalist_of_pruning_forgets_the_trials() -> None:
+    state = JobState()
+    state.update(TRIAL)
+    state.update({**EPOCH, "stage": "prune", "run": "search-1-pruned-1-finalist-1", "expected": None, "entropy": None})
+    assert state.title() == "prune search-1-pruned-1-finalist-1"
+    assert "trial" not in state.facts()
+    assert state.facts()["epoch"] == "3/6"
 
 
 def test_a_new_stage_forgets_the_figures_of_the_last() -> None:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from dnas.config import SpaceSection
-from dnas.doctor import FIXED, LEFT_ALONE, SEARCHED, default_input_shape, examine
-from dnas.doctor_view import verdict_lines
+from dnas.doctor import FIXED, LEFT_ALONE, SEARCHED, DoctorReport, default_input_shape, examine
+from dnas.doctor_view import render_report, verdict_lines
 from search_spaces.errors import InputError
 from search_spaces.models import load_model
 from search_spaces.zoo import resnet20, tiny_resnet
+from tests.toys import SHAPE, Untraceable
 
 
 def test_every_layer_is_told_with_its_fate() -> None:
@@ -38,6 +41,60 @@ def test_groups_skips_and_budgets() -> None:
     words = verdict_lines(report)
     assert f"the least possible is {report.budgets[1].least['size_bytes']:,.0f}" in words[1]
     assert words[-1] == "Searchable: 18 layers in 9 decisions, 2 fixed."
+
+
+def told(report: DoctorReport) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120, color_system=None).print(render_report(report))
+    return out.getvalue()
+
+
+def test_what_can_be_pruned_is_listed_with_its_size() -> None:
+    report = examine(tiny_resnet(), (1, 8, 8))
+    found = {group.name: (group.units, group.layers) for group in report.channels.groups}
+    assert found["layer1.0.conv1"] == (8, ("layer1.0.conv1",))
+    assert found["conv1"] == (8, ("conv1", "layer1.0.conv2", "layer2.0.conv2", "layer3.0.conv2"))
+    assert next(iter(report.channels.frozen)) == "linear"
+    shown = told(report)
+    assert "Channel groups that can be pruned: 6, with 88 units" in shown
+    assert ["conv1", "8", "4"] in [line.split() for line in shown.splitlines()]
+    assert "it is the network's output: linear" in shown
+    data = json.loads(json.dumps(report.to_json()))["channels"]
+    assert data["groups"][1] == {
+        "name": "layer1.0.conv1",
+        "units": 8,
+        "layers": ["layer1.0.conv1"],
+        "readers": ["layer1.0.conv2"],
+    }
+    assert data["frozen"] == report.channels.frozen
+
+
+def test_many_groups_are_abbreviated_in_words_alone() -> None:
+    convs = [layer for _ in range(50) for layer in (nn.Conv2d(2, 2, 1), nn.ReLU())]
+    report = examine(nn.Sequential(*convs, nn.Conv2d(2, 3, 1)), (2, 4, 4))
+    assert len(report.to_json()["channels"]["groups"]) == 50
+    assert "... and 10 more; --json lists all" in told(report)
+
+
+def test_layers_that_keep_their_filters_are_grouped_by_reason() -> None:
+    class Outputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(4, 4)
+            self.heads = nn.ModuleList(nn.Linear(4, 2) for _ in range(5))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            x = self.stem(x)
+            return tuple(head(x) for head in self.heads)
+
+    shown = told(examine(Outputs(), (4,)))
+    assert "it is the network's output: 5 layers (heads.0, heads.1, heads.2, ...)" in shown
+
+
+def test_why_nothing_is_known_of_filters_is_told() -> None:
+    report = examine(Untraceable(), SHAPE)
+    assert report.channels.groups == ()
+    assert f"Which filters can be pruned is not known: {report.channels.unknown}" in " ".join(told(report).split())
 
 
 def test_uniform_costs_grow_with_bits() -> None:

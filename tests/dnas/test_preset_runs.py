@@ -54,6 +54,7 @@ TOY = (
     "controls.uniform=[4]",
 )
 FOUR_CLASSES = "model.arguments={num_classes=4}"
+NARROW = "model.arguments={num_classes=4, width_mult=0.1}"
 THIN = "model.source=own_things:resnet18"
 
 
@@ -85,6 +86,63 @@ def test_a_preset_runs_to_its_end(
     drawn = run.assignment("sampled-1-epoch1-1")
     assert drawn.provenance["kind"] == "sampled"
     assert drawn.pairs.keys() == run.assignment("search-1").pairs.keys()
+
+
+@pytest.mark.parametrize(
+    ("preset", "model", "settings"),
+    [
+        ("squantizer-resnet20-cifar10-4bit", FOUR_CLASSES, ("data.image_size=8",)),
+        ("squantizer-resnet18-imagenet-4bit", THIN, ("data.image_size=32",)),
+        (
+            "squantizer-mobilenetv2-imagenet",
+            NARROW,
+            ("data.image_size=32", "finetune.learning_rate=0.005", "controls.uniform=[]"),
+        ),
+    ],
+)
+def test_a_squantizer_preset_runs_to_its_end(
+    preset: str, model: str, settings: tuple[str, ...], carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    config = load_job(preset, [*TOY, model, *settings])
+    run = carried_out(config, tmp_path / "run")
+    points = run.load_front().points
+    assert Counter(point.kind for point in points) == Counter(
+        squantizer=len(config.squantizer.sigma), uniform=len(config.controls.uniform)
+    )
+    for sigma in config.squantizer.sigma:
+        told = run.assignment(f"sq4-sigma{sigma:g}").metrics["compression"]
+        assert 0 < told["sparsity"] < 1
+        assert told["sparse_layers_without_index"] > 8  # that of dense 4-bit weights
+        assert told["sparse_layers_without_index"] > told["sparse_layers_with_index"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "model", "size"),
+    [
+        ("autoprune-bnn-resnet20-cifar10", FOUR_CLASSES, "data.image_size=8"),
+        ("autoprune-dorefa2-resnet20-cifar10", FOUR_CLASSES, "data.image_size=8"),
+        ("autoprune-bnn-resnet18-imagenet", THIN, "data.image_size=32"),
+    ],
+)
+def test_an_autoprune_preset_runs_to_its_end(
+    preset: str, model: str, size: str, carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    bits = load_job(preset).controls.uniform
+    toy = ("prune.trials=3", "prune.finetune_epochs=0", "prune.batchnorm_batches=1", "prune.round_to=1")
+    own = (f"controls.uniform={list(bits)}", "finetune.learning_rate=0.01", "finetune.seeds=1", "prune.min_keep=1")
+    config = load_job(preset, [*TOY, model, size, *toy, *own])
+    run = carried_out(config, tmp_path / "run")
+    points = run.load_front().points
+    kinds = Counter(point.kind for point in points)
+    budgets = len(config.prune.budgets)
+    assert kinds["pruned"] == kinds["pruned-uniform"] == kinds["pruned-random"] == budgets
+    parent = run.assignment(f"uniform-{bits[0]}")
+    for point in points:
+        if point.kind == "pruned":
+            assignment = run.assignment(point.assignment)
+            assert Budget(assignment.provenance["limits"], "").met_by(assignment.cost)
+            assert assignment.pairs == parent.pairs
+            assert any(bits.kept_channels is not None for bits in assignment.layers.values())
 
 
 @pytest.mark.parametrize(

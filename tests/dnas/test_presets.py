@@ -23,6 +23,12 @@ def test_all_presets_are_there_and_described() -> None:
         "dnas-resnet56-cifar10",
         "dnas-resnet18-imagenet-compute",
         "edmips-resnet18-imagenet",
+        "squantizer-resnet20-cifar10-4bit",
+        "squantizer-resnet18-imagenet-4bit",
+        "squantizer-mobilenetv2-imagenet",
+        "autoprune-bnn-resnet20-cifar10",
+        "autoprune-dorefa2-resnet20-cifar10",
+        "autoprune-bnn-resnet18-imagenet",
     }
     for name, description in preset_names().items():
         assert load_job(name).name == name
@@ -47,6 +53,24 @@ def test_a_preset_can_be_planned_on_its_network(name: str, decisions: int, weigh
         assert sum(layer.weight_elements for layer in searched) == weights
     else:
         assert sum(layer.macs for layer in searched) == 1_695_547_392
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "weights"),
+    [
+        ("squantizer-resnet20-cifar10-4bit", 18, 267264),
+        ("squantizer-resnet18-imagenet-4bit", 19, 11_157_504),  # all but conv1 and fc, shortcuts included
+        ("squantizer-mobilenetv2-imagenet", 51, 2_188_896),
+    ],
+)
+def test_squantizer_leaves_the_first_and_the_last_layer_alone(name: str, layers: int, weights: int) -> None:
+    planned = plan(name)
+    sparse = [layer for decision in planned.space.decisions for layer in decision.layers]
+    assert len(sparse) == layers
+    assert sum(planned.graph[layer].weight_elements for layer in sparse) == weights
+    names = [layer.name for layer in planned.graph.layers]
+    assert set(names) - set(sparse) == {names[0], names[-1]}
+    assert planned.space.uniform(4)[names[0]].weight_bits == planned.space.uniform(4)[names[-1]].weight_bits == 32
 
 
 @pytest.mark.parametrize(

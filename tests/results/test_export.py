@@ -25,10 +25,10 @@ def test_csv_has_one_line_per_layer_in_order(tmp_path):
     export_assignment(ASSIGNMENT, "csv", tmp_path / "a.csv")
     with (tmp_path / "a.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
-            ["layer", "weight_bits", "activation_bits", "out_channels"],
-            ["conv1", "8", "8", ""],
-            ["a,b", "0", "0", ""],
-            ["fc", "2", "4", "5"],
+            ["layer", "weight_bits", "activation_bits", "out_channels", "kept_channels"],
+            ["conv1", "8", "8", "", ""],
+            ["a,b", "0", "0", "", ""],
+            ["fc", "2", "4", "5", "0 2 4 6 8"],
         ]
 
 

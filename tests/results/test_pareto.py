@@ -70,6 +70,7 @@ def test_json_round_trip(points):
 
 def test_json_is_that_of_the_documentation():
     kept = {"budget": "40%", "limits": {"size_bytes": 160.0}, "extra_costs": {"latency_ms": 2.5}}
+    kept |= {"parent": "search-1", "kept_filters": 0.625}
     rich = point("a", 100, 0.5, test_top1=Estimate(0.25, 0.125, 3), **kept)
     front = ParetoFront.from_points([rich], reference=FloatReference(400, 0.75, 0.5))
     assert front.to_json() == {
@@ -89,6 +90,8 @@ def test_json_is_that_of_the_documentation():
                 "feasible": True,
                 "budget": "40%",
                 "limits": {"size_bytes": 160.0},
+                "parent": "search-1",
+                "kept_filters": 0.625,
             }
         ],
         "float": {"size_bytes": 400, "val_top1": 0.75, "test_top1": 0.5},
@@ -184,6 +187,26 @@ def test_csv():
     assert rows[0]["test_top1_mean"] == rows[0]["budget"] == rows[1]["latency_ms"] == ""
     assert (rows[0]["on_front"], rows[0]["feasible"], rows[1]["on_front"]) == ("false", "false", "true")
     assert (rows[1]["test_top1_std"], rows[1]["test_top1_n"], rows[1]["size_bytes"]) == ("0.125", "3", "100")
+    assert rows[0]["parent"] == rows[0]["kept_filters"] == ""
+
+
+def test_csv_tells_what_was_pruned():
+    pruned = point("s-pruned-1", 50, 0.5, kind="pruned", parent="s", kept_filters=0.625)
+    [row] = csv.DictReader(io.StringIO(ParetoFront.from_points([pruned]).to_csv()))
+    assert (row["kind"], row["parent"], row["kept_filters"]) == ("pruned", "s", "0.625")
+
+
+def test_a_front_of_before_pruning_is_read():
+    data = ParetoFront.from_points([point("a", 1, 0.5)]).to_json()
+    for key in ("parent", "kept_filters"):
+        del data["points"][0][key]
+    assert ParetoFront.from_json(data).points[0].parent is None
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, NAN])
+def test_a_share_of_filters_that_cannot_be_is_refused(share):
+    with pytest.raises(InputError, match="no share"):
+        point("a", 1, 0.5, kept_filters=share)
 
 
 def test_hypervolume_vectors():

@@ -41,6 +41,27 @@ def test_the_picture_holds_every_point_once_in_its_unit():
     assert picture.test_series == ()
 
 
+def test_pruned_points_are_linked_to_what_they_were_made_from():
+    parent = {"parent": "a", "budget": "50%"}
+    picture = front_picture(
+        {
+            "r": front(
+                point("a", "search", 40, 0.75),
+                point("a-pruned-1", "pruned", 20, 0.5, kept_filters=0.5, **parent),
+                point("a-pruned-2", "pruned", 10, 0.25, kept_filters=0.25, **parent),
+                point("a-pruned-uniform-1", "pruned-uniform", 20, 0.4, kept_filters=0.5, **parent),
+                point("a-fewer-bits-1", "fewer-bits", 20, 0.45, **parent),
+                point("b-pruned-1", "pruned", 30, 0.5, kept_filters=0.5, parent="gone"),
+            )
+        }
+    )
+    assert [(link.run, link.start, link.end) for link in picture.links] == [
+        ("r", (40, 75), (10, 25)),
+        ("r", (40, 75), (20, 50)),
+    ]
+    assert [series.kind for series in picture.series] == ["search", "pruned", "pruned-uniform", "fewer-bits"]
+
+
 def test_test_accuracy_is_drawn_only_if_asked():
     fronts = {"r": front(point("a", "search", 20, 0.5, test_top1=Estimate(0.25)), point("b", "search", 30, 0.6))}
     assert front_picture(fronts).test_series == ()

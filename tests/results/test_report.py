@@ -1,11 +1,12 @@
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
-from results.report import compare_with_controls, front_rows, pooled_std, render_table, verdicts
+from results.report import compare_pruned, compare_with_controls, front_rows, pooled_std, render_table, verdicts
 
 
 def point(id, kind, kib, top1, std=0.01, n=3, **changes):
@@ -96,6 +97,79 @@ def test_a_search_over_bit_operations_is_compared_by_them():
     assert "search 's' (40 GBitOps, 90.00 ±1.00 %) beats uniform 'u' (30 GBitOps" in told[1]
 
 
+def pruned(id, kind, kib, top1, budget="50%", parent="s", **changes):
+    kept = None if kind == "fewer-bits" else 0.625
+    return point(id, kind, kib, top1, budget=budget, parent=parent, **{"kept_filters": kept, **changes})
+
+
+PRUNED = (
+    pruned("s-pruned-1", "pruned", 10, 0.90),
+    pruned("s-pruned-uniform-1", "pruned-uniform", 10, 0.80),
+    pruned("s-pruned-random-1", "pruned-random", 10, 0.895),
+    pruned("s-fewer-bits-1", "fewer-bits", 10, 0.95),
+)
+
+
+def test_what_was_pruned_is_compared_with_its_controls_win_or_lose():
+    assert sentences(*PRUNED) == [
+        "s, budget 50%: pruned 's-pruned-1' (10 KiB, 90.00 ±1.00 %) beats pruned-uniform 's-pruned-uniform-1' "
+        "(10 KiB, 80.00 ±1.00 %) by 10.00 points (spread 1.00).",
+        "s, budget 50%: pruned 's-pruned-1' (10 KiB, 90.00 ±1.00 %) is within the spread of pruned-random "
+        "'s-pruned-random-1' (10 KiB, 89.50 ±1.00 %): +0.50 points (spread 1.00).",
+        "s, budget 50%: pruned 's-pruned-1' (10 KiB, 90.00 ±1.00 %) loses to fewer-bits 's-fewer-bits-1' "
+        "(10 KiB, 95.00 ±1.00 %) by 5.00 points (spread 1.00).",
+    ]
+
+
+def test_pruning_changes_no_verdict_of_the_search():
+    searched = [point("s", "search", 20, 0.92, budget="40%"), point("i", "ilp", 19, 0.90, budget="40%")]
+    assert sentences(*searched, *PRUNED)[:2] == sentences(*searched)
+
+
+def test_controls_of_another_parent_or_budget_or_over_it_do_not_count():
+    others = [
+        pruned("t-pruned-uniform-1", "pruned-uniform", 10, 0.99, parent="t"),
+        pruned("s-pruned-random-2", "pruned-random", 5, 0.99, budget="25%"),
+        pruned("s-fewer-bits-1", "fewer-bits", 30, 0.99, feasible=False),
+    ]
+    comparisons = compare_pruned(ParetoFront.from_points([PRUNED[0], *others]))
+    assert [(c.kind, c.control) for c in comparisons] == [
+        ("pruned-uniform", None),
+        ("pruned-random", None),
+        ("fewer-bits", None),
+    ]
+    assert sentences(PRUNED[0])[2] == (
+        "s, budget 50%: pruned 's-pruned-1' has no fewer-bits control to compare with: "
+        "all filters at fewer bits were not measured at this budget."
+    )
+
+
+def test_of_several_at_one_budget_the_best_is_compared():
+    worse = [replace(p, assignment=f"{p.assignment}-more", val_top1=Estimate(0.5, 0.01, 3)) for p in PRUNED]
+    assert sentences(*PRUNED, *worse) == sentences(*PRUNED)
+
+
+def test_without_a_budget_the_control_is_what_costs_no_more_with_all_its_filters():
+    found = [pruned(f"s-pruned-{n}", "pruned", 10 * n, 0.9, budget=None) for n in (1, 2)]
+    told = sentences(*found, point("u", "uniform", 15, 0.95), point("r", "random", 20, 0.5))
+    assert told == [
+        "s: pruned 's-pruned-1' has no unpruned control to compare with: nothing as small keeps all its filters.",
+        "s: pruned 's-pruned-2' (20 KiB, 90.00 ±1.00 %) loses to unpruned 'u' (15 KiB, 95.00 ±1.00 %) "
+        "by 5.00 points (spread 1.00).",
+    ]
+
+
+def test_the_table_shows_the_share_of_filters_in_80_columns():
+    out = io.StringIO()
+    front = ParetoFront.from_points([*PRUNED, point("s", "search", 20, 0.9)], reference=FloatReference(1024 * 80))
+    Console(file=out, width=80, color_system=None).print(render_table(front_rows(front)))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert lines[0][:2] == ["assignment", "kept"]
+    assert ["s-pruned-1", "62", "%", "10.0", "8.0x", "20", "90.00", "±1.00"] in lines
+    assert ["s-fewer-bits-1", "all", "10.0", "8.0x", "20", "95.00", "±1.00", "yes"] in lines
+    assert front_rows(front)[0]["parent"] == "s"
+
+
 def test_nothing_searched_says_nothing():
     assert sentences(point("u", "uniform", 10, 0.9)) == []
     assert sentences() == []
@@ -126,6 +200,7 @@ def test_rows_are_sorted_by_size_and_in_their_units(front):
         "budget": None,
         "size_kib": 40,
         "times_smaller": 2,
+        "times_smaller_without_index": None,
         "gbitops": 80,
         "val_top1": 0.95,
         "val_std": 0.01,
@@ -133,6 +208,8 @@ def test_rows_are_sorted_by_size_and_in_their_units(front):
         "test_std": 0.02,
         "test_seeds": 3,
         "seeds": 3,
+        "parent": None,
+        "kept_filters": None,
         "on_front": True,
         "feasible": True,
     }

@@ -39,6 +39,22 @@ def test_place_message_and_times():
     assert status_of([STARTED, NOTE, FAILED], held=False).message == "the loss is NaN"
 
 
+def trial(number, run="prune-search-1", kind="bayesian"):
+    return {"event": "trial", "run": run, "kind": kind, "trial": {"proposal": {"number": number}}, "time": 2.5}
+
+
+def test_a_run_at_its_trials_tells_how_many():
+    stage = {"event": "stage", "stage": "prune", "state": "start", "time": 2.0}
+    begun = [STARTED, EPOCH, stage]
+    assert status_of(begun, held=True).trial is None
+    status = status_of([*begun, trial(0), trial(1), trial(1), trial(0, kind="random"), trial(2)], held=True)
+    assert (status.stage, status.label, status.trial, status.epoch) == ("prune", "prune-search-1", 3, None)
+    assert status_of([{**stage, "stage": "squantizer"}, trial(0, run="sq4-layers1")], held=True).stage == "squantizer"
+    finalist = {**EPOCH, "stage": "prune", "run": "search-1-pruned-1-finalist-1"}
+    status = status_of([*begun, trial(0), finalist], held=True)
+    assert (status.label, status.epoch, status.trial) == ("search-1-pruned-1-finalist-1", 3, None)
+
+
 def test_a_run_is_running_while_its_lock_is_held(tmp_path):
     with Run.create(tmp_path / "run", "", {}) as run:
         run.journal.append({"event": "started"})

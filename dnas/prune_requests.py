@@ -1,0 +1,179 @@
+"""What a run is to prune: what its job asks for, and what `dnas prune` asked for since; refused before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from bayesopt.criteria import find_criterion, rankings
+from dnas.config import JobConfig, PruneSection
+from dnas.context import JobContext
+from dnas.pruning import PruneRequest, Pruning, prunable_groups, trial_work
+from search_spaces.assignments import BitAssignment, LayerBits
+from search_spaces.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class PruneWish:
+    """An assignment of a run, or uniform ``bits``, to be pruned by these options."""
+
+    section: PruneSection
+    assignment: str | None = None
+    bits: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The journal's record of it."""
+        section = self.section.model_dump(mode="json")
+        return {"event": "prune", "assignment": self.assignment, "bits": self.bits, "section": section}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> PruneWish:
+        """Read it back."""
+        return cls(PruneSection.model_validate(record["section"]), record["assignment"], record["bits"])
+
+
+def check_section(context: JobContext) -> None:
+    """Refuse a job whose pruning cannot work; what depends on the bits is tried with the most and the fewest."""
+    section = context.config.prune
+    if not section.enabled:
+        return
+    _check_criterion(context, section)
+    names = _expected(context)
+    for pattern in section.assignments:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"prune.assignments: '{pattern}' fits no assignment that this job makes{nearest(pattern, names)}; "
+                f"it makes {', '.join(names)}"
+            )
+    widths = [width for width in context.plan.space.weight_bits if width]
+    refused: InputError | None = None
+    for bits in (max(widths), min(widths)):
+        try:
+            Pruning(context, PruneRequest(_uniform(context, bits), section))
+            return
+        except InputError as error:
+            refused = error
+    assert refused is not None
+    raise InputError(f"prune: {refused}")
+
+
+def wished_parents(context: JobContext) -> list[BitAssignment]:
+    """The uniform assignments that `dnas prune --bits` asked for, to be measured like the others."""
+    return [_kept_uniform(context, wish.bits) for wish in _wishes(context) if wish.bits is not None]
+
+
+def steps(config: JobConfig) -> list[str]:
+    """The searches and prunings of a job, in order."""
+    return [step for step in config.pipeline if step == "search" or config.prune.enabled]
+
+
+def config_requests(context: JobContext, measured: Sequence[BitAssignment]) -> list[PruneRequest]:
+    """What the job itself prunes: those of the ``measured`` assignments that fit its patterns."""
+    section = context.config.prune
+    # Read anew: measuring has noted in the file how accurate it is, and which other assignment has the same net.
+    fitting = [context.run.assignment(a.id) for a in measured if _fits(a.id, section)]
+    best = sorted(fitting, key=lambda a: a.metrics["val_top1"]["mean"], reverse=True)[: section.at_most]
+    return [PruneRequest(assignment, section) for assignment in fitting if assignment in best]
+
+
+def wished(context: JobContext) -> bool:
+    """Whether `dnas prune` asked for anything."""
+    return bool(_wishes(context))
+
+
+def wished_requests(context: JobContext) -> list[PruneRequest]:
+    """What `dnas prune` asked for, in order; results of one assignment are numbered on."""
+    section = context.config.prune
+    own = len(section.budgets) or section.finalists
+    numbers: dict[str, int] = {}
+    requests = []
+    for wish in _wishes(context):
+        parent = context.run.assignment(wish.assignment or f"uniform-{wish.bits}")
+        by_job = section.enabled and _fits(parent.id, section)
+        first = numbers.get(parent.id, 1 + own * by_job)
+        numbers[parent.id] = first + (len(wish.section.budgets) or wish.section.finalists)
+        requests.append(PruneRequest(parent, wish.section, first))
+    return requests
+
+
+def check_wish(context: JobContext, wish: PruneWish) -> PruneWish:
+    """The wish with the full id of its assignment; raises :class:`InputError` for what cannot be pruned so."""
+    _check_criterion(context, wish.section)
+    if wish.bits is not None:
+        parent = _uniform(context, wish.bits)
+        _check_widths(context, parent)
+        Pruning(context, PruneRequest(parent, wish.section))
+        return wish
+    parent = context.run.assignment(wish.assignment or "")
+    if any(bits.kept_channels is not None for bits in parent.layers.values()):
+        raise InputError(
+            f"assignment '{parent.id}' is pruned already; prune {parent.provenance['parent']} further instead"
+        )
+    if any(bits.sparse is not None for bits in parent.layers.values()):
+        raise InputError(f"assignment '{parent.id}' has sparse weights, which cannot lose filters; name a dense one")
+    Pruning(context, PruneRequest(parent, wish.section))
+    return PruneWish(wish.section, parent.id)
+
+
+def _check_criterion(context: JobContext, section: PruneSection) -> None:
+    """Refuse a criterion that does not exist, or that this network gives nothing to judge by."""
+    if section.criterion != "auto":
+        find_criterion(section.criterion)
+    if section.criterion == "bn_scale":
+        rankings(context.network, prunable_groups(context, section), section.criterion)
+
+
+def _check_widths(context: JobContext, assignment: BitAssignment) -> None:
+    """Refuse bits that the job's quantizers do not have."""
+    weights, activations = context.choice.of_weights(), context.choice.of_activations()
+    for weight_bits, activation_bits in assignment.pairs.values():
+        weights.check(weight_bits)
+        activations.check(activation_bits)
+
+
+def prune_work(context: JobContext) -> float:
+    """Work of everything that is to be pruned, in image passes, as if every result were another one."""
+    config = context.config
+    names = _expected(context)
+    sections = [wish.section for wish in _wishes(context)]
+    if config.prune.enabled:
+        fitting = [name for name in names if _fits(name, config.prune)]
+        sections += [config.prune] * len(fitting[: config.prune.at_most])
+    finetune = context.work.finetune * config.finetune.epochs * config.finetune.seeds
+    total = finetune * sum(wish.bits is not None for wish in _wishes(context))
+    for section in sections:
+        budgets = len(section.budgets)
+        searches = 1 + ("random" in section.controls and budgets > 0)
+        total += section.trials * max(1, budgets) * searches * trial_work(context, section)
+        total += context.work.finetune * section.finetune_epochs * section.finalists * budgets * searches
+        total += finetune * ((1 + len(section.controls)) * budgets or section.finalists)
+    return total
+
+
+def _fits(name: str, section: PruneSection) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in section.assignments)
+
+
+def _wishes(context: JobContext) -> list[PruneWish]:
+    return [PruneWish.from_json(record) for record in context.events("prune")]
+
+
+def _expected(context: JobContext) -> list[str]:
+    """The ids of the assignments that are there to be pruned, as far as they can be told beforehand."""
+    config, budgets = context.config, len(context.plan.budgets)
+    names = [f"search-{n}" for n in range(1, max(1, budgets) + 1)] if config.pipeline[0] == "search" else []
+    names += [f"ilp-{number}" for number in range(1, budgets + 1)] if config.controls.ilp else []
+    return [*names, *(f"uniform-{bits}" for bits in config.controls.uniform)]
+
+
+def _uniform(context: JobContext, bits: int) -> BitAssignment:
+    """A uniform assignment that is neither saved nor measured."""
+    layers = context.plan.space.uniform(bits)
+    return BitAssignment(f"uniform-{bits}", context.reference, layers, context.plan.table.price(layers))
+
+
+def _kept_uniform(context: JobContext, bits: int) -> BitAssignment:
+    layers: Mapping[str, LayerBits] = context.plan.space.uniform(bits)
+    return context.keep(f"uniform-{bits}", "uniform", layers, "uniform")

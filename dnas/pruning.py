@@ -1,0 +1,313 @@
+"""The stage `prune`: ratios per channel group for measured assignments, found by trials and proved by fine-tuning.
+
+Ours throughout, as the paper (Guerra et al., arXiv 2002.00523) leaves it open: trials measure the trained quantized net
+with filters removed and BatchNorm re-estimated; the best few are fine-tuned shortly and the best of these is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from bayesopt.criteria import rankings
+from bayesopt.proposers import CostRange, Proposer, make_proposer
+from bayesopt.ratios import RatioSpace
+from bayesopt.trials import PruningTrial, best_trials, front_trials, run_trials
+from dnas.calibration import recalibrate_batchnorm
+from dnas.config import PruneSection
+from dnas.context import JobContext, Stage
+from dnas.controls import sensitivity_losses
+from dnas.measuring import Measurer
+from dnas.progress import FORWARD
+from dnas.schedules import derived_seed
+from dnas.training import Trainer, evaluate
+from dnas.trials import Orders, Trials, open_trials
+from search_spaces.allocation import allocate, is_reachable
+from search_spaces.assignments import BitAssignment
+from search_spaces.budgets import Budget, parse_budget
+from search_spaces.channels import ChannelGroups, kept_rows
+from search_spaces.errors import InputError, JobError, nearest
+from search_spaces.pruned_costs import PrunedCosts
+
+COSTS = ("size_bytes", "bitops", "macs")
+BAYESIAN, RANDOM = "bayesian", "random"
+
+
+@dataclass(frozen=True)
+class PruneRequest:
+    """One assignment to prune: by which options, and the number of its first result among all of that assignment."""
+
+    parent: BitAssignment
+    section: PruneSection
+    first: int = 1
+
+
+class Pruning:
+    """Everything about one request that is the same in all of its trials; made before any of them.
+
+    Raises :class:`InputError` for what cannot work: no groups, a budget out of reach, a pattern that fits nothing.
+    """
+
+    def __init__(self, context: JobContext, request: PruneRequest) -> None:
+        self.context, self.parent, self.section = context, request.parent, request.section
+        self.label = f"prune-{request.parent.id}" + (f"-{request.first}" if request.first > 1 else "")
+        self.first = request.first
+        self.groups = prunable_groups(context, request.section)
+        self.space = ratio_space(context, request.parent, request.section, self.groups)
+        self.budgets = own_budgets(context, request.parent, request.section)
+        for budget in self.budgets:
+            self.space.check_reachable(budget.limits)
+        if not self.budgets:
+            least = self.space.costs(self.space.least())["size_bytes"]
+            self.range = CostRange("size_bytes", least, self.space.costs(self.space.most())["size_bytes"])
+        self.proposer(request.section.proposer)  # refuses one that is not installed
+
+    def proposer(self, name: str) -> Proposer:
+        """The proposer of that name for all budgets, or for the whole front without any."""
+        targets = [budget.limits for budget in self.budgets] or self.range
+        seed = derived_seed(self.context.config.seed, self.label, name) % 2**32
+        return make_proposer(name, self.space, targets, seed=seed, total=self.total)
+
+    @property
+    def total(self) -> int:
+        """Trials in all."""
+        return self.section.trials * max(1, len(self.budgets))
+
+
+def prunable_groups(context: JobContext, section: PruneSection) -> ChannelGroups:
+    """The network's groups but the excluded ones; :class:`InputError` where none is left or a pattern fits none."""
+    groups = context.plan.graph.channels
+    if groups.unknown:
+        raise InputError(f"the network cannot be pruned: {groups.unknown}; set prune.enabled = false")
+    for key, patterns in (("exclude", section.exclude), ("fix", section.fix)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in groups.names):
+                raise InputError(
+                    f"prune.{key}: no channel group fits '{pattern}'{nearest(pattern, groups.names)}; "
+                    f"there are {', '.join(groups.names[:12])}{', ...' if len(groups.names) > 12 else ''}"
+                )
+    left = tuple(g for g in groups.groups if not any(fnmatchcase(g.name, pattern) for pattern in section.exclude))
+    if not left:
+        raise InputError("no channel group is left to prune; `dnas doctor` says why layers keep their filters")
+    return replace(groups, groups=left)
+
+
+def ratio_space(context: JobContext, parent: BitAssignment, section: PruneSection, groups: ChannelGroups) -> RatioSpace:
+    """The ratios of all groups and what the rest costs at the parent's bits."""
+    costs = PrunedCosts(context.plan.table, parent.layers, COSTS)
+    everything = {group.name: group.units for group in context.plan.graph.channels.groups}
+    fixed = {
+        group.name: ratio
+        for pattern, ratio in section.fix.items()
+        for group in groups.groups
+        if fnmatchcase(group.name, pattern)
+    }
+    return RatioSpace(
+        groups.names,
+        tuple(group.units for group in groups.groups),
+        lambda counts: costs({**everything, **counts}),
+        max_ratio=section.max_ratio,
+        min_keep=[min(section.min_keep, group.units) for group in groups.groups],
+        round_to=section.round_to,
+        fixed=fixed,
+    )
+
+
+def own_budgets(context: JobContext, parent: BitAssignment, section: PruneSection) -> list[Budget]:
+    """The section's budgets; a plain percentage is of the parent's own cost."""
+    budgets = []
+    for entry in section.budgets:
+        for name in entry:
+            if name not in COSTS:
+                raise InputError(f"prune.budgets: '{name}' is not one of {', '.join(COSTS)}{nearest(name, COSTS)}")
+        budgets.append(parse_budget(entry, context.plan.table, own=parent.cost))
+    return budgets
+
+
+def prune_all(context: JobContext, measurer: Measurer, requests: Sequence[PruneRequest]) -> list[BitAssignment]:
+    """Carry out every request; returns the pruned assignments and their controls, not yet fine-tuned at length."""
+    prunings = [Pruning(context, request) for request in requests]
+    return [found for pruning in prunings for found in _prune(pruning, measurer)]
+
+
+def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
+    context, section = pruning.context, pruning.section
+    orders = removal_orders(pruning, measurer)
+    with open_trials(context, pruning.parent.id, orders, section) as trials:
+        found = _trials(pruning, BAYESIAN, section.proposer, trials)
+        random = _trials(pruning, RANDOM, "random", trials) if "random" in section.controls else []
+        for number, budget in enumerate(pruning.budgets, start=pruning.first):
+            names = f"{pruning.parent.id}-pruned", number
+            chosen = _chosen(pruning, f"{names[0]}-{number}", found, budget, trials)
+            yield _keep(pruning, f"{names[0]}-{number}", "pruned", chosen, orders, budget)
+            if "uniform" in section.controls:
+                uniform = pruning.space.named(pruning.space.uniform(budget.limits))
+                yield _keep(pruning, f"{names[0]}-uniform-{number}", "pruned-uniform", uniform, orders, budget)
+            if random:
+                chosen = _chosen(pruning, f"{names[0]}-random-{number}", random, budget, trials)
+                yield _keep(pruning, f"{names[0]}-random-{number}", "pruned-random", chosen, orders, budget)
+            if "fewer-bits" in section.controls:
+                yield from _fewer_bits(pruning, f"{pruning.parent.id}-fewer-bits-{number}", budget)
+        if not pruning.budgets:
+            front = _spread_out(front_trials(found, "size_bytes"), section.finalists)
+            for number, trial in enumerate(front, start=pruning.first):
+                name = f"{pruning.parent.id}-pruned-{number}"
+                yield _keep(pruning, name, "pruned", trial.counts, orders, None)
+
+
+def removal_orders(pruning: Pruning, measurer: Measurer) -> dict[str, tuple[int, ...]]:
+    """The order in which the filters of each group go, judged on the parent's trained net."""
+    network = measurer.stored(pruning.parent, 0)
+    criterion, parent, groups = pruning.section.criterion, pruning.parent, pruning.groups
+    batches = pruning.context.labelled_batches("importance", pruning.section.batchnorm_batches)
+    seed = pruning.context.config.seed
+    if criterion != "auto":
+        found = rankings(network, groups, criterion, batches=batches, seed=seed)
+        return {name: ranking.order for name, ranking in found.items()}
+    orders = {}
+    for group in groups.groups:
+        binary = all(parent.layers[layer].weight_bits == 1 for layer in group.layers)
+        one = replace(groups, groups=(group,))
+        orders[group.name] = rankings(network, one, "hamming" if binary else "geometric")[group.name].order
+    return orders
+
+
+def _trials(pruning: Pruning, kind: str, name: str, trials: Trials) -> list[PruningTrial]:
+    """All trials of one proposer, those of the journal first."""
+    context, section = pruning.context, pruning.section
+    known = [
+        PruningTrial.from_json(record["trial"])
+        for record in context.events("trial")
+        if record["run"] == pruning.label and record["kind"] == kind
+    ]
+    context.progress.advance(len(known) * trial_work(context, section))
+    proposer = pruning.proposer(name)
+    if kind == BAYESIAN:
+        context.tell_once([*proposer.notes])
+    found = list(known)
+    for trial in run_trials(proposer, trials, total=pruning.total, batch=section.batch, known=known):
+        found.append(trial)
+        context.journal({"event": "trial", "run": pruning.label, "kind": kind, "trial": trial.to_json()})
+        context.progress.step(trial_work(context, section), **_trial_facts(pruning, kind, found))
+    if len(found) < pruning.total:
+        context.progress.drop((pruning.total - len(found)) * trial_work(context, section))
+        context.tell_once([f"{pruning.label}: every configuration within the budgets was tried, {len(found)} in all"])
+    return found
+
+
+def trial_work(context: JobContext, section: PruneSection) -> float:
+    """Work of one trial in image passes."""
+    images = min(section.proxy_images or len(context.data.val), len(context.data.val))
+    return FORWARD * (images + section.batchnorm_batches * context.config.data.batch_size)
+
+
+def _trial_facts(pruning: Pruning, kind: str, found: Sequence[PruningTrial]) -> dict[str, Any]:
+    """What the display shows of the last trial."""
+    last = found[-1]
+    same = [trial for trial in found if trial.proposal.budget == last.proposal.budget]
+    best = min((trial.loss for trial in same if trial.loss is not None), default=math.nan)
+    return {
+        "stage": "prune",
+        "run": pruning.label if kind == BAYESIAN else f"{pruning.label} ({kind})",
+        "trial": len(found),
+        "trials": pruning.total,
+        "loss": math.nan if last.loss is None else last.loss,
+        "best": best,
+        "top1": last.top1,
+        "expected": {name: last.cost[name] for name in last.proposal.limits},
+        "budget": dict(last.proposal.limits),
+    }
+
+
+def _chosen(
+    pruning: Pruning, name: str, found: Sequence[PruningTrial], budget: Budget, trials: Trials
+) -> Mapping[str, int]:
+    """Of the best trials within a budget, the one that is best after a short fine-tuning."""
+    section = pruning.section
+    finalists = best_trials(found, budget.limits, section.finalists)
+    if not finalists:
+        raise JobError(f"no trial of {pruning.label} met the budget {budget.label} with a finite loss")
+    if section.finetune_epochs == 0 or len(finalists) == 1:
+        pruning.context.progress.drop(_finalist_work(pruning) * section.finalists)
+        return finalists[0].counts
+    pruning.context.progress.drop(_finalist_work(pruning) * (section.finalists - len(finalists)))
+    scores = [_short_finetune(pruning, f"{name}-finalist-{n}", t, trials) for n, t in enumerate(finalists, start=1)]
+    return max(zip(scores, [-n for n in range(len(scores))], finalists, strict=True), key=lambda entry: entry[:2])[
+        2
+    ].counts
+
+
+def _finalist_work(pruning: Pruning) -> float:
+    return pruning.context.work.finetune * pruning.section.finetune_epochs
+
+
+def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Trials) -> tuple[float, float]:
+    """Validation accuracy and negated loss of a finalist after a short fine-tuning; journaled."""
+    context = pruning.context
+    for record in context.events("finalist"):
+        if record["run"] == name:
+            context.run.delete_checkpoint(name)  # a kill may have come before it was
+            context.progress.advance(_finalist_work(pruning))
+            return float(record["top1"]), -float(record["loss"])
+    network = trials.objective.pruned(trial.counts)
+    config = context.config
+    trainer = Trainer(
+        network,
+        config.finetune.model_copy(update={"epochs": pruning.section.finetune_epochs}),
+        images=context.data.train,
+        batch_size=config.data.batch_size,
+        augmentation=context.augmentation,
+        seed=config.seed,
+        label="finalist",
+        device=context.device,
+    )
+    context.train(trainer, Stage("prune", name, name, context.work.finetune))
+    recalibrate_batchnorm(network, trials.objective.batchnorm_images)
+    measured = evaluate(network.eval(), context.data.val, config.data.batch_size, context.device)
+    proxy = {"proxy_loss": trial.loss, "proxy_top1": trial.top1, "number": trial.proposal.number}
+    context.journal({"event": "finalist", "run": name, "top1": measured.top1, "loss": measured.loss, **proxy})
+    context.run.delete_checkpoint(name)
+    return measured.top1, -measured.loss
+
+
+def _keep(
+    pruning: Pruning, name: str, kind: str, counts: Mapping[str, int], orders: Orders, budget: Budget | None
+) -> BitAssignment:
+    """Save the pruned assignment: the parent's bits, and the filters that stay."""
+    kept = {group: tuple(sorted(order[len(order) - counts[group] :])) for group, order in orders.items()}
+    rows = kept_rows(pruning.context.plan.graph.channels, kept)
+    layers = {layer: replace(bits, kept_channels=rows.get(layer)) for layer, bits in pruning.parent.layers.items()}
+    ratios = {group: 1 - counts[group] / len(order) for group, order in orders.items()}
+    units = {group: [counts[group], len(order)] for group, order in orders.items()}
+    more = {"parent": pruning.parent.id, "criterion": pruning.section.criterion, "ratios": ratios, "kept_units": units}
+    return pruning.context.keep(name, kind, layers, pruning.label, budget, more)
+
+
+def _fewer_bits(pruning: Pruning, name: str, budget: Budget) -> Iterator[BitAssignment]:
+    """All filters at fewer bits: the integer program within the budget, and no dearer than the parent in anything."""
+    context, parent = pruning.context, pruning.parent
+    table = context.plan.table
+    limits = {cost: parent.cost[cost] for cost in ("size_bytes", "bitops")} | dict(budget.limits)
+    whole = Budget(limits, budget.label)
+    if not is_reachable(table, whole):
+        context.tell_once([f"no control with fewer bits for {parent.id} at {budget.label}: the space has no such bits"])
+        return
+    known = name in {record["assignment"] for record in context.events("decoded")}
+    losses = np.zeros(context.plan.space.allowed.shape) if known else sensitivity_losses(context)
+    layers = context.plan.space.layers_of(allocate(-losses, table, whole))
+    more = {"parent": parent.id}
+    yield context.keep(name, "fewer-bits", layers, pruning.label, budget, more)
+
+
+def _spread_out(trials: Sequence[PruningTrial], count: int) -> list[PruningTrial]:
+    """At most ``count`` trials of a front, evenly spread along it, its ends among them."""
+    if len(trials) <= count:
+        return list(trials)
+    if count == 1:
+        return [trials[len(trials) // 2]]
+    return [trials[round(i * (len(trials) - 1) / (count - 1))] for i in range(count)]
