@@ -7,13 +7,13 @@ repaired points only. benchmarks/proposers.py compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from bayesopt.acquisition import log_expected_improvement, search
+from bayesopt.acquisition import log_expected_improvement, mutated, search
 from bayesopt.asktell import Proposer
 from bayesopt.chebyshev import Scalarisation
 from bayesopt.clusters import Clusters
@@ -22,7 +22,8 @@ from bayesopt.ratios import Limits
 from bayesopt.screening import QuadraticCost, projected
 from bayesopt.surrogates import Surrogate
 
-_EXACT = 8  # candidates that are repaired exactly, each for tens of cost calls
+_EXACT = 8  # candidates that are compared once they are repaired exactly, each for tens of cost calls
+_NEARBY, _MOST_REPAIRS = 64, 60  # where the best were all asked before: more of them, then neighbours of the best told
 _STARTS = 8
 _ELSEWHERE = 0.25  # share of candidates along a cost range that move to another cost
 
@@ -61,16 +62,30 @@ class ModelProposer(Proposer):
             amounts = self._amounts(points, limits, random)
             return projected(points, [(self._screens[name], amount) for name, amount in amounts.items()])
 
-        kept: dict[tuple[int, ...], Limits] = {}
-        for row in search(score, project, starts, random)[:_EXACT]:
-            own = {name: float(amount[0]) for name, amount in self._amounts(row[None], limits).items()}
-            kept[self.space.repair(self._clusters.spread(row), own)] = own
+        nearby = project(mutated(starts, _NEARBY, random))
+        ranked = [*search(score, project, starts, random), *nearby[np.argsort(-score(nearby), kind="stable")]]
+        kept = self._repaired_anew(ranked[:_MOST_REPAIRS], limits)
+        if not kept:
+            return
         points = self._clusters.shared(np.array([self.space.point(counts) for counts in kept]))
         means, spreads = surrogate.predict(points)
         found = list(kept.items())
         for row in np.argsort(-score(points), kind="stable"):
             counts, own = found[row]
             yield Suggestion(counts, own, "model", float(means[row]), float(spreads[row]))
+
+    def _repaired_anew(self, ranked: Sequence[np.ndarray], limits: Limits) -> dict[tuple[int, ...], Limits]:
+        """Counts with their limits: the first few of the ranked points that lead to what was not asked yet."""
+        seen = self._seen[0 if self.range else self.budgets.index(dict(limits))]
+        kept: dict[tuple[int, ...], Limits] = {}
+        for row in ranked:
+            own = {name: float(amount[0]) for name, amount in self._amounts(row[None], limits).items()}
+            counts = self.space.repair(self._clusters.spread(row), own)
+            if counts not in seen:
+                kept[counts] = own
+            if len(kept) == _EXACT:
+                break
+        return kept
 
     def _standing(self, number: int, limits: Limits, surrogate: Surrogate) -> tuple[np.ndarray, Threshold]:
         """The told points (S, D) to start from, and the loss that any other point has to beat."""

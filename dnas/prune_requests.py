@@ -61,7 +61,7 @@ def check_section(context: JobContext) -> None:
 
 def wished_parents(context: JobContext) -> list[BitAssignment]:
     """The uniform assignments that `dnas prune --bits` asked for, to be measured like the others."""
-    return [_kept_uniform(context, wish.bits) for wish in _wishes(context) if wish.bits is not None]
+    return [_kept_uniform(context, bits) for bits in _wished_bits(context)]
 
 
 def steps(config: JobConfig) -> list[str]:
@@ -142,7 +142,7 @@ def prune_work(context: JobContext) -> float:
         fitting = [name for name in names if _fits(name, config.prune)]
         sections += [config.prune] * len(fitting[: config.prune.at_most])
     finetune = context.work.finetune * config.finetune.epochs * config.finetune.seeds
-    total = finetune * sum(wish.bits is not None for wish in _wishes(context))
+    total = finetune * len(set(_wished_bits(context)) - set(config.controls.uniform))
     for section in sections:
         budgets = len(section.budgets)
         searches = 1 + ("random" in section.controls and budgets > 0)
@@ -158,6 +158,11 @@ def _fits(name: str, section: PruneSection) -> bool:
 
 def _wishes(context: JobContext) -> list[PruneWish]:
     return [PruneWish.from_json(record) for record in context.events("prune")]
+
+
+def _wished_bits(context: JobContext) -> list[int]:
+    """The widths of `dnas prune --bits`, each once."""
+    return list(dict.fromkeys(wish.bits for wish in _wishes(context) if wish.bits is not None))
 
 
 def _expected(context: JobContext) -> list[str]:

@@ -155,6 +155,7 @@ def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
                 yield from _fewer_bits(pruning, f"{pruning.parent.id}-fewer-bits-{number}", budget)
         if not pruning.budgets:
             front = _spread_out(front_trials(found, "size_bytes"), section.finalists)
+            context.progress.drop((section.finalists - len(front)) * _measuring_work(context))
             for number, trial in enumerate(front, start=pruning.first):
                 name = f"{pruning.parent.id}-pruned-{number}"
                 yield _keep(pruning, name, "pruned", trial.counts, orders, None)
@@ -296,12 +297,18 @@ def _fewer_bits(pruning: Pruning, name: str, budget: Budget) -> Iterator[BitAssi
     whole = Budget(limits, budget.label)
     if not is_reachable(table, whole):
         context.tell_once([f"no control with fewer bits for {parent.id} at {budget.label}: the space has no such bits"])
+        context.progress.drop(_measuring_work(context))
         return
     known = name in {record["assignment"] for record in context.events("decoded")}
     losses = np.zeros(context.plan.space.allowed.shape) if known else sensitivity_losses(context)
     layers = context.plan.space.layers_of(allocate(-losses, table, whole))
     more = {"parent": parent.id}
     yield context.keep(name, "fewer-bits", layers, pruning.label, budget, more)
+
+
+def _measuring_work(context: JobContext) -> float:
+    """Work of fine-tuning one assignment over all seeds before it is measured."""
+    return context.work.finetune * context.config.finetune.epochs * context.config.finetune.seeds
 
 
 def _spread_out(trials: Sequence[PruningTrial], count: int) -> list[PruningTrial]:
