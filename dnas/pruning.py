@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,11 @@ class Pruning:
         targets = [budget.limits for budget in self.budgets] or self.range
         seed = derived_seed(self.context.config.seed, self.label, name) % 2**32
         return make_proposer(name, self.space, targets, seed=seed, total=self.total)
+
+    @cached_property
+    def sensitivity_losses(self) -> np.ndarray:
+        """What each choice of bits costs in loss, for the control with fewer bits; computed once for all budgets."""
+        return sensitivity_losses(self.context)
 
     @property
     def total(self) -> int:
@@ -238,9 +244,8 @@ def _chosen(
         return finalists[0].counts
     pruning.context.progress.drop(_finalist_work(pruning) * (section.finalists - len(finalists)))
     scores = [_short_finetune(pruning, f"{name}-finalist-{n}", t, trials) for n, t in enumerate(finalists, start=1)]
-    return max(zip(scores, [-n for n in range(len(scores))], finalists, strict=True), key=lambda entry: entry[:2])[
-        2
-    ].counts
+    best = max(range(len(finalists)), key=lambda n: (scores[n], -n))
+    return finalists[best].counts
 
 
 def _finalist_work(pruning: Pruning) -> float:
@@ -300,7 +305,7 @@ def _fewer_bits(pruning: Pruning, name: str, budget: Budget) -> Iterator[BitAssi
         context.progress.drop(_measuring_work(context))
         return
     known = name in {record["assignment"] for record in context.events("decoded")}
-    losses = np.zeros(context.plan.space.allowed.shape) if known else sensitivity_losses(context)
+    losses = np.zeros(context.plan.space.allowed.shape) if known else pruning.sensitivity_losses
     layers = context.plan.space.layers_of(allocate(-losses, table, whole))
     more = {"parent": parent.id}
     yield context.keep(name, "fewer-bits", layers, pruning.label, budget, more)

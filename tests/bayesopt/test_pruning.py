@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -45,6 +45,7 @@ def test_the_groups_are_those_of_the_layers_that_can_lose_filters(net: nn.Module
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 99), st.integers(1, 12))
+@example(10, 70, 1)  # in floats, 10 × (1 - 0.7) is a hair above 3
 def test_so_many_units_stay_as_the_ratio_says(units: int, percent: int, min_keep: int) -> None:
     network = nn.Sequential(nn.Conv2d(1, units, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * units, 2))
     groups = bayesopt.groups(network, (1, 2, 2))

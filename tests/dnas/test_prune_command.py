@@ -13,6 +13,8 @@ import pytest
 from typer.testing import Result
 
 from dnas.config import JobConfig
+from dnas.context import JobContext
+from dnas.prune_requests import config_requests
 from dnas.training import Measurement
 from dnas.trials import PruningObjective
 from results.runs import Run
@@ -104,6 +106,20 @@ def test_pruning_an_unfinished_run_finishes_it_and_can_be_interrupted(
     assert outcome(copied) == outcome(Run.open(once))
 
 
+def test_only_the_most_accurate_are_pruned_where_few_are_wanted(
+    unpruned: Run, smaller: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = smaller(*PRUNE, "prune.assignments=['*']", "prune.at_most=1")
+    run = Run.open(unpruned.folder)
+    measured = [run.assignment(name) for name in ("search-1", "uniform-4")]
+    for best in (0, 1):
+        scores = {one.id: 0.5 + 0.1 * (number == best) for number, one in enumerate(measured)}
+        read = {one.id: one.with_metrics(val_top1={"mean": scores[one.id]}) for one in measured}
+        monkeypatch.setattr(run, "assignment", read.__getitem__)
+        context = JobContext(config, run, lambda event: None)
+        assert [request.parent.id for request in config_requests(context, measured)] == [measured[best].id]
+
+
 UNTRACEABLE = """
 from torch import nn
 
@@ -116,11 +132,17 @@ class Net(nn.Module):
         x = x if len(x) else -x
         return self.head(self.second(self.first(x).relu()).flatten(1))
 """
-PLAIN = "from torch import nn\ndef net():\n    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]\n    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))\n"
+PLAIN = """
+from torch import nn
+
+def net():
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+"""
 REFUSED = [
     (("budgets=[{size_bytes='1%'}]",), "with every group at its largest ratio it is still"),
     (("budgets=[{size_bytes='70%'},{macs=3}]",), "macs 3 cannot be reached by pruning"),
-    (("budgets=[{size='70%'}]",), "did you mean 'size_bytes'?"),
+    (("budgets=[{size_byte='70%'}]",), "did you mean 'size_bytes'?"),
     (("budgets=[{bitops='lots'}]",), "budget 'lots' is not an amount"),
     (("criterion=haming",), "unknown criterion 'haming'"),
     (("criterion=haming",), "did you mean 'hamming'?"),
@@ -137,7 +159,6 @@ REFUSED = [
     (("max_ratio=1.0",), "prune.max_ratio = 1.0: expected less than 1"),
     (("max_ratio=-0.1",), "prune.max_ratio = -0.1: expected"),
     (("max_ratio=0.0",), "cannot be reached by pruning"),
-    (("trials=0",), "prune.trials = 0: expected at least 1"),
     (("trails=5",), "did you mean 'trials'?"),
     (("controls=['unifrom']",), "prune.controls[0]"),
     (("proposer=optuna",), "pip install 'dnas[optuna]'"),

@@ -28,6 +28,7 @@ from results.runs import Run
 from results.status import run_status
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.channels import ChannelGroups, kept_units
+from search_spaces.slicing import remove_filters
 from tests.dnas.test_resuming import Killed, identity, outcome
 
 Job = Callable[..., JobConfig]
@@ -224,6 +225,18 @@ def test_the_stored_net_of_a_pruned_assignment_is_the_smaller_one(whole: Run) ->
         assert again["top1"]["mean"] == point[f"{split}_top1"]["mean"]
 
 
+def test_fine_tuning_starts_from_the_parents_trained_net(whole: Run) -> None:
+    made = context_of(whole, job_of(whole))
+    measurer, parent = Measurer(made), whole.assignment("search-1")
+    trained = measurer.stored(parent, 0)
+    for name in ("search-1-pruned-1", "search-1-pruned-uniform-2", "search-1-fewer-bits-1"):
+        assignment = whole.assignment(name)
+        expected = remove_filters(trained, made.plan.graph.channels, units_of(assignment, made.plan.graph.channels))
+        start = dict(measurer._fixed(assignment, 0).named_parameters())
+        for key, value in expected.named_parameters():
+            assert torch.equal(start[key], value) or (".quantize_" in key and "fewer-bits" in name)
+
+
 @pytest.mark.parametrize("criterion", ["auto", "hamming", "geometric", "latent_l1", "bn_scale", "taylor", "random"])
 def test_filters_go_in_the_order_of_the_criterion(whole: Run, criterion: str) -> None:
     config = job_of(whole)
@@ -375,6 +388,7 @@ def test_a_kill_around_any_entry_or_amid_anything_of_the_stage_changes_nothing(
             run_job(batched, run, report)
         except Killed:
             kills += 1
+            assert kills < 200, "the run does not get any further"
     run.close()
     entries = [record for record in uninterrupted.journal.records() if in_prune_stage(record)]
     assert {record["event"] for record in entries} == {"trial", "finalist", "epoch", "decoded"}

@@ -22,7 +22,7 @@ from search_spaces.pruned_costs import PrunedCosts
 from search_spaces.slicing import remove_filters
 from search_spaces.spaces import SpaceOptions, build_space
 from search_spaces.zoo import tiny_resnet
-from tests.search_spaces.channel_toys import CASES, Case, built
+from tests.search_spaces.channel_toys import CASES, Case, built, some_kept
 
 NETWORKS = {**CASES, "tiny_resnet": Case(lambda: tiny_resnet(width=4), (), (1, 8, 8))}
 COSTS = {"size_bytes", "bitops", "macs", "weight_bits", "peak_activation_bytes"}
@@ -55,11 +55,9 @@ def counts(kept: Units) -> dict[str, int]:
     return {name: len(units) for name, units in kept.items()}
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.data(), st.booleans())
-def test_counts_the_assignment_and_the_smaller_network_cost_the_same(data: st.DataObject, per_channel: bool) -> None:
-    network, graph = network_and_graph(data.draw(st.sampled_from(sorted(NETWORKS))))
-    table, layers, kept = table_of(graph, per_channel), drawn_bits(data, graph), drawn_units(data, graph)
+def assert_all_say_the_same(name: str, layers: dict[str, LayerBits], kept: Units, per_channel: bool) -> None:
+    network, graph = network_and_graph(name)
+    table = table_of(graph, per_channel)
     foretold = PrunedCosts(table, layers)(counts(kept))
     assert foretold.keys() == COSTS
 
@@ -69,6 +67,21 @@ def test_counts_the_assignment_and_the_smaller_network_cost_the_same(data: st.Da
 
     smaller = read_graph(remove_filters(network, graph.channels, kept), graph.input_shape)
     assert table_of(smaller, per_channel).price(layers) == foretold
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data(), st.booleans())
+def test_counts_the_assignment_and_the_smaller_network_cost_the_same(data: st.DataObject, per_channel: bool) -> None:
+    name = data.draw(st.sampled_from(sorted(NETWORKS)))
+    graph = network_and_graph(name)[1]
+    assert_all_say_the_same(name, drawn_bits(data, graph), drawn_units(data, graph), per_channel)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_so_it_is_however_channels_are_tied(name: str) -> None:
+    graph = network_and_graph(name)[1]
+    layers = {layer.name: LayerBits(3, 4) for layer in graph.layers}
+    assert_all_say_the_same(name, layers, some_kept(graph.channels, share=0.5), per_channel=True)
 
 
 @settings(max_examples=60, deadline=None)
