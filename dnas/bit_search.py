@@ -17,7 +17,7 @@ from dnas.planning import Plan
 from dnas.schedules import derived_seed
 from dnas.search import EpochRecord, SupernetTrainer
 from dnas.supernet import Supernet
-from search_spaces.allocation import Cells
+from search_spaces.allocation import Cells, is_reachable, unreachable
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.budgets import Budget
 from search_spaces.channels import kept_units
@@ -49,6 +49,10 @@ class BitSearch:
         budgets: tuple[Budget | None, ...] = context.plan.budgets or (None,)
         searched = {record["run"] for record in context.events("searched")}
         labels = {f"{self.prefix}search-{number}": budget for number, budget in enumerate(budgets, start=1)}
+        for label, budget in list(labels.items()):
+            if self.kept and budget and not is_reachable(self.plan.table, budget):
+                context.tell_once([f"no {label}: {unreachable(self.plan.table, budget)}"])
+                del labels[label]
         missing = {label: budget for label, budget in labels.items() if label not in searched}
         done = len(labels) - len(missing)
         context.progress.advance(context.work.search * context.config.search.epochs * done)

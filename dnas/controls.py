@@ -7,7 +7,7 @@ import numpy as np
 from dnas.context import JobContext
 from dnas.schedules import derived_seed
 from dnas.sensitivity import sensitivities
-from search_spaces.allocation import allocate
+from search_spaces.allocation import allocate, is_reachable
 from search_spaces.assignments import BitAssignment
 
 _SENSITIVITY_BATCHES, _SENSITIVITY_IMAGES = 2, 64
@@ -25,9 +25,14 @@ def control_assignments(context: JobContext) -> list[BitAssignment]:
     if section.ilp and names:
         losses = np.zeros(space.allowed.shape) if known >= set(names) else sensitivity_losses(context)
         for name, budget in zip(names, context.plan.budgets, strict=True):
+            if not is_reachable(context.plan.table, budget):
+                context.tell_once([f"no control '{name}': {budget.label} can be met by a pruned net alone"])
+                continue
             cells = allocate(-losses, context.plan.table, budget)
             kept.append(context.keep_cells(name, "ilp", cells, "ilp", budget))
     for number, budget in enumerate(context.plan.budgets, start=1):
+        if section.random and not is_reachable(context.plan.table, budget):
+            continue
         generator = np.random.default_rng(derived_seed(context.config.seed, "random", number))
         for draw in range(1, section.random + 1):
             cells = allocate(generator.random(space.allowed.shape), context.plan.table, budget)

@@ -163,7 +163,9 @@ class PlainDisplay:
         line = telling_line(event)
         if line:
             self._print(line)
-        kind = "trial" if "trial" in event and event["event"] == "progress" else event["event"]
+        kind = event["event"]
+        if kind in ("trial", "progress"):  # the journal's record of a trial comes first and knows less
+            kind = "trial" if kind == "progress" and "trial" in event else "progress"
         wait = SECONDS_BETWEEN.get(kind)
         if wait is not None and self._clock() - self._last_line >= wait:
             self._last_line = self._clock()

@@ -28,6 +28,7 @@ from dnas.prune_requests import (
     wished,
     wished_parents,
     wished_requests,
+    withdraw,
 )
 from dnas.pruning import prune_all
 from dnas.squantizer import check_budgets, sigma_work, squantizer_assignments
@@ -134,7 +135,13 @@ def _pipeline(context: JobContext, measurer: Measurer) -> list[FrontPoint]:
 def _prune_wished(context: JobContext, measurer: Measurer, known: Collection[str]) -> list[FrontPoint]:
     """Prune what `dnas prune` asked for; measure the outcome like anything else."""
     points = measurer.measure_all([parent for parent in wished_parents(context) if parent.id not in known])
-    return points + measurer.measure_all(prune_all(context, measurer, wished_requests(context)))
+    for number, request in wished_requests(context).items():
+        try:
+            points += measurer.measure_all(prune_all(context, measurer, [request]))
+        except (InputError, JobError) as error:
+            withdraw(context, number, error)
+            raise type(error)(f"{error}; pruning {request.parent.id} is taken back, so ask for it again") from error
+    return points
 
 
 def _stage(context: JobContext, name: str, work: Callable[[], Result]) -> Result:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from dnas.config import Amount, CostsSection, JobConfig, SpaceSection
+from dnas.config import Amount, CostsSection, JobConfig, PruneSection, SpaceSection
 from search_spaces.allocation import check_reachable
 from search_spaces.budgets import Budget, parse_budget
 from search_spaces.costs import CostTable, build_costs
@@ -16,6 +17,7 @@ from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models import importable_working_directory
+from search_spaces.slicing import pruned_graph
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
 
 SPARSE_COSTS = ("size_bytes", "weight_bits")
@@ -43,7 +45,19 @@ def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) 
         table.price(space.uniform(bits))
     if sparse:
         sparse_budgets(config, table)
-    return Plan(graph, space, table, () if sparse else read_budgets(config.search.budgets, table))
+    smallest = _most_pruned(config.prune, table) if config.pipeline[0] == "prune" else table
+    return Plan(graph, space, table, () if sparse else read_budgets(config.search.budgets, table, smallest))
+
+
+def _most_pruned(section: PruneSection, table: CostTable) -> CostTable:
+    """The table of the network with as few filters as pruning may leave: what a search of a pruned net can reach."""
+    left = {
+        group.name: tuple(
+            range(min(group.units, max(section.min_keep, math.ceil(group.units * (1 - section.max_ratio)))))
+        )
+        for group in table.graph.channels.groups
+    }
+    return CostTable(pruned_graph(table.graph, left), table.space, list(table.costs.values()))
 
 
 def space_options(section: SpaceSection) -> SpaceOptions:
@@ -86,11 +100,13 @@ def cost_table(graph: LayerGraph, space: PrecisionSpace, section: CostsSection, 
         return CostTable(graph, space, build_costs(per_channel, latency, section.functions))
 
 
-def read_budgets(entries: Sequence[dict[str, Amount]], table: CostTable) -> tuple[Budget, ...]:
-    """Parse budgets and refuse those that no assignment meets."""
+def read_budgets(
+    entries: Sequence[dict[str, Amount]], table: CostTable, smallest: CostTable | None = None
+) -> tuple[Budget, ...]:
+    """Parse budgets and refuse those that no assignment meets, of the network or of the ``smallest`` it may become."""
     budgets = tuple(parse_budget(entry, table) for entry in entries)
     for budget in budgets:
-        check_reachable(table, budget)
+        check_reachable(smallest or table, budget)
     return budgets
 
 

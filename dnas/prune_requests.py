@@ -75,26 +75,44 @@ def config_requests(context: JobContext, measured: Sequence[BitAssignment]) -> l
     # Read anew: measuring has noted in the file how accurate it is, and which other assignment has the same net.
     fitting = [context.run.assignment(a.id) for a in measured if _fits(a.id, section)]
     best = sorted(fitting, key=lambda a: a.metrics["val_top1"]["mean"], reverse=True)[: section.at_most]
-    return [PruneRequest(assignment, section) for assignment in fitting if assignment in best]
+    requests = [PruneRequest(assignment, section) for assignment in fitting if assignment in best]
+    return [request for request in requests if _can_be_pruned(context, request)]
+
+
+def _can_be_pruned(context: JobContext, request: PruneRequest) -> bool:
+    """Whether the bits that were found leave the budgets in reach; if not, the user is told and the job goes on."""
+    try:
+        Pruning(context, request)
+    except InputError as error:
+        context.tell_once([f"{request.parent.id} is not pruned: {error}"])
+        return False
+    return True
 
 
 def wished(context: JobContext) -> bool:
-    """Whether `dnas prune` asked for anything."""
-    return bool(_wishes(context))
+    """Whether `dnas prune` asked for anything that was not taken back."""
+    return len(_wishes(context)) > len(context.events("withdrawn"))
 
 
-def wished_requests(context: JobContext) -> list[PruneRequest]:
-    """What `dnas prune` asked for, in order; results of one assignment are numbered on."""
+def withdraw(context: JobContext, number: int, error: Exception) -> None:
+    """Take back a wish that failed: a run must not fail of it for ever."""
+    context.journal({"event": "withdrawn", "wish": number, "message": str(error)})
+
+
+def wished_requests(context: JobContext) -> dict[int, PruneRequest]:
+    """What `dnas prune` asked for and was not taken back, by its number; results of one assignment are numbered on."""
+    withdrawn = {record["wish"] for record in context.events("withdrawn")}
     section = context.config.prune
     own = len(section.budgets) or section.finalists
     numbers: dict[str, int] = {}
-    requests = []
-    for wish in _wishes(context):
+    requests = {}
+    for number, wish in enumerate(_wishes(context)):
         parent = context.run.assignment(wish.assignment or f"uniform-{wish.bits}")
         by_job = section.enabled and _fits(parent.id, section)
         first = numbers.get(parent.id, 1 + own * by_job)
         numbers[parent.id] = first + (len(wish.section.budgets) or wish.section.finalists)
-        requests.append(PruneRequest(parent, wish.section, first))
+        if number not in withdrawn:
+            requests[number] = PruneRequest(parent, wish.section, first)
     return requests
 
 
@@ -108,9 +126,7 @@ def check_wish(context: JobContext, wish: PruneWish) -> PruneWish:
         return wish
     parent = context.run.assignment(wish.assignment or "")
     if any(bits.kept_channels is not None for bits in parent.layers.values()):
-        raise InputError(
-            f"assignment '{parent.id}' is pruned already; prune {parent.provenance['parent']} further instead"
-        )
+        raise InputError(f"assignment '{parent.id}' is pruned already; name one that has all its filters")
     if any(bits.sparse is not None for bits in parent.layers.values()):
         raise InputError(f"assignment '{parent.id}' has sparse weights, which cannot lose filters; name a dense one")
     Pruning(context, PruneRequest(parent, wish.section))

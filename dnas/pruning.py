@@ -146,7 +146,8 @@ def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
     orders = removal_orders(pruning, measurer)
     with open_trials(context, pruning.parent.id, orders, section) as trials:
         found = _trials(pruning, BAYESIAN, section.proposer, trials)
-        random = _trials(pruning, RANDOM, "random", trials) if "random" in section.controls else []
+        is_control = "random" in section.controls and section.proposer != "random"
+        random = _trials(pruning, RANDOM, "random", trials) if is_control else []
         for number, budget in enumerate(pruning.budgets, start=pruning.first):
             names = f"{pruning.parent.id}-pruned", number
             chosen = _chosen(pruning, f"{names[0]}-{number}", found, budget, trials)

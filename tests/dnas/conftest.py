@@ -29,6 +29,7 @@ TOY = (
     "finetune.seeds=2",
     "controls.uniform=[2,4]",
     "controls.random=1",
+    "prune.enabled=false",
 )
 SMALLER = (
     "data.train_limit=80",

@@ -252,7 +252,7 @@ VALUES = st.one_of(st.text(max_size=20), st.sampled_from(["[[", "{a=1}", "1e999"
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(st.text(max_size=30), st.tuples(KEYS, VALUES).map("=".join)), min_size=1, max_size=3))
 def test_no_setting_gives_a_traceback(monkeypatch: pytest.MonkeyPatch, garbage: list[str]) -> None:
-    def planned_at_most(config: JobConfig, run: Run, report: Callable[[Any], None]) -> ParetoFront:
+    def planned_at_most(config: JobConfig, run: Run, report: Callable[[Any], None], wish: Any = None) -> ParetoFront:
         assert load_job(str(run.folder / "job.toml")) == config
         raise InputError("enough")
 

@@ -72,7 +72,7 @@ def test_a_finished_run_is_pruned_again_and_again(copied: Run, unpruned: Run) ->
     before = outcome(copied)
     assert command("resume", "run").exit_code == 0
     told = sentence(command("prune", "run", "search-1-pruned-1", *QUICK), code=2)
-    assert "'search-1-pruned-1' is pruned already; prune search-1 further instead" in told
+    assert "'search-1-pruned-1' is pruned already; name one that has all its filters" in told
     assert outcome(copied) == before
 
 
@@ -258,22 +258,26 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *, last: int) -> Callable[[], Non
     return lambda: monkeypatch.setattr(PruningObjective, "__call__", call)
 
 
-def test_three_failed_trials_in_a_row_end_the_command_and_it_can_be_resumed(
+def test_three_failed_trials_in_a_row_end_the_command_and_it_can_be_asked_again(
     copied: Run, unpruned: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heal = diverging(monkeypatch, last=9)
     arguments = ("search-1", "--budget", "70%", *QUICK, "--trials", "5")
     told = sentence(command("prune", "run", *arguments), code=1)
     assert "3 trials in a row failed: the loss of the pruned network is nan" in told
+    assert "pruning search-1 is taken back, so ask for it again" in told
     assert run_status(copied).state == "failed"
     assert run_status(copied).message in told
     trials = events(copied, "trial")
     assert [(record["trial"]["loss"], record["trial"]["top1"]) for record in trials] == [(None, None)] * 3
     assert (copied.folder / "front.json").read_bytes() == (unpruned.folder / "front.json").read_bytes()
     heal()
-    assert command("resume", "run").exit_code == 0
-    assert ids(copied) == ids(unpruned) | {"search-1-pruned-1"}
-    assert len(events(copied, "trial")) == 5
+    assert command("resume", "run").exit_code == 0  # without what failed: a run must not fail of it for ever
+    assert run_status(copied).state == "finished"
+    assert ids(copied) == ids(unpruned)
+    assert command("prune", "run", *arguments).exit_code == 0
+    assert ids(copied) == ids(unpruned) | {"search-1-pruned-2"}
+    assert len(events(copied, "trial")) == 3 + 5
 
 
 def test_a_failed_trial_among_others_does_no_harm(copied: Run, unpruned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
