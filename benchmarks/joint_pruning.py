@@ -24,7 +24,8 @@ from bayesopt.trials import best_trials, run_trials
 from benchmarks.pruning import opened
 from dnas.calibration import batch_statistics
 from dnas.measuring import Measurer
-from dnas.pruning import Pruning, removal_orders
+from dnas.prune_plan import Pruning
+from dnas.pruning import removal_orders
 from dnas.training import Measurement
 from dnas.trials import PruningObjective, make_objective
 

@@ -21,8 +21,8 @@ from dnas.calibration import recalibrate_batchnorm
 from dnas.context import JobContext
 from dnas.jobfile import load_job
 from dnas.measuring import Measurer
-from dnas.prune_requests import PruneRequest
-from dnas.pruning import Pruning, removal_orders
+from dnas.prune_plan import PruneRequest, Pruning
+from dnas.pruning import removal_orders
 from dnas.training import Trainer, evaluate
 from dnas.trials import make_objective
 from results.runs import Run

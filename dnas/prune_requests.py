@@ -10,7 +10,8 @@ from typing import Any
 from bayesopt.criteria import find_criterion, rankings
 from dnas.config import JobConfig, PruneSection
 from dnas.context import JobContext
-from dnas.pruning import PruneRequest, Pruning, prunable_groups, trial_work
+from dnas.prune_plan import PruneRequest, Pruning, prunable_groups
+from dnas.pruning import trial_work
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError, nearest
 

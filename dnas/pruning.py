@@ -8,131 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from functools import cached_property
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from bayesopt.criteria import rankings
-from bayesopt.proposers import CostRange, Proposer, make_proposer
-from bayesopt.ratios import RatioSpace
 from bayesopt.trials import PruningTrial, best_trials, front_trials, run_trials
 from dnas.calibration import recalibrate_batchnorm
 from dnas.config import PruneSection
 from dnas.context import JobContext, Stage
-from dnas.controls import sensitivity_losses
 from dnas.measuring import Measurer
 from dnas.progress import FORWARD
-from dnas.schedules import derived_seed
+from dnas.prune_plan import PruneRequest, Pruning
 from dnas.training import Trainer, evaluate
 from dnas.trials import Orders, Trials, open_trials
 from search_spaces.allocation import allocate, is_reachable
 from search_spaces.assignments import BitAssignment
-from search_spaces.budgets import Budget, parse_budget
-from search_spaces.channels import ChannelGroups, kept_rows
-from search_spaces.errors import InputError, JobError, nearest
-from search_spaces.pruned_costs import PrunedCosts
+from search_spaces.budgets import Budget
+from search_spaces.channels import kept_rows
+from search_spaces.errors import JobError
 
-COSTS = ("size_bytes", "bitops", "macs")
 BAYESIAN, RANDOM = "bayesian", "random"
-
-
-@dataclass(frozen=True)
-class PruneRequest:
-    """One assignment to prune: by which options, and the number of its first result among all of that assignment."""
-
-    parent: BitAssignment
-    section: PruneSection
-    first: int = 1
-
-
-class Pruning:
-    """Everything about one request that is the same in all of its trials; made before any of them.
-
-    Raises :class:`InputError` for what cannot work: no groups, a budget out of reach, a pattern that fits nothing.
-    """
-
-    def __init__(self, context: JobContext, request: PruneRequest) -> None:
-        self.context, self.parent, self.section = context, request.parent, request.section
-        self.label = f"prune-{request.parent.id}" + (f"-{request.first}" if request.first > 1 else "")
-        self.first = request.first
-        self.groups = prunable_groups(context, request.section)
-        self.space = ratio_space(context, request.parent, request.section, self.groups)
-        self.budgets = own_budgets(context, request.parent, request.section)
-        for budget in self.budgets:
-            self.space.check_reachable(budget.limits)
-        if not self.budgets:
-            least = self.space.costs(self.space.least())["size_bytes"]
-            self.range = CostRange("size_bytes", least, self.space.costs(self.space.most())["size_bytes"])
-        self.proposer(request.section.proposer)  # refuses one that is not installed
-
-    def proposer(self, name: str) -> Proposer:
-        """The proposer of that name for all budgets, or for the whole front without any."""
-        targets = [budget.limits for budget in self.budgets] or self.range
-        seed = derived_seed(self.context.config.seed, self.label, name) % 2**32
-        return make_proposer(name, self.space, targets, seed=seed, total=self.total)
-
-    @cached_property
-    def sensitivity_losses(self) -> np.ndarray:
-        """What each choice of bits costs in loss, for the control with fewer bits; computed once for all budgets."""
-        return sensitivity_losses(self.context)
-
-    @property
-    def total(self) -> int:
-        """Trials in all."""
-        return self.section.trials * max(1, len(self.budgets))
-
-
-def prunable_groups(context: JobContext, section: PruneSection) -> ChannelGroups:
-    """The network's groups but the excluded ones; :class:`InputError` where none is left or a pattern fits none."""
-    groups = context.plan.graph.channels
-    if groups.unknown:
-        raise InputError(f"the network cannot be pruned: {groups.unknown}; set prune.enabled = false")
-    for key, patterns in (("exclude", section.exclude), ("fix", section.fix)):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in groups.names):
-                raise InputError(
-                    f"prune.{key}: no channel group fits '{pattern}'{nearest(pattern, groups.names)}; "
-                    f"there are {', '.join(groups.names[:12])}{', ...' if len(groups.names) > 12 else ''}"
-                )
-    left = tuple(g for g in groups.groups if not any(fnmatchcase(g.name, pattern) for pattern in section.exclude))
-    if not left:
-        raise InputError("no channel group is left to prune; `dnas doctor` says why layers keep their filters")
-    return replace(groups, groups=left)
-
-
-def ratio_space(context: JobContext, parent: BitAssignment, section: PruneSection, groups: ChannelGroups) -> RatioSpace:
-    """The ratios of all groups and what the rest costs at the parent's bits."""
-    costs = PrunedCosts(context.plan.table, parent.layers, COSTS)
-    everything = {group.name: group.units for group in context.plan.graph.channels.groups}
-    fixed = {
-        group.name: ratio
-        for pattern, ratio in section.fix.items()
-        for group in groups.groups
-        if fnmatchcase(group.name, pattern)
-    }
-    return RatioSpace(
-        groups.names,
-        tuple(group.units for group in groups.groups),
-        lambda counts: costs({**everything, **counts}),
-        max_ratio=section.max_ratio,
-        min_keep=[min(section.min_keep, group.units) for group in groups.groups],
-        round_to=section.round_to,
-        fixed=fixed,
-    )
-
-
-def own_budgets(context: JobContext, parent: BitAssignment, section: PruneSection) -> list[Budget]:
-    """The section's budgets; a plain percentage is of the parent's own cost."""
-    budgets = []
-    for entry in section.budgets:
-        for name in entry:
-            if name not in COSTS:
-                raise InputError(f"prune.budgets: '{name}' is not one of {', '.join(COSTS)}{nearest(name, COSTS)}")
-        budgets.append(parse_budget(entry, context.plan.table, own=parent.cost))
-    return budgets
 
 
 def prune_all(context: JobContext, measurer: Measurer, requests: Sequence[PruneRequest]) -> list[BitAssignment]:

@@ -20,8 +20,8 @@ from dnas.jobfile import dump_job, load_job
 from dnas.jobs import evaluate_assignment, run_job
 from dnas.layers import QuantizedLayer
 from dnas.measuring import Measurer
-from dnas.prune_requests import PruneRequest
-from dnas.pruning import Pruning, removal_orders
+from dnas.prune_plan import PruneRequest, Pruning
+from dnas.pruning import removal_orders
 from dnas.training import evaluate
 from results.journal import Journal
 from results.runs import Run
