@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dnas.sensitivity import sensitivities
     from dnas.supernet import Supernet
     from dnas.training import Trainer, evaluate
+    from dnas.unpacking import load_packed
     from results.pareto import ParetoFront
     from results.report import verdicts
     from results.runs import Run
@@ -49,6 +50,7 @@ _MODULES = {
     "dnas.sensitivity": ("sensitivities",),
     "dnas.supernet": ("Supernet",),
     "dnas.training": ("Trainer", "evaluate"),
+    "dnas.unpacking": ("load_packed",),
     "results.pareto": ("ParetoFront",),
     "results.report": ("verdicts",),
     "results.runs": ("Run",),
@@ -93,6 +95,7 @@ __all__ = [
     "load_data",
     "load_job",
     "load_model",
+    "load_packed",
     "parse_budget",
     "plan_job",
     "quantize_fixed",

@@ -230,10 +230,12 @@ def export(
     run: RunArgument,
     assignment: AssignmentArgument,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
-    format: Annotated[str, typer.Option(metavar="json|csv", help="The format to write.")] = "json",
+    format: Annotated[
+        str, typer.Option(metavar="json|csv|packed", help="The format; packed: the trained net.")
+    ] = "json",
     as_json: JsonOption = False,
 ) -> None:
-    """Write an assignment for other tools."""
+    """Write an assignment, or its trained net, for other tools."""
     from dnas import viewing
 
     _check_folder(out)

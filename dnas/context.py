@@ -64,6 +64,7 @@ class JobContext:
         self.loaded = load_network(config)
         self.data = load_splits(config)
         self.plan: Plan = plan_job(config, self.loaded.module, self.data.input_shape)
+        self._check_widths()
         self.reference = ModelReference(config.model.source, self.data.input_shape, self.loaded.checkpoint_sha256)
         self.augmentation, self.search_data = self._images()
         self.records = run.journal.records()
@@ -89,6 +90,17 @@ class JobContext:
             seed=self.config.seed,
         )
         return None if full == nothing else full, search_data
+
+    def _check_widths(self) -> None:
+        """Refuse widths that the job's quantizers do not have."""
+        space, weights, activations = self.plan.space, self.choice.of_weights(), self.choice.of_activations()
+        if self.config.compression == "search":
+            pairs = [pair for bits in self.config.controls.uniform for pair in space.uniform(bits).values()]
+            used = {(bits.weight_bits, bits.activation_bits) for bits in pairs} | set(space.fixed.values())
+            used |= {(w, a) for w in space.weight_bits if w for a in space.activation_bits}
+            for weight_bits, activation_bits in sorted(used):
+                weights.check(weight_bits)
+                activations.check(activation_bits)
 
     def journal(self, record: Mapping[str, Any]) -> None:
         """Write an event to the journal and report it."""

@@ -103,10 +103,22 @@ def quantize_fixed(
             if bits.sparse is not None:
                 wrapped.quantize_weight = SparseQuantizer(bits.weight_bits, bits.sparse)
             _replace(twin, name, wrapped)
+    _share_quantizers(twin, graph, layers)
     for branch in graph.branches:
         if all(layers[name].weight_bits == 0 for name in branch.layers):
             twin.get_submodule(branch.terminal).register_forward_hook(DroppedBranch())
     return twin
+
+
+def _share_quantizers(twin: nn.Module, graph: LayerGraph, layers: Mapping[str, LayerBits]) -> None:
+    """Give layers that share a weight one quantizer too, where their bits are the same: it is stored once."""
+    for name, bits in layers.items():
+        owner = graph[name].shares_weight_with
+        if owner is None or layers[owner].weight_bits != bits.weight_bits or layers[owner].sparse or bits.sparse:
+            continue
+        layer, other = twin.get_submodule(name), twin.get_submodule(owner)
+        if isinstance(layer, QuantizedLayer) and isinstance(other, QuantizedLayer):
+            layer.quantize_weight = other.quantize_weight
 
 
 def _replace(twin: nn.Module, name: str, new: nn.Module) -> None:

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from results.packed import DEFAULT_PROFILE, PackedFile
-from results.packed_weights import PLANES, SHARED, weight_codes, weight_values
+from results.packed_weights import PLANES, stored_weight, weight_codes, weight_values
 from search_spaces.errors import InputError
 
 Dot = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -105,7 +105,7 @@ def layer_input(packed: PackedFile, name: str, x: np.ndarray, profile: str = DEF
     """The input ``x`` of a layer, any shape, as the layer's codes."""
     told = packed.description["profiles"][profile]["layers"][name]["input"]
     if told is None:
-        return Affine(x.astype(np.float64), np.float64(1), np.float64(0))
+        return Affine(x.astype(np.float64), np.ones(1), np.zeros(1))
     clip = np.float64(packed.tensors[told["clip"]][0])
     codes = input_codes(x, float(clip), told["grid"], told["signed"])
     return Affine(codes, clip * told["grid"]["step"], clip * told["grid"]["start"])
@@ -113,15 +113,12 @@ def layer_input(packed: PackedFile, name: str, x: np.ndarray, profile: str = DEF
 
 def layer_weight(packed: PackedFile, name: str, profile: str = DEFAULT_PROFILE) -> Affine:
     """The weight of a layer, in its own shape, as codes; one that is not stored as planes is its own code."""
-    entry, told = packed.description["layers"][name], packed.description["profiles"][profile]["layers"][name]["weight"]
-    if entry["weight"]["storage"] == SHARED:
-        entry = packed.description["layers"][entry["weight"]["layer"]]
-    if entry["weight"]["storage"] != PLANES:
-        return Affine(weight_values(packed, name, profile).astype(np.float64), np.float64(1), np.float64(0))
+    stored, told = stored_weight(packed, name), packed.description["profiles"][profile]["layers"][name]["weight"]
+    if stored["storage"] != PLANES:
+        return Affine(weight_values(packed, name, profile).astype(np.float64), np.ones(1), np.zeros(1))
     codes, clip = weight_codes(packed, name, profile), packed.tensors[told["clip"]].astype(np.float64)
-    axis = entry["weight"]["axis"]
-    if axis is not None:
-        clip = clip.reshape([-1 if at == axis else 1 for at in range(codes.ndim)])
+    if stored["axis"] is not None:
+        clip = clip.reshape([-1 if axis == stored["axis"] else 1 for axis in range(codes.ndim)])
     return Affine(codes, clip * told["grid"]["step"], clip * told["grid"]["start"])
 
 

@@ -220,8 +220,10 @@ class QuantizedLayer(nn.Module):
         """Keep only some filters and input channels, in place; the weights that stay are quantized as before."""
         if isinstance(self.quantize_weight, SparseQuantizer):
             raise InputError("sparse weights cannot lose filters: their threshold is that of the whole layer")
-        self.quantize_weight.hold(self.weight)
-        self.quantize_weight.keep_rows(selection.filters)
+        if id(self.quantize_weight) not in selection.sliced:  # layers that share a weight may share its quantizer
+            selection.sliced[id(self.quantize_weight)] = None
+            self.quantize_weight.hold(self.weight)
+            self.quantize_weight.keep_rows(selection.filters)
         slice_layer(self._original[0], selection)
         self.weight = cast(nn.Parameter, self._original[0].weight)
         self.bias = cast("nn.Parameter | None", self._original[0].bias)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dnas.calibration import calibrate, recalibrate_batchnorm
 from dnas.context import JobContext, Stage
-from dnas.conversion import quantize_fixed
+from dnas.conversion import QuantizerChoice, quantize_fixed
 from dnas.image_sets import ImageSet
 from dnas.schedules import derived_seed
 from dnas.sparsity import delayed
@@ -18,10 +18,12 @@ from dnas.squantizer import as_measured, settle
 from dnas.training import Measurement, Trainer, evaluate, inputs_of, with_prefix
 from results.pareto import Estimate, FrontPoint
 from results.prune_data import kept_share
+from results.runs import Run
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.budgets import Budget
 from search_spaces.channels import kept_units
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerGraph
 from search_spaces.models import load_model
 from search_spaces.slicing import remove_filters
 
@@ -187,15 +189,22 @@ class Measurer:
     def stored(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The measured net of an assignment and seed, in eval mode."""
         context = self.context
-        stored = assignment.metrics.get("same_as", assignment.id)
-        saved = context.run.load_checkpoint(f"net-{stored}-seed{seed}")
-        if saved is None:
-            raise InputError(
-                f"assignment '{assignment.id}' has not been measured yet; run `dnas resume {context.run.folder}` first"
-            )
-        network = quantize_fixed(context.network, context.plan.graph, assignment.layers, context.choice)
-        network.load_state_dict(saved[0])
-        return network.to(context.device).eval()
+        found = stored_net(context.run, context.network, context.plan.graph, assignment, context.choice, seed)
+        return found.to(context.device)
+
+
+def stored_net(
+    run: Run, network: nn.Module, graph: LayerGraph, assignment: BitAssignment, choice: QuantizerChoice, seed: int
+) -> nn.Module:
+    """The measured net of an assignment and seed of a run, in eval mode, built from the job's float ``network``."""
+    saved = run.load_checkpoint(f"net-{assignment.metrics.get('same_as', assignment.id)}-seed{seed}")
+    if saved is None:
+        raise InputError(
+            f"assignment '{assignment.id}' has not been measured yet; run `dnas resume {run.folder}` first"
+        )
+    fixed = quantize_fixed(network, graph, assignment.layers, choice)
+    fixed.load_state_dict(saved[0])
+    return fixed.eval()
 
 
 def inherit(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -153,7 +153,7 @@ class _Packer:
         return {"storage": SHARED, "layer": owner}, self.choices[owner]["weight"]
 
     def _sparse_weight(self, name: str, layer: Any, bits: LayerBits) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The codes in the smallest format of :mod:`search_spaces.sparse`, and the two numbers that make them values."""
+        """The codes in their smallest format, and the two numbers that make them values."""
         quantizer, known = layer.quantize_weight, cast(sparse.SparseWeights, bits.sparse)
         if not isinstance(quantizer, SparseQuantizer) or not quantizer.active:
             raise InputError(f"the weights of layer '{name}' are not sparse yet; train the net to its end first")
@@ -197,7 +197,7 @@ class _Packer:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return cast(np.ndarray, tensor.detach().float().cpu().contiguous().numpy())
+    return tensor.detach().float().cpu().contiguous().numpy()
 
 
 def _used_weight(layer: nn.Module) -> Tensor:
@@ -225,7 +225,7 @@ def weight_codes(layer: QuantizedLayer) -> Codes:
 
 
 def geometry(layer: Any) -> dict[str, Any]:
-    """How the layer runs over its input; ``standard`` says whether it does nothing else. Empty lists for linear ones."""
+    """How the layer runs over its input; ``standard`` says whether it does nothing else."""
     original = layer._original[0] if isinstance(layer, QuantizedLayer) else layer
     kind = next(kind for kind in LAYER_TYPES if isinstance(original, kind))
     found = {name: getattr(original, name) for name in _GEOMETRY if hasattr(original, name)}
@@ -236,7 +236,9 @@ def geometry(layer: Any) -> dict[str, Any]:
 def folded_norm(name: str, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) of a BatchNorm in eval mode, computed in float64."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
-        raise InputError(f"'{name}' normalises by the statistics of each batch; it cannot be folded, so it is not packed")
+        raise InputError(
+            f"'{name}' normalises by the statistics of each batch; it cannot be folded, so it is not packed"
+        )
     ones = torch.ones_like(norm.running_mean)
     weight, bias = (ones if norm.weight is None else norm.weight), (0 * ones if norm.bias is None else norm.bias)
     scale = weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()

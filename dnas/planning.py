@@ -45,8 +45,10 @@ def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) 
         table.price(space.uniform(bits))
     if sparse:
         sparse_budgets(config, table)
+    if sparse or "search" not in config.pipeline:
+        return Plan(graph, space, table, ())
     smallest = _most_pruned(config.prune, table) if config.pipeline[0] == "prune" else table
-    return Plan(graph, space, table, () if sparse else read_budgets(config.search.budgets, table, smallest))
+    return Plan(graph, space, table, read_budgets(config.search.budgets, table, smallest))
 
 
 def _most_pruned(section: PruneSection, table: CostTable) -> CostTable:

@@ -82,12 +82,14 @@ def _check_network(
             where = "the file has" if some in stored else "this network has"
             raise InputError(f"the {what} are those of another network (only {where} '{some}'); it holds {source}")
     for name, entry in layers.items():
-        spec = graph[name]
+        spec, weight = graph[name], entry["weight"]
         if (entry["kind"], tuple(entry["shape"])) != (spec.kind, spec.weight_shape):
             raise InputError(
                 f"layer '{name}' is a {entry['kind']} of shape {tuple(entry['shape'])} in the file and a {spec.kind} "
                 f"of shape {spec.weight_shape} in this network; it holds {source}"
             )
+        if (weight["layer"] if weight["storage"] == SHARED else None) != spec.shares_weight_with:
+            raise InputError(f"the weight of layer '{name}' is shared in the file or in this network, but not in both")
 
 
 def _fill_layer(

@@ -26,7 +26,7 @@ FORMAT = f"{FAMILY}1"
 DEFAULT_PROFILE = "default"
 LONGEST_HEADER = 100_000_000
 """In bytes; safetensors' own limit."""
-_TYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _NO_DIGEST = "0" * 64
 
 
@@ -141,11 +141,11 @@ def _read_table(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, An
         format, digest, text = (metadata[key] for key in ("format", "header_sha256", "net"))
         described = [format, digest, text]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a packed net: its header is not that of one; write one with dnas export") from (
-            error
-        )
+        raise InputError(
+            f"{path} is not a packed net: its header is not that of one; write one with dnas export"
+        ) from error
     if not all(isinstance(value, str) for value in described) or not format.startswith(FAMILY):
-        raise InputError(f"{path} is not a packed net: its format is {format!r}, not '{FORMAT}'")
+        raise InputError(f"{path} is not a packed net: its format is {format!r:.60}, not '{FORMAT}'")
     if format != FORMAT:
         raise InputError(f"{path} has the format '{format}', this version of dnas reads '{FORMAT}'; export it again")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):

@@ -269,16 +269,18 @@ def _shared_inputs(records: dict[str, _LayerRecord], specs: list[LayerSpec]) -> 
 
 def _other_bytes(twin: nn.Module, specs: list[LayerSpec]) -> int:
     """Bytes of everything outside the searched layers: parameters in fp32, and BatchNorms folded to scale and shift."""
-    owned = {spec.name for spec in specs} | {spec.norm for spec in specs if spec.norm}
+    layers, norms = {spec.name for spec in specs}, {spec.norm for spec in specs}
     seen: set[int] = set()
     total = 0
     for name, module in twin.named_modules():
-        own = [p for p in module._parameters.values() if p is not None and id(p) not in seen]
-        seen.update(id(parameter) for parameter in own)
-        if name in owned:
+        own = {key: p for key, p in module._parameters.items() if p is not None and id(p) not in seen}
+        seen.update(map(id, own.values()))
+        if name in norms:
             continue
+        if name in layers:  # a subclass may hold more than a layer does
+            own = {key: p for key, p in own.items() if key not in ("weight", "bias")}
         if isinstance(module, _BatchNorm):
             total += 2 * 4 * module.num_features
         else:
-            total += 4 * sum(parameter.numel() for parameter in own)
+            total += 4 * sum(parameter.numel() for parameter in own.values())
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnas.calibration import calibrate
+from dnas.calibration import calibrate, calibrate_weights
 from dnas.conversion import QuantizerChoice, quantize_fixed
 from dnas.packing import save_packed
 from results.packed import PackedFile, read_packed
@@ -23,7 +24,7 @@ from tests.toys import Net, OwnForward, SharedWeight, seeded, trained
 
 
 class Shapes(nn.Module):
-    """Grouped, depthwise, strided, dilated and transposed convolutions, a BatchNorm before a layer, a bare parameter."""
+    """Grouped, depthwise, strided, dilated and transposed layers, a BatchNorm before a layer, a bare parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,6 +78,26 @@ def own_forward() -> nn.Module:
     return nn.Sequential(OwnForward(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 
 
+class Scaled(nn.Conv2d):
+    """A convolution with a parameter and a module of its own."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.scale, self.norm = nn.Parameter(torch.ones(4, 1, 1)), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self._conv_forward(x, self.weight, self.bias) * self.scale)
+
+
+def own_parameter() -> nn.Module:
+    return nn.Sequential(Scaled(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+
+def attention() -> nn.Module:
+    encoder = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    return nn.Sequential(nn.Flatten(2), nn.Linear(36, 8), encoder, nn.Flatten(), nn.Linear(8, 3))
+
+
 CASES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (lambda: Net(channels=5), (1, 6, 6)),
     "shapes": (Shapes, (3, 8, 8)),
@@ -84,6 +105,8 @@ CASES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "cube": (cube, (2, 4, 4, 4)),
     "shared": (SharedWeight, (1, 6, 6)),
     "own forward": (own_forward, (1, 6, 6)),
+    "own parameter": (own_parameter, (1, 6, 6)),
+    "attention": (attention, (1, 6, 6)),
 }
 
 
@@ -113,12 +136,24 @@ def statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+@functools.cache
+def model_and_graph(name: str) -> tuple[nn.Module, LayerGraph]:
+    build, shape = CASES[name]
+    torch.manual_seed(0)
+    model = statistics(build())
+    return model, read_graph(model, shape)
+
+
 def same_bits(graph: LayerGraph, weight_bits: int, activation_bits: int) -> dict[str, LayerBits]:
     return {spec.name: LayerBits(weight_bits, activation_bits, spec.out_channels) for spec in graph.layers}
 
 
 def assignment_of(graph: LayerGraph, layers: Mapping[str, LayerBits], choice: QuantizerChoice) -> BitAssignment:
-    table = CostTable(graph, build_space(graph, SpaceOptions()), build_costs(choice.per_channel))
+    table = CostTable(
+        graph,
+        build_space(graph, SpaceOptions((4,), (4,), first_layer="search", last_layer="search")),
+        build_costs(choice.per_channel),
+    )
     reference = ModelReference("tests", graph.input_shape)
     return BitAssignment("mine", reference, layers, table.price(layers), {}, {"quantizer": asdict(choice)})
 
@@ -133,15 +168,16 @@ def packed_net(
     bits: Any,
     choice: QuantizerChoice | None = None,
     change: Callable[[nn.Module], nn.Module] = lambda network: network,
+    calibrated: bool = True,
 ) -> Packed:
     """Quantize a case at ``bits`` (a pair, or a function of the graph), calibrate it, ``change`` it, and pack it."""
-    build, shape = CASES[name]
-    torch.manual_seed(0)
-    model, choice = statistics(build()), choice or QuantizerChoice()
-    graph = read_graph(model, shape)
+    (model, graph), choice = model_and_graph(name), choice or QuantizerChoice()
     layers = bits(graph) if callable(bits) else same_bits(graph, *bits)
     network = quantize_fixed(model, graph, layers, choice)
-    calibrate(network, [inputs_for(graph, 8, 5)])
+    if calibrated:
+        calibrate(network, [inputs_for(graph, 8, 5)])
+    else:
+        calibrate_weights(network)
     network = change(network).eval()
     assignment = assignment_of(graph, layers, choice)
     save_packed(path, network, graph, assignment, choice)
