@@ -55,6 +55,7 @@ TOY = (
 )
 FOUR_CLASSES = "model.arguments={num_classes=4}"
 NARROW = "model.arguments={num_classes=4, width_mult=0.1}"
+TINY = "model.source=zoo:tiny_resnet;model.arguments={num_classes=4, in_channels=3}"
 THIN = "model.source=own_things:resnet18"
 
 
@@ -119,8 +120,8 @@ def test_a_squantizer_preset_runs_to_its_end(
 @pytest.mark.parametrize(
     ("preset", "model", "size"),
     [
-        ("autoprune-bnn-resnet20-cifar10", FOUR_CLASSES, "data.image_size=8"),
-        ("autoprune-dorefa2-resnet20-cifar10", FOUR_CLASSES, "data.image_size=8"),
+        ("autoprune-bnn-resnet20-cifar10", TINY, "data.image_size=8"),
+        ("autoprune-dorefa2-resnet20-cifar10", TINY, "data.image_size=8"),
         ("autoprune-bnn-resnet18-imagenet", THIN, "data.image_size=32"),
     ],
 )
@@ -130,7 +131,7 @@ def test_an_autoprune_preset_runs_to_its_end(
     bits = load_job(preset).controls.uniform
     toy = ("prune.trials=3", "prune.finetune_epochs=0", "prune.batchnorm_batches=1", "prune.round_to=1")
     own = (f"controls.uniform={list(bits)}", "finetune.learning_rate=0.01", "finetune.seeds=1", "prune.min_keep=1")
-    config = load_job(preset, [*TOY, model, size, *toy, *own])
+    config = load_job(preset, [*TOY, *model.split(";"), size, *toy, *own])
     run = carried_out(config, tmp_path / "run")
     points = run.load_front().points
     kinds = Counter(point.kind for point in points)
