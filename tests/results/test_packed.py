@@ -168,7 +168,7 @@ FUZZ = settings(max_examples=80, suppress_health_check=[HealthCheck.function_sco
 @FUZZ
 @given(data=st.binary(max_size=300), length=st.none() | st.integers(0, 400))
 def test_random_bytes_are_refused(packed: Path, data: bytes, length: int | None) -> None:
-    refusal(packed, data if length is None else struct.pack("<Q", length) + data)
+    assert refusal(packed, data if length is None else struct.pack("<Q", length) + data)
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +182,12 @@ def test_bit_flips_are_refused(packed: Path, whole: bytes) -> None:
     for at in range(0, len(whole), 2):
         changed = bytearray(whole)
         changed[at] ^= 1 << (at % 7)
-        refusal(packed, bytes(changed))
+        assert refusal(packed, bytes(changed))
 
 
 def test_truncations_are_refused(packed: Path, whole: bytes) -> None:
     for length in (*range(0, len(whole), 5), len(whole) - 1):
-        refusal(packed, whole[:length])
+        assert refusal(packed, whole[:length])
 
 
 @FUZZ
@@ -197,4 +197,4 @@ def test_overwritten_bytes_are_refused_or_the_same(packed: Path, whole: bytes, c
     for at, byte in changes:
         changed[at % len(whole)] = byte
     if bytes(changed) != whole:
-        refusal(packed, bytes(changed))
+        assert refusal(packed, bytes(changed))
