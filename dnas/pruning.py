@@ -46,15 +46,15 @@ def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
         is_control = "random" in section.controls and section.proposer != "random"
         random = _trials(pruning, RANDOM, "random", trials) if is_control else []
         for number, budget in enumerate(pruning.budgets, start=pruning.first):
-            names = f"{pruning.parent.id}-pruned", number
-            chosen = _chosen(pruning, f"{names[0]}-{number}", found, budget, trials)
-            yield _keep(pruning, f"{names[0]}-{number}", "pruned", chosen, orders, budget)
+            name = f"{pruning.parent.id}-pruned"
+            chosen = _chosen(pruning, f"{name}-{number}", found, budget, trials)
+            yield _keep(pruning, f"{name}-{number}", "pruned", chosen, orders, budget)
             if "uniform" in section.controls:
                 uniform = pruning.space.named(pruning.space.uniform(budget.limits))
-                yield _keep(pruning, f"{names[0]}-uniform-{number}", "pruned-uniform", uniform, orders, budget)
+                yield _keep(pruning, f"{name}-uniform-{number}", "pruned-uniform", uniform, orders, budget)
             if random:
-                chosen = _chosen(pruning, f"{names[0]}-random-{number}", random, budget, trials)
-                yield _keep(pruning, f"{names[0]}-random-{number}", "pruned-random", chosen, orders, budget)
+                chosen = _chosen(pruning, f"{name}-random-{number}", random, budget, trials)
+                yield _keep(pruning, f"{name}-random-{number}", "pruned-random", chosen, orders, budget)
             if "fewer-bits" in section.controls:
                 yield from _fewer_bits(pruning, f"{pruning.parent.id}-fewer-bits-{number}", budget)
         if not pruning.budgets:
