@@ -9,8 +9,11 @@ coded as an integer and placed back::
 Rounding is half-up everywhere (floor of x + 1/2), the rule of integer shifts, so that training and integer
 execution agree. Families differ in their grids, in how the clip is found, and in its gradient; nothing else.
 
+``logarithmic`` alone is no such staircase: its levels are those of :mod:`dnas.logarithmic`.
+
 Sources: DoReFa, arXiv 1606.06160, eq. 5 and 9; PACT, arXiv 1805.06085, eq. 1-3; LSQ, arXiv 1902.08153, eq. 1-3;
-the nested grid is ours (its codes are prefixes of one another: code_l = code_h >> (h - l)).
+SP-Nets, arXiv 2002.02815 (DoReFa's weights on activations, and logarithmic); the nested grid is ours (its codes are
+prefixes of one another: code_l = code_h >> (h - l)).
 """
 
 from __future__ import annotations
@@ -88,6 +91,11 @@ def binary_grid(bits: int, signed: bool) -> Grid:
     return even_grid(1, signed)
 
 
+def no_grid(bits: int, signed: bool) -> Grid:
+    """For a family whose levels are no affine grid: always raises :class:`InputError`."""
+    raise InputError("quantizer 'logarithmic' has no affine grid; 'dorefa' is the nearest that has one")
+
+
 @dataclass(frozen=True)
 class Quantizer:
     """A family of quantizers.
@@ -95,7 +103,9 @@ class Quantizer:
     ``clip`` says where the clip comes from: ``"learned"`` (calibrated, then trained), ``"data"`` (the largest
     magnitude of the tensor, anew each time) or ``"one"`` (fixed at 1). ``clip_gradient`` is what a learned clip is
     trained with: ``"saturated"`` (PACT: only where the input is clipped) or ``"full"`` (LSQ: the rounding error too).
-    ``transform`` is applied to the tensor first (DoReFa's tanh).
+    ``transform`` is applied to the tensor first (DoReFa's tanh). ``nests`` says whether the first bits of a code are
+    the code at fewer bits under the same clip, so that one stored integer serves every width. ``affine`` says whether
+    the levels are those of ``grid``; those of a family without one cannot be mixed over widths.
     """
 
     name: str
@@ -104,6 +114,8 @@ class Quantizer:
     clip_gradient: Literal["saturated", "full"] = "full"
     transform: Callable[[Tensor], Tensor] | None = None
     widths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+    nests: bool = False
+    affine: bool = True
 
     def check(self, bits: int) -> None:
         """Raise :class:`InputError` for a width that this family does not have."""
@@ -112,14 +124,23 @@ class Quantizer:
                 f"quantizer '{self.name}' has no {bits}-bit form; it offers {self.widths} and {FLOAT_BITS}"
             )
 
+    def check_mixture(self, widths: tuple[int, ...]) -> None:
+        """Raise :class:`InputError` where these widths are several and cannot be mixed."""
+        if len(widths) > 1 and not self.affine:
+            raise InputError(
+                f"quantizer '{self.name}' cannot mix the widths {', '.join(map(str, widths))} in a search: its levels "
+                "are no affine grid; search with 'dorefa', or give it one width"
+            )
+
 
 WEIGHT_QUANTIZERS = {
     quantizer.name: quantizer
     for quantizer in (
         Quantizer("lsq", integer_grid),
-        Quantizer("nested", nested_grid),
+        Quantizer("nested", nested_grid, nests=True),
         Quantizer("dorefa", even_grid, clip="data", transform=torch.tanh),
         Quantizer("binary", binary_grid, clip="data", widths=(1,)),
+        Quantizer("logarithmic", no_grid, clip="data", affine=False),
     )
 }
 ACTIVATION_QUANTIZERS = {
@@ -127,9 +148,11 @@ ACTIVATION_QUANTIZERS = {
     for quantizer in (
         Quantizer("pact", symmetric_grid, clip_gradient="saturated"),
         Quantizer("lsq", integer_grid),
-        Quantizer("nested", nested_grid),
+        Quantizer("nested", nested_grid, nests=True),
         Quantizer("dorefa", even_grid, clip="one"),
         Quantizer("binary", binary_grid, widths=(1,)),
+        Quantizer("tanh", even_grid, clip="data", transform=torch.tanh),
+        Quantizer("logarithmic", no_grid, clip="data", affine=False),
     )
 }
 

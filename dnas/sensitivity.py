@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dnas.calibration import fit
-from dnas.conversion import QuantizerChoice, fresh_copy
-from dnas.layers import TensorQuantizer
+from dnas.conversion import QuantizerChoice, fresh_copy, tensor_quantizer
 from dnas.quantizers import Quantizer
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.spaces import PrecisionSpace
@@ -97,7 +96,7 @@ def quantized(quantizer: Quantizer, x: Tensor, bits: int, *, signed: bool) -> Te
     """``x`` quantized at ``bits`` with the range that suits it best."""
     if bits == FLOAT_BITS:
         return x
-    module = TensorQuantizer(quantizer, (bits,), signed=signed).to(x.device)
+    module = tensor_quantizer(quantizer, (bits,), signed=signed).to(x.device)
     with torch.no_grad():
         fit(module, x)
         return module(x)

@@ -53,7 +53,8 @@ def read_graph(model: nn.Module, input_shape: tuple[int, ...]) -> LayerGraph:
     """
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError("the network has lazy parameters; run it once on an example before the search")
-    twin, records, counted_macs = _observe(model, input_shape)
+    with torch.inference_mode(False):  # inference tensors do not tell whether they were changed in place
+        twin, records, counted_macs = _observe(model, input_shape)
     specs, left_alone = _describe(twin, records)
     couplings = read_couplings(twin, specs, input_shape)
     return LayerGraph(
@@ -126,7 +127,7 @@ def _record(twin: nn.Module, example: Tensor) -> tuple[dict[str, _LayerRecord], 
 @contextmanager
 def _hooks(twin: nn.Module, records: dict[str, _LayerRecord]) -> Iterator[None]:
     """Note each layer's input and output, and the BatchNorm that reads the output."""
-    producers: dict[int, str] = {}
+    producers: dict[int, tuple[str, int]] = {}
     handles = []
 
     def note_layer(name: str) -> Any:
@@ -137,14 +138,14 @@ def _hooks(twin: nn.Module, records: dict[str, _LayerRecord]) -> Iterator[None]:
                     records[name].first_call = len(producers)
                 records[name].inputs.append(inputs[0])
                 records[name].outputs.append(output)  # kept, so that no later tensor can take its id
-                producers[id(output)] = name
+                producers[id(output)] = name, output._version
 
         return hook
 
     def note_norm(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            producer = producers.get(id(inputs[0])) if inputs else None
-            if producer is not None:
+            producer, version = producers.get(id(inputs[0]), (None, 0)) if inputs else (None, 0)
+            if producer is not None and inputs[0]._version == version:  # else an in-place activation came between
                 records[producer].norm = name
 
         return hook

@@ -1,7 +1,11 @@
 """The small model zoo: CIFAR ResNets [1], a tiny ResNet for 8x8 images, and MobileNet v1 [2].
 
+``norm_last`` is the order of [3]: convolution, ReLU, BatchNorm, and no ReLU behind an addition. Every convolution but
+the first then reads values of both signs, as its quantizer of activations `tanh` needs. No parameter changes its name.
+
 [1] He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2015 (§4.2, option-A shortcuts).
 [2] Howard et al.: MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications, 2017 (table 1).
+[3] Guerra, Zhuang, Reid, Drummond: Switchable Precision Neural Networks, 2020.
 """
 
 from __future__ import annotations
@@ -37,8 +41,9 @@ class SubsampleShortcut(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions whose output, ending in ``bn2``, is added to the shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm_last: bool = False) -> None:
         super().__init__()
+        self.norm_last = norm_last
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
@@ -50,6 +55,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, out_channels, H / stride, W / stride)."""
+        if self.norm_last:
+            out = self.bn1(F.relu(self.conv1(x)))
+            out = self.bn2(F.relu(self.conv2(out)))
+            return out + self.shortcut(x)
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         out = out + self.shortcut(x)
@@ -63,40 +72,53 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, blocks: Sequence[int], widths: Sequence[int], *, num_classes: int = 10, in_channels: int = 3
+        self,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        *,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        norm_last: bool = False,
     ) -> None:
         super().__init__()
+        self.norm_last = norm_last
         _refuse_empty(num_classes=num_classes, in_channels=in_channels)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _stage(blocks[0], widths[0], widths[0], stride=1)
-        self.layer2 = _stage(blocks[1], widths[0], widths[1], stride=2)
-        self.layer3 = _stage(blocks[2], widths[1], widths[2], stride=2)
+        self.layer1 = _stage(blocks[0], widths[0], widths[0], stride=1, norm_last=norm_last)
+        self.layer2 = _stage(blocks[1], widths[0], widths[1], stride=2, norm_last=norm_last)
+        self.layer3 = _stage(blocks[2], widths[1], widths[2], stride=2, norm_last=norm_last)
         self.linear = nn.Linear(widths[2], num_classes)
         _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to logits (N, num_classes)."""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = _activated(self.conv1(x), self.bn1, self.norm_last)
         out = self.layer3(self.layer2(self.layer1(out)))
         out = F.adaptive_avg_pool2d(out, 1).flatten(1)
         return self.linear(out)
 
 
 class DepthwiseSeparable(nn.Module):
-    """A 3x3 depthwise and a 1x1 pointwise convolution, each followed by BatchNorm and ReLU (fig. 3 of [2])."""
+    """A 3x3 depthwise and a 1x1 pointwise convolution, each followed by BatchNorm and ReLU (fig. 3 of [2]).
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    Without ``depthwise_norm`` there is no BatchNorm between the two ([3]).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, norm_last: bool = False, depthwise_norm: bool = True
+    ) -> None:
         super().__init__()
+        self.norm_last = norm_last
         self.depthwise = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = nn.BatchNorm2d(in_channels) if depthwise_norm else nn.Identity()
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
-        out = F.relu(self.bn1(self.depthwise(x)))
-        return F.relu(self.bn2(self.pointwise(out)))
+        out = _activated(self.depthwise(x), self.bn1, self.norm_last)
+        return _activated(self.pointwise(out), self.bn2, self.norm_last)
 
 
 # (output channels, stride) of the thirteen depthwise separable blocks in table 1 of [2].
@@ -109,8 +131,17 @@ class MobileNetV1(nn.Module):
     Maps (N, in_channels, H, W) to logits (N, num_classes). Raises InputError on counts or a width of zero or less.
     """
 
-    def __init__(self, *, num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        width: float = 1.0,
+        norm_last: bool = False,
+        depthwise_norm: bool = True,
+    ) -> None:
         super().__init__()
+        self.norm_last = norm_last
         _refuse_empty(num_classes=num_classes, in_channels=in_channels)
         if not 0.0 < width <= 16.0:
             raise InputError(f"mobilenet_v1: width must lie in (0, 16], got {width}")
@@ -120,7 +151,7 @@ class MobileNetV1(nn.Module):
         blocks = []
         for base_channels, stride in _MOBILENET_BLOCKS:
             out_channels = max(8, int(base_channels * width))
-            blocks.append(DepthwiseSeparable(channels, out_channels, stride))
+            blocks.append(DepthwiseSeparable(channels, out_channels, stride, norm_last, depthwise_norm))
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(channels, num_classes)
@@ -128,45 +159,59 @@ class MobileNetV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to logits (N, num_classes)."""
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = _activated(self.conv1(x), self.bn1, self.norm_last)
         out = self.blocks(out)
         out = F.adaptive_avg_pool2d(out, 1).flatten(1)
         return self.linear(out)
 
 
-def resnet20(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet20(num_classes: int = 10, in_channels: int = 3, norm_last: bool = False) -> ResNet:
     """Build the CIFAR ResNet-20 (0.27 M parameters)."""
-    return ResNet((3, 3, 3), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+    return ResNet((3, 3, 3), (16, 32, 64), num_classes=num_classes, in_channels=in_channels, norm_last=norm_last)
 
 
-def resnet32(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet32(num_classes: int = 10, in_channels: int = 3, norm_last: bool = False) -> ResNet:
     """Build the CIFAR ResNet-32 (0.46 M parameters)."""
-    return ResNet((5, 5, 5), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+    return ResNet((5, 5, 5), (16, 32, 64), num_classes=num_classes, in_channels=in_channels, norm_last=norm_last)
 
 
-def resnet44(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet44(num_classes: int = 10, in_channels: int = 3, norm_last: bool = False) -> ResNet:
     """Build the CIFAR ResNet-44 (0.66 M parameters)."""
-    return ResNet((7, 7, 7), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+    return ResNet((7, 7, 7), (16, 32, 64), num_classes=num_classes, in_channels=in_channels, norm_last=norm_last)
 
 
-def resnet56(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet56(num_classes: int = 10, in_channels: int = 3, norm_last: bool = False) -> ResNet:
     """Build the CIFAR ResNet-56 (0.85 M parameters)."""
-    return ResNet((9, 9, 9), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+    return ResNet((9, 9, 9), (16, 32, 64), num_classes=num_classes, in_channels=in_channels, norm_last=norm_last)
 
 
-def resnet110(num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet110(num_classes: int = 10, in_channels: int = 3, norm_last: bool = False) -> ResNet:
     """Build the CIFAR ResNet-110 (1.7 M parameters)."""
-    return ResNet((18, 18, 18), (16, 32, 64), num_classes=num_classes, in_channels=in_channels)
+    return ResNet((18, 18, 18), (16, 32, 64), num_classes=num_classes, in_channels=in_channels, norm_last=norm_last)
 
 
-def tiny_resnet(num_classes: int = 10, in_channels: int = 1, width: int = 8) -> ResNet:
+def tiny_resnet(num_classes: int = 10, in_channels: int = 1, width: int = 8, norm_last: bool = False) -> ResNet:
     """Build a ResNet of three blocks for 8x8 images such as scikit-learn's digits (19 k parameters at width 8)."""
-    return ResNet((1, 1, 1), (width, 2 * width, 4 * width), num_classes=num_classes, in_channels=in_channels)
+    return ResNet(
+        (1, 1, 1), (width, 2 * width, 4 * width), num_classes=num_classes, in_channels=in_channels, norm_last=norm_last
+    )
 
 
-def mobilenet_v1(num_classes: int = 1000, in_channels: int = 3, width: float = 1.0) -> MobileNetV1:
+def mobilenet_v1(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    width: float = 1.0,
+    norm_last: bool = False,
+    depthwise_norm: bool = True,
+) -> MobileNetV1:
     """Build MobileNet v1 (4.2 M parameters at width 1)."""
-    return MobileNetV1(num_classes=num_classes, in_channels=in_channels, width=width)
+    return MobileNetV1(
+        num_classes=num_classes,
+        in_channels=in_channels,
+        width=width,
+        norm_last=norm_last,
+        depthwise_norm=depthwise_norm,
+    )
 
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
@@ -180,9 +225,14 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, out_channels, stride)
-    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+def _stage(blocks: int, in_channels: int, out_channels: int, stride: int, *, norm_last: bool) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride, norm_last)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1, norm_last) for _ in range(blocks - 1)))
+
+
+def _activated(x: Tensor, norm: nn.Module, norm_last: bool) -> Tensor:
+    """BatchNorm and ReLU in the network's order."""
+    return norm(F.relu(x)) if norm_last else F.relu(norm(x))
 
 
 def _initialize(model: nn.Module) -> None:

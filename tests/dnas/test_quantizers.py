@@ -51,6 +51,7 @@ CASES = [
     )
     for kind, registry in (("weights", WEIGHT_QUANTIZERS), ("activations", ACTIVATION_QUANTIZERS))
     for quantizer in registry.values()
+    if quantizer.affine  # for the others, test_logarithmic.py
     for bits in quantizer.widths
     for signed in ((True,) if kind == "weights" else (True, False))
 ]
@@ -150,6 +151,27 @@ def test_dorefa_activations_are_equation_5(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
+def test_tanh_activations_are_the_formula_of_dorefa_weights(bits: int) -> None:
+    module = TensorQuantizer(find_quantizer("activations", "tanh"), (bits,), signed=True).double()
+    module.set_sign(True)
+    line = torch.linspace(-1.5, 1.5, 4000, dtype=torch.float64)  # without 0, which is half way between two levels
+    for x in (0.3 * RANDOM, 2 * RANDOM, line):  # the largest magnitude is that of each tensor
+        tanh = np.tanh(x.numpy())
+        top = np.abs(tanh).max()
+        published = 2 * q_k(tanh / (2 * top) + 0.5, bits) - 1
+        np.testing.assert_allclose(module(x).numpy() / top, published, atol=1e-12)
+    assert len(np.unique(np.round(module(line).numpy(), 9))) == 2**bits
+
+
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_tanh_activations_that_are_never_negative_use_all_levels_from_0(bits: int) -> None:
+    module = TensorQuantizer(find_quantizer("activations", "tanh"), (bits,), signed=False).double()
+    module.set_sign(False)
+    tanh = np.tanh(RANDOM.abs().numpy())
+    np.testing.assert_allclose(module(RANDOM.abs()).numpy() / tanh.max(), q_k(tanh / tanh.max(), bits), atol=1e-12)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
 def test_pact_is_its_equations_1_and_2(bits: int) -> None:
     alpha = CLIP.item()
     published = alpha * q_k(np.clip(RANDOM.numpy(), 0, alpha) / alpha, bits)
@@ -173,7 +195,10 @@ def test_nested_is_floor_with_the_value_in_the_middle(bits: int) -> None:
     np.testing.assert_allclose(fake(Case(find_quantizer("weights", "nested"), bits, True)), published, atol=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("weights", n) for n in WEIGHT_QUANTIZERS] + [("activations", "pact")])
+SIGNS = [("weights", name) for name, quantizer in WEIGHT_QUANTIZERS.items() if quantizer.affine]
+
+
+@pytest.mark.parametrize(("kind", "name"), [*SIGNS, ("activations", "pact"), ("activations", "tanh")])
 def test_one_bit_is_the_sign_and_the_sign_of_0_is_plus(kind: Any, name: str) -> None:
     grid = find_quantizer(kind, name).grid(1, True)
     one = torch.ones(())
@@ -240,16 +265,18 @@ def test_lsq_trains_its_step_by_equation_3(bits: int) -> None:
     torch.testing.assert_close(module.clip.grad[0, 0], (published * upstream).sum() / most, rtol=1e-10, atol=1e-10)
 
 
-def test_dorefa_weights_pass_the_gradient_of_tanh_alone() -> None:
-    module = TensorQuantizer(find_quantizer("weights", "dorefa"), (3,), signed=True)
+@pytest.mark.parametrize(("kind", "name"), [("weights", "dorefa"), ("activations", "tanh")])
+def test_a_transformed_tensor_passes_the_gradient_of_tanh_alone(kind: Any, name: str) -> None:
+    module = TensorQuantizer(find_quantizer(kind, name), (3,), signed=True)
     x = RANDOM.float().requires_grad_()
     module(x).sum().backward()
     torch.testing.assert_close(x.grad, 1 - torch.tanh(x.detach()) ** 2)
     assert not list(module.parameters())
 
 
-def test_dorefa_weights_are_not_idempotent_because_their_tanh_runs_again() -> None:
-    module = TensorQuantizer(find_quantizer("weights", "dorefa"), (4,), signed=True)
+@pytest.mark.parametrize(("kind", "name"), [("weights", "dorefa"), ("activations", "tanh")])
+def test_a_transformed_tensor_is_not_idempotent_because_its_tanh_runs_again(kind: Any, name: str) -> None:
+    module = TensorQuantizer(find_quantizer(kind, name), (4,), signed=True)
     once = module(RANDOM.float())
     assert not torch.allclose(module(once), once, atol=1e-3)
 
@@ -262,6 +289,8 @@ def test_an_unknown_quantizer_names_the_nearest() -> None:
         find_quantizer("weights", "lsp")
     with pytest.raises(InputError, match="no quantizer of weights is called 'pact'"):
         find_quantizer("weights", "pact")
+    with pytest.raises(InputError, match="no quantizer of weights is called 'tanh'"):
+        find_quantizer("weights", "tanh")  # that is 'dorefa'
 
 
 @pytest.mark.parametrize(("name", "bits"), [("binary", 2), ("lsq", 0), ("lsq", 9)])

@@ -8,8 +8,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from search_spaces.assignments import LayerBits
+from search_spaces.costs import CostTable, build_costs
 from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
+from search_spaces.spaces import SpaceOptions, build_space
 from search_spaces.zoo import resnet20
 from tests.toys import SHAPE, CalledTwice, Net, SharedWeight, Untraceable
 
@@ -80,6 +83,42 @@ def test_other_parameters_take_their_bytes_and_folded_norms_two_per_channel() ->
             return self.head(self.scale(self.alone(x) + self.token.sum()))
 
     assert read_graph(Others(), (4,)).other_bytes == 4 * 5 + 2 * 4 * 4 + 4 * 8
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_norm_behind_an_activation_belongs_to_no_layer(inplace: bool) -> None:
+    layers = [nn.Conv2d(1, 3, 3), nn.ReLU(inplace), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 2))
+    graph = read_graph(model, SHAPE)
+    with torch.inference_mode():
+        assert read_graph(model, SHAPE) == graph
+    assert [(layer.name, layer.norm, layer.norm_channels) for layer in graph.layers] == [
+        ("0", None, 0),
+        ("3", "4", 2),
+        ("6", None, 0),
+    ]
+    assert graph.other_bytes == 2 * 4 * 3
+
+
+def test_the_order_of_norm_and_activation_changes_neither_cost_nor_groups_nor_branches() -> None:
+    usual, other = (read_graph(resnet20(norm_last=norm_last), (3, 32, 32)) for norm_last in (False, True))
+    channels = 16 + 3 * 2 * (16 + 32 + 64)
+    assert (usual.other_bytes, other.other_bytes) == (0, 2 * 4 * channels)
+    assert {layer.norm for layer in other.layers} == {None}
+    assert sum(layer.norm_channels for layer in usual.layers) == channels
+    assert [layer.macs for layer in other.layers] == [layer.macs for layer in usual.layers]
+    assert other.branches == usual.branches
+    assert other.residual_ties == usual.residual_ties
+    assert [(g.name, g.units, g.rows, g.columns, g.vectors) for g in other.channels.groups] == [
+        (g.name, g.units, g.rows, g.columns, g.vectors) for g in usual.channels.groups
+    ]
+    assert len(other.channels.groups) == 12
+    assert other.channels.frozen == usual.channels.frozen
+    sizes = []
+    for graph in (usual, other):
+        table = CostTable(graph, build_space(graph, SpaceOptions()), build_costs())
+        sizes.append(table.price({layer.name: LayerBits(4, 4) for layer in graph.layers})["size_bytes"])
+    assert sizes[0] == sizes[1]
 
 
 def test_branches_and_ties_of_resnet20() -> None:

@@ -75,6 +75,67 @@ def test_a_block_without_its_branch_is_its_shortcut() -> None:
     assert torch.equal(block(x), block.shortcut(x))
 
 
+def relu_then_norm(model: nn.Module, name: str, x: Tensor) -> Tensor:
+    """What the BatchNorm ``name`` makes of a ReLU."""
+    return model.get_submodule(name)(F.relu(x))
+
+
+def test_norm_last_is_convolution_relu_batchnorm_and_no_relu_behind_an_addition() -> None:
+    torch.manual_seed(0)
+    model = tiny_resnet(width=4, norm_last=True).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, -1, 1)
+    images = torch.rand(2, 1, 8, 8)
+    with torch.inference_mode():
+        x = relu_then_norm(model, "bn1", model.conv1(images))
+        for stage in ("layer1", "layer2", "layer3"):
+            block = model.get_submodule(f"{stage}.0")
+            y = relu_then_norm(block, "bn1", block.conv1(x))
+            x = relu_then_norm(block, "bn2", block.conv2(y)) + block.shortcut(x)
+            assert y.min() < 0
+            assert x.min() < 0
+        assert torch.equal(model(images), model.linear(x.mean((2, 3))))
+
+
+@pytest.mark.parametrize("name", sorted(set(ZOO) - {"resnet110", "resnet56", "resnet44"}))
+def test_the_order_changes_no_name_so_that_checkpoints_load(name: str) -> None:
+    torch.manual_seed(0)
+    usual, other = ZOO[name]().eval(), ZOO[name](norm_last=True).eval()
+    for module in usual.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, -1, 1)  # at 0 the order makes no difference
+    other.load_state_dict(usual.state_dict())
+    images = torch.rand(2, *INPUTS.get(name, (3, 32, 32)))
+    with torch.inference_mode():
+        assert not torch.allclose(usual(images), other(images))
+        assert torch.equal(torch.fx.symbolic_trace(other)(images), other(images))
+
+
+def test_every_layer_but_the_first_reads_both_signs_where_norm_is_last() -> None:
+    def signed(norm_last: bool) -> list[bool]:
+        torch.manual_seed(0)
+        model, found = tiny_resnet(width=4, norm_last=norm_last), []
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_pre_hook(lambda _, inputs: found.append(bool(inputs[0].min() < 0)))
+        model(torch.rand(4, 1, 8, 8))  # in training mode: BatchNorm centres each batch
+        return found
+
+    assert signed(True) == [False] + 7 * [True]
+    assert signed(False) == 8 * [False]
+
+
+def test_mobilenet_without_the_norms_between_depthwise_and_pointwise() -> None:
+    whole, without = mobilenet_v1(width=0.25).state_dict(), mobilenet_v1(width=0.25, depthwise_norm=False)
+    gone = set(whole) - set(without.state_dict())
+    assert {name.rsplit(".", 1)[0] for name in gone} == {f"blocks.{block}.bn1" for block in range(13)}
+    block = mobilenet_v1(width=0.25, depthwise_norm=False, norm_last=True).blocks[0].eval()
+    x = torch.randn(2, 8, 8, 8)
+    expected = block.bn2(F.relu(block.pointwise(F.relu(block.depthwise(x)))))
+    assert torch.equal(block(x), expected)
+
+
 @pytest.mark.parametrize("arguments", [{"num_classes": 0}, {"in_channels": -1}])
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v1"])
 def test_empty_counts_are_refused(name: str, arguments: dict[str, int]) -> None:
