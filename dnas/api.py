@@ -23,6 +23,7 @@ from dnas.training import CPU, Measurement, Trainer, evaluate, inputs_of
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs import CostTable, build_costs
 from search_spaces.graph import read_graph
+from search_spaces.monotone import check_bounds, from_largest
 from search_spaces.spaces import SpaceOptions, build_space
 
 _CALIBRATION_BATCHES, _BATCHNORM_BATCHES = 4, 30
@@ -51,6 +52,8 @@ def search_bits(
     table = CostTable(graph, precision_space, build_costs(quantizers.per_channel))
     limits = read_budgets([dict(budget) for budget in budgets], table)
     section = section or SearchSection()
+    if section.monotone:
+        check_bounds(table, limits)
     images = SearchData.split(data.train, data.val, section.theta_fraction, batch_size, augmentation, seed=seed)
     supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device)
     calibrate(supernet.network, inputs_of(images.weights.batches(batch_size, device=device), _CALIBRATION_BATCHES))
@@ -58,16 +61,18 @@ def search_bits(
         pass
     warm = {name: value.clone() for name, value in supernet.state_dict().items()}
     reference = ModelReference(type(model).__name__, data.input_shape)
-    found = []
-    for number, budget in enumerate(limits, start=1):
+    found: dict[int, BitAssignment] = {}
+    bound = None
+    for number in from_largest(limits, table) if section.monotone else range(len(limits)):
         supernet.load_state_dict(warm)
-        label = f"search-{number}"
+        budget, label = limits[number], f"search-{number + 1}"
         for _ in SupernetTrainer(supernet, section, images, seed=seed, label=label, device=device).search(budget):
             pass
-        layers = precision_space.layers_of(supernet.decode(budget))
+        layers = precision_space.layers_of(supernet.decode(budget, bound))
+        bound = precision_space.pairs_of(layers) if section.monotone else None
         provenance = {"kind": "search", "budget": budget.label, "seed": seed, "quantizer": asdict(quantizers)}
-        found.append(BitAssignment(label, reference, layers, table.price(layers), {}, provenance))
-    return found
+        found[number] = BitAssignment(label, reference, layers, table.price(layers), {}, provenance)
+    return [found[number] for number in range(len(limits))]
 
 
 def finetune(

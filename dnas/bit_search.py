@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,7 +22,9 @@ from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.budgets import Budget
 from search_spaces.channels import kept_units
 from search_spaces.costs import CostTable
+from search_spaces.monotone import check_bounds, from_largest
 from search_spaces.slicing import pruned_graph, remove_filters
+from search_spaces.spaces import Pair
 
 
 class BitSearch:
@@ -49,6 +51,8 @@ class BitSearch:
         budgets: tuple[Budget | None, ...] = context.plan.budgets or (None,)
         searched = {record["run"] for record in context.events("searched")}
         labels = {f"{self.prefix}search-{number}": budget for number, budget in enumerate(budgets, start=1)}
+        if context.config.search.monotone:
+            labels = self._from_largest(labels)
         for label, budget in list(labels.items()):
             if self.kept and budget and not is_reachable(self.plan.table, budget):
                 context.tell_once([f"no {label}: {unreachable(self.plan.table, budget)}"])
@@ -61,11 +65,25 @@ class BitSearch:
             warm = {name: value.clone() for name, value in supernet.state_dict().items()}
             for label, budget in missing.items():
                 supernet.load_state_dict(warm)
-                self._search_one(supernet, label, budget)
+                self._search_one(supernet, label, budget, self._bound(list(labels), label))
         else:
             context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
         found = context.assignments_of("decoded")
         return [a for a in found if a.provenance["kind"] in ("search", "sampled") and a.provenance["run"] in labels]
+
+    def _from_largest(self, labels: Mapping[str, Budget | None]) -> dict[str, Budget | None]:
+        """The labels in the order of their budgets, the largest first: each is bounded by what the one before found."""
+        budgets = [budget for budget in labels.values() if budget]
+        check_bounds(self.plan.table, budgets)
+        names = list(labels)
+        return {names[place]: budgets[place] for place in from_largest(budgets, self.plan.table)} or dict(labels)
+
+    def _bound(self, labels: Sequence[str], label: str) -> list[Pair] | None:
+        """The widths found for the next larger budget, read from its assignment; None where nothing is bounded."""
+        position = labels.index(label)
+        if not position or not self.context.config.search.monotone:
+            return None
+        return self.plan.space.pairs_of(self.context.run.assignment(labels[position - 1]).layers)
 
     def _network(self) -> torch.nn.Module:
         """The float network to search: the job's, or what the pruned assignment leaves of it."""
@@ -96,8 +114,10 @@ class BitSearch:
             supernet, config.search, context.search_data, seed=config.seed, label=label, device=context.device
         )
 
-    def _search_one(self, supernet: Supernet, label: str, budget: Budget | None) -> None:
-        """Train θ for one budget, decode, and journal what was found."""
+    def _search_one(
+        self, supernet: Supernet, label: str, budget: Budget | None, bound: list[Pair] | None = None
+    ) -> None:
+        """Train θ for one budget, decode no wider than ``bound``, and journal what was found."""
         context = self.context
         stage = Stage("search", label, label, context.work.search, budget=budget.limits if budget else {})
         trainer = self._trainer(supernet, label)
@@ -105,7 +125,7 @@ class BitSearch:
         last: dict[str, Any] = {}
         for last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
             self._sample_architectures(supernet, label, last["epoch"])
-        self._keep(label, "search", supernet.decode(budget), label, budget)
+        self._keep(label, "search", supernet.decode(budget, bound), label, budget)
         if last:
             record = EpochRecord(**{field.name: last[field.name] for field in fields(EpochRecord)})
             context.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget))

@@ -25,7 +25,7 @@ from search_spaces.allocation import Cells, allocate, dominated
 from search_spaces.budgets import Budget
 from search_spaces.costs import CostTable
 from search_spaces.layers import LayerGraph
-from search_spaces.spaces import PrecisionSpace
+from search_spaces.spaces import Pair, PrecisionSpace
 
 Sampling = Literal["gumbel", "gumbel_hard", "softmax"]
 
@@ -126,6 +126,7 @@ class Supernet(nn.Module):
         self.network = fresh_copy(model)
         self.theta = Theta(space)
         choice = choice or QuantizerChoice()
+        choice.check_mixture(space.weight_bits, space.activation_bits)
         for name, (weight, activation) in space.fixed.items():
             if (weight, activation) != (32, 32):
                 swap_composite(self.network, graph[name], (weight,), (activation,), choice)
@@ -223,19 +224,20 @@ class Supernet(nn.Module):
             return per_decision.amax().clamp_min(constant)
         return per_decision.sum() + constant
 
-    def decode(self, budget: Budget | None = None) -> Cells:
+    def decode(self, budget: Budget | None = None, bound: Sequence[Pair] | None = None) -> Cells:
         """The likeliest cells under θ, or with a budget the likeliest a posteriori that meet it; both exact.
 
         With a budget, θ's probabilities are weighted by a prior that grows with the width, weight bits times
         activation bits: within its budget a wider choice never hurts, and what θ is undecided about should not leave
-        the budget unspent (our choice; it matters only where θ is undecided).
+        the budget unspent (our choice; it matters only where θ is undecided). No decision gets more weight bits or
+        more activation bits than ``bound`` gives it, a pair per decision.
         """
         utilities = self.theta.log_probabilities()
         if budget is not None:
             utilities = utilities + np.log(np.maximum(self.space.widths, 0.5))
             # A cell that is narrower and no cheaper than another is never worth taking.
-            utilities = np.where(dominated(self.table, budget), -np.inf, utilities)
-        return allocate(utilities, self.table, budget)
+            utilities = np.where(dominated(self.table, budget, bound), -np.inf, utilities)
+        return allocate(utilities, self.table, budget, bound)
 
     def draw(self, generator: torch.Generator) -> Cells:
         """Draw one architecture from P(θ)."""

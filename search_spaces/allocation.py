@@ -7,7 +7,7 @@ the training-free control, and the question whether a budget can be met at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -16,6 +16,8 @@ from scipy.sparse import csr_array, vstack
 from search_spaces.budgets import Budget
 from search_spaces.costs import CostTable
 from search_spaces.errors import InputError
+from search_spaces.monotone import no_wider
+from search_spaces.spaces import Pair
 
 Cells = list[tuple[int, int]]
 
@@ -25,33 +27,43 @@ _MOST_TRIES = 64
 _HAIR = 1e-12  # what adding up in another order can change, relative to the sum
 
 
-def allocate(utilities: np.ndarray, table: CostTable, budget: Budget | None) -> Cells:
+def allocate(
+    utilities: np.ndarray, table: CostTable, budget: Budget | None, bound: Sequence[Pair] | None = None
+) -> Cells:
     """Return the cell of each decision that maximises the summed utility within ``budget``.
 
     ``utilities`` is (D, Kw, Ka); cells outside ``space.allowed`` and those of utility -inf are never taken. The result
-    never exceeds the budget. Raises :class:`InputError` with the nearest possible figure when nothing meets it.
+    never exceeds the budget, and is nowhere wider than ``bound``, (weight bits, activation bits) per decision. Raises
+    :class:`InputError` with the nearest possible figure when nothing meets the budget.
     """
+    if bound is not None:
+        utilities = np.where(no_wider(table.space, bound), utilities, -np.inf)
     cells = _best(utilities, table, budget.limits if budget else {})
     if cells is None:
+        label = budget.label if budget else "none"
+        if bound is not None and (budget is None or is_reachable(table, budget)):
+            raise InputError(f"budget '{label}' cannot be met within the bound of a larger one")
         assert budget is not None
         raise InputError(unreachable(table, budget))
     return cells
 
 
-def dominated(table: CostTable, budget: Budget) -> np.ndarray:
+def dominated(table: CostTable, budget: Budget, bound: Sequence[Pair] | None = None) -> np.ndarray:
     """Cells (D, Kw, Ka) for which another allowed one is at least as wide in both, and no dearer in any limited cost.
 
-    Under a budget on size alone, for example, only the widest activations are not dominated.
+    With ``bound`` that other one is among those that are no wider than it. Under a budget on size alone, for example,
+    only the widest activations are not dominated.
     """
     space = table.space
-    found = np.zeros(space.allowed.shape, dtype=bool)
+    allowed = space.allowed if bound is None else no_wider(space, bound)
+    found = np.zeros(allowed.shape, dtype=bool)
     grid = len(space.weight_bits), len(space.activation_bits)
     for row, column in np.ndindex(*grid):
         for other_row, other_column in np.ndindex(*grid):
             wider = other_row >= row and other_column >= column and (other_row, other_column) != (row, column)
             if not wider:
                 continue
-            no_dearer = space.allowed[:, other_row, other_column].copy()
+            no_dearer = allowed[:, other_row, other_column].copy()
             for name in budget.limits:
                 entries = table.entries[name]
                 no_dearer &= entries[:, other_row, other_column] <= entries[:, row, column]

@@ -82,6 +82,11 @@ class PrecisionSpace:
         chosen = {name: self.pair(*cell) for d, cell in zip(self.decisions, cells, strict=True) for name in d.layers}
         return {name: LayerBits(*pair) for name, pair in {**self.fixed, **chosen}.items()}
 
+    def pairs_of(self, layers: Mapping[str, LayerBits]) -> list[Pair]:
+        """Bits of every decision in an assignment of this space."""
+        chosen = [layers[decision.layers[0]] for decision in self.decisions]
+        return [(bits.weight_bits, bits.activation_bits) for bits in chosen]
+
     def uniform(self, weight_bits: int, activation_bits: int | None = None) -> dict[str, LayerBits]:
         """The uniform control: the same bits in every searched layer, fixed layers as they are.
 

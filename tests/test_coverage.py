@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
+from torchvision.models.mobilenetv3 import InvertedResidualConfig
+from torchvision.models.regnet import BlockParams
 
 from benchmarks.model_check import all_sources, check_model, check_module, reachable_budget
 from dnas.config import CostsSection
@@ -18,39 +21,73 @@ from search_spaces.layers import LayerGraph
 from search_spaces.models import load_model
 from search_spaces.spaces import SpaceOptions, build_space
 
-# Each brings a trap of its own: see the comments.
-REPRESENTATIVES = (
-    "torchvision:mobilenet_v3_small",  # squeeze-and-excitation with inplace activations on 1x1 maps
-    "torchvision:shufflenet_v2_x0_5",  # chunks: tensors that are views without dense memory
-    "torchvision:squeezenet1_1",  # no BatchNorm, no linear layer, a convolution as the last layer
-    "torchvision:regnet_y_400mf",  # grouped convolutions, squeeze-and-excitation
-    "timm:convnext_atto",  # channels-last linear layers, layer scale
-    "timm:vit_tiny_patch16_224",  # attention with layers of its own
-    "timm:mobilevit_xxs",  # convolutions and attention in one network, folded windows
-    "timm:resnest14d",  # split attention, grouped
+
+@pytest.mark.parametrize(
+    ("source", "side", "arguments"),
+    [  # shallow, where the network can be had so: whole ones are slow
+        # channels-last linear layers, layer scale
+        ("timm:convnext_atto", 32, {"depths": (1, 1, 1, 1)}),
+        # attention with layers of its own
+        ("timm:vit_tiny_patch16_224", 64, {"depth": 2, "img_size": 64}),
+        # convolutions and attention in one network, folded windows
+        ("timm:mobilevit_xxs", 64, {}),
+        # split attention, grouped
+        ("timm:resnest14d", 32, {"base_width": 16}),
+        # no BatchNorm, no linear layer, a convolution as the last layer
+        ("torchvision:squeezenet1_1", 64, {}),
+    ],
 )
+def test_representative(source: str, side: int, arguments: dict[str, Any]) -> None:
+    if source.startswith("timm:"):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    assert check_module(load_model(source, arguments=arguments).module, side, source).searched > 0
 
 
-@pytest.mark.parametrize("source", REPRESENTATIVES)
-def test_representative(source: str) -> None:
-    _check(source)
+class ThinResNet(models.ResNet):
+    """Bottlenecks of a quarter of the usual channels."""
+
+    def __init__(self) -> None:
+        super().__init__(models.resnet.Bottleneck, [1, 1, 1, 1])
+        self.fc = nn.Linear(self.inplanes, 10)
+
+    def _make_layer(self, block: Any, planes: int, *others: Any, **named: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 4, *others, **named)
+
+
+def _mobilenet_v3() -> nn.Module:
+    """Squeeze-and-excitation with inplace activations on 1x1 maps; both activations, with and without expansion."""
+    rows = [(16, 3, 16, 16, True, "RE", 2, 1), (16, 3, 24, 24, False, "RE", 2, 1), (24, 5, 48, 24, True, "HS", 1, 1)]
+    blocks = [InvertedResidualConfig(*row, width_mult=1.0) for row in rows]
+    return models.MobileNetV3(blocks, last_channel=32, num_classes=10)
+
+
+def _regnet() -> nn.Module:
+    """Grouped convolutions, squeeze-and-excitation."""
+    parameters = BlockParams.from_init_params(depth=4, w_0=16, w_a=16.0, w_m=2.0, group_width=8, se_ratio=0.25)
+    return models.RegNet(parameters, num_classes=10)
 
 
 @pytest.mark.parametrize(
     "build",
     [
         lambda: models.DenseNet(8, (2, 2), 16, num_classes=10),  # concatenation, inplace ReLU behind BatchNorm
-        lambda: models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10, width_per_group=16),
+        lambda: ThinResNet(),
         # attention that reads the weights of qkv and proj itself, branches dropped at random
         lambda: models.SwinTransformer([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=10),
         lambda: models.VisionTransformer(64, 16, 2, 2, 32, 64, num_classes=10),  # projections in one bare parameter
-        lambda: models.MobileNetV2(num_classes=10, width_mult=0.25),
+        lambda: models.MobileNetV2(10, 0.25, [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]),
+        lambda: models.ShuffleNetV2([2, 2, 2], [8, 16, 32, 64, 64], 10),  # chunks: views without dense memory
+        _mobilenet_v3,
+        _regnet,
     ],
-    ids=["densenet", "resnet", "swin", "vit", "mobilenet_v2"],
+    ids=["densenet", "resnet", "swin", "vit", "mobilenet_v2", "shufflenet_v2", "mobilenet_v3", "regnet"],
 )
 def test_family(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    assert check_module(build(), side=64).status == "ok"
+    coverage = check_module(build(), side=64)
+    assert coverage.status == "ok"
+    assert coverage.searched > 0
 
 
 @pytest.mark.slow
@@ -152,7 +189,8 @@ def test_bitops_of_resnet18() -> None:
 
 
 def test_budget_falls_back_to_the_least_size() -> None:
-    graph = read_graph(load_model("torchvision:swin_t").module, (3, 64, 64))
+    small = models.SwinTransformer([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=10)
+    graph = read_graph(small, (3, 64, 64))
     assert reachable_budget(_table(graph)).label == "least size"  # its attention stays in fp32: more than 15 %
 
 

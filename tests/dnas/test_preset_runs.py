@@ -43,7 +43,7 @@ TOY = (
     "threads=1",
     "data.source=own_things:images",
     "data.validation_fraction=0.34",
-    "data.batch_size=4",
+    "data.batch_size=8",
     "data.workers=0",
     "quantizer.calibration_batches=1",
     "search.warmup_epochs=1",
@@ -51,6 +51,7 @@ TOY = (
     "search.sample_every=1",
     "search.samples=1",
     "finetune.epochs=1",
+    "finetune.seeds=1",
     "controls.uniform=[4]",
 )
 FOUR_CLASSES = "model.arguments={num_classes=4}"
@@ -69,9 +70,10 @@ def _beside_the_users_own_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("preset", "model", "settings"),
     [
         ("dnas-resnet20-cifar10", FOUR_CLASSES, ("controls.uniform=[2,4]",)),
-        ("dnas-resnet56-cifar10", FOUR_CLASSES, ("data.image_size=8", "data.train_limit=12", "controls.uniform=[]")),
+        ("dnas-resnet56-cifar10", TINY, ("data.image_size=8",)),
         ("dnas-resnet18-imagenet-compute", THIN, ("data.image_size=32",)),
         ("edmips-resnet18-imagenet", THIN, ("data.image_size=32",)),
+        pytest.param("dnas-resnet56-cifar10", FOUR_CLASSES, ("data.image_size=8",), marks=pytest.mark.slow),
         pytest.param("dnas-resnet18-imagenet-compute", FOUR_CLASSES, ("data.image_size=32",), marks=pytest.mark.slow),
         pytest.param("edmips-resnet18-imagenet", FOUR_CLASSES, ("data.image_size=32",), marks=pytest.mark.slow),
     ],
@@ -80,7 +82,7 @@ def test_a_preset_runs_to_its_end(
     preset: str, model: str, settings: tuple[str, ...], carried_out: CarriedOut, tmp_path: Path
 ) -> None:
     size = [] if any("image_size" in setting for setting in settings) else ["data.image_size=16"]
-    config = load_job(preset, [*TOY, model, *size, *settings])
+    config = load_job(preset, [*TOY, *model.split(";"), *size, *settings])
     run = carried_out(config, tmp_path / "run")
     kinds = Counter(point.kind for point in run.load_front().points)
     assert kinds == Counter(search=1, sampled=1, uniform=len(config.controls.uniform))

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from dnas.cli import app
 from dnas.config import JobConfig
 from dnas.jobfile import dump_job
 from dnas.jobs import run_job
@@ -148,15 +150,47 @@ class Process:
                 process.kill()
 
 
-def test_a_process_that_is_killed_and_one_that_is_interrupted_are_resumed(
-    smaller: Job, smaller_run: Run, tmp_path: Path
-) -> None:
-    folder, job = tmp_path / "run", tmp_path / "job.toml"
-    job.write_text(dump_job(smaller()))
+def a_killed_run(config: JobConfig, folder: Path) -> None:
+    """Leave a run whose process was killed in its search."""
+    job = folder.parent / "job.toml"
+    job.write_text(dump_job(config))
     killed = Process(folder, "search", str(job), "--run", str(folder))
     assert killed.ends_by(signal.SIGKILL, "epoch", "search")[0] == -signal.SIGKILL
     assert run_status(Run.open(folder)).state == "interrupted"
 
+
+def test_a_process_that_is_killed_is_resumed_and_interrupted_and_resumed_again(
+    smaller: Job, smaller_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, append = tmp_path / "run", Journal.append
+    a_killed_run(smaller(), folder)
+
+    def interrupting(journal: Journal, record: Event) -> None:
+        append(journal, record)
+        if record["event"] == "measured":
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test process may ignore Ctrl-C
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", interrupting)
+            result = CliRunner().invoke(app, ["resume", str(folder)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == 130
+    assert result.stderr == f"interrupted; go on with: dnas resume {folder}\n"
+    assert sum(record["event"] == "measured" for record in Run.open(folder).journal.records()) == 1
+
+    with Run.open(folder, write=True) as run:
+        run_job(smaller(), run, lambda event: None)
+    assert history(run) == history(smaller_run)
+    assert outcome(run) == outcome(smaller_run)
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_can_be_interrupted(smaller: Job, smaller_run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    a_killed_run(smaller(), folder)
     interrupted = Process(folder, "resume", str(folder))
     code, told = interrupted.ends_by(signal.SIGINT, "measured")
     assert code == 130
