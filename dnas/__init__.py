@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from dnas.search import SearchData, SupernetTrainer
     from dnas.sensitivity import sensitivities
     from dnas.supernet import Supernet
+    from dnas.switchable import Profile, SwitchableNet
+    from dnas.switchable_training import SwitchableTrainer
     from dnas.training import Trainer, evaluate
-    from dnas.unpacking import load_packed
+    from dnas.unpacking import load
     from results.pareto import ParetoFront
     from results.report import verdicts
     from results.runs import Run
@@ -49,8 +51,10 @@ _MODULES = {
     "dnas.search": ("SearchData", "SupernetTrainer"),
     "dnas.sensitivity": ("sensitivities",),
     "dnas.supernet": ("Supernet",),
+    "dnas.switchable": ("Profile", "SwitchableNet"),
+    "dnas.switchable_training": ("SwitchableTrainer",),
     "dnas.training": ("Trainer", "evaluate"),
-    "dnas.unpacking": ("load_packed",),
+    "dnas.unpacking": ("load",),
     "results.pareto": ("ParetoFront",),
     "results.report": ("verdicts",),
     "results.runs": ("Run",),
@@ -75,12 +79,15 @@ __all__ = [
     "LayerBits",
     "ModelReference",
     "ParetoFront",
+    "Profile",
     "QuantizerChoice",
     "Run",
     "SearchData",
     "SpaceOptions",
     "Supernet",
     "SupernetTrainer",
+    "SwitchableNet",
+    "SwitchableTrainer",
     "Trainer",
     "allocate",
     "apply",
@@ -92,10 +99,10 @@ __all__ = [
     "evaluate_assignment",
     "examine",
     "finetune",
+    "load",
     "load_data",
     "load_job",
     "load_model",
-    "load_packed",
     "parse_budget",
     "plan_job",
     "quantize_fixed",

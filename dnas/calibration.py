@@ -6,14 +6,17 @@ the errors, where one clip serves several widths). The gain then places the leve
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dnas.layers import QuantizedLayer, TensorQuantizer
+from dnas.conversion import fresh_copy
+from dnas.layers import QuantizedLayer, TensorQuantizer, thinned
+from dnas.logarithmic import LogarithmicQuantizer
 from dnas.quantizers import Grid
 
 _SHARES = torch.linspace(1.0, 0.025, 40)
@@ -38,6 +41,26 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
             samples = samples.to(quantizer.gain.device)
             quantizer.set_sign(bool(samples.min() < 0))
             fit(quantizer, samples.flatten())
+
+
+def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """What these layers of a float ``model`` read on batches (N, C, H, W), thinned out to a flat tensor each.
+
+    The model is left untouched; a BatchNorm that has never been trained uses the statistics of the batch.
+    """
+    twin = fresh_copy(model)
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def watch(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, inputs: found[name].append(thinned(inputs[0].detach()))
+
+    for name in found:
+        twin.get_submodule(name).register_forward_pre_hook(watch(name))
+    untrained = [norm for norm in _tracking_norms(twin) if _is_untrained(norm)]
+    with torch.no_grad(), _evaluating(twin), _using_batch_statistics(untrained):
+        for x in batches:
+            twin(x)
+    return {name: torch.cat(parts or [torch.zeros(1)]) for name, parts in found.items()}
 
 
 @contextmanager
@@ -75,19 +98,30 @@ def observing(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
 
 def fit(quantizer: TensorQuantizer, x: Tensor) -> None:
     """Set the clip (where it is learned) and the gain of ``quantizer`` for the tensor ``x``."""
-    if not quantizer.widths:
+    if isinstance(quantizer, LogarithmicQuantizer):
+        quantizer.fit(x)
+    else:
+        fit_together([quantizer], x)
+
+
+def fit_together(quantizers: Sequence[TensorQuantizer], x: Tensor) -> None:
+    """Set the one clip that these quantizers share (where it is learned), and the gain of each, for a tensor ``x``."""
+    quantizers = [quantizer for quantizer in quantizers if quantizer.widths]
+    if not quantizers:
         return
-    grids = [quantizer.quantizer.grid(width, quantizer.signed) for width in quantizer.widths]
-    prepared, clip = quantizer.prepare(x)
+    first = quantizers[0]
+    grids = [[q.quantizer.grid(width, q.signed) for width in q.widths] for q in quantizers]
+    prepared, clip = first.prepare(x)
     rows = _subsample(prepared.reshape(clip.shape[0], -1))
-    if quantizer.quantizer.clip == "learned":
-        clip = best_clip(rows, grids, quantizer.signed)
-        quantizer.clip.copy_(clip)
-    for k, grid in enumerate(grids):
-        levels = _levels(rows, clip, grid, quantizer.signed)
-        energy = (levels * levels).sum()
-        gain = (rows * levels).sum() / energy if energy > 0 else torch.ones(())
-        quantizer.gain[k] = gain if gain > 0 else 1.0
+    if first.quantizer.clip == "learned":
+        clip = best_clip(rows, [grid for own in grids for grid in own], first.signed)
+        first.clip.copy_(clip)
+    for quantizer, own in zip(quantizers, grids, strict=True):
+        for k, grid in enumerate(own):
+            levels = _levels(rows, clip, grid, quantizer.signed)
+            energy = (levels * levels).sum()
+            gain = (rows * levels).sum() / energy if energy > 0 else torch.ones(())
+            quantizer.gain[k] = gain if gain > 0 else 1.0
 
 
 def best_clip(rows: Tensor, grids: list[Grid], signed: bool) -> Tensor:

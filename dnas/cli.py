@@ -179,6 +179,56 @@ def prune(
 
 @app.command()
 @told
+def finalise(
+    run: RunArgument,
+    profiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="front, assignments or patterns, widths such as w4a8; by default as the job says."
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of [finalise], as in epochs=20; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one switchable net of assignments of a run: one set of weights that runs at any of them."""
+    from dnas import launching
+
+    launching.finalise(_folder(run), profiles, setting or [], as_json)
+
+
+@app.command("train-switchable")
+@told
+def train_switchable(
+    job: Annotated[str, typer.Argument(metavar="JOB.toml|PRESET", help="Its [finalise] says what to train.")],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in finalise.epochs=20; repeatable."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a switchable net without a search, as SP-Nets and Quantizable DNNs do."""
+    from dnas import launching
+
+    launching.search(job, ['compression="switchable"', *(setting or [])], run, as_json)
+
+
+@app.command()
+@told
+def switch(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show every profile of a run's switchable nets beside the same assignment trained alone."""
+    from dnas import switch_view
+
+    switch_view.switch(_folder(run), as_json)
+
+
+@app.command()
+@told
 def status(
     runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="All in runs/ by default.")] = None,
     as_json: JsonOption = False,
@@ -231,15 +281,19 @@ def export(
     assignment: AssignmentArgument,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     format: Annotated[
-        str, typer.Option(metavar="json|csv|packed", help="The format; packed: the trained net.")
+        str,
+        typer.Option(
+            metavar="json|csv|packed|onnx|qonnx|torchao|aimet",
+            help="The format; all but json and csv: the trained net.",
+        ),
     ] = "json",
     as_json: JsonOption = False,
 ) -> None:
     """Write an assignment, or its trained net, for other tools."""
-    from dnas import viewing
+    from dnas import exporting
 
     _check_folder(out)
-    viewing.export(_folder(run), assignment, format, out, as_json)
+    exporting.export(_folder(run), assignment, format, out, as_json)
 
 
 @app.command()

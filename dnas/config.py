@@ -71,6 +71,10 @@ Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]
 Budget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]
 
 
+WeightQuantizer = Literal["lsq", "nested", "dorefa", "binary", "logarithmic"]
+ActivationQuantizer = Literal["pact", "lsq", "nested", "dorefa", "binary", "tanh", "logarithmic"]
+
+
 class Section(BaseModel):
     """A table of the job file: unknown keys are refused, values cannot be changed afterwards."""
 
@@ -146,8 +150,8 @@ class CostsSection(Section):
 class QuantizerSection(Section):
     """How tensors are quantized."""
 
-    weights: Literal["lsq", "nested", "dorefa", "binary"] = Field(default="lsq", description="Quantizer of weights.")
-    activations: Literal["pact", "lsq", "nested", "dorefa", "binary"] = Field(default="pact", description="Quantizer of input activations.")  # fmt: skip
+    weights: WeightQuantizer = Field(default="lsq", description="Quantizer of weights.")  # fmt: skip
+    activations: ActivationQuantizer = Field(default="pact", description="Quantizer of input activations.")  # fmt: skip
     per_channel: bool = Field(
         default=False, description="One weight scale per output channel instead of one per layer."
     )
@@ -184,6 +188,7 @@ class SearchSection(Section):
     gamma: NonNegative = Field(default=0.9, description="γ of `log_product`; sets its trade-off.")
     warmup_epochs: Count = Field(default=5, description="Epochs of weight training with θ frozen at uniform; shared by all budgets.")  # fmt: skip
     epochs: Count = Field(default=10, description="Epochs of θ training for each budget.")
+    monotone: bool = Field(default=False, description="A larger budget is at least as wide in every layer: the budgets are projected from the largest down, each bounded by the one before.")  # fmt: skip
     weight_updates: Literal["frozen", "epoch", "step"] = Field(default="frozen", description="While θ is trained: keep weights frozen, or alternate with them per epoch or per step.")  # fmt: skip
     theta_fraction: Fraction = Field(default=0.2, description="Share of the training data that trains θ; the rest trains weights.")  # fmt: skip
     temperature_start: Positive = Field(default=5.0, description="Gumbel-softmax temperature at the start.")
@@ -261,6 +266,36 @@ class PruneSection(Section):
     controls: tuple[Literal["uniform", "random", "fewer-bits"], ...] = Field(default=("uniform", "random", "fewer-bits"), description="At every budget: one ratio for all groups; as many random trials; fewer bits and all filters.")  # fmt: skip
 
 
+class FinaliseSection(TrainingSection):
+    """The switchable net: chosen configurations as profiles of one net with one stored set of weights."""
+
+    enabled: bool = Field(default=False, description="Whether the job ends with a switchable net; `dnas finalise` makes one later from any run.")  # fmt: skip
+    profiles: tuple[str, ...] = Field(default=("front",), description="What it runs: `front` (the points of the front), ids of assignments or patterns over them, uniform widths such as `w4a8`, or files of assignments (`.json`).")  # fmt: skip
+    weight_bits: tuple[SomeBits, ...] = Field(default=(), description="With `activation_bits`: a profile for every pair of them, beside those of `profiles`.")  # fmt: skip
+    activation_bits: tuple[SomeBits, ...] = Field(default=(), description="See `weight_bits`.")
+    method: Literal["profiles", "sp_nets", "quantizable"] = Field(default="profiles", description="Training: `profiles` (the widest, the narrowest and some others in each step), or as published: `sp_nets` and `quantizable` (all of them in each step).")  # fmt: skip
+    epochs: Count = Field(default=10, description="Epochs of training all profiles together.")
+    learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the cosine.")
+    weights: WeightQuantizer = Field(default="nested", description="Quantizer of weights; with `nested` one stored integer serves all widths of a weight.")  # fmt: skip
+    activations: ActivationQuantizer = Field(default="pact", description="Quantizer of input activations.")
+    teacher: Literal["widest", "next", "ensemble", "none"] = Field(default="widest", description="Who teaches the others beside the labels: the widest profile, each the next narrower one, the mean of all, or nobody.")  # fmt: skip
+    distillation: Annotated[float, Field(ge=0, le=10)] | None = Field(default=None, examples=[0.5], description="λ: the loss is CE + λ KL in `sp_nets` (default 1), and (1 - λ) CE + λ KL elsewhere (default 0.5).")  # fmt: skip
+    sampled: Count = Field(default=1, description="Profiles drawn in each step beside the widest and the narrowest (`method = 'profiles'`).")  # fmt: skip
+    all_profiles: bool = Field(default=False, description="Train every profile in every step with `method = 'profiles'` too; to compare with.")  # fmt: skip
+    private_norms: bool = Field(default=True, description="A BatchNorm of its own for every profile; false to compare with.")  # fmt: skip
+    start: Literal["pretrained", "supernet", "fresh"] = Field(default="pretrained", description="Weights to start from: the float network, the supernet, or a new initialization.")  # fmt: skip
+    seeds: AtLeastOne = Field(default=1, description="Independent trainings of the switchable net; the first is the one that is exported.")  # fmt: skip
+    alone: bool = Field(default=True, description="Also measure each profile's assignment trained alone, as `[finetune]` says, where that was not done yet.")  # fmt: skip
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FinaliseSection:
+        if bool(self.weight_bits) != bool(self.activation_bits):
+            raise ValueError("a grid needs both weight_bits and activation_bits")
+        if self.method != "sp_nets" and self.distillation is not None and self.distillation > 1:
+            raise ValueError(f"distillation = {self.distillation} is more than 1: the loss is (1 - λ) CE + λ KL")
+        return self
+
+
 class JobConfig(Section):
     """One job, wholly described."""
 
@@ -268,7 +303,7 @@ class JobConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(default="digits", description="Names the run folder `runs/NAME`.")  # fmt: skip
     seed: Count = Field(default=0, description="Everything random in the job derives from this number.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute; `auto` takes CUDA when there is one.")  # fmt: skip
-    compression: Literal["search", "squantizer"] = Field(default="search", description="What the job does: search bits per layer, or train sparse and low-bit weights at once (`[squantizer]`).")  # fmt: skip
+    compression: Literal["search", "squantizer", "switchable"] = Field(default="search", description="What the job does: search bits per layer, train sparse and low-bit weights at once (`[squantizer]`), or train a switchable net without a search (`[finalise]`; `dnas train-switchable`).")  # fmt: skip
     pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
     threads: Count = Field(default=0, description="CPU threads (0: PyTorch's choice).")
     model: ModelSection = ModelSection()
@@ -282,6 +317,7 @@ class JobConfig(Section):
     controls: ControlsSection = ControlsSection()
     prune: PruneSection = PruneSection()
     squantizer: SquantizerSection = SquantizerSection()
+    finalise: FinaliseSection = FinaliseSection()
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -289,6 +325,8 @@ class JobConfig(Section):
     def _consistent(self) -> JobConfig:
         if self.compression == "squantizer":
             return self._squantizer_consistent()
+        if self.compression == "switchable":
+            return self._switchable_consistent()
         self._check_pipeline()
         if "search" not in self.pipeline:
             return self
@@ -298,6 +336,20 @@ class JobConfig(Section):
             raise ValueError("space.pairing = 'pairs' needs space.pairs")
         if self.search.temperature_end > self.search.temperature_start:
             raise ValueError("search.temperature_end must not exceed search.temperature_start")
+        return self
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The searches and prunings of the job, in order."""
+        if self.compression != "search":
+            return ()
+        return tuple(step for step in self.pipeline if step == "search" or self.prune.enabled)
+
+    def _switchable_consistent(self) -> JobConfig:
+        if self.prune.enabled:
+            raise ValueError("compression = 'switchable' does not prune; set prune.enabled = false")
+        if "supernet" in (self.finetune.start, self.finalise.start):
+            raise ValueError("there is no supernet with compression = 'switchable'; start = 'pretrained' or 'fresh'")
         return self
 
     def _check_pipeline(self) -> None:
@@ -323,4 +375,6 @@ class JobConfig(Section):
             raise ValueError("compression = 'squantizer' removes weights, not filters; set prune.enabled = false")
         if self.finetune.start == "supernet":
             raise ValueError("finetune.start = 'supernet' needs compression = 'search'; use 'pretrained' or 'fresh'")
+        if self.finalise.enabled:
+            raise ValueError("sparse weights cannot be shared; set finalise.enabled = false")
         return self

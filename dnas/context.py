@@ -23,7 +23,8 @@ from dnas.planning import Plan, compilation_pays, plan_job
 from dnas.progress import EpochWork, Progress, Report, planned_work
 from dnas.schedules import derived_seed
 from dnas.search import EpochRecord, SearchData, SupernetTrainer
-from dnas.training import EpochResult, StepReport, Trainer, evaluate, inputs_of
+from dnas.switchable_training import SwitchableTrainer
+from dnas.training import EpochResult, StepReport, Trainer, inputs_of
 from results.runs import Run
 from search_spaces.allocation import Cells
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
@@ -32,6 +33,8 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerSpec
 from search_spaces.models import LoadedModel, load_model
 from search_spaces.sparse_costs import sparse_prices
+
+AnyTrainer = Trainer | SupernetTrainer | SwitchableTrainer
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class JobContext:
         return None if full == nothing else full, search_data
 
     def _check_widths(self) -> None:
-        """Refuse widths that the job's quantizers do not have."""
+        """Refuse widths that the job's quantizers do not have, or cannot mix where the job searches."""
         space, weights, activations = self.plan.space, self.choice.of_weights(), self.choice.of_activations()
         if self.config.compression == "search":
             pairs = [pair for bits in self.config.controls.uniform for pair in space.uniform(bits).values()]
@@ -101,6 +104,8 @@ class JobContext:
             for weight_bits, activation_bits in sorted(used):
                 weights.check(weight_bits)
                 activations.check(activation_bits)
+            if "search" in self.config.order:
+                self.choice.check_mixture(space.weight_bits, space.activation_bits)
 
     def journal(self, record: Mapping[str, Any]) -> None:
         """Write an event to the journal and report it."""
@@ -175,13 +180,13 @@ class JobContext:
         batches = self.data.train.batches(self.config.data.batch_size, seed=seed, device=self.device)
         return [batch for _, batch in zip(range(count), batches, strict=False)]
 
-    def train(self, trainer: Trainer, stage: Stage) -> None:
+    def train(self, trainer: Trainer | SwitchableTrainer, stage: Stage) -> None:
         """Run a trainer's remaining epochs, saving and journaling each."""
         steps = self.steps(stage, trainer, trainer.section.epochs)
         for _ in self.resumed(stage, trainer, lambda: trainer.epochs(steps)):
             pass
 
-    def steps(self, stage: Stage, trainer: Trainer | SupernetTrainer, epochs: int) -> StepReport:
+    def steps(self, stage: Stage, trainer: AnyTrainer, epochs: int) -> StepReport:
         """A callback that reports each step of a stage, and the share of the whole job it leaves done."""
 
         def step(number: int, steps: int, loss: float) -> None:
@@ -201,7 +206,7 @@ class JobContext:
     def resumed(
         self,
         stage: Stage,
-        trainer: Trainer | SupernetTrainer,
+        trainer: AnyTrainer,
         epochs: Callable[[], Iterable[EpochResult | EpochRecord]],
     ) -> Iterator[dict[str, Any]]:
         """Yield the journal record of every epoch that is left, once it is saved and journaled.
@@ -225,12 +230,10 @@ class JobContext:
             self._journal_epoch(record)
             yield record
 
-    def _epoch_fields(self, trainer: Trainer | SupernetTrainer, result: EpochResult | EpochRecord) -> dict[str, Any]:
+    def _epoch_fields(self, trainer: AnyTrainer, result: EpochResult | EpochRecord) -> dict[str, Any]:
         if isinstance(result, EpochRecord) or isinstance(trainer, SupernetTrainer):
             return result.to_json()
-        trainer.network.eval()
-        measured = evaluate(trainer.network, self.search_data.judge, self.config.data.batch_size, self.device)
-        return {**result.to_json(), "epochs": trainer.section.epochs, "top1": measured.top1}
+        return {**result.to_json(), "epochs": trainer.section.epochs, **trainer.measured(self.search_data.judge)}
 
     def _journal_epoch(self, record: Mapping[str, Any]) -> None:
         key = ("stage", "run", "seed", "epoch")

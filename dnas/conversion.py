@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dnas.layers import BranchedLayer, DroppedBranch, QuantizedLayer, SkippedLayer, TensorQuantizer
+from dnas.logarithmic import LogarithmicQuantizer
 from dnas.quantizers import Quantizer, find_quantizer
 from dnas.sparsity import SparseQuantizer
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
@@ -38,6 +39,11 @@ class QuantizerChoice:
         """The activation quantizer; :class:`InputError` for an unknown name."""
         return find_quantizer("activations", self.activations)
 
+    def check_mixture(self, weight_bits: tuple[int, ...], activation_bits: tuple[int, ...]) -> None:
+        """Raise :class:`InputError` where a supernet cannot mix these candidate widths (0 weight bits: skipped)."""
+        self.of_weights().check_mixture(tuple(bits for bits in weight_bits if bits))
+        self.of_activations().check_mixture(activation_bits)
+
 
 def fresh_copy(model: nn.Module) -> nn.Module:
     """A copy of ``model`` that is safe to quantize; the caller's model keeps its state, mode and attributes.
@@ -58,6 +64,14 @@ def fresh_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
+def tensor_quantizer(
+    quantizer: Quantizer, bits: tuple[int, ...], *, signed: bool, channel_axis: int | None = None, rows: int = 1
+) -> TensorQuantizer:
+    """The module that quantizes a tensor as ``quantizer`` says, with candidate widths ``bits``."""
+    module = TensorQuantizer if quantizer.affine else LogarithmicQuantizer
+    return module(quantizer, bits, signed=signed, channel_axis=channel_axis, rows=rows)
+
+
 def quantized_layer(
     layer: nn.Module,
     spec: LayerSpec,
@@ -69,14 +83,14 @@ def quantized_layer(
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
     per_channel = choice.per_channel
     rows = spec.weight_shape[axis] if per_channel else 1
-    weight = TensorQuantizer(
+    weight = tensor_quantizer(
         choice.of_weights(), weight_bits, signed=True, channel_axis=axis if per_channel else None, rows=rows
     )
     if weight.quantizer.clip_gradient == "full":
         # LSQ, section 2.2: the gradient of a step shared by n weights is scaled by 1 / sqrt(n)
         weight.clip_gradient_scale = (rows / spec.weight_elements) ** 0.5
     source = choice.of_activations()
-    inputs = TensorQuantizer(source, activation_bits, signed=True)
+    inputs = tensor_quantizer(source, activation_bits, signed=True)
     if source.clip_gradient == "full":
         inputs.clip_gradient_scale = spec.input_elements**-0.5
     return QuantizedLayer(layer, inputs, weight)
@@ -96,13 +110,13 @@ def quantize_fixed(
     for name, bits in layers.items():
         original = twin.get_submodule(name)
         if bits.weight_bits == 0:
-            _replace(twin, name, SkippedLayer(original))
+            replace_module(twin, name, SkippedLayer(original))
         elif (bits.weight_bits, bits.activation_bits) != (FLOAT_BITS, FLOAT_BITS):
             pair = (bits.weight_bits,), (bits.activation_bits,)
             wrapped = quantized_layer(original, graph[name], *pair, choice)
             if bits.sparse is not None:
                 wrapped.quantize_weight = SparseQuantizer(bits.weight_bits, bits.sparse)
-            _replace(twin, name, wrapped)
+            replace_module(twin, name, wrapped)
     _share_quantizers(twin, graph, layers)
     for branch in graph.branches:
         if all(layers[name].weight_bits == 0 for name in branch.layers):
@@ -121,7 +135,7 @@ def _share_quantizers(twin: nn.Module, graph: LayerGraph, layers: Mapping[str, L
             layer.quantize_weight = other.quantize_weight
 
 
-def _replace(twin: nn.Module, name: str, new: nn.Module) -> None:
+def replace_module(twin: nn.Module, name: str, new: nn.Module) -> None:
     """Put ``new`` in the place of the module called ``name``, under every name that it is registered by."""
     old = twin.get_submodule(name)
     for parent in list(twin.modules()):
@@ -139,7 +153,7 @@ def swap_composite(
 ) -> QuantizedLayer:
     """Replace a layer of ``twin`` by one convolution over mixtures of all candidates."""
     wrapped = quantized_layer(twin.get_submodule(spec.name), spec, weight_bits, activation_bits, choice)
-    _replace(twin, spec.name, wrapped)
+    replace_module(twin, spec.name, wrapped)
     return wrapped
 
 
@@ -149,9 +163,9 @@ def swap_branches(twin: nn.Module, spec: LayerSpec, pairs: list[Pair], choice: Q
     norm = twin.get_submodule(spec.norm) if spec.norm else nn.Identity()
     branches = [quantized_layer(copy.deepcopy(layer), spec, (w,), (a,), choice) for w, a in pairs]
     wrapped = BranchedLayer(branches, [copy.deepcopy(norm) for _ in pairs])
-    _replace(twin, spec.name, wrapped)
+    replace_module(twin, spec.name, wrapped)
     if spec.norm:
-        _replace(twin, spec.norm, nn.Identity())
+        replace_module(twin, spec.norm, nn.Identity())
     return wrapped
 
 

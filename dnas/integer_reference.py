@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from results.packed import DEFAULT_PROFILE, PackedFile
-from results.packed_weights import PLANES, stored_weight, weight_codes, weight_values
+from results.packed_weights import FLOAT, PLANES, part_of, stored_weight, weight_clip, weight_codes, weight_values
 from search_spaces.errors import InputError
 
 Dot = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -114,11 +114,9 @@ def layer_input(packed: PackedFile, name: str, x: np.ndarray, profile: str = DEF
 def layer_weight(packed: PackedFile, name: str, profile: str = DEFAULT_PROFILE) -> Affine:
     """The weight of a layer, in its own shape, as codes; one that is not stored as planes is its own code."""
     stored, told = stored_weight(packed, name), packed.description["profiles"][profile]["layers"][name]["weight"]
-    if stored["storage"] != PLANES:
+    if told is None or stored["storage"] not in (PLANES, FLOAT):
         return Affine(weight_values(packed, name, profile).astype(np.float64), np.ones(1), np.zeros(1))
-    codes, clip = weight_codes(packed, name, profile), packed.tensors[told["clip"]].astype(np.float64)
-    if stored["axis"] is not None:
-        clip = clip.reshape([-1 if axis == stored["axis"] else 1 for axis in range(codes.ndim)])
+    codes, clip = weight_codes(packed, name, profile), weight_clip(packed, name, profile).astype(np.float64)
     return Affine(codes, clip * told["grid"]["step"], clip * told["grid"]["start"])
 
 
@@ -137,7 +135,7 @@ def run_layer(
     y = sums(inputs, weight, entry, dot)
     if entry["bias"] is None:
         return y
-    bias = packed.tensors[entry["bias"]].astype(np.float64)
+    bias = part_of(packed, profile, entry["bias"], packed.tensors[entry["bias"]]).astype(np.float64)
     return y + bias if entry["kind"] == "Linear" else y + bias.reshape(-1, *[1] * (x.ndim - 2))
 
 

@@ -14,6 +14,14 @@ from dnas.bit_search import BitSearch
 from dnas.config import JobConfig
 from dnas.context import JobContext, Stage
 from dnas.controls import control_assignments
+from dnas.finalising import (
+    FinaliseWish,
+    check_finalise,
+    check_finalise_wish,
+    finalise_all,
+    finalise_work,
+    sections,
+)
 from dnas.jobfile import load_job
 from dnas.measuring import Measurer
 from dnas.mixture import compiled_mixture
@@ -24,7 +32,6 @@ from dnas.prune_requests import (
     check_wish,
     config_requests,
     prune_work,
-    steps,
     wished,
     wished_parents,
     wished_requests,
@@ -42,17 +49,20 @@ from search_spaces.errors import InputError, JobError
 Result = TypeVar("Result")
 
 
-def run_job(config: JobConfig, run: Run, report: Report, wish: PruneWish | None = None) -> ParetoFront:
+def run_job(config: JobConfig, run: Run, report: Report, wish: PruneWish | FinaliseWish | None = None) -> ParetoFront:
     """Run a job, or go on with it if the run's journal is not empty; returns the measured front.
 
-    ``wish`` is something to prune beyond what the job says; it is kept in the journal, and so is part of the run.
+    ``wish`` is something to prune or finalise beyond what the job says; it is kept in the journal, and so is part of
+    the run.
     ``report`` receives every journal event, and ``progress`` events in between. Raises :class:`InputError` before
     any training for what cannot work, :class:`JobError` for what went wrong on the way; both leave the run resumable.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     context = JobContext(config, run, report)
-    if wish:
+    if isinstance(wish, FinaliseWish):
+        context.journal(check_finalise_wish(context, wish).to_json())
+    elif wish:
         context.journal(check_wish(context, wish).to_json())
     try:
         with compiled_mixture(context.compiles):
@@ -78,7 +88,8 @@ def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report
     if images is None:
         raise InputError(f"split '{split}' is not one of val, test")
     measurer = Measurer(context)
-    values = [measurer.measure_again(assignment, seed, images).top1 for seed in range(context.config.finetune.seeds)]
+    seeds = range(measurer.seeds_of(assignment))
+    values = [measurer.measure_again(assignment, seed, images).top1 for seed in seeds]
     estimate = Estimate.from_values(values)
     top1 = {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}
     return {"assignment": assignment.id, "split": split, "top1": top1, "images": len(images)}
@@ -89,20 +100,28 @@ def _run(context: JobContext) -> ParetoFront:
     context.journal({"event": "resumed" if context.records else "started"})
     check_budgets(context)
     check_section(context)
-    context.progress.add(prune_work(context) + sigma_work(context))
+    check_finalise(context)
+    context.progress.add(prune_work(context) + sigma_work(context) + finalise_work(context))
     context.tell_once(_introduction(context))
     measurer = Measurer(context)
     _stage(context, "pretrain", lambda: _pretrain(context))
-    points = (
-        _squantizer(context, measurer) if context.config.compression == "squantizer" else _pipeline(context, measurer)
-    )
+    ways = {"search": _pipeline, "squantizer": _squantizer, "switchable": _controls}
+    points = ways[context.config.compression](context, measurer)
     if wished(context):
         points += _stage(context, "prune", lambda: _prune_wished(context, measurer, {p.assignment for p in points}))
+    if sections(context):
+        points += _stage(context, "finalise", lambda: finalise_all(context, measurer, points))
     front = _stage(context, "test", lambda: _front(context, measurer, points))
     context.run.save_front(front)
     save_figure(draw_fronts({context.run.name: front}, x=front.x), context.run.picture_path)
     context.journal({"event": "finished"})
     return front
+
+
+def _controls(context: JobContext, measurer: Measurer) -> list[FrontPoint]:
+    """The uniform controls alone."""
+    found = _stage(context, "controls", lambda: control_assignments(context))
+    return _stage(context, "measure", lambda: measurer.measure_all(found))
 
 
 def _squantizer(context: JobContext, measurer: Measurer) -> list[FrontPoint]:
@@ -117,7 +136,7 @@ def _pipeline(context: JobContext, measurer: Measurer) -> list[FrontPoint]:
     points: list[FrontPoint] = []
     found: list[BitAssignment] = []
     base: BitAssignment | None = None
-    for number, step in enumerate(steps(context.config)):
+    for number, step in enumerate(context.config.order):
         if step == "search":
             found = _stage(context, "search", BitSearch(context, base).assignments)
         if number == 0:
@@ -165,6 +184,8 @@ def _introduction(context: JobContext) -> list[str]:
     if context.config.compression == "squantizer":
         sparse = sum(len(decision.layers) for decision in context.plan.space.decisions)
         what, how = f"{sparse} sparse layers of {len(graph.layers)}", "SQuantizer"
+    elif context.config.compression == "switchable":
+        what, how = f"{len(graph.layers)} layers", f"a switchable net ({context.config.finalise.method})"
     else:
         what = f"{len(context.plan.space.decisions)} decisions over {len(graph.layers)} layers"
         how = f"{context.config.search.engine} engine, {'compiled' if context.compiles else 'eager'} mixture"

@@ -14,6 +14,7 @@ from dnas import jobs
 from dnas.config import JobConfig
 from dnas.display import open_display
 from dnas.exits import Interrupted
+from dnas.finalising import FinaliseWish
 from dnas.jobfile import dump_job, load_job
 from dnas.prune_requests import PruneWish
 from dnas.terminal import show, show_json, tell
@@ -24,6 +25,7 @@ from results.status import run_status
 from search_spaces.errors import InputError, JobError
 
 RUNS = Path("runs")
+Wish = PruneWish | FinaliseWish
 
 
 def search(source: str | None, overrides: Sequence[str], folder: Path | None, as_json: bool) -> None:
@@ -77,6 +79,19 @@ def prune(
     _conclude(run, front, as_json)
 
 
+def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_json: bool) -> None:
+    """Make a switchable net of a run's assignments, by the run's own ``[finalise]`` with these overrides."""
+    overrides = [f"finalise.{setting}" for setting in settings]
+    if profiles is not None:
+        names = [name.strip() for name in profiles.split(",") if name.strip()]
+        overrides.append(f"finalise.profiles={json.dumps(names)}")
+    with Run.open(folder, write=True) as run:
+        job = str(folder / JOB)
+        wish = FinaliseWish(load_job(job, overrides).finalise)
+        front = _carry_out(load_job(job), run, as_json, wish)
+    _conclude(run, front, as_json)
+
+
 def _budget_table(text: str) -> str:
     """``70%`` as a limit on the size, ``size_bytes=70%,macs=60%`` as it says; as a TOML table."""
     parts = [part.partition("=") for part in (text if "=" in text else f"size_bytes={text}").split(",")]
@@ -114,7 +129,7 @@ def _told_of(folder: Path) -> Iterator[None]:
         raise
 
 
-def _carry_out(config: JobConfig, run: Run, as_json: bool, wish: PruneWish | None = None) -> ParetoFront:
+def _carry_out(config: JobConfig, run: Run, as_json: bool, wish: Wish | None = None) -> ParetoFront:
     try:
         with open_display(as_json) as display:
             return jobs.run_job(config, run, display.report, wish)

@@ -62,7 +62,7 @@ class TensorQuantizer(nn.Module):
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("grids", torch.zeros(5, len(self.widths)))
         self.register_buffer("alone", torch.ones(len(bits)), persistent=False)
-        self.clip_gradient_scale = 1.0
+        self.clip_gradient_scale = self.gain_gradient_scale = 1.0
         self.lent: Tensor | None = None
         self.observed: list[Tensor] | None = None
         self.set_sign(signed)
@@ -106,6 +106,14 @@ class TensorQuantizer(nn.Module):
             with torch.no_grad():
                 self.clip.copy_(self.prepare(x)[1])
 
+    def learn_gain(self) -> None:
+        """Make the gain a parameter, trained like a clip: where the clip is shared, levels still differ by width."""
+        self.gain = nn.Parameter(self.gain.detach().clone())
+
+    def pass_through(self) -> None:
+        """Let tensors pass as they are from now on, as at 32 bits."""
+        self.bits, self.widths = (FLOAT_BITS,), ()
+
     def keep_rows(self, rows: Tensor | None) -> None:
         """Keep the clips of these rows, where each has its own."""
         if rows is None or self.channel_axis is None:
@@ -119,7 +127,7 @@ class TensorQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` (any shape)."""
         if self.observed is not None:
-            self.observed.append(_thin(x.detach()))
+            self.observed.append(thinned(x.detach()))
             return x
         if self.bits == (FLOAT_BITS,):
             return x
@@ -136,7 +144,7 @@ class TensorQuantizer(nn.Module):
         mixed = mix(
             prepared,
             clip,
-            self.gain,
+            _scale_gradient(self.gain, self.gain_gradient_scale),
             self.grids,
             self.low,
             shares,
@@ -165,7 +173,7 @@ def _scale_gradient(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1.0 else cast(Tensor, _ScaleGradient.apply(x, scale))
 
 
-def _thin(x: Tensor, most: int = 65536) -> Tensor:
+def thinned(x: Tensor, most: int = 65536) -> Tensor:
     """At most about ``most`` evenly spread elements of x, and always its extremes."""
     flat = x.flatten()
     thinned = flat[:: max(1, flat.numel() // most)]

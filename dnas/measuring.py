@@ -10,20 +10,19 @@ from torch import Tensor, nn
 
 from dnas.calibration import calibrate, recalibrate_batchnorm
 from dnas.context import JobContext, Stage
-from dnas.conversion import QuantizerChoice, quantize_fixed
+from dnas.conversion import fresh_copy, quantize_fixed
 from dnas.image_sets import ImageSet
 from dnas.schedules import derived_seed
 from dnas.sparsity import delayed
 from dnas.squantizer import as_measured, settle
+from dnas.stored_nets import stored_net
 from dnas.training import Measurement, Trainer, evaluate, inputs_of, with_prefix
 from results.pareto import Estimate, FrontPoint
 from results.prune_data import kept_share
-from results.runs import Run
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.budgets import Budget
 from search_spaces.channels import kept_units
 from search_spaces.errors import InputError
-from search_spaces.layers import LayerGraph
 from search_spaces.models import load_model
 from search_spaces.slicing import remove_filters
 
@@ -40,14 +39,13 @@ class Measurer:
     def measure_all(self, assignments: Sequence[BitAssignment]) -> list[FrontPoint]:
         """Measure every assignment; see :meth:`measure`."""
         equal = sum(self._first(assignment) != assignment.id for assignment in assignments)
-        self.context.progress.drop(equal * self._work * self.context.config.finetune.seeds)
+        self.context.progress.drop(equal * self.work * self.context.config.finetune.seeds)
         return [self.measure(assignment) for assignment in assignments]
 
     def measure(self, assignment: BitAssignment) -> FrontPoint:
         """Accuracy of the assignment on validation, over the job's seeds, as a point of the front."""
         first = self._first(assignment)
-        seeds = self.context.config.finetune.seeds
-        values = [self._measure_seed(assignment, first, seed) for seed in range(seeds)]
+        values = [self._measure_seed(assignment, first, seed) for seed in range(self.seeds_of(assignment))]
         estimate = Estimate.from_values(values)
         if self.context.config.compression == "squantizer":
             assignment = as_measured(assignment, self.context)
@@ -69,13 +67,13 @@ class Measurer:
             budget=provenance["budget"],
             extra_costs=cost,
             limits=limits,
-            parent=provenance.get("parent"),
+            parent=provenance.get("parent", provenance.get("alone")),
             kept_filters=kept_share(assignment.layers, filters),
         )
 
     def _first(self, assignment: BitAssignment) -> str:
-        """The id of the first assignment with the same bits in every layer; sparse ones are never the same."""
-        if any(bits.sparse for bits in assignment.layers.values()):
+        """The id of the first assignment with the same bits in every layer; one sparse or shared is like no other."""
+        if any(bits.sparse for bits in assignment.layers.values()) or "net" in assignment.provenance:
             return assignment.id
         kept = sorted(kept_rows_of(assignment.layers).items())
         key = json.dumps([sorted(assignment.pairs.items()), kept, assignment.provenance.get("parent")])
@@ -86,7 +84,7 @@ class Measurer:
         for record in context.events("measured"):
             if record["seed"] == seed and record["assignment"] == first:
                 if assignment.id == first:
-                    context.progress.advance(self._work)
+                    context.progress.advance(self.work)
                 return float(record["val_top1"])
         network = self._trained(assignment, seed)
         top1 = evaluate(network, context.data.val, context.config.data.batch_size, context.device).top1
@@ -97,9 +95,13 @@ class Measurer:
         return top1
 
     @property
-    def _work(self) -> float:
+    def work(self) -> float:
         """Work of one fine-tuning."""
         return self.context.work.finetune * self.context.config.finetune.epochs
+
+    def seeds_of(self, assignment: BitAssignment) -> int:
+        """How many nets are trained of an assignment: what its switchable net says, or the job."""
+        return int(assignment.provenance.get("seeds", self.context.config.finetune.seeds))
 
     def _trained(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
@@ -129,20 +131,26 @@ class Measurer:
         context = self.context
         if "parent" in assignment.provenance:
             return self._from_parent(assignment, seed)
-        start = context.config.finetune.start
-        model = context.network
+        model = self.starting_model(context.config.finetune.start, seed)
+        network = quantize_fixed(model, context.plan.graph, assignment.layers, context.choice).to(context.device)
+        calibrate(network, context.calibration_images())
+        return network
+
+    def starting_model(self, start: str, seed: int) -> nn.Module:
+        """The float network to start from: the job's, the supernet's weights in it, or a new initialization."""
+        context = self.context
         if start == "fresh":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derived_seed(context.config.seed, "fresh", seed))
                 section = context.config.model
-                model = load_model(section.source, arguments=section.arguments).module.to(context.device)
-        network = quantize_fixed(model, context.plan.graph, assignment.layers, context.choice).to(context.device)
-        if start == "supernet":
-            warm = context.run.load_checkpoint("warmup")
-            if warm is None:
-                raise InputError("the checkpoint 'warmup' is gone, which finetune.start = 'supernet' needs; restore it")
-            inherit(network, with_prefix(warm[0], "supernet.network"))
-        calibrate(network, context.calibration_images())
+                return load_model(section.source, arguments=section.arguments).module.to(context.device)
+        if start == "pretrained":
+            return context.network
+        warm = context.run.load_checkpoint("warmup")
+        if warm is None:
+            raise InputError("the checkpoint 'warmup' is gone, which starting from the supernet needs; restore it")
+        network = fresh_copy(context.network)
+        inherit(network, with_prefix(warm[0], "supernet.network"))
         return network
 
     def _from_parent(self, assignment: BitAssignment, seed: int) -> nn.Module:
@@ -172,7 +180,7 @@ class Measurer:
         """Accuracy on the test split for every seed; journaled, so that it is read once."""
         context, values = self.context, []
         known = {(r["assignment"], r["seed"]): r["test_top1"] for r in context.events("tested")}
-        for seed in range(context.config.finetune.seeds):
+        for seed in range(self.seeds_of(assignment)):
             key = (assignment.id, seed)
             if key not in known:
                 top1 = self.measure_again(assignment, seed, context.data.test).top1
@@ -191,20 +199,6 @@ class Measurer:
         context = self.context
         found = stored_net(context.run, context.network, context.plan.graph, assignment, context.choice, seed)
         return found.to(context.device)
-
-
-def stored_net(
-    run: Run, network: nn.Module, graph: LayerGraph, assignment: BitAssignment, choice: QuantizerChoice, seed: int
-) -> nn.Module:
-    """The measured net of an assignment and seed of a run, in eval mode, built from the job's float ``network``."""
-    saved = run.load_checkpoint(f"net-{assignment.metrics.get('same_as', assignment.id)}-seed{seed}")
-    if saved is None:
-        raise InputError(
-            f"assignment '{assignment.id}' has not been measured yet; run `dnas resume {run.folder}` first"
-        )
-    fixed = quantize_fixed(network, graph, assignment.layers, choice)
-    fixed.load_state_dict(saved[0])
-    return fixed.eval()
 
 
 def inherit(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

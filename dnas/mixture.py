@@ -51,7 +51,7 @@ def _backward(
     saturates: bool,
     clip_gradient: str | None,
     wants_shares: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     wide, g_wide = x.to(clip.dtype), g.to(clip.dtype)
     u = wide / clip
     inside = (u >= low) & (u <= 1.0)
@@ -79,11 +79,12 @@ def _backward(
         # Where x is clipped, u is 1 or low, and so (for these grids) is the value: no staircase to evaluate.
         grad_clip = (g_wide * torch.where(inside, 0.0, quantized * u)).sum(1, keepdim=True)
     if not wants_shares:
-        return grad_x, grad_clip, None
-    grad_shares = gain * (grids[3] * torch.stack(code_sums) + grids[4] * g_clip.sum())
+        return grad_x, grad_clip, None, None
+    along = grids[3] * torch.stack(code_sums) + grids[4] * g_clip.sum()  # what share times gain multiplies
+    grad_shares = gain * along
     if shares.shape[0] > gain.shape[0]:
         grad_shares = torch.cat([grad_shares, (g_wide * wide).sum()[None]])
-    return grad_x, grad_clip, grad_shares
+    return grad_x, grad_clip, grad_shares, shares[: gain.shape[0]] * along
 
 
 class _Implementation:
@@ -144,27 +145,28 @@ class _Mix(torch.autograd.Function):
         ctx.save_for_backward(x, clip, gain, grids, low, shares)
         ctx.saturates, ctx.clip_gradient = saturates, clip_gradient
         # Detached: torch.compile looks at what a tensor is a view of, and would compile once more for a gradient.
-        mixed = _active.forward(_matrix(x, clip), clip.detach(), gain, grids, low, shares.detach(), saturates)
+        mixed = _active.forward(_matrix(x, clip), clip.detach(), gain.detach(), grids, low, shares.detach(), saturates)
         return mixed.as_strided(x.shape, x.stride())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, clip, gain, grids, low, shares = ctx.saved_tensors
-        wants_clip, wants_shares = ctx.needs_input_grad[1], ctx.needs_input_grad[5]
+        wants_clip, wants_gain, wants_shares = (ctx.needs_input_grad[index] for index in (1, 2, 5))
         g = _laid_out_like(grads[0], x)
-        grad_x, grad_clip, grad_shares = _active.backward(
+        grad_x, grad_clip, grad_shares, grad_gain = _active.backward(
             _matrix(g, clip),
             _matrix(x, clip),
             clip.detach(),
-            gain,
+            gain.detach(),
             grids,
             low,
             shares.detach(),
             ctx.saturates,
             ctx.clip_gradient if wants_clip else None,
-            wants_shares,
+            wants_shares or wants_gain,
         )
-        return grad_x.as_strided(x.shape, x.stride()), grad_clip, None, None, None, grad_shares, None, None
+        grad_x = grad_x.as_strided(x.shape, x.stride())
+        return grad_x, grad_clip, grad_gain, None, None, grad_shares, None, None
 
 
 def _matrix(x: Tensor, clip: Tensor) -> Tensor:
@@ -201,7 +203,7 @@ def mix(
 
     Shapes: ``x`` any; ``clip`` (R, 1), one per row where R > 1 rows are the first dimension of a contiguous x;
     ``gain`` (K,); ``grids`` (5, K), the columns of :class:`dnas.quantizers.Grid`; ``low`` () is -1 or 0;
-    ``shares`` (K,), or (K + 1,) with the share of x itself last. Gradients reach x, clip and shares.
+    ``shares`` (K,), or (K + 1,) with the share of x itself last. Gradients reach x, clip, gain and shares.
     ``saturates`` says whether some grid's code can exceed its top at u = 1 (see :attr:`Grid.saturates`).
     """
     dense = x if (clip.shape[0] == 1 and _is_dense(x)) else x.contiguous()

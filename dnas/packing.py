@@ -99,7 +99,7 @@ class _Packer:
 
     def pack(self) -> None:
         """Go through the layers, then through everything else."""
-        _check_skipped(self.graph, self.assignment)
+        check_skipped(self.graph, self.assignment)
         for name, bits in self.assignment.layers.items():
             if bits.weight_bits:
                 self._pack_layer(self.graph[name], bits)
@@ -110,6 +110,7 @@ class _Packer:
 
     def _pack_layer(self, spec: LayerSpec, bits: LayerBits) -> None:
         layer: Any = self.network.get_submodule(spec.name)
+        check_storable(spec.name, layer)
         stored, weight = self._weight(spec, layer, bits)
         norm = None
         if spec.norm is not None:
@@ -176,8 +177,8 @@ class _Packer:
         quantizer = layer.quantize_input if isinstance(layer, QuantizedLayer) else None
         if quantizer is None or not quantizer.widths:
             return None
-        clip = quantizer.clip.detach().clamp_min(_SMALLEST_CLIP)
-        found = Codes(np.zeros(0), _array(clip).reshape(-1), grid_with_gain(quantizer))
+        clip = smallest_clip(quantizer.clip)
+        found = Codes(np.zeros(0), array_of(clip).reshape(-1), grid_with_gain(quantizer))
         return self._quantized(f"{name}.input_clip", quantizer.widths[0], quantizer, found)
 
     def _quantized(self, name: str, bits: int, quantizer: TensorQuantizer, found: Codes) -> dict[str, Any]:
@@ -192,11 +193,17 @@ class _Packer:
         """Keep a tensor under this name, or (a parameter may be called alike) under one like it."""
         while name in self.tensors or name == "__metadata__":
             name += "_"
-        self.tensors[name] = tensor if isinstance(tensor, np.ndarray) else _array(tensor)
+        self.tensors[name] = tensor if isinstance(tensor, np.ndarray) else array_of(tensor)
         return name
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def smallest_clip(clip: Tensor) -> Tensor:
+    """A clip as it is used."""
+    return clip.detach().clamp_min(_SMALLEST_CLIP)
+
+
+def array_of(tensor: Tensor) -> np.ndarray:
+    """A tensor as fp32, on the CPU."""
     return tensor.detach().float().cpu().contiguous().numpy()
 
 
@@ -209,19 +216,26 @@ def _used_weight(layer: nn.Module) -> Tensor:
 def grid_with_gain(quantizer: TensorQuantizer) -> Grid:
     """The grid of a quantizer of one width, its gain multiplied into step and start in the quantizer's own dtype."""
     scale, offset, top, step, start = quantizer.grids[:, 0]
-    gain = quantizer.gain[0]
+    gain = quantizer.gain.detach()[0]
     return Grid(*(float(number) for number in (scale, offset, top, gain * step, gain * start)))
 
 
 def weight_codes(layer: QuantizedLayer) -> Codes:
     """The codes (int64, the weight's shape) of a layer with a dense quantized weight of one width."""
     quantizer = cast(TensorQuantizer, layer.quantize_weight)
+    with torch.no_grad():
+        clip = quantizer.prepare(layer.weight)[1]
+    return Codes(codes_of(quantizer, layer.weight), array_of(clip).reshape(-1), grid_with_gain(quantizer))
+
+
+def codes_of(quantizer: TensorQuantizer, weight: Tensor) -> np.ndarray:
+    """The codes (int64, the weight's shape) that a quantizer of one width gives."""
     grid = grid_with_gain(quantizer)
     with torch.no_grad():
-        prepared, clip = quantizer.prepare(layer.weight)
+        prepared, clip = quantizer.prepare(weight)
         rows = prepared.reshape(clip.shape[0], -1)
         codes = quantizer.as_rows(encode(rows, clip, grid, quantizer.signed).reshape(prepared.shape))
-    return Codes(codes.cpu().numpy().astype(np.int64), _array(clip).reshape(-1), grid)
+    return codes.cpu().numpy().astype(np.int64)
 
 
 def geometry(layer: Any) -> dict[str, Any]:
@@ -270,7 +284,24 @@ def other_parameters(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[st
                 yield f"{name}.{key}" if name else key, parameter
 
 
-def _check_skipped(graph: LayerGraph, assignment: BitAssignment) -> None:
+def check_storable(name: str, layer: nn.Module) -> None:
+    """Refuse levels that are no affine grid, and inputs whose range is that of each batch."""
+    if not isinstance(layer, QuantizedLayer):
+        return
+    for what, quantizer in (("weights", layer.quantize_weight), ("inputs", layer.quantize_input)):
+        if not isinstance(quantizer, TensorQuantizer) or not quantizer.widths:
+            continue
+        source = quantizer.quantizer
+        dynamic = what == "inputs" and source.clip == "data"
+        if dynamic or not source.affine:
+            why = "their range is that of each batch" if dynamic else "their levels are no affine grid"
+            raise InputError(
+                f"the {what} of layer '{name}' are quantized by '{source.name}', which a packed file cannot hold "
+                f"({why}); the nearest that it can is 'dorefa'"
+            )
+
+
+def check_skipped(graph: LayerGraph, assignment: BitAssignment) -> None:
     """Refuse a skipped layer whose output is still read: nothing of its BatchNorm would be stored."""
     skipped = {name for name, bits in assignment.layers.items() if not bits.weight_bits}
     gone = {name for branch in graph.branches if skipped.issuperset(branch.layers) for name in branch.layers}

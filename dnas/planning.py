@@ -17,6 +17,7 @@ from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models import importable_working_directory
+from search_spaces.monotone import check_bounds
 from search_spaces.slicing import pruned_graph
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
 
@@ -45,10 +46,13 @@ def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) 
         table.price(space.uniform(bits))
     if sparse:
         sparse_budgets(config, table)
-    if sparse or "search" not in config.pipeline:
+    if "search" not in config.order:
         return Plan(graph, space, table, ())
-    smallest = _most_pruned(config.prune, table) if config.pipeline[0] == "prune" else table
-    return Plan(graph, space, table, read_budgets(config.search.budgets, table, smallest))
+    smallest = _most_pruned(config.prune, table) if config.order[0] == "prune" else table
+    budgets = read_budgets(config.search.budgets, table, smallest)
+    if config.search.monotone:
+        check_bounds(table, budgets)
+    return Plan(graph, space, table, budgets)
 
 
 def _most_pruned(section: PruneSection, table: CostTable) -> CostTable:
@@ -123,7 +127,7 @@ def compilation_pays(config: JobConfig, plan: Plan, images: int) -> bool:
     compiling takes up to a minute, less when its on-disk cache is warm (benchmarks/step_cost.py prints both).
     """
     search = config.search
-    if config.compression == "squantizer":
+    if "search" not in config.order:
         search = search.model_copy(update={"warmup_epochs": 0, "epochs": 0})
     values = sum(layer.input_elements * layer.calls for layer in plan.graph.layers)
     searches = max(1, len(plan.budgets))

@@ -63,7 +63,7 @@ class EpochWork:
 def planned_work(config: JobConfig, work: EpochWork, budgets: int) -> float:
     """Work of a whole job in image passes, as if every assignment were another one."""
     search, controls = config.search, config.controls
-    passes = config.pipeline.count("search") if config.prune.enabled else int("search" in config.pipeline)
+    passes = config.order.count("search")
     searches = max(1, budgets) * passes
     if config.compression == "squantizer":
         sparse = config.squantizer

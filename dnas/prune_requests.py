@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from bayesopt.criteria import find_criterion, rankings
-from dnas.config import JobConfig, PruneSection
+from dnas.config import PruneSection
 from dnas.context import JobContext
 from dnas.prune_plan import PruneRequest, Pruning, prunable_groups
 from dnas.pruning import trial_work
@@ -63,11 +63,6 @@ def check_section(context: JobContext) -> None:
 def wished_parents(context: JobContext) -> list[BitAssignment]:
     """The uniform assignments that `dnas prune --bits` asked for, to be measured like the others."""
     return [_kept_uniform(context, bits) for bits in _wished_bits(context)]
-
-
-def steps(config: JobConfig) -> list[str]:
-    """The searches and prunings of a job, in order."""
-    return [step for step in config.pipeline if step == "search" or config.prune.enabled]
 
 
 def config_requests(context: JobContext, measured: Sequence[BitAssignment]) -> list[PruneRequest]:
@@ -185,7 +180,7 @@ def _wished_bits(context: JobContext) -> list[int]:
 def _expected(context: JobContext) -> list[str]:
     """The ids of the assignments that are there to be pruned, as far as they can be told beforehand."""
     config, budgets = context.config, len(context.plan.budgets)
-    names = [f"search-{n}" for n in range(1, max(1, budgets) + 1)] if config.pipeline[0] == "search" else []
+    names = [f"search-{n}" for n in range(1, max(1, budgets) + 1)] if "search" in config.order[:1] else []
     names += [f"ilp-{number}" for number in range(1, budgets + 1)] if config.controls.ilp else []
     return [*names, *(f"uniform-{bits}" for bits in config.controls.uniform)]
 

@@ -24,7 +24,7 @@ from dnas.supernet import Sample, Supernet
 from dnas.training import (
     CPU,
     StepReport,
-    checked,
+    checked_value,
     evaluate,
     optimizer_state,
     own_randomness,
@@ -239,7 +239,7 @@ class SupernetTrainer:
 
     def _checked(self, loss: Tensor, batch: tuple[Tensor, Tensor], sample: Sample) -> float:
         with self.supernet.sampled(sample):  # which the search for the layer to blame needs
-            return checked(loss, self.supernet.network, batch[0])
+            return checked_value(loss, self.supernet.network, batch[0])
 
     def _cross_entropy(self, batch: tuple[Tensor, Tensor], sample: Sample) -> Tensor:
         x, y = batch

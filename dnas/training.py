@@ -61,8 +61,8 @@ def evaluate(
 
 
 def weight_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: no weight decay on the quantizers' clips."""
-    clips = {id(m.clip) for m in network.modules() if isinstance(m, TensorQuantizer)}
+    """Parameter groups for an optimizer: no weight decay on the quantizers' clips and gains."""
+    clips = {id(p) for m in network.modules() if isinstance(m, TensorQuantizer) for p in m.parameters()}
     parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if id(p) not in clips], "weight_decay": weight_decay},
@@ -122,12 +122,17 @@ class Trainer:
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = F.cross_entropy(self.network(x), y)
                 loss.backward()
-                value = checked(loss, self.network, x)
+                value = checked_value(loss, self.network, x)
                 self.optimizer.step()
                 total += value
                 if report:
                     report(step + 1, steps, value)
         return total / steps
+
+    def measured(self, images: ImageSet) -> dict[str, Any]:
+        """Accuracy on ``images``, of the network as it is now."""
+        self.network.eval()
+        return {"top1": evaluate(self.network, images, self.batch_size, self.device).top1}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
@@ -193,7 +198,7 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def checked(loss: Tensor, network: nn.Module, x: Tensor) -> float:
+def checked_value(loss: Tensor, network: nn.Module, x: Tensor) -> float:
     """The value of a loss; :class:`JobError` that names the first layer to blame when it is not finite."""
     value = loss.item()
     if not math.isfinite(value):

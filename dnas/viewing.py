@@ -1,4 +1,4 @@
-"""The commands that read runs: where they stand, their assignments, their pictures, exports."""
+"""The commands that read runs: where they stand, their assignments, their pictures."""
 
 from __future__ import annotations
 
@@ -10,23 +10,17 @@ from typing import Any
 
 from rich.table import Table
 
-from dnas.context import load_network
-from dnas.conversion import QuantizerChoice
 from dnas.display import duration_text
 from dnas.jobfile import load_job
-from dnas.measuring import stored_net
-from dnas.packing import save_packed
 from dnas.planning import cost_table, space_options
 from dnas.terminal import amount_text, show, show_json, tell
-from results.export import PACKED, export_assignment
-from results.packed import PackedFile
 from results.pareto import ParetoFront
 from results.plot_data import bit_text
 from results.prune_data import filters_of, parents_of
 from results.report import front_rows, render_table, verdicts
 from results.runs import JOB, Run, list_runs
 from results.status import run_status
-from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
+from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.channels import kept_units
 from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
@@ -82,36 +76,6 @@ def show_assignment(folder: Path, name: str, as_json: bool) -> None:
         return
     totals = ", ".join(f"{cost} {amount_text(cost, value)}" for cost, value in assignment.cost.items())
     show(_layer_table(assignment, costs, filters), "", f"in all: {totals}")
-
-
-def export(folder: Path, name: str, format: str, out: Path, as_json: bool) -> None:
-    """Write an assignment in a format that other tools read, or (``packed``) its trained net."""
-    run = Run.open(folder)
-    assignment = run.assignment(name)
-    told = {"assignment": assignment.id, "format": format, "file": str(out)}
-    if format == PACKED:
-        packed = export_packed(run, assignment, out)
-        sizes = {"tensor_bytes": packed.tensor_bytes, "header_bytes": packed.header_bytes}
-        expected = int(assignment.cost["size_bytes"])
-        other = "" if packed.tensor_bytes == expected else f" of its largest net: {expected:,}"  # of sparse nets
-        words = f" ({packed.tensor_bytes:,} bytes of tensors, size_bytes{other}; {packed.header_bytes:,} of header)"
-    else:
-        export_assignment(assignment, format, out)
-        sizes, words = {}, ""
-    if as_json:
-        show_json({**told, **sizes})
-    else:
-        show(f"written: {out}{words}")
-
-
-def export_packed(run: Run, assignment: BitAssignment, out: Path) -> PackedFile:
-    """Write the net of the first seed that was measured for ``assignment``."""
-    config = load_job(str(run.folder / JOB))
-    network, section = load_network(config).module, config.quantizer
-    choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
-    graph = read_graph(network, assignment.model.input_shape)
-    check_fits(assignment, graph)
-    return save_packed(out, stored_net(run, network, graph, assignment, choice, 0), graph, assignment, choice)
 
 
 def front_assignments(run: Run, front: ParetoFront) -> list[BitAssignment]:

@@ -1,7 +1,8 @@
 """The packed net: one safetensors file of bit planes and fp32 tensors, described by JSON in its header.
 
 docs/packed-format.md is the specification. Nothing is unpickled, nothing is allocated before the file is known to
-hold it, and two checksums tell every change: one of the header, one (in the header) of the tensors.
+hold it, and checksums tell every change: one of the header, and (in the header) one of every tensor or bit plane, so
+that a reader of one profile can check what it reads.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from results.files import encode_json, parse_json, write_bytes
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, nearest
 
 FAMILY = "dnas.packed/"
 FORMAT = f"{FAMILY}1"
@@ -28,6 +29,7 @@ LONGEST_HEADER = 100_000_000
 """In bytes; safetensors' own limit."""
 _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _NO_DIGEST = "0" * 64
+_DIGEST_LENGTH = 16
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def write_packed(path: Path, description: Mapping[str, Any], tensors: Mapping[st
     if len(ordered) < len(tensors):
         raise ValueError(f"a packed net has tensors of {', '.join(_TYPES)} only")
     data = b"".join(tensor.tobytes() for tensor in ordered.values())
-    described = {**description, "data_sha256": hashlib.sha256(data).hexdigest()}
+    described = {**description, "digests": {name: _digests(tensor) for name, tensor in ordered.items()}}
     header = _header(ordered, encode_json(described, what=f"packed net {path.name}"))
     write_bytes(path, struct.pack("<Q", len(header)) + header + data)
     return PackedFile(described, ordered, 8 + len(header))
@@ -105,21 +107,77 @@ def _header(tensors: Mapping[str, np.ndarray], description: str) -> bytes:
     return text.replace(_NO_DIGEST.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
 
 
-def read_packed(path: Path) -> PackedFile:
-    """Read and check a packed net; :class:`InputError` for anything that is not one, is damaged or was changed."""
+def _digests(tensor: np.ndarray) -> list[str]:
+    """The first digits of the SHA-256 of each bit plane, or of the whole tensor."""
+    pieces = list(tensor) if tensor.dtype == np.uint8 and tensor.ndim == 2 else [tensor]
+    return [hashlib.sha256(piece.tobytes()).hexdigest()[:_DIGEST_LENGTH] for piece in pieces]
+
+
+def read_packed(path: Path, profile: str | None = None) -> PackedFile:
+    """Read and check a packed net; :class:`InputError` for anything that is not one, is damaged or was changed.
+
+    With a ``profile`` only the tensors, and of each weight only the bit planes, that this profile needs are read.
+    """
     try:
         if not path.is_file():
             raise InputError(f"{path} is not a file")
         with path.open("rb") as file:
-            header = _read_header(path, file, path.stat().st_size)
+            size = path.stat().st_size
+            header = _read_header(path, file, size)
             table, description = _read_table(path, header)
-            data = file.read()
+            begin = 8 + len(header)
+            places = _places(path, table, size - begin)
+            wanted = None if profile is None else _wanted(path, description, profile)
+            tensors = {
+                name: _read_tensor(path, file, begin, place, None if wanted is None else wanted[name])
+                for name, place in places.items()
+                if wanted is None or name in wanted
+            }
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    tensors = _read_tensors(path, table, data)
-    if hashlib.sha256(data).hexdigest() != description.get("data_sha256"):
-        raise _changed(path, "tensors")
-    return PackedFile(description, tensors, 8 + len(header))
+    _check_digests(path, description, tensors)
+    if wanted is not None and not set(wanted) <= set(tensors):
+        raise InputError(f"{path} lacks a tensor that profile '{profile}' needs; export it again")
+    return PackedFile(description, tensors, begin)
+
+
+def _wanted(path: Path, description: Mapping[str, Any], profile: str) -> dict[str, int | None]:
+    """Tensor → how many of its bit planes a profile needs; None: all of it."""
+    try:
+        profiles = description["profiles"]
+        if profile not in profiles:
+            raise InputError(
+                f"{path} has no profile '{profile}'{nearest(profile, profiles)}; there are {', '.join(profiles)}"
+            )
+        chosen, layers = profiles[profile], description["layers"]
+        wanted: dict[str, int | None] = dict.fromkeys(description["parameters"].values())
+        folded = list(chosen["norms"].values())
+        for name, entry in chosen["layers"].items():
+            weight, own = layers[name]["weight"], entry["weight"]
+            weight = layers[weight["layer"]]["weight"] if weight["storage"] == "shared" else weight
+            planes = int(own["bits"]) if weight["storage"] == "planes" else None
+            known = wanted.get(weight["tensor"], 0)
+            wanted[weight["tensor"]] = None if planes is None or known is None else max(known, planes)
+            named = [part[key] for part in (own, entry["input"]) if part for key in ("clip", "levels") if key in part]
+            wanted.update(dict.fromkeys([*named, *filter(None, [layers[name]["bias"]])]))
+            folded += [entry["norm"]] if entry["norm"] else []
+        wanted.update(dict.fromkeys(norm[key] for norm in folded for key in ("scale", "shift")))
+        return wanted
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} does not describe a net that this version reads ({error!r}); export it again"
+        ) from error
+
+
+def _check_digests(path: Path, description: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    known = description.get("digests")
+    if not isinstance(known, dict):
+        raise InputError(f"{path} is damaged: it has no checksums of its tensors; export it again")
+    for name, tensor in tensors.items():
+        told = known.get(name)
+        found = _digests(tensor)
+        if not isinstance(told, list) or told[: len(found)] != found:
+            raise _changed(path, f"tensor '{name}'")
 
 
 def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
@@ -162,27 +220,47 @@ def _read_table(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, An
     return table, description
 
 
-def _read_tensors(path: Path, table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
-    """The tensors, which must fill the rest of the file without gaps."""
-    tensors, position = {}, 0
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies behind the header."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    start: int
+
+
+def _places(path: Path, table: Mapping[str, Any], size: int) -> dict[str, _Place]:
+    """Where the tensors lie, which must fill the ``size`` bytes behind the header without gaps."""
+    places, position = {}, 0
     for name, entry in table.items():
         try:
             dtype, shape, (start, end) = _TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
             whole = all(type(n) is int and n >= 0 for n in (start, end, *shape))
-            if not whole or start != position or end - start != math.prod(shape) * dtype.itemsize:
+            if not whole or start != position or end - start != math.prod(shape) * dtype.itemsize or len(shape) > 32:
                 raise ValueError("offsets and shape do not agree")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is damaged: its table does not fit tensor '{name}'; export it again") from error
-        if end > len(data):
+        if end > size:
             raise InputError(f"{path} is cut off: tensor '{name}' is not all there; copy or export it again")
-        try:
-            tensors[name] = np.frombuffer(data[start:end], dtype=dtype).reshape(shape)
-        except ValueError as error:  # more dimensions than an array can have
-            raise InputError(f"{path} is damaged: its table does not fit tensor '{name}'; export it again") from error
+        places[name] = _Place(name, dtype, tuple(shape), start)
         position = end
-    if position != len(data):
-        raise InputError(f"{path} is damaged: {len(data) - position} bytes behind its tensors belong to none")
-    return tensors
+    if position != size:
+        raise InputError(f"{path} is damaged: {size - position} bytes behind its tensors belong to none")
+    return places
+
+
+def _read_tensor(path: Path, file: BinaryIO, begin: int, place: _Place, planes: int | None) -> np.ndarray:
+    """One tensor, or its first ``planes`` rows."""
+    shape = place.shape if planes is None else (planes, *place.shape[1:])
+    if planes is not None and not (len(place.shape) == 2 and 0 < planes <= place.shape[0]):
+        raise InputError(f"{path}: tensor '{place.name}' has not the {planes} bit planes that are needed of it")
+    file.seek(begin + place.start)
+    data = file.read(math.prod(shape) * place.dtype.itemsize)
+    try:
+        return np.frombuffer(data, dtype=place.dtype).reshape(shape)
+    except ValueError as error:  # more dimensions than an array can have, or a file that shrank meanwhile
+        raise InputError(f"{path} is damaged: its table does not fit tensor '{place.name}'; export it again") from error
 
 
 def _changed(path: Path, part: str) -> InputError:

@@ -35,30 +35,82 @@ def _sparse_is_sound(packed: PackedFile, name: str, weight: Mapping[str, Any]) -
 
 
 def weight_codes(packed: PackedFile, name: str, profile: str = DEFAULT_PROFILE) -> np.ndarray:
-    """The integer codes (int64, the weight's shape) of a layer whose weight is stored as planes."""
+    """The integer codes (int64, the weight's shape in this profile) of a layer whose weight is quantized.
+
+    Those of a weight stored in fp32 are computed as the net computes them; a file has none of a sparse one.
+    """
     weight, shape = stored_weight(packed, name), packed.description["layers"][name]["shape"]
-    bits = packed.description["profiles"][profile]["layers"][name]["weight"]["bits"]
+    told = packed.description["profiles"][profile]["layers"][name]["weight"]
+    if weight["storage"] == FLOAT and told is not None:
+        values = part_of(packed, profile, weight["tensor"], packed.tensors[weight["tensor"]])
+        return _encoded(values, weight_clip(packed, name, profile), told)
+    bits = told["bits"]
     planes, count = packed.tensors[weight["tensor"]], math.prod(shape)
-    if weight["storage"] != PLANES or planes.dtype != np.uint8 or planes.shape != (weight["bits"], -(-count // 8)):
+    if weight["storage"] != PLANES or planes.dtype != np.uint8 or planes.shape[1:] != (-(-count // 8),):
         raise InputError(f"the weight of layer '{name}' is not stored as bit planes of its shape")
     if bits not in range(1, len(planes) + 1):
-        raise InputError(f"layer '{name}' needs {bits} bits of a weight that is stored in {len(planes)}")
-    return from_planes(planes[:bits], count).reshape(shape)
+        raise InputError(f"layer '{name}' needs {bits} bits of a weight that is stored in {weight['bits']}")
+    return part_of(packed, profile, weight["tensor"], from_planes(planes[:bits], count).reshape(shape))
+
+
+def part_of(packed: PackedFile, profile: str, tensor: str, whole: np.ndarray) -> np.ndarray:
+    """What a profile uses of a stored tensor, given in its own shape: some rows, and of these some columns."""
+    part = packed.description["profiles"][profile].get("parts", {}).get(tensor)
+    if part is None:
+        return whole
+    if part["rows"] is not None:
+        whole = whole[part["rows"]]
+    if part["columns"] is not None:
+        whole = whole.reshape(len(whole), -1)[:, part["columns"]]
+    return whole.reshape(part["shape"])
+
+
+def weight_clip(packed: PackedFile, name: str, profile: str) -> np.ndarray:
+    """The clip of a layer's weight in this profile, as it broadcasts against the weight."""
+    told = packed.description["profiles"][profile]["layers"][name]["weight"]
+    clip = part_of(packed, profile, told["clip"], packed.tensors[told["clip"]])
+    axis, dimensions = stored_weight(packed, name)["axis"], len(packed.description["layers"][name]["shape"])
+    return clip if axis is None else clip.reshape([-1 if index == axis else 1 for index in range(dimensions)])
+
+
+def _encoded(values: np.ndarray, clip: np.ndarray, told: Mapping[str, Any]) -> np.ndarray:
+    """Codes of fp32 weights: floor(u scale + offset), at most top, for u = transform(w) / clip within ±1."""
+    if told.get("transform") == "tanh":
+        values = np.tanh(values)
+    scale, offset, top = (np.float32(told["grid"][key]) for key in ("scale", "offset", "top"))
+    u = np.clip(values / clip, np.float32(-1), np.float32(1))
+    return np.minimum(np.floor(u * scale + offset), top).astype(np.int64)
 
 
 def weight_values(packed: PackedFile, name: str, profile: str = DEFAULT_PROFILE) -> np.ndarray:
-    """The weight (float32, its own shape) of a layer as it is used."""
+    """The weight (float32, its shape in this profile) of a layer as it is used."""
     weight = stored_weight(packed, name)
     told = packed.description["profiles"][profile]["layers"][name]["weight"]
-    if weight["storage"] == FLOAT:
-        return packed.tensors[weight["tensor"]]
-    if weight["storage"] != PLANES:
+    if weight["storage"] == FLOAT and told is None:
+        return part_of(packed, profile, weight["tensor"], packed.tensors[weight["tensor"]])
+    if weight["storage"] not in (PLANES, FLOAT):
         return _sparse_values(packed, name, weight, told)
-    codes, clip = weight_codes(packed, name, profile), packed.tensors[told["clip"]]
+    codes, clip = weight_codes(packed, name, profile), weight_clip(packed, name, profile)
     step, start = (np.float32(told["grid"][key]) for key in ("step", "start"))
-    if weight["axis"] is not None:
-        clip = clip.reshape([-1 if axis == weight["axis"] else 1 for axis in range(codes.ndim)])
     return cast(np.ndarray, clip * (start + step * codes.astype(np.float32)))
+
+
+def shared_values(packed: PackedFile, name: str, nests: bool) -> np.ndarray:
+    """A weight (float32, as stored) whose codes at every width are those of the stored bit planes.
+
+    Where the grid nests that is the middle of each cell at the width stored, without any gain; else the one value.
+    """
+    weight, shape = stored_weight(packed, name), packed.description["layers"][name]["shape"]
+    layers = [profile["layers"].get(name) for profile in packed.description["profiles"].values()]
+    told = next(layer["weight"] for layer in layers if layer is not None)
+    clip = packed.tensors[told["clip"]]
+    if weight["axis"] is not None:
+        clip = clip.reshape([-1 if axis == weight["axis"] else 1 for axis in range(len(shape))])
+    codes = from_planes(packed.tensors[weight["tensor"]], math.prod(shape)).reshape(shape).astype(np.float32)
+    if not nests:
+        return cast(np.ndarray, clip * (np.float32(told["grid"]["start"]) + np.float32(told["grid"]["step"]) * codes))
+    cells = np.float32(2.0 ** weight["bits"])
+    return cast(np.ndarray, clip * ((2 * codes + 1) / cells - 1))
 
 
 def _sparse_values(packed: PackedFile, name: str, weight: Mapping[str, Any], told: Mapping[str, Any]) -> np.ndarray:

@@ -16,6 +16,7 @@ SCHEMA = "dnas.front/1"
 KINDS = (
     *("search", "squantizer", "uniform", "ilp", "random", "sampled"),
     *("pruned", "pruned-uniform", "pruned-random", "fewer-bits"),
+    *("given", "switchable"),
 )
 COSTS = ("size_bytes", "bitops", "macs")
 _FLAGS = ("on_front", "feasible")
@@ -54,7 +55,8 @@ class FrontPoint:
     ``budget`` labels the budget that a search or ILP point was made for; ``feasible`` is False where it is exceeded.
     ``limits`` are that budget's, by cost. ``extra_costs`` holds all other costs by name. ``on_front`` is set by
     :meth:`ParetoFront.from_points`. ``parent`` is the assignment that this one was made from, by removing filters or
-    bits, and ``kept_filters`` the share of all filters that stay (None where none was removed).
+    bits, or the one that a profile of a switchable net runs, trained alone; ``kept_filters`` is the share of all
+    filters that stay (None where none was removed).
     """
 
     assignment: str
@@ -158,7 +160,8 @@ class ParetoFront:
         marked = []
         best = -math.inf
         for point in ranked:
-            on_front = point.feasible and point.val_top1.mean > best
+            # A profile of a switchable net shares its weights with others: the front is of nets of their own.
+            on_front = point.feasible and point.kind != "switchable" and point.val_top1.mean > best
             best = point.val_top1.mean if on_front else best
             marked.append(replace(point, on_front=on_front))
         return cls(tuple(marked), x, reference)

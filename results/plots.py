@@ -31,6 +31,8 @@ KIND_STYLE = {
     "pruned-uniform": ("#56B4E9", ">", "pruned, one ratio"),
     "pruned-random": ("#999933", "<", "pruned, random"),
     "fewer-bits": ("#000000", "X", "fewer bits, unpruned"),
+    "given": ("#F0E442", "p", "given"),
+    "switchable": ("#CC3311", "h", "switchable net"),
 }
 MARKER_SIZE = {"pruned": 10.5, "fewer-bits": 7.0}
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

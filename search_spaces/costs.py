@@ -68,14 +68,14 @@ def size_bytes(per_channel: bool = False) -> Cost:
         if spec.shares_weight_with is None:
             weights = packed_weight_bytes(spec.weight_elements, weight_bits)
             if weight_bits != FLOAT_BITS:
-                weights += 4 * (_channels(spec) if per_channel else 1)
+                weights += 4 * (scale_rows(spec) if per_channel else 1)
         input_scale = 0 if activation_bits == FLOAT_BITS else 4
         return weights + input_scale + 4 * spec.bias_elements + 2 * 4 * spec.norm_channels
 
     return Cost("size_bytes", "bytes", layer, network=lambda graph: float(graph.other_bytes))
 
 
-def _channels(spec: LayerSpec) -> int:
+def scale_rows(spec: LayerSpec) -> int:
     """Rows of the weight that get a scale each: output channels (per group, where a transposed layer is grouped)."""
     return spec.out_channels // spec.groups if "Transpose" in spec.kind else spec.out_channels
 

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from dnas.calibration import calibrate, calibrate_weights
 from dnas.conversion import QuantizerChoice, quantize_fixed
 from dnas.packing import save_packed
-from results.packed import PackedFile, read_packed
+from dnas.unpacking import load
+from results.packed import DEFAULT_PROFILE, PackedFile, read_packed
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs import CostTable, build_costs
 from search_spaces.graph import read_graph
 from search_spaces.layers import LayerGraph
 from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.zoo import tiny_resnet
 from tests.toys import Net, OwnForward, SharedWeight, seeded, trained
 
 
@@ -107,6 +109,7 @@ CASES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "own forward": (own_forward, (1, 6, 6)),
     "own parameter": (own_parameter, (1, 6, 6)),
     "attention": (attention, (1, 6, 6)),
+    "norm last": (lambda: tiny_resnet(num_classes=3, width=4, norm_last=True), (1, 8, 8)),
 }
 
 
@@ -182,3 +185,8 @@ def packed_net(
     assignment = assignment_of(graph, layers, choice)
     save_packed(path, network, graph, assignment, choice)
     return Packed(model, graph, assignment, network, path, read_packed(path))
+
+
+def load_packed(path: Path, model: nn.Module) -> nn.Module:
+    """The fixed net of a file of one profile."""
+    return load(path, model).view_of(DEFAULT_PROFILE)

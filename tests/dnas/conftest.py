@@ -1,15 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
+from dnas import planning
 from dnas.config import JobConfig
 from dnas.jobfile import dump_job, load_job
 from dnas.jobs import run_job
 from results.runs import Run, environment
+from search_spaces.graph import read_graph
+from search_spaces.layers import LayerGraph
 
 TOY = (
     "device=cpu",
@@ -40,6 +44,26 @@ SMALLER = (
     "controls.uniform=[4]",
     "controls.random=0",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_network_of_the_zoo_is_read_once() -> Iterator[None]:
+    """Every job reads its network, most of them the same one; what is read depends on these things alone."""
+    known: dict[str, LayerGraph] = {}
+
+    def read(model: nn.Module, input_shape: tuple[int, ...]) -> LayerGraph:
+        if type(model).__module__ != "search_spaces.zoo":
+            return read_graph(model, input_shape)
+        plain = [{k: v for k, v in vars(part).items() if isinstance(v, bool | int | str)} for part in model.modules()]
+        tensors = [(name, value.shape, value.dtype) for name, value in model.state_dict().items()]
+        key = repr((input_shape, model, plain, tensors))
+        if key not in known:
+            known[key] = read_graph(model, input_shape)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "read_graph", read)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +123,16 @@ def smaller_run(
 ) -> Run:
     """The smaller job, carried out without interruption."""
     return carried_out(smaller(), tmp_path_factory.mktemp("smaller") / "run")
+
+
+@pytest.fixture(scope="session")
+def specified_reader() -> dict[str, Any]:
+    """The functions that docs/packed-format.md shows; they import neither torch nor this package."""
+    page = Path(__file__).parents[2] / "docs" / "packed-format.md"
+    blocks = page.read_text(encoding="utf-8").split("```python\n")[1:]
+    text = next(block.split("```")[0] for block in blocks if "def read_packed" in block)
+    assert len(text.splitlines()) <= 100
+    assert not {"torch", "dnas", "results", "safetensors"} & set(text.replace(".", " ").split())
+    names: dict[str, Any] = {}
+    exec(compile(text, str(page), "exec"), names)
+    return names

@@ -27,11 +27,10 @@ from dnas.integer_reference import (
 from dnas.layers import QuantizedLayer
 from dnas.packing import save_packed
 from dnas.quantizers import integer_grid
-from dnas.unpacking import load_packed
 from results.packed import PackedFile, read_packed
 from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
-from tests.packed_nets import CASES, assignment_of, inputs_for, packed_net, same_bits
+from tests.packed_nets import CASES, assignment_of, inputs_for, load_packed, packed_net, same_bits
 from tests.toys import seeded
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,9 +21,8 @@ from dnas.context import load_network
 from dnas.conversion import QuantizerChoice, quantize_fixed
 from dnas.jobfile import load_job
 from dnas.layers import QuantizedLayer
-from dnas.measuring import stored_net
 from dnas.packing import save_packed
-from dnas.unpacking import load_packed
+from dnas.stored_nets import stored_net
 from results.packed import DEFAULT_PROFILE, read_packed, write_packed
 from results.packed_weights import weight_values
 from results.runs import Run
@@ -40,6 +39,7 @@ from tests.packed_nets import (
     Packed,
     assignment_of,
     inputs_for,
+    load_packed,
     model_and_graph,
     packed_net,
     same_bits,
@@ -153,6 +153,16 @@ def test_a_skipped_branch_is_not_stored(tmp_path: Path) -> None:
     assert_same_net(found)
     assert list(found.file.description["layers"]) == ["stem", "head"]
     assert not any(name.startswith("first") for name in found.file.tensors)
+
+
+def test_norms_of_a_skipped_branch_that_no_layer_accounts_for_stay_counted_and_stored(tmp_path: Path) -> None:
+    def bits(graph: LayerGraph) -> dict[str, LayerBits]:
+        return {**same_bits(graph, 4, 4), **dict.fromkeys(graph.branches[0].layers, LayerBits(0, 0))}
+
+    found = packed_net(tmp_path / "a", "norm last", bits)
+    assert_same_net(found)
+    norms = found.file.description["profiles"][DEFAULT_PROFILE]["norms"]
+    assert list(norms) == ["bn1", *(f"layer{stage}.0.bn{number}" for stage in (1, 2, 3) for number in (1, 2))]
 
 
 def test_half_a_skipped_branch_is_refused(tmp_path: Path) -> None:
@@ -359,16 +369,3 @@ def test_the_reader_of_the_specification_gives_the_same_weights(
     assert set(values) == set(found.file.description["layers"])
     for layer, value in values.items():
         assert np.array_equal(value, weight_values(found.file, layer))
-
-
-@pytest.fixture(scope="module")
-def specified_reader() -> dict[str, Any]:
-    """The functions that docs/packed-format.md shows; they import neither torch nor this package."""
-    page = Path(__file__).parents[2] / "docs" / "packed-format.md"
-    blocks = page.read_text(encoding="utf-8").split("```python\n")[1:]
-    text = next(block.split("```")[0] for block in blocks if "def read_packed" in block)
-    assert len(text.splitlines()) <= 100
-    assert not {"torch", "dnas", "results", "safetensors"} & set(text.replace(".", " ").split())
-    names: dict[str, Any] = {}
-    exec(compile(text, str(page), "exec"), names)
-    return names

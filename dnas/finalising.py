@@ -1,0 +1,242 @@
+"""The stage `finalise`: the chosen configurations become profiles of one switchable net, trained and measured.
+
+Each switchable net of a run is numbered (``switchable-1``, ...), and each of its profiles is an assignment of the run
+(``switchable-1-search-3``), so that it can be shown, measured and exported like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dnas.config import FinaliseSection
+from dnas.context import JobContext, Stage
+from dnas.conversion import QuantizerChoice
+from dnas.measuring import Measurer
+from dnas.profile_names import (
+    check_names,
+    matching,
+    read_assignment,
+    uniform_layers,
+    uniform_name,
+    uniform_pair,
+)
+from dnas.progress import FORWARD, TRAIN_QUANTIZED
+from dnas.schedules import derived_seed
+from dnas.stored_nets import save_switchable
+from dnas.switchable import SwitchableNet, check_profiles
+from dnas.switchable_training import SwitchableTrainer, passes_per_step
+from dnas.training import evaluate
+from results.pareto import FrontPoint, ParetoFront
+from search_spaces.assignments import BitAssignment
+from search_spaces.errors import InputError, JobError
+
+KIND = "switchable"
+_GUESSED_PROFILES = 4
+
+
+@dataclass(frozen=True)
+class FinaliseWish:
+    """What `dnas finalise` asked for: a switchable net by these options."""
+
+    section: FinaliseSection
+
+    def to_json(self) -> dict[str, Any]:
+        """The journal's record."""
+        return {"event": "finalise", "section": self.section.model_dump(mode="json")}
+
+
+def check_finalise(context: JobContext) -> None:
+    """Refuse, before any training, what the job's own ``[finalise]`` cannot do."""
+    if makes_own(context):
+        section = context.config.finalise
+        _choice(section, context)
+        _check_widths(context, section, check_names(section, [], to_come=True))
+
+
+def check_finalise_wish(context: JobContext, wish: FinaliseWish) -> FinaliseWish:
+    """Refuse what `dnas finalise` cannot do; returns the wish."""
+    known = [name for name, assignment in context.run.assignments().items() if _kind(assignment) != KIND]
+    names = check_names(wish.section, known, to_come=False)
+    _check_widths(context, wish.section, names)
+    for name in names:
+        if name.endswith(".json"):
+            _read(context, name)
+        elif name in known:
+            check_profiles(context.plan.graph, {name: context.run.assignment(name)}, wish.section.private_norms)
+    return wish
+
+
+def makes_own(context: JobContext) -> bool:
+    """Whether the job itself ends with a switchable net."""
+    return context.config.finalise.enabled or context.config.compression == KIND
+
+
+def sections(context: JobContext) -> dict[int, FinaliseSection]:
+    """The switchable nets of a run by number: that of the job, and those that `dnas finalise` asked for since."""
+    wishes = [FinaliseSection.model_validate(record["section"]) for record in context.events("finalise")]
+    withdrawn = {record["number"] for record in context.events("finalise-withdrawn")}
+    own = [context.config.finalise] if makes_own(context) else []
+    return {n: section for n, section in enumerate([*own, *wishes], start=1) if n not in withdrawn}
+
+
+def finalise_work(context: JobContext) -> float:
+    """Work of all switchable nets in image passes, as far as it can be told beforehand."""
+    return sum(_work(context, section, _GUESSED_PROFILES) for section in sections(context).values())
+
+
+def finalise_all(context: JobContext, measurer: Measurer, points: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """Train and measure every switchable net of the run; returns the points of their profiles, and of what is new."""
+    found: list[FrontPoint] = []
+    for number, section in sections(context).items():
+        finaliser = _Finaliser(context, measurer, number, section)
+        try:
+            found += finaliser.run([*points, *found])
+        except (InputError, JobError) as error:
+            own = makes_own(context) and number == 1
+            if not own:
+                context.journal({"event": "finalise-withdrawn", "number": number, "message": str(error)})
+            raise
+    return found
+
+
+class _Finaliser:
+    """One switchable net of a run."""
+
+    def __init__(self, context: JobContext, measurer: Measurer, number: int, section: FinaliseSection) -> None:
+        self.context, self.measurer, self.section = context, measurer, section
+        self.net = f"{KIND}-{number}"
+        self.choice = _choice(section, context)
+
+    def run(self, points: Sequence[FrontPoint]) -> list[FrontPoint]:
+        """Choose the profiles, measure each alone, train them together, measure them in the net."""
+        context = self.context
+        profiles = self._profiles(points)
+        check_profiles(context.plan.graph, profiles, self.section.private_norms)
+        per_profile = _work(context, self.section, len(profiles)) - _work(context, self.section, _GUESSED_PROFILES)
+        (context.progress.add if per_profile > 0 else context.progress.drop)(abs(per_profile))
+        measured = {point.assignment for point in points}
+        new = [item for item in profiles.values() if item.id not in measured] if self.section.alone else []
+        context.progress.add(self.measurer.work * sum(map(self.measurer.seeds_of, new)))
+        alone = self.measurer.measure_all(new)
+        kept = {name: self._keep(name, item) for name, item in profiles.items()}
+        for seed in range(self.section.seeds):
+            self._train(kept, seed)
+        return [*alone, *(self.measurer.measure(assignment) for assignment in kept.values())]
+
+    def _profiles(self, points: Sequence[FrontPoint]) -> dict[str, BitAssignment]:
+        """Profile name → its assignment; chosen once and journaled, for the front may grow later."""
+        context = self.context
+        record = next((r for r in context.events("profiles") if r["net"] == self.net), None)
+        if record is not None:
+            return {name: context.run.assignment(name) for name in record["profiles"]}
+        chosen: dict[str, BitAssignment] = {}
+        front = [point.assignment for point in ParetoFront.from_points(points).front]
+        known = {name: item for name, item in context.run.assignments().items() if _kind(item) != KIND}
+        for name in check_names(self.section, list(known), to_come=False):
+            for assignment in self._of(name, front, known):
+                chosen.setdefault(assignment.id, assignment)
+        if not chosen:
+            raise InputError("nothing was measured that could be a profile; name some, such as finalise.profiles=w4a4")
+        context.journal({"event": "profiles", "net": self.net, "profiles": list(chosen)})
+        return chosen
+
+    def _of(self, name: str, front: Sequence[str], known: Mapping[str, BitAssignment]) -> list[BitAssignment]:
+        context = self.context
+        pair = uniform_pair(name)
+        if pair is not None:
+            return [context.keep(uniform_name(*pair), "uniform", uniform_layers(context.plan.space, *pair), "uniform")]
+        if name.endswith(".json"):
+            read = _read(context, name)
+            return [context.run.assignments().get(read.id) or context.keep(read.id, "given", read.layers, "given")]
+        return [known[other] for other in matching(name, front, known)]
+
+    def _keep(self, name: str, source: BitAssignment) -> BitAssignment:
+        """The assignment of a profile: that of ``source`` within this net."""
+        more = {
+            "net": self.net,
+            "profile": name,
+            "alone": source.id,
+            "seeds": self.section.seeds,
+            "quantizer": asdict(self.choice),
+            "limits": source.provenance.get("limits", {}),
+        }
+        return self.context.keep(f"{self.net}-{name}", KIND, source.layers, self.net, None, more)
+
+    def _train(self, profiles: Mapping[str, BitAssignment], seed: int) -> None:
+        """Train the net of one seed, unless it was measured already."""
+        context, section = self.context, self.section
+        done = {(r["assignment"], r["seed"]) for r in context.events("measured")}
+        if all((assignment.id, seed) in done for assignment in profiles.values()):
+            context.progress.advance(_work(context, section, len(profiles)) / section.seeds)
+            return
+        by_name = {assignment.provenance["profile"]: assignment for assignment in profiles.values()}
+        model = self.measurer.starting_model(section.start, seed)
+        graph = context.plan.graph
+        net = SwitchableNet(model, graph, by_name, self.choice, private_norms=section.private_norms)
+        net = net.to(context.device)
+        net.calibrate(model, context.calibration_images())
+        trainer = SwitchableTrainer(
+            net,
+            section,
+            images=context.data.train,
+            batch_size=context.config.data.batch_size,
+            augmentation=context.augmentation,
+            seed=derived_seed(context.config.seed, seed),
+            label=KIND,
+            device=context.device,
+        )
+        stage = Stage("finalise", self.net, f"{self.net}-seed{seed}", _epoch_work(context, section, len(by_name)), seed)
+        context.train(trainer, stage)
+        net.recalibrate(self.measurer.batchnorm_images())
+        save_switchable(context.run, net, self.net, seed)
+        net.eval()
+        for name, assignment in by_name.items():
+            if (assignment.id, seed) in done:
+                continue
+            view = net.view_of(name)
+            top1 = evaluate(view, context.data.val, context.config.data.batch_size, context.device).top1
+            context.journal(
+                {"event": "measured", "assignment": assignment.id, "kind": KIND, "seed": seed, "val_top1": top1}
+            )
+        context.run.delete_checkpoint(stage.checkpoint)
+
+
+def _read(context: JobContext, path: str) -> BitAssignment:
+    """The assignment of a file; refused where the run has another one of its name."""
+    read = read_assignment(path, context.plan.graph)
+    known = context.run.assignments().get(read.id)
+    if known is not None and known.layers != read.layers:
+        raise InputError(f"{path}: the run has another assignment called '{read.id}'; give the file's another id")
+    return read
+
+
+def _kind(assignment: BitAssignment) -> str:
+    return str(assignment.provenance.get("kind", ""))
+
+
+def _choice(section: FinaliseSection, context: JobContext) -> QuantizerChoice:
+    return QuantizerChoice(section.weights, section.activations, context.config.quantizer.per_channel)
+
+
+def _check_widths(context: JobContext, section: FinaliseSection, names: Sequence[str]) -> None:
+    """Refuse widths that the quantizers of the switchable net do not have, of those that can be told beforehand."""
+    choice, space = _choice(section, context), context.plan.space
+    known = context.run.assignments()
+    layers = [uniform_layers(space, *pair) for name in names if (pair := uniform_pair(name)) is not None]
+    layers += [dict(known[name].layers) for name in names if name in known]
+    for bits in {bits for chosen in layers for bits in chosen.values()}:
+        if bits.weight_bits:
+            choice.of_weights().check(bits.weight_bits)
+            choice.of_activations().check(bits.activation_bits)
+
+
+def _epoch_work(context: JobContext, section: FinaliseSection, profiles: int) -> float:
+    """Work of one epoch: its training passes, and the measurement of every profile."""
+    images, judges = len(context.data.train), len(context.search_data.judge)
+    return TRAIN_QUANTIZED * images * passes_per_step(section, profiles) + FORWARD * judges * profiles
+
+
+def _work(context: JobContext, section: FinaliseSection, profiles: int) -> float:
+    return _epoch_work(context, section, profiles) * section.epochs * section.seeds

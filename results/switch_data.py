@@ -1,0 +1,55 @@
+"""What a switchable net's profiles reach, beside the same assignments trained alone; computed before it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from results.pareto import Estimate, FrontPoint, ParetoFront
+from search_spaces.assignments import BitAssignment
+
+
+@dataclass(frozen=True)
+class SwitchRow:
+    """One profile: costs, accuracies in [0, 1] in the net, and those of its assignment alone (None: not measured)."""
+
+    net: str
+    profile: str
+    assignment: str
+    size_bytes: float
+    bitops: float
+    val_top1: Estimate
+    test_top1: Estimate | None
+    alone_val_top1: Estimate | None
+    alone_test_top1: Estimate | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as plain values."""
+        return asdict(self)
+
+
+def switch_rows(front: ParetoFront, assignments: Mapping[str, BitAssignment]) -> dict[str, list[SwitchRow]]:
+    """Switchable net → its profiles from the smallest to the largest."""
+    points = {point.assignment: point for point in front.points}
+    nets: dict[str, list[SwitchRow]] = {}
+    for point in sorted(front.points, key=lambda point: (point.size_bytes, point.bitops)):
+        assignment = assignments.get(point.assignment)
+        if point.kind == "switchable" and assignment is not None:
+            net = str(assignment.provenance["net"])
+            nets.setdefault(net, []).append(_row(net, point, assignment, points.get(point.parent or "")))
+    return dict(sorted(nets.items(), key=lambda item: int(item[0].rpartition("-")[2])))
+
+
+def _row(net: str, point: FrontPoint, assignment: BitAssignment, alone: FrontPoint | None) -> SwitchRow:
+    return SwitchRow(
+        net,
+        str(assignment.provenance["profile"]),
+        point.assignment,
+        point.size_bytes,
+        point.bitops,
+        point.val_top1,
+        point.test_top1,
+        alone.val_top1 if alone else None,
+        alone.test_top1 if alone else None,
+    )

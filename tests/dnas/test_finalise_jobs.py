@@ -1,0 +1,219 @@
+"""The stage `finalise` and its commands: what becomes a profile, what is measured, kills, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dnas.config import JobConfig
+from dnas.context import load_network, load_splits
+from dnas.finalising import KIND
+from dnas.jobfile import load_job
+from dnas.jobs import run_job
+from dnas.planning import plan_job
+from dnas.profile_names import uniform_layers
+from dnas.stored_nets import stored_net, stored_switchable
+from dnas.training import evaluate
+from results.runs import Run
+from results.status import run_status
+from results.switch_data import switch_rows
+from search_spaces.assignments import LayerBits
+from search_spaces.graph import read_graph
+from tests.dnas.test_job_failures import dnas as command
+from tests.dnas.test_job_failures import sentence
+from tests.dnas.test_prune_jobs import events, points
+from tests.dnas.test_resuming import Killed, outcome
+
+Job = Callable[..., JobConfig]
+CarriedOut = Callable[..., Run]
+FINALISE = ("controls.ilp=false", "finalise.enabled=true", "finalise.epochs=1", 'finalise.profiles=["*","w3a4"]')
+
+
+@pytest.fixture(scope="module")
+def finalised(smaller: Job, carried_out: CarriedOut, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return carried_out(smaller(*FINALISE), tmp_path_factory.mktemp("finalised") / "run")
+
+
+@pytest.fixture
+def copied(finalised: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finalised.folder, "run")
+    return Run.open(Path("run"))
+
+
+def kinds(run: Run) -> dict[str, str]:
+    return {point["assignment"]: point["kind"] for point in points(run)}
+
+
+def test_every_profile_is_measured_in_the_net_and_alone(finalised: Run) -> None:
+    assert kinds(finalised) == {
+        "search-1": "search",
+        "uniform-4": "uniform",
+        "w3a4": "uniform",
+        "switchable-1-search-1": KIND,
+        "switchable-1-uniform-4": KIND,
+        "switchable-1-w3a4": KIND,
+    }
+    found = {point["assignment"]: point for point in points(finalised)}
+    for name in ("search-1", "uniform-4", "w3a4"):
+        shared = found[f"switchable-1-{name}"]
+        assert shared["parent"] == name
+        assert shared["size_bytes"] == found[name]["size_bytes"]
+        assert shared["test_top1"]["n"] == 1
+        assert not shared["on_front"]
+    (rows,) = switch_rows(finalised.load_front(), finalised.assignments()).values()
+    assert [row.size_bytes for row in rows] == sorted(row.size_bytes for row in rows)
+    assert {row.profile for row in rows} == {"search-1", "uniform-4", "w3a4"}
+    assert all(row.alone_val_top1 is not None and row.alone_test_top1 is not None for row in rows)
+
+
+def test_the_stored_net_reaches_what_the_front_says(finalised: Run) -> None:
+    config = load_job(str(finalised.folder / "job.toml"))
+    model, data = load_network(config).module, load_splits(config)
+    graph = read_graph(model, data.input_shape)
+    net = stored_switchable(finalised, model, graph, "switchable-1")
+    told = {point["assignment"]: point["val_top1"]["mean"] for point in points(finalised)}
+    for name, profile in net.profiles.items():
+        view = net.view_of(name)
+        assert evaluate(view, data.val).top1 == pytest.approx(told[f"switchable-1-{name}"])
+        assert profile.val_top1 == told[f"switchable-1-{name}"]
+        assignment = finalised.assignment(f"switchable-1-{name}")
+        alone = stored_net(finalised, model, graph, assignment, net.choice, 0)
+        x = torch.randn(2, *data.input_shape)
+        assert torch.equal(alone(x), view(x))
+    assert net.best() in net.profiles
+
+
+def test_a_net_killed_anywhere_ends_the_same(
+    smaller: Job, carried_out: CarriedOut, finalised: Run, tmp_path: Path
+) -> None:
+    config = smaller(*FINALISE)
+    whole = finalised.journal.records()
+    begin = next(i for i, record in enumerate(whole) if record.get("stage") == "finalise")
+    for count in range(begin, len(whole)):
+        folder = tmp_path / str(count)
+        seen = [0]
+
+        def report(event: dict[str, Any], seen: list[int] = seen, count: int = count) -> None:
+            seen[0] += event["event"] != "progress"
+            if seen[0] > count:
+                raise Killed
+
+        with pytest.raises(Killed):
+            carried_out(config, folder, report)
+        with Run.open(folder, write=True) as run:
+            run_job(config, run, lambda event: None)
+        assert outcome(Run.open(folder)) == outcome(finalised), count
+
+
+def test_a_finished_run_is_finalised_again(copied: Run, finalised: Run) -> None:
+    before = {point["assignment"]: point for point in points(finalised)}
+    result = command("finalise", "run", "--profiles", "front,w2a2", "--set", "epochs=1", "--set", "seeds=2")
+    assert result.exit_code == 0, result.output
+    assert run_status(copied).state == "finished"
+    after = {point["assignment"]: point for point in points(copied)}
+    assert all(after[name]["val_top1"] == point["val_top1"] for name, point in before.items())
+    new = {name for name in after if name not in before}
+    assert "switchable-2-w2a2" in new
+    assert "w2a2" in new
+    assert after["switchable-2-w2a2"]["val_top1"]["n"] == 2
+    front = [name for name, point in before.items() if point["on_front"]]
+    assert new == {"w2a2", "switchable-2-w2a2", *(f"switchable-2-{name}" for name in front)}
+    tested = [(r["assignment"], r["seed"]) for r in events(copied, "tested")]
+    assert len(tested) == len(set(tested))  # the test split is read once
+    result = command("switch", "run", "--json")
+    nets = json.loads(result.stdout)["nets"]
+    assert list(nets) == ["switchable-1", "switchable-2"]
+    assert {row["profile"] for row in nets["switchable-2"]} == {*front, "w2a2"}
+    text = command("switch", "run")
+    assert "switchable-2" in text.stdout
+    assert "dnas export run switchable-2 --format packed" in " ".join(text.stdout.split())
+    assert command("evaluate", "run", "switchable-2-w2a2").exit_code == 0
+    assert command("show", "run", "switchable-1-w3a4").exit_code == 0
+    assert command("plot", "run", "--kind", "front", "--out", "front.png").exit_code == 0
+
+
+def test_assignments_of_files_and_pruned_ones(copied: Run) -> None:
+    own = json.loads((copied.folder / "assignments" / "search-1.json").read_text())
+    own["id"] = "mine"
+    first = next(iter(own["layers"]))
+    own["layers"][first]["weight_bits"] = 5
+    Path("mine.json").write_text(json.dumps(own))
+    result = command("finalise", "run", "--profiles", "mine.json,search-1", "--set", "epochs=1")
+    assert result.exit_code == 0, result.output
+    assert kinds(copied)["mine"] == "given"
+    assert copied.assignment("switchable-2-mine").layers[first].weight_bits == 5
+    own["layers"][first]["weight_bits"] = 6
+    Path("mine.json").write_text(json.dumps(own))
+    result = command("finalise", "run", "--profiles", "mine.json")
+    assert result.exit_code == 2
+    assert "the run has another assignment called 'mine'" in sentence(result, 2)
+    assert (
+        command("prune", "run", "search-1", "--budget", "70%", "--trials", "2", "--set", "controls=[]").exit_code == 0
+    )
+    result = command("finalise", "run", "--profiles", "search-1,search-1-pruned-1", "--set", "epochs=1")
+    assert result.exit_code == 0, result.output
+    net = "switchable-3"
+    assert kinds(copied)[f"{net}-search-1-pruned-1"] == KIND
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--profiles", "serch-1"), "no assignment is called 'serch-1'; did you mean 'search-1'?"),
+        (("--profiles", "a*"), "no assignment is called 'a*'"),
+        (("--profiles", "w4a4,w4a4"), "profile 'w4a4' is named twice"),
+        (("--profiles", ","), "no profile is named"),
+        (("--profiles", "w9a4"), "weight_bits = 9 is not a bit-width"),
+        (("--profiles", "missing.json"), "cannot read the assignment missing.json"),
+        (("--profiles", "w4a4", "--set", "weights=binary"), "quantizer 'binary' has no 4-bit form"),
+        (("--profiles", "w4a4", "--set", "distillation=1.5"), "distillation = 1.5 is more than 1"),
+        (("--profiles", "w4a4", "--set", "epoch=1"), "finalise.epoch"),
+        (("--set", "weight_bits=[4]"), "a grid needs both"),
+    ],
+)
+def test_what_cannot_be_finalised_costs_nothing(copied: Run, arguments: tuple[str, ...], words: str) -> None:
+    before = (copied.folder / "front.json").read_bytes()
+    result = command("finalise", "run", *arguments)
+    assert result.exit_code == 2
+    assert words in sentence(result, 2)
+    assert (copied.folder / "front.json").read_bytes() == before
+    assert run_status(copied).state == "finished"
+    assert command("switch", "run").exit_code == 0
+
+
+def test_a_run_without_a_net_says_how_to_make_one(smaller_run: Run) -> None:
+    result = command("switch", str(smaller_run.folder))
+    assert result.exit_code == 2
+    assert f"has no switchable net; make one with: dnas finalise {smaller_run.folder}" in sentence(result, 2)
+
+
+def test_a_switchable_net_without_a_search(tmp_path: Path, smaller_settings: tuple[str, ...]) -> None:
+    sets = [word for setting in smaller_settings for word in ("--set", setting)]
+    grid = ["--set", "finalise.weight_bits=[1]", "--set", "finalise.activation_bits=[1,4,32]"]
+    more = ["finalise.method=sp_nets", "finalise.weights=dorefa", "finalise.activations=dorefa", "finalise.epochs=1"]
+    more += ["controls.uniform=[]", "quantizer.weights=dorefa", "quantizer.activations=dorefa"]
+    words = [*sets, *grid, *(word for setting in more for word in ("--set", setting))]
+    result = command("train-switchable", "digits", "--run", str(tmp_path / "run"), *words)
+    assert result.exit_code == 0, result.output
+    run = Run.open(tmp_path / "run")
+    names = ["w1a1", "w1a32", "w1a4"]
+    assert sorted(kinds(run)) == sorted([*names, *(f"switchable-1-{name}" for name in names)])
+    assert not events(run, "searched")
+    result = command("train-switchable", "digits", "--run", str(tmp_path / "other"), "--set", "prune.enabled=true")
+    assert result.exit_code == 2
+    assert "compression = 'switchable' does not prune" in sentence(result, 2)
+
+
+def test_uniform_profiles_leave_the_fixed_layers(smaller: Job, finalised: Run) -> None:
+    layers = finalised.assignment("w3a4").layers
+    assert {(bits.weight_bits, bits.activation_bits) for bits in layers.values()} == {(3, 4), (8, 8)}
+    config = load_job(str(finalised.folder / "job.toml"))
+    plan = plan_job(config, load_network(config).module, (1, 8, 8))
+    assert set(uniform_layers(plan.space, 32, 32).values()) == {LayerBits(32, 32)}

@@ -1,0 +1,283 @@
+"""One file for all profiles: its size is the cost functions', every profile comes back bit for bit, parts alone too."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dnas
+from dnas.conversion import QuantizerChoice
+from dnas.layers import QuantizedLayer
+from dnas.switchable import SwitchableNet
+from dnas.switchable_packing import save_switchable_packed
+from dnas.unpacking import load
+from results.packed import PackedFile, read_packed, write_packed
+from results.packed_weights import weight_codes, weight_values
+from search_spaces.assignments import BitAssignment, LayerBits
+from search_spaces.errors import InputError
+from tests.dnas.test_switchable import CHOICES, NESTED, WIDTHS, assignments, net_of, pruned
+from tests.packed_nets import assignment_of, inputs_for, model_and_graph, same_bits
+
+MODEL = {"source": "tests", "arguments": {}}
+
+
+def saved(path: Path, net: SwitchableNet) -> PackedFile:
+    return save_switchable_packed(path, net, MODEL)
+
+
+def weights(net: SwitchableNet, profile: str) -> dict[str, np.ndarray]:
+    found = net.view_of(profile).named_modules()
+    return {name: m.quantized_weight().detach().numpy() for name, m in found if isinstance(m, QuantizedLayer)}
+
+
+def assert_same(net: SwitchableNet, other: SwitchableNet, profile: str) -> None:
+    own = weights(other, profile)
+    for name, weight in weights(net, profile).items():
+        assert np.array_equal(own[name], weight), name
+    x = inputs_for(net.graph)
+    with torch.inference_mode():
+        expected, found = net.view(profile)(x), other.view(profile)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def bytes_by_hand(net: SwitchableNet, profiles: dict[str, BitAssignment]) -> int:
+    """The size counted anew: unpruned profiles, nested weights."""
+    total = 0
+    for spec in net.graph.layers:
+        bits = [profile.layers[spec.name] for profile in profiles.values()]
+        widest = max(one.weight_bits for one in bits)
+        rows = spec.weight_shape["Transpose" in spec.kind] if net.choice.per_channel else 1
+        if spec.shares_weight_with is None:
+            total += 4 * spec.weight_elements if widest == 32 else widest * -(-spec.weight_elements // 8)
+            total += 4 * rows if any(one.weight_bits < 32 for one in bits) else 0
+        total += 4 * len({one.activation_bits for one in bits} - {32}) + 4 * spec.bias_elements
+        total += 8 * spec.norm_channels * len(profiles)
+    model = model_of(net)
+    owned = {spec.norm for spec in net.graph.layers}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and name not in owned:
+            total += 8 * module.num_features * len(profiles)
+    layers = net.graph.by_name
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        is_layer = name.rpartition(".")[0] in layers and name.endswith((".weight", ".bias"))
+        if not is_layer and not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            total += 4 * parameter.numel()
+    return total
+
+
+def model_of(net: SwitchableNet) -> Any:
+    return next(model for model, graph in map(model_and_graph, CASES_USED) if graph is net.graph)
+
+
+CASES_USED = ["residual", "shapes", "line", "cube", "shared", "own parameter", "norm last"]
+
+
+@pytest.mark.parametrize("choice", CHOICES[:2], ids=["per layer", "per channel"])
+@pytest.mark.parametrize("case", CASES_USED)
+def test_the_size_is_what_is_counted_by_hand_and_every_profile_comes_back(
+    tmp_path: Path, case: str, choice: QuantizerChoice
+) -> None:
+    profiles = assignments(case, WIDTHS, choice)
+    net = net_of(case, profiles, choice)
+    file = saved(tmp_path / "a", net)
+    assert file.tensor_bytes == bytes_by_hand(net, profiles)
+    assert (tmp_path / "a").stat().st_size == file.header_bytes + file.tensor_bytes
+    back = load(tmp_path / "a", model_and_graph(case)[0])
+    assert list(back.profiles) == list(net.profiles)
+    for name in profiles:
+        assert_same(net, back, name)
+        part = read_packed(tmp_path / "a", name)
+        assert part.tensor_bytes == profiles[name].cost["size_bytes"]  # what is read is what the profile alone takes
+        assert_same(net, load(tmp_path / "a", model_and_graph(case)[0], name), name)
+
+
+@pytest.mark.parametrize("high", range(1, 9))
+def test_every_pair_of_widths(tmp_path: Path, high: int) -> None:
+    widths = {f"w{low}": (low, 4) for low in range(1, high + 1)}
+    net = net_of("shapes", assignments("shapes", widths, NESTED), NESTED)
+    file = saved(tmp_path / "a", net)
+    back = load(tmp_path / "a", model_and_graph("shapes")[0])
+    for profile, (low, _) in widths.items():
+        for name in net.graph.by_name:
+            wide = weight_codes(file, name, f"w{high}")
+            assert np.array_equal(weight_codes(file, name, profile), wide >> (high - low))
+        assert_same(net, back, profile)
+
+
+@pytest.mark.parametrize("choice", [NESTED, CHOICES[1], QuantizerChoice("dorefa", "dorefa", True), QuantizerChoice()])
+@pytest.mark.parametrize("widths", [{"a": (4, 4), "b": (4, 2)}, {"a": (32, 32), "b": (4, 4), "c": (2, 8)}, WIDTHS])
+def test_weights_of_several_widths_that_do_not_nest_are_stored_in_fp32(
+    tmp_path: Path, choice: QuantizerChoice, widths: dict[str, tuple[int, int]]
+) -> None:
+    profiles = assignments("shapes", widths, choice)
+    net = net_of("shapes", profiles, choice)
+    file = saved(tmp_path / "a", net)
+    storage = {entry["weight"]["storage"] for entry in file.description["layers"].values()}
+    bits = {w for w, _ in widths.values()}
+    planes = bits == {4} or (choice.weights == "nested" and 32 not in bits)
+    assert storage == {"planes" if planes else "float32"}
+    back = load(tmp_path / "a", model_and_graph("shapes")[0])
+    for name in profiles:
+        assert_same(net, back, name)
+        assert_same(net, load(tmp_path / "a", model_and_graph("shapes")[0], name), name)
+
+
+@pytest.mark.parametrize("choice", CHOICES[:2], ids=["per layer", "per channel"])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("case", ["residual", "shapes", "line", "norm last"])
+def test_pruned_profiles(tmp_path: Path, case: str, whole: bool, choice: QuantizerChoice) -> None:
+    profiles = {"small": pruned(case, (3, 4), choice), "other": pruned(case, (5, 2), choice, every=3)}
+    if whole:
+        profiles |= assignments(case, {"whole": (4, 8)}, choice)
+    net = net_of(case, profiles, choice)
+    file = saved(tmp_path / "a", net)
+    back = load(tmp_path / "a", model_and_graph(case)[0])
+    for name in profiles:
+        assert_same(net, back, name)
+        assert_same(net, load(tmp_path / "a", model_and_graph(case)[0], name), name)
+        for layer, weight in weights(net, name).items():
+            assert np.array_equal(weight_values(file, layer, name), weight)
+    every = sum(spec.weight_elements for spec in net.graph.layers)
+    stored = sum(int(np.prod(entry["shape"])) for entry in file.description["layers"].values())
+    assert stored == every if whole else stored < every
+
+
+def test_skipped_branches_and_shared_norms(tmp_path: Path) -> None:
+    graph = model_and_graph("residual")[1]
+    layers = {**same_bits(graph, 4, 4), "first": LayerBits(0, 0), "second": LayerBits(0, 0)}
+    profiles = {**assignments("residual", {"whole": (3, 3)}, NESTED), "short": assignment_of(graph, layers, NESTED)}
+    net = net_of("residual", profiles, NESTED)
+    file = saved(tmp_path / "a", net)
+    assert file.description["layers"]["first"]["weight"]["bits"] == 3
+    back = load(tmp_path / "a", model_and_graph("residual")[0])
+    for name in profiles:
+        assert_same(net, back, name)
+    one = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED, private_norms=False)
+    private = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    sizes = [saved(tmp_path / "a", either).tensor_bytes for either in (one, private)]
+    channels = sum(spec.norm_channels for spec in graph.layers)
+    assert sizes[1] - sizes[0] == 2 * 8 * channels
+    for name in WIDTHS:
+        saved(tmp_path / "a", one)
+        assert_same(one, load(tmp_path / "a", model_and_graph("residual")[0]), name)
+
+
+@pytest.mark.parametrize("case", ["shapes", "cube", "norm last"])
+def test_the_reader_of_the_specification_reads_every_profile(
+    tmp_path: Path, case: str, specified_reader: dict[str, Any]
+) -> None:
+    read = specified_reader["read_packed"]
+    profiles = assignments(case, {**WIDTHS, **({"float": (32, 32)} if case == "cube" else {})}, NESTED)
+    if case != "cube":
+        profiles["small"] = pruned(case, (3, 4), NESTED)
+    net = net_of(case, profiles, NESTED)
+    saved(tmp_path / "a", net)
+    for name in profiles:
+        found = read(tmp_path / "a", name)[0]
+        for layer, weight in weights(net, name).items():
+            assert np.array_equal(found[layer], weight)
+
+
+def test_a_file_that_names_its_network_needs_none(tmp_path: Path) -> None:
+    graph = model_and_graph("norm last")[1]
+    net = net_of("norm last", assignments("norm last", WIDTHS, NESTED), NESTED)
+    arguments = {"num_classes": 3, "width": 4, "norm_last": True}
+    save_switchable_packed(tmp_path / "a", net, {"source": "zoo:tiny_resnet", "arguments": arguments})
+    back = dnas.load(tmp_path / "a")
+    assert back.active == "wide"
+    assert_same(net, back, "narrow")
+    saved(tmp_path / "b", net)
+    with pytest.raises(InputError, match=r"it names 'tests' for its network; give a fresh one"):
+        dnas.load(tmp_path / "b")
+    assert inputs_for(graph).shape[1:] == net.graph.input_shape
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    file = saved(path, net)
+    model = model_and_graph("residual")[0]
+    with pytest.raises(InputError, match="has no profile 'narow'; did you mean 'narrow'"):
+        load(path, model, "narow")
+    with pytest.raises(InputError, match="names layer 'stem', which this network does not have"):
+        load(path, model_and_graph("own parameter")[0])
+    told = json.loads(json.dumps(file.description))
+    told["profiles"]["narrow"]["layers"]["first"]["weight"]["bits"] = 9
+    write_packed(path, told, file.tensors)
+    with pytest.raises(InputError, match="has not the 9 bit planes that are needed"):
+        load(path, model, "narrow")
+    with pytest.raises(InputError, match="export it again"):
+        load(path, model)
+    dorefa = {"p": pruned("residual", (4, 4), CHOICES[2]), **assignments("residual", {"a": (3, 3)}, CHOICES[2])}
+    with pytest.raises(InputError, match="profile 'p' is pruned and its weights are scaled by their largest"):
+        saved(path, net_of("residual", dorefa, CHOICES[2]))
+    logarithmic = QuantizerChoice("logarithmic", "pact")
+    with pytest.raises(InputError, match="which a packed file cannot hold"):
+        saved(path, net_of("residual", assignments("residual", WIDTHS, logarithmic), logarithmic))
+
+
+def test_a_change_of_any_plane_that_is_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    file = saved(path, net)
+    data, model = bytearray(path.read_bytes()), model_and_graph("residual")[0]
+    header = json.loads(data[8 : file.header_bytes])
+    start = file.header_bytes + header["first.planes"]["data_offsets"][0]
+    row = file.tensors["first.planes"].shape[1]
+    for plane, narrow_reads in ((0, True), (1, True), (2, False), (7, False)):
+        changed = bytearray(data)
+        changed[start + plane * row] ^= 1
+        path.write_bytes(bytes(changed))
+        with pytest.raises(InputError, match=r"the checksum of its tensor 'first\.planes' is wrong"):
+            load(path, model)
+        if narrow_reads:
+            with pytest.raises(InputError, match="is wrong"):
+                load(path, model, "narrow")
+        else:
+            assert_same(net, load(path, model, "narrow"), "narrow")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_reader_of_one_profile_meets_nonsense_with_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Random edits of the description with right checksums, and truncations."""
+    path = tmp_path_factory.mktemp("fuzz") / "a"
+    net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    file = saved(path, net)
+    told = json.loads(json.dumps(file.description))
+    place: Any = told
+    key: Any = None
+    for _ in range(data.draw(st.integers(1, 7))):
+        if not isinstance(place, dict | list) or not place:
+            break
+        holder, keys = place, list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = data.draw(st.sampled_from(keys))
+        place = holder[key]
+    holder[key] = data.draw(st.sampled_from([None, -1, 10**9, "x", [], {}, True, 1.5, [[]], "first.planes"]))
+    write_packed(path, told, file.tensors)
+    written = path.read_bytes()
+    path.write_bytes(written[: data.draw(st.integers(len(written) - 3, len(written)))])
+    model = model_and_graph("residual")[0]
+    for profile in (None, "narrow"):
+        with contextlib.suppress(InputError):
+            assert isinstance(load(path, model, profile), SwitchableNet)
+
+
+def test_the_same_net_gives_the_same_bytes(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("a", "b"):
+        saved(tmp_path / name, net_of("shapes", assignments("shapes", WIDTHS, NESTED), NESTED))
+        digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+    assert len(digests) == 1
