@@ -278,7 +278,13 @@ def plot(
 @told
 def export(
     run: RunArgument,
-    assignment: AssignmentArgument,
+    assignment: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ASSIGNMENT", help="An id, or the beginning of one; or a switchable net (the last one)."
+        ),
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     format: Annotated[
         str,
@@ -289,7 +295,7 @@ def export(
     ] = "json",
     as_json: JsonOption = False,
 ) -> None:
-    """Write an assignment, or its trained net, for other tools."""
+    """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
     from dnas import exporting
 
     _check_folder(out)

@@ -17,13 +17,15 @@ from dnas.jobfile import load_job
 from dnas.onnx_export import export_onnx
 from dnas.packing import save_packed
 from dnas.qonnx_export import export_qonnx
-from dnas.stored_nets import stored_net
+from dnas.stored_nets import stored_net, stored_switchable
+from dnas.switchable_packing import save_switchable_packed
 from dnas.terminal import show, show_json
 from dnas.torchao_export import export_torchao
 from results.export import NET_FORMATS, PACKED, export_assignment
 from results.packed import PackedFile
 from results.runs import JOB, Run
 from search_spaces.assignments import BitAssignment, check_fits
+from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
 from search_spaces.layers import LayerGraph
 
@@ -47,36 +49,89 @@ NET_EXPORTERS: Mapping[str, NetExporter] = {
 }
 
 
-def export(folder: Path, name: str, format: str, out: Path, as_json: bool) -> None:
-    """Write an assignment in a format that other tools read, or its trained net."""
+def export(folder: Path, name: str | None, format: str, out: Path, as_json: bool) -> None:
+    """Write an assignment in a format that other tools read, or its trained net; or a whole switchable net.
+
+    Without ``name`` that is the last switchable net of the run.
+    """
     run = Run.open(folder)
-    assignment = run.assignment(name)
+    nets = switchable_nets(run.assignments())
+    if name is None and not nets:
+        raise InputError(
+            f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
+        )
+    written = _export_net(run, name or nets[-1], format, out) if name is None or name in nets else None
+    written = written or [_export_one(run, run.assignment(str(name)), format, out)]
+    if as_json:
+        show_json(written[0].told if len(written) == 1 else [file.told for file in written])
+    else:
+        show(*(f"written: {file.told['file']}{file.words}" for file in written))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What is told of a file, as JSON and in words."""
+
+    told: Mapping[str, Any]
+    words: str
+
+
+def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
+    """The switchable nets that these assignments are profiles of, by number."""
+    nets = {str(item.provenance["net"]) for item in assignments.values() if "net" in item.provenance}
+    return sorted(nets, key=lambda net: int(net.rpartition("-")[2]))
+
+
+def _export_net(run: Run, name: str, format: str, out: Path) -> list[_Written]:
+    """A switchable net: one packed file of all profiles, or a file for each."""
+    profiles = [item for item in run.assignments().values() if item.provenance.get("net") == name]
+    if format == PACKED:
+        return [_packed_net(run, name, profiles[0], out)]
+    if format not in NET_FORMATS:
+        raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {profiles[0].id}")
+    files = {item.id: out.with_stem(f"{out.stem}-{item.provenance['profile']}") for item in profiles}
+    return [_export_one(run, item, format, files[item.id]) for item in profiles]
+
+
+def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path) -> _Written:
+    config = load_job(str(run.folder / JOB))
+    network = load_network(config).module
+    net = stored_switchable(run, network, read_graph(network, profile.model.input_shape), name)
+    model = {"source": config.model.source, "arguments": config.model.arguments}
+    packed = save_switchable_packed(out, net, model)
+    largest = max(item.cost("size_bytes") for item in net.profiles.values())
+    sizes = {"tensor_bytes": packed.tensor_bytes, "header_bytes": packed.header_bytes}
+    told = {"net": name, "profiles": list(net.profiles), "format": PACKED, "file": str(out), **sizes}
+    words = (
+        f" ({packed.tensor_bytes:,} bytes of tensors for {len(net.profiles)} profiles, "
+        f"{packed.tensor_bytes / largest:.2f}x the largest alone; {packed.header_bytes:,} of header)"
+    )
+    return _Written(told, words)
+
+
+def _export_one(run: Run, assignment: BitAssignment, format: str, out: Path) -> _Written:
     told = {"assignment": assignment.id, "format": format, "file": str(out)}
-    sizes: dict[str, Any] = {}
-    words = ""
     if format == PACKED:
         packed = export_packed(run, assignment, out)
         sizes = {"tensor_bytes": packed.tensor_bytes, "header_bytes": packed.header_bytes}
         expected = int(assignment.cost["size_bytes"])
         other = "" if packed.tensor_bytes == expected else f" of its largest net: {expected:,}"  # of sparse nets
         words = f" ({packed.tensor_bytes:,} bytes of tensors, size_bytes{other}; {packed.header_bytes:,} of header)"
-    elif format in NET_FORMATS:
+        return _Written({**told, **sizes}, words)
+    if format in NET_FORMATS:
         file = NET_EXPORTERS[format](out, load_stored(run, assignment))
-        sizes = {"file_bytes": file.file_bytes, "size_bytes": file.ideal_bytes}
         ideal = "" if file.ideal_bytes is None else f"; size_bytes is {file.ideal_bytes:,}"
-        words = f" ({file.file_bytes:,} bytes{ideal})"
-    else:
-        export_assignment(assignment, format, out)
-    if as_json:
-        show_json({**told, **sizes})
-    else:
-        show(f"written: {out}{words}")
+        found = {"file_bytes": file.file_bytes, "size_bytes": file.ideal_bytes}
+        return _Written({**told, **found}, f" ({file.file_bytes:,} bytes{ideal})")
+    export_assignment(assignment, format, out)
+    return _Written(told, "")
 
 
 def export_packed(run: Run, assignment: BitAssignment, out: Path) -> PackedFile:
     """Write the net of the first seed that was measured for ``assignment``."""
-    net = load_stored(run, assignment)
-    return save_packed(out, net.network, net.graph, assignment, net.choice)
+    net, model = load_stored(run, assignment), load_job(str(run.folder / JOB)).model
+    source = {"source": model.source, "arguments": model.arguments}
+    return save_packed(out, net.network, net.graph, assignment, net.choice, source)
 
 
 def load_stored(run: Run, assignment: BitAssignment) -> StoredNet:
@@ -84,6 +139,8 @@ def load_stored(run: Run, assignment: BitAssignment) -> StoredNet:
     config = load_job(str(run.folder / JOB))
     network, section = load_network(config).module, config.quantizer
     choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
+    if "net" in assignment.provenance:  # a profile of a switchable net, which has quantizers of its own
+        choice = QuantizerChoice(**assignment.provenance["quantizer"])
     graph = read_graph(network, assignment.model.input_shape)
     check_fits(assignment, graph)
     return StoredNet(stored_net(run, network, graph, assignment, choice, 0), graph, assignment, choice)

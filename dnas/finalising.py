@@ -76,7 +76,7 @@ def makes_own(context: JobContext) -> bool:
 def sections(context: JobContext) -> dict[int, FinaliseSection]:
     """The switchable nets of a run by number: that of the job, and those that `dnas finalise` asked for since."""
     wishes = [FinaliseSection.model_validate(record["section"]) for record in context.events("finalise")]
-    withdrawn = {record["number"] for record in context.events("finalise-withdrawn")}
+    withdrawn = {record["number"] for record in context.events("dropped")}
     own = [context.config.finalise] if makes_own(context) else []
     return {n: section for n, section in enumerate([*own, *wishes], start=1) if n not in withdrawn}
 
@@ -96,7 +96,7 @@ def finalise_all(context: JobContext, measurer: Measurer, points: Sequence[Front
         except (InputError, JobError) as error:
             own = makes_own(context) and number == 1
             if not own:
-                context.journal({"event": "finalise-withdrawn", "number": number, "message": str(error)})
+                context.journal({"event": "dropped", "number": number, "message": str(error)})
             raise
     return found
 

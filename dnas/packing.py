@@ -6,7 +6,7 @@ fp32 and in the order of :mod:`dnas.mixture`, so that decoded values are those o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -48,11 +48,17 @@ class Codes:
 
 
 def save_packed(
-    path: Path, network: nn.Module, graph: LayerGraph, assignment: BitAssignment, choice: QuantizerChoice
+    path: Path,
+    network: nn.Module,
+    graph: LayerGraph,
+    assignment: BitAssignment,
+    choice: QuantizerChoice,
+    model: Mapping[str, Any] | None = None,
 ) -> PackedFile:
     """Write the fixed net ``network``, made of ``assignment`` by :func:`quantize_fixed` and trained, to ``path``.
 
-    ``graph`` is that of the float network. Raises :class:`InputError` for a net that the format cannot hold.
+    ``graph`` is that of the float network, ``model`` its {"source", "arguments"} if it has some. Raises
+    :class:`InputError` for a net that the format cannot hold.
     """
     assignment = replace(assignment, layers=as_stored(network.state_dict(), assignment.layers))
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
@@ -69,6 +75,7 @@ def save_packed(
         assignment = replace(assignment, cost={**assignment.cost, "size_bytes": float(taken)})
     profile = {"assignment": assignment.to_json(), "layers": packer.choices, "norms": packer.norms}
     description = {
+        "model": dict(model or {}),
         "quantizer": asdict(choice),
         "layers": packer.layers,
         "parameters": packer.parameters,

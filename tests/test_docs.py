@@ -44,6 +44,7 @@ SMALL_JOB = (
     "prune.trials=4",
     "prune.finalists=2",
     "prune.controls=['uniform']",
+    "finalise.epochs=1",
 )
 
 

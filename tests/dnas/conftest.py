@@ -34,6 +34,7 @@ TOY = (
     "controls.uniform=[2,4]",
     "controls.random=1",
     "prune.enabled=false",
+    "finalise.enabled=false",
 )
 SMALLER = (
     "data.train_limit=80",

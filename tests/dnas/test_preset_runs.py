@@ -149,6 +149,31 @@ def test_an_autoprune_preset_runs_to_its_end(
 
 
 @pytest.mark.parametrize(
+    ("preset", "model", "size", "switches"),
+    [
+        ("sp-nets-resnet20-cifar10", TINY, "data.image_size=8", ["w1a1", "w1a2", "w1a4", "w1a8", "w1a32"]),
+        ("sp-nets-resnet18-imagenet", THIN, "data.image_size=32", ["w2a2", "w4a4", "w8a8", "w32a32"]),
+        ("quantizable-resnet20-cifar100", TINY, "data.image_size=8", ["w2a2", "w3a3", "w4a4", "w8a8", "w32a32"]),
+    ],
+)
+def test_a_switchable_preset_runs_to_its_end(
+    preset: str, model: str, size: str, switches: list[str], carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    toy = ("controls.uniform=[]", "pretrain.epochs=1", "finalise.epochs=1", "finalise.seeds=1")
+    own = ["model.arguments={}"] if model == THIN else []
+    config = load_job(preset, [*TOY, *model.split(";"), *own, size, *toy])
+    run = carried_out(config, tmp_path / "run")
+    points = {point.assignment: point for point in run.load_front().points}
+    assert set(points) == {*switches, *(f"switchable-1-{name}" for name in switches)}
+    bitops = [points[name].bitops for name in switches]
+    assert bitops == sorted(bitops)
+    for name in switches:
+        first, *middle, last = run.assignment(name).pairs.values()
+        assert first == last == (32, 32)
+        assert {f"w{w}a{a}" for w, a in middle} == {name}
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         (

@@ -29,6 +29,9 @@ def test_all_presets_are_there_and_described() -> None:
         "autoprune-bnn-resnet20-cifar10",
         "autoprune-dorefa2-resnet20-cifar10",
         "autoprune-bnn-resnet18-imagenet",
+        "sp-nets-resnet20-cifar10",
+        "sp-nets-resnet18-imagenet",
+        "quantizable-resnet20-cifar100",
     }
     for name, description in preset_names().items():
         assert load_job(name).name == name
