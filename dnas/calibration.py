@@ -182,11 +182,14 @@ def _using_batch_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
             norm.training, norm.running_mean, norm.running_var = training, mean, variance
 
 
-def recalibrate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate_batchnorm(
+    network: nn.Module, batches: Iterable[Tensor], run: Callable[[Tensor], Any] | None = None
+) -> None:
     """Replace BatchNorm's running statistics by their plain average over ``batches`` of (N, C, H, W).
 
-    Idempotent on the same batches; nothing else of the network changes.
+    Idempotent on the same batches; nothing else of the network changes. ``run`` runs a batch: by default the network.
     """
+    run = run or network
     norms = _tracking_norms(network)
     if not norms:
         return
@@ -198,7 +201,7 @@ def recalibrate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None
             norm.train()
         try:
             for x in batches:
-                network(x)
+                run(x)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

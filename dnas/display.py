@@ -112,6 +112,7 @@ class JobState:
             "loss": _number(values.get("loss"), "{:.4g}"),
             "best": _number(values.get("best"), "{:.4g}"),
             "top-1": _accuracy(values.get("top1"), values.get("argmax_top1")),
+            "by profile": _profiles(values.get("profiles")),
             **({} if trial is not None else costs),
             "temperature": _number(values.get("temperature"), "{:.3g}"),
             "θ entropy": _number(values.get("entropy"), "{:.2f}"),
@@ -257,6 +258,11 @@ def _number(value: float | None, pattern: str) -> str:
 def _accuracy(soft: float | None, argmax: float | None) -> str:
     shown = _number(None if soft is None else 100 * soft, "{:.2f} %")
     return shown if argmax is None else f"{shown} soft, {100 * argmax:.2f} % argmax".removeprefix(" soft, ")
+
+
+def _profiles(top1: Mapping[str, float] | None) -> str:
+    """The accuracy of every profile of a switchable net, in %."""
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in (top1 or {}).items())
 
 
 def _costs(expected: Mapping[str, float] | None, budget: Mapping[str, float] | None) -> dict[str, str]:

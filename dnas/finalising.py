@@ -226,7 +226,7 @@ def _check_widths(context: JobContext, section: FinaliseSection, names: Sequence
     known = context.run.assignments()
     layers = [uniform_layers(space, *pair) for name in names if (pair := uniform_pair(name)) is not None]
     layers += [dict(known[name].layers) for name in names if name in known]
-    for bits in {bits for chosen in layers for bits in chosen.values()}:
+    for bits in dict.fromkeys(bits for chosen in layers for bits in chosen.values()):
         if bits.weight_bits:
             choice.of_weights().check(bits.weight_bits)
             choice.of_activations().check(bits.activation_bits)

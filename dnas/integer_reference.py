@@ -128,6 +128,9 @@ def run_layer(
     Integer product sums are formed by ``dot``. Raises :class:`InputError` for a layer with a forward of its own.
     """
     entry = packed.description["layers"][name]
+    groups = packed.description["profiles"][profile]["layers"][name].get("groups")
+    if groups is not None:  # a pruned depthwise layer has fewer than the one stored
+        entry = {**entry, "geometry": {**entry["geometry"], "groups": groups}}
     if not entry["geometry"]["standard"]:
         raise InputError(f"layer '{name}' does more than a {entry['kind']}: the file does not say what")
     inputs, weight = layer_input(packed, name, x, profile), layer_weight(packed, name, profile)

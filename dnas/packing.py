@@ -278,9 +278,8 @@ def other_parameters(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[st
     """Every parameter outside layers, quantizers and BatchNorms, by name; one with several names once."""
     layers = set(graph.by_name)
     seen: set[int] = set()
+    check_counted(network)
     for name, module in network.named_modules():
-        if isinstance(module, _InstanceNorm) and module.track_running_stats:
-            raise InputError(f"'{name}' keeps statistics that are not counted in the size, so it is not packed")
         if isinstance(module, (TensorQuantizer, SparseQuantizer, _BatchNorm)):
             continue
         for key, parameter in module._parameters.items():
@@ -289,6 +288,13 @@ def other_parameters(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[st
             seen.add(id(parameter))
             if name not in layers or key not in ("weight", "bias"):
                 yield f"{name}.{key}" if name else key, parameter
+
+
+def check_counted(network: nn.Module) -> None:
+    """Refuse statistics that the size does not count."""
+    for name, module in network.named_modules():
+        if isinstance(module, _InstanceNorm) and module.track_running_stats:
+            raise InputError(f"'{name}' keeps statistics that are not counted in the size, so it is not packed")
 
 
 def check_storable(name: str, layer: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -181,6 +181,18 @@ def share_norms(first: nn.Module, view: nn.Module) -> None:
     for name, module in list(first.named_modules()):
         if isinstance(module, _BatchNorm):
             replace_module(view, name, module)
+
+
+def once_each(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same change (such as a move to a device), so that what several modules have in common stays one tensor."""
+    known: dict[int, tuple[Tensor, Tensor]] = {}  # with the tensor itself, whose id another could get otherwise
+
+    def changed(tensor: Tensor) -> Tensor:
+        if id(tensor) not in known:
+            known[id(tensor)] = tensor, change(tensor)
+        return known[id(tensor)][1]
+
+    return changed
 
 
 def own_parts(module: nn.Module) -> None:

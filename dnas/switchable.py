@@ -13,7 +13,7 @@ Sources: SP-Nets, arXiv 2002.02815 (private BatchNorm per switch); Any-Precision
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 from dnas.calibration import fit, fit_together, layer_inputs, recalibrate_batchnorm
 from dnas.conversion import QuantizerChoice, fresh_copy
 from dnas.layers import SkippedLayer, TensorQuantizer
-from dnas.shared_views import SharedQuantizers, build_view, key_of, own_parts, part_of, share_norms
+from dnas.shared_views import SharedQuantizers, build_view, key_of, once_each, own_parts, part_of, share_norms
 from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
 from search_spaces.errors import InputError, nearest
 from search_spaces.layers import LayerGraph
@@ -185,10 +185,8 @@ class SwitchableNet(nn.Module):
                     fit(quantizer, inputs[spec.name].to(quantizer.gain.device))
 
     def recalibrate(self, batches: Iterable[Tensor]) -> None:
-        """Replace the statistics of every profile's BatchNorms by their average over ``batches`` (N, C, H, W)."""
-        batches = list(batches)
-        for name in self.profiles:
-            recalibrate_batchnorm(self.view_of(name), batches)
+        """Replace every BatchNorm's statistics by their average over ``batches`` (N, C, H, W) and over its profiles."""
+        recalibrate_batchnorm(self.views, batches, lambda x: [view(x) for view in self.views.values()])
 
     def tensors(self) -> dict[str, Tensor]:
         """The state with every tensor once; what :meth:`load_tensors` reads."""
@@ -220,6 +218,10 @@ class SwitchableNet(nn.Module):
             if holder is not None and not isinstance(holder, SkippedLayer):
                 found.append(part_of(holder, key))
         return tuple(_union([part[axis] for part in found]) for axis in (0, 1))  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A module that is moved replaces its buffers; those of several views would come apart.
+        return super()._apply(once_each(fn), recurse)
 
     def _known(self, name: str) -> str:
         if name not in self.profiles:

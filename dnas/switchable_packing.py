@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from dnas.layers import QuantizedLayer, TensorQuantizer
 from dnas.packing import (
     array_of,
+    check_counted,
     check_skipped,
     check_storable,
     codes_of,
@@ -83,6 +84,7 @@ class _SharedPacker:
         """Go through the profiles, and within each through layers, BatchNorms and everything else."""
         for name, profile in self.net.profiles.items():
             check_skipped(self.net.graph, profile.assignment)
+            check_counted(self.net.view_of(name))
             described: dict[str, Any] = {"assignment": profile.assignment.to_json(), "layers": {}, "norms": {}}
             self.profiles[name] = {**described, "parts": {}}
         for spec in self.net.graph.layers:
@@ -134,6 +136,7 @@ class _SharedPacker:
     def _weight(self, spec: LayerSpec, users: list[str]) -> dict[str, Any]:
         """How a layer's weight is stored: in fp32, as bit planes, or with another layer's."""
         if spec.shares_weight_with is not None:
+            self._check_sharing(spec, self.net.graph[spec.shares_weight_with], users)
             return {"storage": SHARED, "layer": spec.shares_weight_with}
         full = self.net.shared[key_of(f"{spec.name}.weight")]
         widths = sorted({self._bits(profile, spec).weight_bits for profile in self._all_users(spec)})
@@ -148,6 +151,15 @@ class _SharedPacker:
         stored = self.tensors[name]
         self.tensors[name] = to_planes(stored, widths[-1])
         return {"storage": PLANES, "bits": widths[-1], "axis": axis, "tensor": name, "shape": stored.shape}
+
+    def _check_sharing(self, spec: LayerSpec, owner: LayerSpec, users: list[str]) -> None:
+        """Refuse a layer whose weight, stored with that of its owner, has other codes than the owner's."""
+        for profile in users:
+            if self._bits(profile, spec).weight_bits != self._bits(profile, owner).weight_bits:
+                raise InputError(
+                    f"layer '{spec.name}' shares its weight with '{owner.name}' but has other weight bits in profile "
+                    f"'{profile}'; it is stored once, so give both the same bits and train again"
+                )
 
     def _all_users(self, spec: LayerSpec) -> list[str]:
         """The profiles that run the layer."""

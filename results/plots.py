@@ -34,7 +34,9 @@ KIND_STYLE = {
     "given": ("#F0E442", "p", "given"),
     "switchable": ("#CC3311", "h", "switchable net"),
 }
-MARKER_SIZE = {"pruned": 10.5, "fewer-bits": 7.0}
+MARKER_SIZE = {"pruned": 10.5, "fewer-bits": 7.0, "switchable": 10.0}
+RINGS = ("switchable",)
+"""Kinds drawn as rings, so that the same assignment trained alone is seen inside."""
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 OVER_BUDGET = "over budget"
 LINK_STYLE: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 0.9, "alpha": 0.8, "zorder": 1.5}
@@ -86,9 +88,7 @@ def _draw_series(axes: Axes, series: Series, colour: str) -> None:
         yerr=series.error if any(series.error) else None,
         fmt=KIND_STYLE[series.kind][1],
         color=colour,
-        markerfacecolor=colour if series.feasible else "white",
-        markeredgecolor="white" if series.feasible else colour,
-        markeredgewidth=0.6 if series.feasible else 1.0,
+        **_face(series, colour),
         markersize=MARKER_SIZE.get(series.kind, 6.5),
         elinewidth=1,
         capsize=2.5,
@@ -96,6 +96,15 @@ def _draw_series(axes: Axes, series: Series, colour: str) -> None:
     )
     if not series.feasible:
         axes.plot(series.x, series.y, "x", color=colour, markersize=4.5, markeredgewidth=1.0, zorder=5)
+
+
+def _face(series: Series, colour: str) -> dict[str, Any]:
+    """How a marker is filled: solid, a ring, or white where a budget is exceeded."""
+    if series.kind in RINGS:
+        return {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.4}
+    if series.feasible:
+        return {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    return {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.0}
 
 
 def _label_axes(axes: Axes, picture: FrontPicture) -> None:
@@ -117,7 +126,9 @@ def _legend(picture: FrontPicture, run_colours: Mapping[str, str]) -> list[Line2
         if kind in drawn:
             face = "0.35" if run_colours else colour
             size = MARKER_SIZE.get(kind, 6.5) - 0.5
-            handles.append(_mark(marker, face, name, markerfacecolor=face, markeredgecolor="white", markersize=size))
+            ring = {"markerfacecolor": "none", "markeredgecolor": face}
+            filled = {"markerfacecolor": face, "markeredgecolor": "white"}
+            handles.append(_mark(marker, face, name, markersize=size, **(ring if kind in RINGS else filled)))
     if any(not series.feasible for series in picture.series):
         handles.append(_mark(r"$\otimes$", "0.35", OVER_BUDGET, markersize=8, markeredgewidth=0.3))
     if picture.test_series:

@@ -27,10 +27,21 @@ from dnas.integer_reference import (
 from dnas.layers import QuantizedLayer
 from dnas.packing import save_packed
 from dnas.quantizers import integer_grid
-from results.packed import PackedFile, read_packed
+from dnas.switchable_packing import save_switchable_packed
+from dnas.unpacking import load
+from results.packed import DEFAULT_PROFILE, PackedFile, read_packed
 from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
-from tests.packed_nets import CASES, assignment_of, inputs_for, load_packed, packed_net, same_bits
+from tests.dnas.test_switchable import NESTED, assignments, net_of, pruned
+from tests.packed_nets import (
+    CASES,
+    assignment_of,
+    inputs_for,
+    load_packed,
+    model_and_graph,
+    packed_net,
+    same_bits,
+)
 from tests.toys import seeded
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -140,18 +151,19 @@ def test_all_pairs_of_widths_with_zero_padding(tmp_path: Path, family: tuple[str
             assert is_close(found, wide(x), 1e-6)
 
 
+def noting(layer: str, seen: list[tuple[str, np.ndarray, Tensor]]) -> Callable[..., None]:
+    """A hook that notes what a layer reads and gives."""
+    return lambda module, given, output: seen.append((layer, given[0].numpy(), output.clone()))
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("own")])
 @pytest.mark.parametrize(("family", "bits"), [(("lsq", "pact"), (3, 4)), (("nested", "nested"), (1, 2))])
 def test_whole_nets_layer_by_layer(tmp_path: Path, name: str, family: tuple[str, str], bits: tuple[int, int]) -> None:
     found = packed_net(tmp_path / "a", name, bits, QuantizerChoice(*family, per_channel=True))
     network, x = found.network, inputs_for(found.graph)
     seen: list[tuple[str, np.ndarray, Tensor]] = []
-
-    def note(layer: str) -> Callable[..., None]:
-        return lambda module, given, output: seen.append((layer, given[0].numpy(), output.clone()))
-
     for layer in found.graph.layers:
-        network.get_submodule(layer.name).register_forward_hook(note(layer.name))
+        network.get_submodule(layer.name).register_forward_hook(noting(layer.name, seen))
     with torch.inference_mode():
         network(x)
     assert {layer for layer, _, _ in seen} == {layer.name for layer in found.graph.layers}
@@ -167,16 +179,45 @@ def test_logits_of_integer_layers_are_those_of_the_exported_net(tmp_path: Path, 
         assert is_close(logits.numpy(), found.network(inputs_for(found.graph)), 1e-4)
 
 
-def in_integers(network: nn.Module, packed: PackedFile) -> nn.Module:
+def in_integers(network: nn.Module, packed: PackedFile, profile: str = DEFAULT_PROFILE) -> nn.Module:
     """Let every layer's output be that of the integer reference."""
 
     def replace(layer: str) -> Callable[..., Tensor]:
-        return lambda module, given, output: torch.tensor(run_layer(packed, layer, given[0].numpy())).to(output)
+        return lambda module, given, output: torch.tensor(
+            run_layer(packed, layer, given[0].numpy(), profile=profile)
+        ).to(output)
 
     for name, module in network.named_modules():
         if isinstance(module, QuantizedLayer):
             module.register_forward_hook(replace(name))
     return network
+
+
+@pytest.mark.parametrize(
+    "choice", [NESTED, QuantizerChoice("nested", "nested", True), QuantizerChoice("dorefa", "lsq")]
+)
+@pytest.mark.parametrize("case", ["residual", "shapes", "line", "norm last"])
+def test_every_profile_of_a_switchable_net(tmp_path: Path, case: str, choice: QuantizerChoice) -> None:
+    """Logits of integer layers are those of the trained net, profile by profile, pruned ones too."""
+    profiles = assignments(case, {"wide": (8, 7), "middle": (5, 3), "binary": (1, 1)}, choice)
+    if choice.weights == "nested":
+        profiles["pruned"] = pruned(case, (4, 6), choice)
+    net = net_of(case, profiles, choice)
+    packed = save_switchable_packed(tmp_path / "a", net, {})
+    x = inputs_for(net.graph)
+    for profile in profiles:
+        seen: list[tuple[str, np.ndarray, Tensor]] = []
+        view = net.alone(profile)
+        for spec in net.graph.layers:
+            view.get_submodule(spec.name).register_forward_hook(noting(spec.name, seen))
+        with torch.inference_mode():
+            view(x)
+            for layer, read, output in seen:
+                for dot in (integer_dot, plane_dot):
+                    assert is_close(run_layer(packed, layer, read, dot, profile), output, 1e-5)
+            loaded = load(tmp_path / "a", model_and_graph(case)[0], profile).view_of(profile)
+            logits = in_integers(loaded, packed, profile)(x)
+        assert is_close(logits.numpy(), net.view(profile)(x).detach(), 1e-4)
 
 
 def test_fp32_inputs_and_weights_are_their_own_codes(tmp_path: Path) -> None:

@@ -247,15 +247,21 @@ def test_a_change_of_any_plane_that_is_read_is_told(tmp_path: Path) -> None:
             assert_same(net, load(path, model, "narrow"), "narrow")
 
 
-@settings(deadline=None, max_examples=60)
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[SwitchableNet, PackedFile, Path]:
+    """A net of three profiles, and its file."""
+    net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    path = tmp_path_factory.mktemp("plain") / "a"
+    return net, saved(path, net), path
+
+
+@settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_a_reader_of_one_profile_meets_nonsense_with_a_sentence(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    plain: tuple[SwitchableNet, PackedFile, Path], data: st.DataObject
 ) -> None:
     """Random edits of the description with right checksums, and truncations."""
-    path = tmp_path_factory.mktemp("fuzz") / "a"
-    net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
-    file = saved(path, net)
+    file, path = plain[1], plain[2].with_name("fuzzed")
     told = json.loads(json.dumps(file.description))
     place: Any = told
     key: Any = None
