@@ -52,15 +52,17 @@ NET_EXPORTERS: Mapping[str, NetExporter] = {
 def export(folder: Path, name: str | None, format: str, out: Path, as_json: bool) -> None:
     """Write an assignment in a format that other tools read, or its trained net; or a whole switchable net.
 
-    Without ``name`` that is the last switchable net of the run.
+    Without ``name`` that is the last switchable net of the run, a measured one where there is one.
     """
     run = Run.open(folder)
-    nets = switchable_nets(run.assignments())
+    assignments = run.assignments()
+    nets = switchable_nets(assignments)
+    measured = switchable_nets({name: item for name, item in assignments.items() if "val_top1" in item.metrics})
     if name is None and not nets:
         raise InputError(
             f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
         )
-    written = _export_net(run, name or nets[-1], format, out) if name is None or name in nets else None
+    written = _export_net(run, name or (measured or nets)[-1], format, out) if name is None or name in nets else None
     written = written or [_export_one(run, run.assignment(str(name)), format, out)]
     if as_json:
         show_json(written[0].told if len(written) == 1 else [file.told for file in written])

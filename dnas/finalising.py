@@ -29,7 +29,7 @@ from dnas.switchable import SwitchableNet, check_profiles
 from dnas.switchable_training import SwitchableTrainer, passes_per_step
 from dnas.training import evaluate
 from results.pareto import FrontPoint, ParetoFront
-from search_spaces.assignments import BitAssignment
+from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError, JobError
 
 KIND = "switchable"
@@ -49,10 +49,12 @@ class FinaliseWish:
 
 def check_finalise(context: JobContext) -> None:
     """Refuse, before any training, what the job's own ``[finalise]`` cannot do."""
-    if makes_own(context):
+    if makes_own(context) and 1 in sections(context):
         section = context.config.finalise
-        _choice(section, context)
-        _check_widths(context, section, check_names(section, [], to_come=True))
+        names = check_names(section, [], to_come=True)
+        _check_widths(context, section, names)
+        if not any(record["net"] == f"{KIND}-1" for record in context.events("profiles")):
+            _check_files(context, section, names)
 
 
 def check_finalise_wish(context: JobContext, wish: FinaliseWish) -> FinaliseWish:
@@ -60,10 +62,9 @@ def check_finalise_wish(context: JobContext, wish: FinaliseWish) -> FinaliseWish
     known = [name for name, assignment in context.run.assignments().items() if _kind(assignment) != KIND]
     names = check_names(wish.section, known, to_come=False)
     _check_widths(context, wish.section, names)
+    _check_files(context, wish.section, names)
     for name in names:
-        if name.endswith(".json"):
-            _read(context, name)
-        elif name in known:
+        if name in known:
             check_profiles(context.plan.graph, {name: context.run.assignment(name)}, wish.section.private_norms)
     return wish
 
@@ -95,9 +96,11 @@ def finalise_all(context: JobContext, measurer: Measurer, points: Sequence[Front
             found += finaliser.run([*points, *found])
         except (InputError, JobError) as error:
             own = makes_own(context) and number == 1
-            if not own:
-                context.journal({"event": "dropped", "number": number, "message": str(error)})
-            raise
+            if own and isinstance(error, JobError):
+                raise
+            context.journal({"event": "dropped", "number": number, "message": str(error)})
+            again = f"{KIND}-{number} is taken back: dnas resume finishes the rest, dnas finalise asks for another one"
+            raise type(error)(f"{error}; {again}") from error
     return found
 
 
@@ -149,7 +152,10 @@ class _Finaliser:
             return [context.keep(uniform_name(*pair), "uniform", uniform_layers(context.plan.space, *pair), "uniform")]
         if name.endswith(".json"):
             read = _read(context, name)
-            return [context.run.assignments().get(read.id) or context.keep(read.id, "given", read.layers, "given")]
+            found = context.run.assignments().get(read.id)
+            if found is not None and _kind(found) == KIND:  # a profile of another net: what that is made of
+                found = context.run.assignment(found.provenance["alone"])
+            return [found or context.keep(read.id, "given", read.layers, "given")]
         return [known[other] for other in matching(name, front, known)]
 
     def _keep(self, name: str, source: BitAssignment) -> BitAssignment:
@@ -220,13 +226,29 @@ def _choice(section: FinaliseSection, context: JobContext) -> QuantizerChoice:
     return QuantizerChoice(section.weights, section.activations, context.config.quantizer.per_channel)
 
 
+def _check_files(context: JobContext, section: FinaliseSection, names: Sequence[str]) -> None:
+    """Refuse files of assignments that cannot be read, or whose assignments cannot be profiles."""
+    for name in names:
+        if name.endswith(".json"):
+            read = _read(context, name)
+            check_profiles(context.plan.graph, {name: read}, section.private_norms)
+            _check_layers(_choice(section, context), read.layers)
+
+
 def _check_widths(context: JobContext, section: FinaliseSection, names: Sequence[str]) -> None:
     """Refuse widths that the quantizers of the switchable net do not have, of those that can be told beforehand."""
     choice, space = _choice(section, context), context.plan.space
     known = context.run.assignments()
     layers = [uniform_layers(space, *pair) for name in names if (pair := uniform_pair(name)) is not None]
     layers += [dict(known[name].layers) for name in names if name in known]
-    for bits in dict.fromkeys(bits for chosen in layers for bits in chosen.values()):
+    if not all(uniform_pair(name) for name in names):  # what the search finds has the fixed layers too
+        layers.append({name: LayerBits(*pair) for name, pair in space.fixed.items()})
+    for chosen in layers:
+        _check_layers(choice, chosen)
+
+
+def _check_layers(choice: QuantizerChoice, layers: Mapping[str, LayerBits]) -> None:
+    for bits in layers.values():
         if bits.weight_bits:
             choice.of_weights().check(bits.weight_bits)
             choice.of_activations().check(bits.activation_bits)

@@ -35,6 +35,8 @@ def uniform_pair(name: str) -> tuple[int, int] | None:
 
 def uniform_layers(space: PrecisionSpace, weight_bits: int, activation_bits: int) -> dict[str, LayerBits]:
     """Every searched layer at these widths, fixed layers (first and last, say) at theirs; 32, 32 is the float net."""
+    if not weight_bits:
+        raise InputError(f"profile '{uniform_name(weight_bits, activation_bits)}': 0 bits would skip every layer")
     layers = space.uniform(FLOAT_BITS)
     if (weight_bits, activation_bits) == (FLOAT_BITS, FLOAT_BITS):
         return {name: LayerBits(FLOAT_BITS, FLOAT_BITS) for name in layers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -44,15 +45,24 @@ def load(path: Path | str, model: nn.Module | None = None, profile: str | None =
         profiles = list(packed.description["profiles"]) if profile is None else [profile]
         model = _model_of(packed) if model is None else model
         if len(profiles) > 1:
-            return _unpack_all(packed, model)
+            return _with_sound_records(_unpack_all(packed, model))
         network, graph, assignment, choice = _unpack(packed, model, profiles[0])
-        return SwitchableNet.of_one(network, graph, profiles[0], assignment, choice)
+        return _with_sound_records(SwitchableNet.of_one(network, graph, profiles[0], assignment, choice))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path} does not describe a net that this version can build ({error!r}); export it again"
         ) from error
+
+
+def _with_sound_records(net: SwitchableNet) -> SwitchableNet:
+    """The net, after a look at all that profiles are chosen by: what is no number raises."""
+    for profile in net.profiles.values():
+        numbers = [profile.val_top1, *map(profile.cost, profile.assignment.cost)]
+        if not all(number is None or math.isfinite(number) for number in numbers):
+            raise ValueError(f"a cost or accuracy of profile '{profile.name}' is not finite")
+    return net
 
 
 def _model_of(packed: PackedFile) -> nn.Module:
@@ -136,6 +146,11 @@ def _check_network(
             where = "the file has" if some in stored else "this network has"
             raise InputError(f"the {what} are those of another network (only {where} '{some}'); it holds {source}")
     for name in layers:
+        told, wanted = layers[name]["weight"], assignment.layers[name].weight_bits
+        if (FLOAT_BITS if told is None else told["bits"]) != wanted:
+            raise InputError(
+                f"the weight of layer '{name}' has other bits than the {wanted} of its assignment; export it again"
+            )
         entry = packed.description["layers"][name]
         spec, weight = graph[name], entry["weight"]
         shape = tuple(entry["shape"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -39,18 +39,23 @@ def weight_codes(packed: PackedFile, name: str, profile: str = DEFAULT_PROFILE) 
 
     Those of a weight stored in fp32 are computed as the net computes them; a file has none of a sparse one.
     """
-    weight, shape = stored_weight(packed, name), packed.description["layers"][name]["shape"]
+    weight = stored_weight(packed, name)
     told = packed.description["profiles"][profile]["layers"][name]["weight"]
     if weight["storage"] == FLOAT and told is not None:
         values = part_of(packed, profile, weight["tensor"], packed.tensors[weight["tensor"]])
         return _encoded(values, weight_clip(packed, name, profile), told)
-    bits = told["bits"]
+    return part_of(packed, profile, weight["tensor"], _stored_codes(packed, name, told["bits"]))
+
+
+def _stored_codes(packed: PackedFile, name: str, bits: int) -> np.ndarray:
+    """The codes (int64, the stored shape) of the first ``bits`` planes of a layer's weight."""
+    weight, shape = stored_weight(packed, name), packed.description["layers"][name]["shape"]
     planes, count = packed.tensors[weight["tensor"]], math.prod(shape)
     if weight["storage"] != PLANES or planes.dtype != np.uint8 or planes.shape[1:] != (-(-count // 8),):
         raise InputError(f"the weight of layer '{name}' is not stored as bit planes of its shape")
     if bits not in range(1, len(planes) + 1):
-        raise InputError(f"layer '{name}' needs {bits} bits of a weight that is stored in {weight['bits']}")
-    return part_of(packed, profile, weight["tensor"], from_planes(planes[:bits], count).reshape(shape))
+        raise InputError(f"layer '{name}' needs {bits} bits of a weight that is stored in {len(planes)}")
+    return from_planes(planes[:bits], count).reshape(shape)
 
 
 def part_of(packed: PackedFile, profile: str, tensor: str, whole: np.ndarray) -> np.ndarray:
@@ -58,11 +63,20 @@ def part_of(packed: PackedFile, profile: str, tensor: str, whole: np.ndarray) ->
     part = packed.description["profiles"][profile].get("parts", {}).get(tensor)
     if part is None:
         return whole
-    if part["rows"] is not None:
-        whole = whole[part["rows"]]
-    if part["columns"] is not None:
-        whole = whole.reshape(len(whole), -1)[:, part["columns"]]
+    rows, columns = part["rows"], part["columns"]
+    if rows is not None:
+        whole = whole[_some(rows, whole.shape[0], tensor)]
+    if columns is not None:
+        whole = whole.reshape(len(whole), -1)
+        whole = whole[:, _some(columns, whole.shape[1], tensor)]
     return whole.reshape(part["shape"])
+
+
+def _some(indices: Sequence[int], count: int, tensor: str) -> Sequence[int]:
+    """These rows or columns of ``count``; refused where they are more, which would take any amount of memory."""
+    if len(indices) > count:
+        raise InputError(f"a profile uses {len(indices)} of {count} rows or columns of tensor '{tensor}'")
+    return indices
 
 
 def weight_clip(packed: PackedFile, name: str, profile: str) -> np.ndarray:
@@ -102,14 +116,15 @@ def shared_values(packed: PackedFile, name: str, nests: bool) -> np.ndarray:
     """
     weight, shape = stored_weight(packed, name), packed.description["layers"][name]["shape"]
     layers = [profile["layers"].get(name) for profile in packed.description["profiles"].values()]
-    told = next(layer["weight"] for layer in layers if layer is not None)
+    told = max((layer["weight"] for layer in layers if layer is not None), key=lambda weight: int(weight["bits"]))
+    bits = len(packed.tensors[weight["tensor"]])
+    codes = _stored_codes(packed, name, max(bits, told["bits"])).astype(np.float32)
     clip = packed.tensors[told["clip"]]
     if weight["axis"] is not None:
         clip = clip.reshape([-1 if axis == weight["axis"] else 1 for axis in range(len(shape))])
-    codes = from_planes(packed.tensors[weight["tensor"]], math.prod(shape)).reshape(shape).astype(np.float32)
     if not nests:
         return cast(np.ndarray, clip * (np.float32(told["grid"]["start"]) + np.float32(told["grid"]["step"]) * codes))
-    cells = np.float32(2.0 ** weight["bits"])
+    cells = np.float32(2.0**bits)
     return cast(np.ndarray, clip * ((2 * codes + 1) / cells - 1))
 
 

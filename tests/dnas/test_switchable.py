@@ -354,3 +354,36 @@ def test_switching_is_a_change_of_pointers() -> None:
 class _Refusing(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} was called")
+
+
+@pytest.mark.parametrize("choice", [QuantizerChoice("nested", "nested", True), QuantizerChoice("dorefa", "dorefa", True)])
+def test_what_views_share_stays_shared_when_the_net_moves(choice: QuantizerChoice) -> None:
+    """A move replaces buffers, on a GPU or to another dtype; a net that was moved loads into one that was not."""
+    profiles = {"small": pruned("residual", (3, 4), choice), **assignments("residual", {"whole": (4, 8)}, choice)}
+    net = net_of("residual", profiles, choice)
+    x, names = inputs_for(net.graph), list(net.tensors())
+    expected = {name: net.view(name)(x) for name in profiles}
+    net.double().float()
+    assert list(net.tensors()) == names
+    model, graph = model_and_graph("residual")
+    other = SwitchableNet(model, graph, profiles, choice).eval()
+    other.load_tensors(net.tensors())
+    for name in profiles:
+        assert torch.equal(other.view(name)(x), expected[name])
+
+
+def test_shared_norms_get_the_average_over_all_profiles() -> None:
+    profiles = assignments("residual", {"wide": (8, 8), "narrow": (1, 1)}, NESTED)
+    net = net_of("residual", profiles, NESTED, private_norms=False)
+    apart = net_of("residual", profiles, NESTED)
+    apart.load_state_dict(net.state_dict(), strict=False)
+    x = inputs_for(net.graph, 16, 3)
+    for either in (net, apart):
+        either.recalibrate([x])
+    # The first norm reads what is quantized otherwise in each profile, but no other norm's output.
+    found = {name: norms(apart, name)["first_norm.running_mean"] for name in profiles}
+    stem = {name: norms(apart, name)["stem_norm.running_mean"] for name in profiles}
+    assert not torch.equal(stem["wide"], stem["narrow"])
+    assert found
+    average = (stem["wide"] + stem["narrow"]) / 2
+    torch.testing.assert_close(norms(net, "wide")["stem_norm.running_mean"], average)
