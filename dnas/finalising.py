@@ -15,6 +15,7 @@ from dnas.context import JobContext, Stage
 from dnas.conversion import QuantizerChoice
 from dnas.measuring import Measurer
 from dnas.profile_names import (
+    FRONT,
     check_names,
     matching,
     read_assignment,
@@ -23,6 +24,7 @@ from dnas.profile_names import (
     uniform_pair,
 )
 from dnas.progress import FORWARD, TRAIN_QUANTIZED
+from dnas.prune_requests import expected_ids
 from dnas.schedules import derived_seed
 from dnas.stored_nets import save_switchable
 from dnas.switchable import SwitchableNet, check_profiles
@@ -51,7 +53,11 @@ def check_finalise(context: JobContext) -> None:
     """Refuse, before any training, what the job's own ``[finalise]`` cannot do."""
     if makes_own(context) and 1 in sections(context):
         section = context.config.finalise
-        names = check_names(section, [], to_come=True)
+        names = check_names(section, _ids_to_come(context))
+        if names == [FRONT] and not _ids_to_come(context):
+            raise InputError(
+                "nothing will be measured that could be a profile; name some, as in finalise.profiles = ['w4a4']"
+            )
         _check_widths(context, section, names)
         if not any(record["net"] == f"{KIND}-1" for record in context.events("profiles")):
             _check_files(context, section, names)
@@ -60,13 +66,27 @@ def check_finalise(context: JobContext) -> None:
 def check_finalise_wish(context: JobContext, wish: FinaliseWish) -> FinaliseWish:
     """Refuse what `dnas finalise` cannot do; returns the wish."""
     known = [name for name, assignment in context.run.assignments().items() if _kind(assignment) != KIND]
-    names = check_names(wish.section, known, to_come=False)
+    names = check_names(wish.section, known)
     _check_widths(context, wish.section, names)
     _check_files(context, wish.section, names)
     for name in names:
         if name in known:
             check_profiles(context.plan.graph, {name: context.run.assignment(name)}, wish.section.private_norms)
     return wish
+
+
+def _ids_to_come(context: JobContext) -> list[str]:
+    """The ids of assignments that the job will measure, as far as they can be told beforehand."""
+    config = context.config
+    names = expected_ids(context)
+    for number in range(1, len(context.plan.budgets) + 1):
+        names += [f"random-{number}-{draw}" for draw in range(1, config.controls.random + 1)]
+        names += [f"pruned-search-{number}"] if "prune" in config.order and "search" in config.order else []
+    if "prune" in config.order:
+        kinds = ("pruned", "pruned-uniform", "pruned-random", "fewer-bits")
+        count = len(config.prune.budgets) or config.prune.finalists
+        names += [f"{name}-{kind}-{n}" for name in names for kind in kinds for n in range(1, count + 1)]
+    return names
 
 
 def makes_own(context: JobContext) -> bool:
@@ -137,7 +157,7 @@ class _Finaliser:
         chosen: dict[str, BitAssignment] = {}
         front = [point.assignment for point in ParetoFront.from_points(points).front]
         known = {name: item for name, item in context.run.assignments().items() if _kind(item) != KIND}
-        for name in check_names(self.section, list(known), to_come=False):
+        for name in check_names(self.section, list(known)):
             for assignment in self._of(name, front, known):
                 chosen.setdefault(assignment.id, assignment)
         if not chosen:

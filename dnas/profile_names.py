@@ -74,11 +74,11 @@ def read_assignment(path: str, graph: LayerGraph) -> BitAssignment:
     return assignment
 
 
-def check_names(section: FinaliseSection, known: Sequence[str], to_come: bool) -> list[str]:
-    """The names wanted, refused where they cannot be found; ``to_come`` says that ``known`` is not complete yet."""
+def check_names(section: FinaliseSection, known: Sequence[str]) -> list[str]:
+    """The names wanted; :class:`InputError` for one that is no assignment of ``known`` ids, nor anything else."""
     names = wanted_names(section)
     for name in names:
-        if name == FRONT or name.endswith(".json") or uniform_pair(name) or name in known or to_come:
+        if name == FRONT or name.endswith(".json") or uniform_pair(name) or name in known:
             continue
         if not _WILD.search(name) or not any(fnmatchcase(other, name) for other in known):
             raise InputError(

@@ -41,7 +41,7 @@ def check_section(context: JobContext) -> None:
     if not section.enabled:
         return
     _check_criterion(context, section)
-    names = _expected(context)
+    names = expected_ids(context)
     for pattern in section.assignments:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise InputError(
@@ -148,7 +148,7 @@ def _check_widths(context: JobContext, assignment: BitAssignment) -> None:
 def prune_work(context: JobContext) -> float:
     """Work of everything that is to be pruned, in image passes, as if every result were another one."""
     config = context.config
-    names = _expected(context)
+    names = expected_ids(context)
     sections = [wish.section for wish in _wishes(context)]
     if config.prune.enabled:
         fitting = [name for name in names if _fits(name, config.prune)]
@@ -177,7 +177,7 @@ def _wished_bits(context: JobContext) -> list[int]:
     return list(dict.fromkeys(wish.bits for wish in _wishes(context) if wish.bits is not None))
 
 
-def _expected(context: JobContext) -> list[str]:
+def expected_ids(context: JobContext) -> list[str]:
     """The ids of the assignments that are there to be pruned, as far as they can be told beforehand."""
     config, budgets = context.config, len(context.plan.budgets)
     names = [f"search-{n}" for n in range(1, max(1, budgets) + 1)] if "search" in config.order[:1] else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from dnas.config import JobConfig
-from dnas.context import load_network, load_splits
+from dnas.context import JobContext, load_network, load_splits
 from dnas.finalising import KIND
 from dnas.jobfile import load_job
 from dnas.jobs import run_job
+from dnas.measuring import Measurer
 from dnas.planning import plan_job
 from dnas.profile_names import uniform_layers
 from dnas.stored_nets import stored_net, stored_switchable
@@ -24,6 +26,7 @@ from results.runs import Run
 from results.status import run_status
 from results.switch_data import switch_rows
 from search_spaces.assignments import LayerBits
+from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
 from tests.dnas.test_job_failures import dnas as command
 from tests.dnas.test_job_failures import sentence
@@ -182,6 +185,7 @@ def test_assignments_of_files_and_pruned_ones(copied: Run) -> None:
         (("--profiles", "a*"), "no assignment is called 'a*'"),
         (("--profiles", "w4a4,w4a4"), "profile 'w4a4' is named twice"),
         (("--profiles", ","), "no profile is named"),
+        (("--profiles", "w0a0"), "profile 'w0a0': 0 bits would skip every layer"),
         (("--profiles", "w9a4"), "weight_bits = 9 is not a bit-width"),
         (("--profiles", "missing.json"), "cannot read the assignment missing.json"),
         (("--profiles", "w4a4", "--set", "weights=binary"), "quantizer 'binary' has no 8-bit form"),
@@ -223,9 +227,82 @@ def test_a_switchable_net_without_a_search(tmp_path: Path, smaller_settings: tup
     assert "compression = 'switchable' does not prune" in sentence(result, 2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["finalise.profiles=['serch-1']"], "no assignment is called 'serch-1'; did you mean 'search-1'?"),
+        (["finalise.profiles=['search-7']"], "no assignment is called 'search-7'"),
+        (["finalise.profiles=['ilp-*']", "controls.ilp=false"], "no assignment is called 'ilp-*'"),
+        (["finalise.profiles=['search-1-pruned-1']"], "no assignment is called 'search-1-pruned-1'"),
+        (["compression=switchable", "controls.uniform=[]"], "nothing will be measured that could be a profile"),
+        (["finalise.weights=binary", "finalise.profiles=['w4a4']"], "quantizer 'binary' has no 8-bit form"),
+    ],
+)
+def test_a_job_that_cannot_end_with_a_net_is_refused_before_any_training(
+    settings: list[str], words: str, smaller: Job, carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    config = smaller("finalise.enabled=true", *settings)
+    with pytest.raises(InputError, match=re.escape(words)):
+        carried_out(config, tmp_path / "run")
+    assert not events(Run.open(tmp_path / "run"), "epoch")
+
+
 def test_uniform_profiles_leave_the_fixed_layers(smaller: Job, finalised: Run) -> None:
     layers = finalised.assignment("w3a4").layers
     assert {(bits.weight_bits, bits.activation_bits) for bits in layers.values()} == {(3, 4), (8, 8)}
     config = load_job(str(finalised.folder / "job.toml"))
     plan = plan_job(config, load_network(config).module, (1, 8, 8))
     assert set(uniform_layers(plan.space, 32, 32).values()) == {LayerBits(32, 32)}
+
+
+def test_a_net_that_failed_does_not_stand_in_the_way_of_the_others(copied: Run) -> None:
+    sets = [word for setting in ("epochs=4", "learning_rate=1e30", "alone=false") for word in ("--set", setting)]
+    result = command("finalise", "run", "--profiles", "w3a4,uniform-4", *sets)
+    assert result.exit_code == 1
+    assert "the loss became nan" in sentence(result, 1)
+    assert "switchable-2 is taken back: dnas resume finishes the rest" in sentence(result, 1)
+    assert command("resume", "run").exit_code == 0
+    assert run_status(copied).state == "finished"
+    told = json.loads(command("export", "run", "--format", "packed", "--out", "net.safetensors", "--json").stdout)
+    assert told["net"] == "switchable-1"
+
+
+def test_profiles_of_the_job_that_are_gone_do_not_cost_the_search(
+    smaller: Job, smaller_run: Run, carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    file = tmp_path / "given.json"
+    config = smaller("controls.ilp=false", "finalise.enabled=true", f"finalise.profiles=['{file}']")
+    with pytest.raises(InputError, match="cannot read the assignment"):
+        carried_out(config, tmp_path / "refused")
+    assert not events(Run.open(tmp_path / "refused"), "epoch")
+    shutil.copy(smaller_run.folder / "assignments" / "search-1.json", file)
+
+    def report(event: dict[str, Any]) -> None:
+        if event.get("stage") == "finalise":
+            file.unlink()
+
+    with pytest.raises(InputError, match=r"cannot read the assignment .* switchable-1 is taken back: dnas resume"):
+        carried_out(config, tmp_path / "run", report)
+    with Run.open(tmp_path / "run", write=True) as run:
+        run_job(config, run, lambda event: None)
+    assert run_status(run).state == "finished"
+    assert set(kinds(run).values()) == {"search", "uniform"}
+
+
+def test_a_file_of_another_nets_profile_stands_for_what_that_is_made_of(copied: Run) -> None:
+    file = "run/assignments/switchable-1-w3a4.json"
+    result = command("finalise", "run", "--profiles", f"{file},uniform-4", "--set", "epochs=1")
+    assert result.exit_code == 0, result.output
+    found = {point["assignment"]: point for point in points(copied)}
+    assert found["switchable-2-w3a4"]["parent"] == "w3a4"
+
+
+def test_measuring_a_profile_in_its_net_is_no_work(copied: Run) -> None:
+    context = JobContext(load_job("run/job.toml"), copied, lambda event: None)
+    measurer = Measurer(context)
+    assignment = copied.assignment("switchable-1-w3a4")
+    with Run.open(copied.folder, write=True) as context.run:
+        measurer.measure(assignment)
+        assert context.progress.done == 0
+        measurer.measure(copied.assignment("w3a4"))
+    assert context.progress.done == measurer.work

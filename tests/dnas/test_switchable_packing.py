@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from results.packed import PackedFile, read_packed, write_packed
 from results.packed_weights import weight_codes, weight_values
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError
+from search_spaces.graph import read_graph
 from tests.dnas.test_switchable import CHOICES, NESTED, WIDTHS, assignments, net_of, pruned
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph, same_bits
 
@@ -287,3 +289,80 @@ def test_the_same_net_gives_the_same_bytes(tmp_path: Path) -> None:
         saved(tmp_path / name, net_of("shapes", assignments("shapes", WIDTHS, NESTED), NESTED))
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(digests) == 1
+
+
+def test_layers_that_share_a_weight_have_the_same_bits_of_it(tmp_path: Path) -> None:
+    graph = model_and_graph("shared")[1]
+    layers = {**same_bits(graph, 2, 4), "second": LayerBits(8, 4)}
+    profiles = {"a": assignment_of(graph, layers, NESTED), **assignments("shared", {"b": (2, 2)}, NESTED)}
+    net = net_of("shared", profiles, NESTED)
+    with pytest.raises(InputError, match="layer 'second' shares its weight with 'first' but has other weight bits"):
+        saved(tmp_path / "a", net)
+    assert not (tmp_path / "a").exists()
+
+
+def test_statistics_that_the_size_does_not_count_are_refused_before_writing(tmp_path: Path) -> None:
+    norm = torch.nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), norm, torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    graph = read_graph(model, (1, 6, 6))
+    profiles = {name: assignment_of(graph, same_bits(graph, bits, 4), NESTED) for name, bits in (("a", 4), ("b", 2))}
+    net = SwitchableNet(model, graph, profiles, NESTED)
+    with pytest.raises(InputError, match="'1' keeps statistics that are not counted in the size"):
+        saved(tmp_path / "a", net)
+    assert not (tmp_path / "a").exists()
+
+
+WHOLE = {"rows": None, "columns": None, "shape": [5, 5, 3, 3]}
+CRAFTED = {
+    "rows": (
+        "p",
+        "profiles.p.parts",
+        {"first.planes": {**WHOLE, "rows": [0] * 10**6, "shape": [3, 3, 3, 3]}},
+        "uses 1000000 of 5 rows",
+    ),
+    "columns": (
+        "p",
+        "profiles.p.parts",
+        {"first.planes": {**WHOLE, "columns": [0] * 10**6, "shape": [3, 3, 3, 3]}},
+        "uses 1000000 of 45",
+    ),
+    "shape": (None, "layers.first", {"shape": [10**6, 10**6]}, "is not stored as bit planes of its shape"),
+    "bits": (None, "profiles.whole.layers.first.weight", {"bits": 3}, "other bits than the 8 of its assignment"),
+    "accuracy": (None, "profiles.p.assignment.metrics", {"val_top1": 5}, "does not describe a net"),
+    "cost": (None, "profiles.p.assignment.cost", {"size_bytes": None}, "does not describe a net"),
+}
+
+
+@pytest.mark.parametrize("case", CRAFTED)
+def test_a_crafted_description_takes_no_memory_and_ends_in_a_sentence(tmp_path: Path, case: str) -> None:
+    profile, place, change, words = CRAFTED[case]
+    file = saved(tmp_path / "a", crafted_net())
+    told = json.loads(json.dumps(file.description))
+    for one in told["profiles"].values():
+        one["parts"].setdefault("first.planes", WHOLE)
+    holder = told
+    for key in place.split("."):
+        holder = holder[key]
+    holder.update(change)
+    write_packed(tmp_path / "a", told, file.tensors)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / "a", model_and_graph("residual")[0], profile)
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+
+
+def crafted_net() -> SwitchableNet:
+    profiles = {"p": pruned("residual", (3, 4), NESTED), **assignments("residual", {"whole": (8, 8)}, NESTED)}
+    return net_of("residual", profiles, NESTED)
+
+
+def test_more_bits_than_are_stored(tmp_path: Path) -> None:
+    path, model = tmp_path / "a", model_and_graph("residual")[0]
+    file = saved(path, net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED))
+    fewer = {**file.tensors, "first.planes": file.tensors["first.planes"][:2]}
+    write_packed(path, file.description, fewer)
+    with pytest.raises(InputError, match="layer 'first' needs 8 bits of a weight that is stored in 2"):
+        load(path, model)
+    with pytest.raises(InputError, match=r"'first\.planes' has not the 8 bit planes that are needed of it"):
+        load(path, model, "wide")
