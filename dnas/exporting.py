@@ -21,11 +21,11 @@ from dnas.stored_nets import stored_net, stored_switchable
 from dnas.switchable_packing import save_switchable_packed
 from dnas.terminal import show, show_json
 from dnas.torchao_export import export_torchao
-from results.export import NET_FORMATS, PACKED, export_assignment
+from results.export import FORMATS, NET_FORMATS, PACKED, export_assignment
 from results.packed import PackedFile
 from results.runs import JOB, Run
 from search_spaces.assignments import BitAssignment, check_fits
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, nearest
 from search_spaces.graph import read_graph
 from search_spaces.layers import LayerGraph
 
@@ -89,6 +89,8 @@ def _export_net(run: Run, name: str, format: str, out: Path) -> list[_Written]:
     profiles = [item for item in run.assignments().values() if item.provenance.get("net") == name]
     if format == PACKED:
         return [_packed_net(run, name, profiles[0], out)]
+    if format not in FORMATS:
+        raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
     if format not in NET_FORMATS:
         raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {profiles[0].id}")
     files = {item.id: out.with_stem(f"{out.stem}-{item.provenance['profile']}") for item in profiles}

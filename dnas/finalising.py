@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dnas.config import FinaliseSection
+from dnas.config import FinaliseSection, SearchSection
 from dnas.context import JobContext, Stage
 from dnas.conversion import QuantizerChoice
 from dnas.measuring import Measurer
@@ -82,11 +82,18 @@ def _ids_to_come(context: JobContext) -> list[str]:
     for number in range(1, len(context.plan.budgets) + 1):
         names += [f"random-{number}-{draw}" for draw in range(1, config.controls.random + 1)]
         names += [f"pruned-search-{number}"] if "prune" in config.order and "search" in config.order else []
+    names += [f"sampled-{n}" for n in sampled_ids(config.search, max(1, len(context.plan.budgets)))]
     if "prune" in config.order:
         kinds = ("pruned", "pruned-uniform", "pruned-random", "fewer-bits")
         count = len(config.prune.budgets) or config.prune.finalists
         names += [f"{name}-{kind}-{n}" for name in names for kind in kinds for n in range(1, count + 1)]
     return names
+
+
+def sampled_ids(section: SearchSection, searches: int) -> list[str]:
+    """What follows "sampled-" in the ids of architectures drawn during searches."""
+    epochs = range(section.sample_every, section.epochs + 1, section.sample_every) if section.sample_every else ()
+    return [f"{n}-epoch{e}-{k}" for n in range(1, searches + 1) for e in epochs for k in range(1, section.samples + 1)]
 
 
 def makes_own(context: JobContext) -> bool:

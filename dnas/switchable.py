@@ -166,14 +166,12 @@ class SwitchableNet(nn.Module):
                 own_parts(module)
         return net
 
-    def with_assignments(self, assignments: Mapping[str, BitAssignment]) -> Self:
-        """The same net with other records of its profiles, such as measured ones."""
-        twin = copy.copy(self)
-        twin.profiles = {name: Profile(name, assignments[name]) for name in self.profiles}
-        return twin
-
     def calibrate(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
         """Set clips and gains: of weights from themselves, of inputs from float ``model`` on batches (N, C, H, W)."""
+        if not self.shared:
+            raise InputError(
+                "a net of one profile that was loaded from a file has its ranges; load all of it to train on"
+            )
         inputs = layer_inputs(model, [spec.name for spec in self.graph.layers], batches)
         with torch.no_grad():
             for spec in self.graph.layers:

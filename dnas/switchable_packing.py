@@ -207,15 +207,14 @@ class _SharedPacker:
 
     def _norm(self, profile: str, module: str, name: str, norm: nn.Module) -> dict[str, str]:
         """The folded BatchNorm of a profile, under a name of its own unless all share it."""
-        key = ("norm", id(norm))
-        if key not in self._known:
-            prefix = f"{profile}:{name}" if self.net.private_norms else name
-            scale, shift = folded_norm(module, norm)
-            self._add(f"{prefix}.scale", array_of(scale))
-            self._known[key] = prefix
-            self._add(f"{prefix}.shift", array_of(shift))
-        prefix = self._known[key]
-        return {"scale": f"{prefix}.scale", "shift": f"{prefix}.shift"}
+        prefix = f"{profile}:{name}" if self.net.private_norms else name
+        found = {}
+        for part, tensor in zip(("scale", "shift"), folded_norm(module, norm), strict=True):
+            key = (part, id(norm))
+            if key not in self._known:
+                self._known[key] = self._add(f"{prefix}.{part}", array_of(tensor))
+            found[part] = self._known[key]
+        return found
 
     def _pack_parameters(self) -> None:
         """Everything shared that is no layer's weight or bias."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from dnas import context
 from dnas.config import JobConfig
 from dnas.context import JobContext, load_network, load_splits
 from dnas.finalising import KIND
@@ -22,6 +23,7 @@ from dnas.planning import plan_job
 from dnas.profile_names import uniform_layers
 from dnas.stored_nets import stored_net, stored_switchable
 from dnas.training import evaluate
+from results.journal import Journal
 from results.runs import Run
 from results.status import run_status
 from results.switch_data import switch_rows
@@ -30,8 +32,8 @@ from search_spaces.errors import InputError
 from search_spaces.graph import read_graph
 from tests.dnas.test_job_failures import dnas as command
 from tests.dnas.test_job_failures import sentence
-from tests.dnas.test_prune_jobs import events, points
-from tests.dnas.test_resuming import Killed, outcome
+from tests.dnas.test_prune_jobs import context_of, events, points
+from tests.dnas.test_resuming import LASTING, Killed, carried_out_with_kills, history, identity, outcome
 
 Job = Callable[..., JobConfig]
 CarriedOut = Callable[..., Run]
@@ -93,38 +95,42 @@ def test_the_stored_net_reaches_what_the_front_says(finalised: Run) -> None:
     assert net.best() in net.profiles
 
 
-def test_a_net_killed_anywhere_ends_the_same(
-    smaller: Job, carried_out: CarriedOut, finalised: Run, tmp_path: Path
+def test_a_net_killed_at_any_entry_ends_the_same(
+    smaller: Job, finalised: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, whole = smaller(*FINALISE), finalised.journal.records()
-    begin = next(i for i, record in enumerate(whole) if record.get("stage") == "finalise")
-    with pytest.raises(Killed):
-        carried_out(config, tmp_path / "before", killing(begin))
-    kinds = [record["event"] for record in whole[begin:]]
-    counts = [1 + kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first of each kind
-    assert len(counts) >= 6
-    for count in counts:  # the first record of a resumed job says that it is, which makes them one more
-        folder = shutil.copytree(tmp_path / "before", tmp_path / str(count))
-        with Run.open(folder, write=True) as run, pytest.raises(Killed):
-            run_job(config, run, killing(begin + count, resumed_from=begin))
-        with Run.open(folder, write=True) as run:
-            run_job(config, run, lambda event: None)
-        assert outcome(Run.open(folder)) == outcome(finalised), count
+    """Killed once at every entry from the stage on, by turns before and after it is written, and amid an epoch."""
+    config = smaller(*FINALISE)
+    plan, splits = context_of(finalised, config).plan, context.load_splits(config)
+    monkeypatch.setattr(context, "plan_job", lambda *arguments: plan)  # the same each time, and most of each time
+    monkeypatch.setattr(context, "load_splits", lambda config: splits)
+    append = Journal.append
+    seen: list[str] = []
+    begun: list[bool] = []
 
-
-def killing(last: int, resumed_from: int = 0) -> Callable[[dict[str, Any]], None]:
-    """A report that kills the job with the record after so many of a whole run; those told again are not counted."""
-    left = [last - resumed_from]
-
-    def report(event: dict[str, Any]) -> None:
-        known = resumed_from and event["event"] == "stage" and event["stage"] in ("pretrain", "search", "controls")
-        if event["event"] == "progress" or known or (resumed_from and event.get("stage") == "measure"):
-            return
-        left[0] -= 1
-        if left[0] < 0:
+    def deadly(journal: Journal, record: dict[str, Any]) -> None:
+        begun.extend([True] * (record.get("stage") == "finalise"))
+        kill = bool(begun) and record["event"] in (*LASTING, "profiles") and identity(record) not in seen
+        if kill:
+            seen.append(identity(record))
+            if len(seen) % 2:
+                raise Killed
+        append(journal, record)
+        if kill:
             raise Killed
 
-    return report
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["stage"] == "finalise" and "amid" not in seen:
+            seen.append("amid")
+            raise Killed
+
+    monkeypatch.setattr(Journal, "append", deadly)
+    run, kills = carried_out_with_kills(config, tmp_path / "run", report)
+    assert {"profiles", "decoded", "epoch", "measured", "tested"} <= {
+        json.loads(s)["event"] for s in seen if s != "amid"
+    }
+    assert kills == len(seen) > 12
+    assert history(run) == history(finalised)
+    assert outcome(run) == outcome(finalised)
 
 
 def test_a_finished_run_is_finalised_again(copied: Run, finalised: Run) -> None:
@@ -245,6 +251,15 @@ def test_a_job_that_cannot_end_with_a_net_is_refused_before_any_training(
     with pytest.raises(InputError, match=re.escape(words)):
         carried_out(config, tmp_path / "run")
     assert not events(Run.open(tmp_path / "run"), "epoch")
+
+
+def test_architectures_that_a_search_draws_can_be_profiles(
+    smaller: Job, carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    settings = ("search.sample_every=1", "search.samples=1", "controls.ilp=false", "finalise.epochs=1")
+    config = smaller(*settings, "finalise.enabled=true", "finalise.profiles=['sampled-*']")
+    run = carried_out(config, tmp_path / "run")
+    assert kinds(run)["switchable-1-sampled-1-epoch1-1"] == KIND
 
 
 def test_uniform_profiles_leave_the_fixed_layers(smaller: Job, finalised: Run) -> None:
