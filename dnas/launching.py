@@ -144,6 +144,8 @@ def _conclude(run: Run, front: ParetoFront, as_json: bool) -> None:
         show_json({"run": str(run.folder), "front": front.to_json(), "verdicts": words, "files": paths})
         return
     show(render_table(rows), "", *words)
+    if any(point.kind == "switchable" for point in front.points):
+        show(f"\nthe profiles of its switchable net, beside each trained alone: dnas switch {run.folder}")
     show("\nwritten:", *(f"  {path}" for path in paths))
 
 
