@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from dnas import planning
+from dnas import planning, unpacking
 from dnas.config import JobConfig
 from dnas.jobfile import dump_job, load_job
 from dnas.jobs import run_job
@@ -48,22 +48,26 @@ SMALLER = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _a_network_of_the_zoo_is_read_once() -> Iterator[None]:
-    """Every job reads its network, most of them the same one; what is read depends on these things alone."""
+def _a_network_is_read_once() -> Iterator[None]:
+    """Every job and every packed file reads its network, most of them the same; what is read depends on this alone."""
     known: dict[str, LayerGraph] = {}
 
     def read(model: nn.Module, input_shape: tuple[int, ...]) -> LayerGraph:
-        if type(model).__module__ != "search_spaces.zoo":
+        if not type(model).__module__.startswith(("search_spaces.zoo", "tests.", "torch.nn")):
             return read_graph(model, input_shape)
         plain = [{k: v for k, v in vars(part).items() if isinstance(v, bool | int | str)} for part in model.modules()]
-        tensors = [(name, value.shape, value.dtype) for name, value in model.state_dict().items()]
-        key = repr((input_shape, model, plain, tensors))
+        state = model.state_dict(keep_vars=True)
+        tensors = [(name, value.shape, value.dtype) for name, value in state.items()]
+        first = {id(value): name for name, value in reversed(state.items())}
+        ties = [first[id(value)] for value in state.values()]
+        key = repr((input_shape, model, plain, tensors, ties))
         if key not in known:
             known[key] = read_graph(model, input_shape)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "read_graph", read)
+        patch.setattr(unpacking, "read_graph", read)
         yield
 
 

@@ -136,7 +136,7 @@ def test_weights_of_several_widths_that_do_not_nest_are_stored_in_fp32(
 
 @pytest.mark.parametrize("choice", CHOICES[:2], ids=["per layer", "per channel"])
 @pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("case", ["residual", "shapes", "line", "norm last"])
+@pytest.mark.parametrize("case", ["residual", "shapes", "norm last"])
 def test_pruned_profiles(tmp_path: Path, case: str, whole: bool, choice: QuantizerChoice) -> None:
     profiles = {"small": pruned(case, (3, 4), choice), "other": pruned(case, (5, 2), choice, every=3)}
     if whole:
