@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import dnas
 from dnas import context
 from dnas.config import JobConfig
 from dnas.context import JobContext, load_network, load_splits
@@ -182,6 +183,33 @@ def test_assignments_of_files_and_pruned_ones(copied: Run) -> None:
     assert result.exit_code == 0, result.output
     net = "switchable-3"
     assert kinds(copied)[f"{net}-search-1-pruned-1"] == KIND
+
+
+def test_a_whole_net_is_exported(copied: Run) -> None:
+    result = command("export", "run", "--format", "packed", "--out", "net.safetensors", "--json")
+    told = json.loads(result.stdout)
+    assert told["net"] == "switchable-1"
+    net = dnas.load("net.safetensors")
+    assert set(net.profiles) == {"search-1", "uniform-4", "w3a4"} == set(told["profiles"])
+    small = dnas.load("net.safetensors", profile="w3a4")
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(small(x), net.view("w3a4")(x))
+    result = command("export", "run", "switchable-1", "--format", "aimet", "--out", "net.json", "--json")
+    assert {file["file"] for file in json.loads(result.stdout)} == {f"net-{name}.json" for name in net.profiles}
+    assert all(Path(f"net-{name}.json").is_file() for name in net.profiles)
+    result = command("export", "run", "switchable-1", "--format", "csv", "--out", "net.csv")
+    assert "is a net of several assignments; name one of them" in sentence(result, 2)
+    result = command("export", "run", "--format", "packd", "--out", "net.csv")
+    assert "unknown format 'packd'; did you mean 'packed'?" in sentence(result, 2)
+    result = command("export", "run", "switchable-1-w3a4", "--format", "packed", "--out", "one.safetensors")
+    assert result.exit_code == 0, result.output
+    assert list(dnas.load("one.safetensors").profiles) == ["default"]
+
+
+def test_a_net_starts_from_the_supernet(copied: Run) -> None:
+    result = command("finalise", "run", "--profiles", "w4a4", "--set", "epochs=1", "--set", "start=supernet")
+    assert result.exit_code == 0, result.output
+    assert kinds(copied)["switchable-2-w4a4"] == KIND
 
 
 @pytest.mark.parametrize(
