@@ -23,7 +23,6 @@ from dnas.planning import Plan, compilation_pays, plan_job
 from dnas.progress import EpochWork, Progress, Report, planned_work
 from dnas.schedules import derived_seed
 from dnas.search import EpochRecord, SearchData, SupernetTrainer
-from dnas.switchable_training import SwitchableTrainer
 from dnas.training import EpochResult, StepReport, Trainer, inputs_of
 from results.runs import Run
 from search_spaces.allocation import Cells
@@ -33,8 +32,6 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerSpec
 from search_spaces.models import LoadedModel, load_model
 from search_spaces.sparse_costs import sparse_prices
-
-AnyTrainer = Trainer | SupernetTrainer | SwitchableTrainer
 
 
 @dataclass(frozen=True)
@@ -180,13 +177,13 @@ class JobContext:
         batches = self.data.train.batches(self.config.data.batch_size, seed=seed, device=self.device)
         return [batch for _, batch in zip(range(count), batches, strict=False)]
 
-    def train(self, trainer: Trainer | SwitchableTrainer, stage: Stage) -> None:
+    def train(self, trainer: Trainer, stage: Stage) -> None:
         """Run a trainer's remaining epochs, saving and journaling each."""
         steps = self.steps(stage, trainer, trainer.section.epochs)
         for _ in self.resumed(stage, trainer, lambda: trainer.epochs(steps)):
             pass
 
-    def steps(self, stage: Stage, trainer: AnyTrainer, epochs: int) -> StepReport:
+    def steps(self, stage: Stage, trainer: Trainer | SupernetTrainer, epochs: int) -> StepReport:
         """A callback that reports each step of a stage, and the share of the whole job it leaves done."""
 
         def step(number: int, steps: int, loss: float) -> None:
@@ -206,7 +203,7 @@ class JobContext:
     def resumed(
         self,
         stage: Stage,
-        trainer: AnyTrainer,
+        trainer: Trainer | SupernetTrainer,
         epochs: Callable[[], Iterable[EpochResult | EpochRecord]],
     ) -> Iterator[dict[str, Any]]:
         """Yield the journal record of every epoch that is left, once it is saved and journaled.
@@ -230,7 +227,7 @@ class JobContext:
             self._journal_epoch(record)
             yield record
 
-    def _epoch_fields(self, trainer: AnyTrainer, result: EpochResult | EpochRecord) -> dict[str, Any]:
+    def _epoch_fields(self, trainer: Trainer | SupernetTrainer, result: EpochResult | EpochRecord) -> dict[str, Any]:
         if isinstance(result, EpochRecord) or isinstance(trainer, SupernetTrainer):
             return result.to_json()
         return {**result.to_json(), "epochs": trainer.section.epochs, **trainer.measured(self.search_data.judge)}

@@ -11,82 +11,32 @@ summed loss is divided by the number of passes, because SGD's step would grow wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dnas.augmentation import Augmentation
 from dnas.calibration import batch_statistics
 from dnas.config import FinaliseSection
 from dnas.image_sets import ImageSet
-from dnas.schedules import cosine, derived_seed
+from dnas.schedules import derived_seed
 from dnas.switchable import SwitchableNet
-from dnas.training import (
-    CPU,
-    EpochResult,
-    StepReport,
-    checked_value,
-    evaluate,
-    optimizer_state,
-    own_randomness,
-    restore_optimizer,
-    set_learning_rate,
-    steps_per_epoch,
-    training_batches,
-    weight_groups,
-    with_prefix,
-)
+from dnas.training import Trainer, checked_value, evaluate
 
 
-class SwitchableTrainer:
-    """Trains a switchable net with SGD and a cosine; its state restores bit for bit, like that of a ``Trainer``."""
+class SwitchableTrainer(Trainer):
+    """Trains a switchable net like any other, except for the losses of a step; its state restores bit for bit."""
 
-    def __init__(
-        self,
-        network: SwitchableNet,
-        section: FinaliseSection,
-        *,
-        images: ImageSet,
-        batch_size: int = 128,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        label: str = "switchable",
-        device: torch.device = CPU,
-    ) -> None:
-        self.network, self.section, self.images = network, section, images
-        self.batch_size, self.augmentation = batch_size, augmentation
-        self.seed, self.label, self.device = seed, label, device
-        groups = weight_groups(network, section.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=section.learning_rate, momentum=section.momentum)
-        self.epoch = 0
+    network: SwitchableNet
+    section: FinaliseSection
 
-    def epochs(self, report: StepReport | None = None) -> Iterator[EpochResult]:
-        """Train the epochs that are left, yielding after each."""
-        while self.epoch < self.section.epochs:
-            loss = self._one_epoch(report)
-            self.epoch += 1
-            yield EpochResult(self.epoch, loss)
+    def _begin(self, seed: int) -> None:
+        self._draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
 
-    def _one_epoch(self, report: StepReport | None) -> float:
-        seed = derived_seed(self.seed, self.label, self.epoch)
-        draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
-        steps, total = steps_per_epoch(len(self.images), self.batch_size), 0.0
-        with own_randomness(seed, self.device):
-            self.network.train()
-            batches = training_batches(self.images, self.batch_size, seed, self.augmentation, self.device)
-            for step, (x, y) in enumerate(batches):
-                progress = (self.epoch + step / steps) / self.section.epochs
-                set_learning_rate(self.optimizer, cosine(self.section.learning_rate, progress))
-                self.optimizer.zero_grad(set_to_none=True)
-                value = accumulate_gradients(self.network, self.chosen(draws), x, y, self.section)
-                self.optimizer.step()
-                total += value
-                if report:
-                    report(step + 1, steps, value)
-        return total / steps
+    def _gradients(self, x: Tensor, y: Tensor) -> float:
+        return accumulate_gradients(self.network, self.chosen(self._draws), x, y, self.section)
 
     def chosen(self, generator: torch.Generator) -> list[str]:
         """The profiles of one step, from the widest to the narrowest."""
@@ -105,17 +55,11 @@ class SwitchableTrainer:
                 top1[name] = evaluate(self.network.view_of(name), images, self.batch_size, self.device).top1
         return {"top1": sum(top1.values()) / len(top1), "profiles": top1}
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
-        tensors = {f"network.{name}": value.clone() for name, value in self.network.tensors().items()}
-        momentum, values = optimizer_state(self.optimizer, "optimizer")
-        return {**tensors, **momentum}, {"epoch": self.epoch, "optimizer": values}
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return self.network.tensors()
 
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` returned."""
-        self.network.load_tensors(with_prefix(tensors, "network"))
-        restore_optimizer(self.optimizer, tensors, values["optimizer"], "optimizer")
-        self.epoch = values["epoch"]
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_tensors(tensors)
 
 
 def trains_all(section: FinaliseSection, profiles: int) -> bool:

@@ -111,6 +111,7 @@ class Trainer:
         seed = derived_seed(self.seed, self.label, self.epoch)
         steps = steps_per_epoch(len(self.images), self.batch_size)
         total = 0.0
+        self._begin(seed)
         with own_randomness(seed, self.device):
             self.network.train()
             for step, (x, y) in enumerate(
@@ -120,14 +121,28 @@ class Trainer:
                 set_learning_rate(self.optimizer, cosine(self.section.learning_rate, progress))
                 self.on_progress(progress)
                 self.optimizer.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(self.network(x), y)
-                loss.backward()
-                value = checked_value(loss, self.network, x)
+                value = self._gradients(x, y)
                 self.optimizer.step()
                 total += value
                 if report:
                     report(step + 1, steps, value)
         return total / steps
+
+    def _begin(self, seed: int) -> None:
+        """What a kind of training does before each epoch, whose seed this is."""
+
+    def _gradients(self, x: Tensor, y: Tensor) -> float:
+        """Add the gradients of the loss on images (N, C, H, W) and labels (N,); returns the loss."""
+        loss = F.cross_entropy(self.network(x), y)
+        loss.backward()
+        return checked_value(loss, self.network, x)
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """The state of the network."""
+        return self.network.state_dict()
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)
 
     def measured(self, images: ImageSet) -> dict[str, Any]:
         """Accuracy on ``images``, of the network as it is now."""
@@ -136,13 +151,13 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
-        tensors = {f"network.{name}": value.clone() for name, value in self.network.state_dict().items()}
+        tensors = {f"network.{name}": value.clone() for name, value in self._tensors().items()}
         momentum, values = optimizer_state(self.optimizer, "optimizer")
         return {**tensors, **momentum}, {"epoch": self.epoch, "optimizer": values}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
-        self.network.load_state_dict(with_prefix(tensors, "network"))
+        self._load(with_prefix(tensors, "network"))
         restore_optimizer(self.optimizer, tensors, values["optimizer"], "optimizer")
         self.epoch = values["epoch"]
 
