@@ -11,6 +11,7 @@ the ratio is that of the medians to a quantization-aware training step of one fi
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from statistics import median
 
 import torch
 from torch.nn import functional as F
+from torchvision.models import resnet18
 
 from dnas.calibration import calibrate
 from dnas.config import FinaliseSection
@@ -33,6 +35,7 @@ from dnas.unpacking import load
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs import CostTable, build_costs
 from search_spaces.graph import read_graph
+from search_spaces.layers import LayerGraph
 from search_spaces.spaces import SpaceOptions, build_space
 from search_spaces.zoo import resnet20
 
@@ -152,6 +155,49 @@ def loading(bench: Bench, count: int = 5) -> None:
     print(f"memory: {held:,} bytes of tensors in one net, {held / alone:.3f}x those of {count} nets")
 
 
+def peak_bytes(kind: str, queue: multiprocessing.Queue) -> None:
+    """What making and running five profiles of ResNet-18 adds to this process's peak memory."""
+    model = resnet18().eval()
+    graph, x = read_graph(model, (3, 64, 64)), torch.randn(1, 3, 64, 64)
+    reference = ModelReference("torchvision:resnet18", (3, 64, 64))
+    profiles = {f"b{b}": BitAssignment("b", reference, same_bits(graph, b)) for b in (2, 3, 4, 6, 8)}
+    model(x)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, that of the imports, is forgotten (Linux)
+    before = memory_kib("VmRSS")
+    if kind == "one net":
+        shared = SwitchableNet(model, graph, profiles, CHOICE).eval()
+        nets = [shared.view_of(name) for name in profiles]
+    else:
+        nets = [quantize_fixed(model, graph, item.layers, CHOICE).eval() for item in profiles.values()]
+    with torch.inference_mode():
+        for net in nets:
+            net(x)
+    queue.put(1024 * (memory_kib("VmHWM") - before))
+
+
+def memory_kib(name: str) -> int:
+    """A figure of this process from the kernel: VmRSS now, VmHWM the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def same_bits(graph: LayerGraph, bits: int) -> dict[str, LayerBits]:
+    return {spec.name: LayerBits(bits, bits, spec.out_channels) for spec in graph.layers}
+
+
+def peaks() -> None:
+    """Peak memory of one net of five profiles, and of five nets, each in a process of its own."""
+    context, found = multiprocessing.get_context("spawn"), {}
+    for kind in ("one net", "five nets"):
+        queue = context.Queue()
+        process = context.Process(target=peak_bytes, args=(kind, queue))
+        process.start()
+        found[kind] = queue.get(timeout=300)
+        process.join()
+    one, five = found.values()
+    print(f"peak memory, ResNet-18, five profiles: {one / 1e6:.0f} MB in one net, {one / five:.2f}x that of five nets")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="times that each step is run")
@@ -160,6 +206,7 @@ def main() -> None:
     steps(bench, arguments.rounds)
     switching(bench)
     loading(bench)
+    peaks()
 
 
 if __name__ == "__main__":

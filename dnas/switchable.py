@@ -80,7 +80,9 @@ class SwitchableNet(nn.Module):
         norms = ((key, norm) for key, norm in base.named_modules() if isinstance(norm, _BatchNorm) and key not in owned)
         self.other_norms = {key: norm.num_features for key, norm in norms}
         # Every parameter once and under its own name, before the views, which hold them too.
-        self.shared = nn.ParameterDict({key_of(name): parameter for name, parameter in _unnormed(base)})
+        parameters = dict(_unnormed(base))
+        _check_parameter_names(parameters)
+        self.shared = nn.ParameterDict({key_of(name): parameter for name, parameter in parameters.items()})
         self.quantizers = SharedQuantizers(base, graph, list(layers.values()), choice)
         # Under numbers: a module's name has no dots, a profile's may.
         self._keys = {name: f"view{number}" for number, name in enumerate(self.profiles)}
@@ -283,6 +285,13 @@ def _unnormed(base: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 continue
             seen.add(id(parameter))
             yield f"{module_name}.{key}" if module_name else key, parameter
+
+
+def _check_parameter_names(names: Iterable[str]) -> None:
+    """Refuse names that a dictionary of parameters cannot have."""
+    for name in names:
+        if "/" in name or hasattr(nn.ParameterDict, key_of(name)):
+            raise InputError(f"a switchable net cannot hold a parameter called '{name}'; rename it in the network")
 
 
 def _fit_weight(quantizers: Sequence[TensorQuantizer], weight: Tensor) -> None:

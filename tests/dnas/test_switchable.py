@@ -382,3 +382,11 @@ def test_shared_norms_get_the_average_over_all_profiles() -> None:
     wide, narrow = (norms(apart, name)["stem_norm.running_mean"] for name in profiles)
     assert not torch.equal(wide, narrow)
     torch.testing.assert_close(norms(shared, "wide")["stem_norm.running_mean"], (wide + narrow) / 2)
+
+
+@pytest.mark.parametrize("name", ["values", "a/b"])
+def test_a_parameter_with_a_name_that_cannot_be_kept_is_refused(name: str) -> None:
+    model = Net(4)
+    model.register_parameter(name, nn.Parameter(torch.ones(1)))
+    with pytest.raises(InputError, match=f"cannot hold a parameter called '{name}'"):
+        SwitchableNet(model, read_graph(model, (1, 6, 6)), toy_profiles(model), NESTED)
