@@ -205,6 +205,12 @@ class SwitchableNet(nn.Module):
             raise InputError("these tensors are those of another switchable net")
         self.load_state_dict(dict(tensors), strict=False)
 
+    def other_parameters(self) -> dict[str, nn.Parameter]:
+        """Every shared parameter that is no layer's weight or bias, by its name in the network."""
+        own = {f"{spec.name}.{key}" for spec in self.graph.layers for key in ("weight", "bias")}
+        named = {key.replace("/", "."): parameter for key, parameter in self.shared.items()}
+        return {name: parameter for name, parameter in named.items() if name not in own}
+
     def union_of(self, module: str, key: str) -> tuple[Tensor | None, Tensor | None]:
         """Rows and columns of a shared tensor (seen as a matrix) that any profile uses; None: all."""
         found = []

@@ -88,7 +88,7 @@ class _SharedPacker:
             described: dict[str, Any] = {"assignment": profile.assignment.to_json(), "layers": {}, "norms": {}}
             self.profiles[name] = {**described, "parts": {}}
         for spec in self.net.graph.layers:
-            users = [name for name in self.net.profiles if self._bits(name, spec).weight_bits]
+            users = self._users(spec)
             if users:
                 self._pack_layer(spec, users)
         for name in self.net.profiles:
@@ -139,7 +139,7 @@ class _SharedPacker:
             self._check_sharing(spec, self.net.graph[spec.shares_weight_with], users)
             return {"storage": SHARED, "layer": spec.shares_weight_with}
         full = self.net.shared[key_of(f"{spec.name}.weight")]
-        widths = sorted({self._bits(profile, spec).weight_bits for profile in self._all_users(spec)})
+        widths = sorted({self._bits(profile, spec).weight_bits for profile in users})
         nests = self.net.choice.of_weights().nests
         axis = (1 if "Transpose" in spec.kind else 0) if self.net.choice.per_channel else None
         if FLOAT_BITS in widths or (len(widths) > 1 and not nests):
@@ -161,7 +161,7 @@ class _SharedPacker:
                     f"'{profile}'; it is stored once, so give both the same bits and train again"
                 )
 
-    def _all_users(self, spec: LayerSpec) -> list[str]:
+    def _users(self, spec: LayerSpec) -> list[str]:
         """The profiles that run the layer."""
         return [name for name in self.net.profiles if self._bits(name, spec).weight_bits]
 
@@ -182,7 +182,7 @@ class _SharedPacker:
         one_scale = whole.quantizer.nests or whole.quantizer.clip != "learned"
         key = ("clip", owner, 0 if one_scale else bits)
         if key not in self._known:
-            users = self._all_users(spec)
+            users = self._users(spec)
             name = f"{owner}.weight_clip" + ("" if one_scale else f"@{bits}")
             self._known[key] = self._stored(name, clip, users, spec.name, "clip")
         tensor = self._known[key]
@@ -218,12 +218,9 @@ class _SharedPacker:
 
     def _pack_parameters(self) -> None:
         """Everything shared that is no layer's weight or bias."""
-        layers = self.net.graph.by_name
-        for shared_key, parameter in self.net.shared.items():
-            name = shared_key.replace("/", ".")
+        for name, parameter in self.net.other_parameters().items():
             module, _, key = name.rpartition(".")
-            if module not in layers or key not in ("weight", "bias"):
-                self.parameters[name] = self._stored(name, parameter, list(self.net.profiles), module, key)
+            self.parameters[name] = self._stored(name, parameter, list(self.net.profiles), module, key)
 
     def _stored(self, name: str, full: Tensor, users: list[str], module: str, key: str) -> str:
         """Keep what any profile uses of a tensor, and note what part of that each uses."""

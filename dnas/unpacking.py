@@ -87,15 +87,16 @@ def _unpack(
     network = quantize_fixed(model, graph, assignment.layers, choice)
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     smaller = pruned_graph(graph, kept) if kept else graph
-    _check_network(packed, profile, network, smaller, assignment)
+    parameters = {name for name, _ in other_parameters(network, smaller)}
+    _check_network(packed, profile, network, smaller, assignment, parameters)
     with torch.no_grad():
         for layer, chosen in profile["layers"].items():
             _fill_layer(packed, network, smaller[layer].norm, layer, name, chosen)
         for norm, folded in profile["norms"].items():
             _fill_norm(packed, network.get_submodule(norm), folded)
-        parameters = dict(network.named_parameters(remove_duplicate=False))
+        own = dict(network.named_parameters(remove_duplicate=False))
         for parameter, tensor in packed.description["parameters"].items():
-            _fill(parameter, parameters[parameter], part_of(packed, name, tensor, packed.tensors[tensor]))
+            _fill(parameter, own[parameter], part_of(packed, name, tensor, packed.tensors[tensor]))
     return network.eval(), graph, assignment, choice
 
 
@@ -106,11 +107,13 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
     graph = read_graph(model, next(iter(assignments.values())).model.input_shape)
     choice = QuantizerChoice(**packed.description["quantizer"])
     net = SwitchableNet(model, graph, assignments, choice, private_norms=bool(packed.description["private_norms"]))
+    parameters = net.other_parameters()
     with torch.no_grad():
         for name, profile in told.items():
             view = net.view_of(name)
             kept = kept_units(graph.channels, kept_rows_of(assignments[name].layers))
-            _check_network(packed, profile, view, pruned_graph(graph, kept) if kept else graph, assignments[name])
+            smaller = pruned_graph(graph, kept) if kept else graph
+            _check_network(packed, profile, view, smaller, assignments[name], set(parameters))
             for layer, chosen in profile["layers"].items():
                 _fill_quantizers(packed, net, layer, chosen)
                 norm = graph[layer].norm
@@ -127,18 +130,20 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
 
 
 def _check_network(
-    packed: PackedFile, profile: Mapping[str, Any], network: nn.Module, graph: LayerGraph, assignment: BitAssignment
+    packed: PackedFile,
+    profile: Mapping[str, Any],
+    network: nn.Module,
+    graph: LayerGraph,
+    assignment: BitAssignment,
+    parameters: set[str],
 ) -> None:
-    """Raise :class:`InputError` unless the network has the layers, norms and parameters of the file."""
+    """Raise :class:`InputError` unless the network has the layers, norms and (other) parameters of the file."""
     layers, source = profile["layers"], assignment.model.source
     run = {name for name, bits in assignment.layers.items() if bits.weight_bits}
-    plain = {name for name, _ in other_parameters(network, graph) if ".parametrizations." not in name}
-    part = {name for name in packed.description["parameters"] if name not in plain}
-    pruned = {name for name in part if f"{name}".rpartition(".")[0] and profile.get("parts")}
     expected = {
         "layers": (set(layers), run),
         "BatchNorms": (set(profile["norms"]), {name for name, _ in other_norms(network, graph)}),
-        "parameters": (set(packed.description["parameters"]) - pruned, plain),
+        "parameters": (set(packed.description["parameters"]), parameters),
     }
     for what, (stored, found) in expected.items():
         if stored != found:
