@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from bayesopt.pruning import choose, groups, prune, rebuild_optimizer
     from bayesopt.ratios import RatioSpace
     from bayesopt.trials import PruningTrial, best_trials, run_trials
-    from search_spaces.channels import ChannelGroup, ChannelGroups
-    from search_spaces.slicing import pruned_graph, remove_filters
+    from search_spaces.channels.slicing import pruned_graph, remove_filters
+    from search_spaces.groups import ChannelGroup, ChannelGroups
 
 _MODULES = {
     "bayesopt.criteria": ("CRITERIA", "importance", "removal_order"),
@@ -24,8 +24,8 @@ _MODULES = {
     "bayesopt.pruning": ("choose", "groups", "prune", "rebuild_optimizer"),
     "bayesopt.ratios": ("RatioSpace",),
     "bayesopt.trials": ("PruningTrial", "best_trials", "run_trials"),
-    "search_spaces.channels": ("ChannelGroup", "ChannelGroups"),
-    "search_spaces.slicing": ("pruned_graph", "remove_filters"),
+    "search_spaces.groups": ("ChannelGroup", "ChannelGroups"),
+    "search_spaces.channels.slicing": ("pruned_graph", "remove_filters"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

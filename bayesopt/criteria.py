@@ -30,9 +30,9 @@ from bayesopt.distances import (
     signs,
 )
 from bayesopt.filters import checked_rows, filters_of, latent_weight, members, submodule
-from search_spaces.channels import ChannelGroup, ChannelGroups
 from search_spaces.errors import InputError, nearest
-from search_spaces.models import import_callable, importable_working_directory
+from search_spaces.groups import ChannelGroup, ChannelGroups
+from search_spaces.models.load import import_callable, importable_working_directory
 
 Scorer = Callable[[nn.Module, ChannelGroup], Any]
 """A user's own criterion: (network, group) → one finite score per unit (U,); higher stays longer."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesopt.filters import members, quantized_weight
-from search_spaces.channels import ChannelGroup
+from search_spaces.groups import ChannelGroup
 
 _STEPS = 2.0**36
 """Distances are rounded to this many steps per unit: float64 then adds them exactly, in whatever order, and a tie

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from search_spaces.channels import ChannelGroup
 from search_spaces.errors import InputError
+from search_spaces.groups import ChannelGroup
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bayesopt.criteria import Criterion, Scorer, keep, rankings
-from search_spaces.channels import ChannelGroups, Kept
+from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import InputError, nearest
-from search_spaces.graph import read_graph
-from search_spaces.slicing import remove_filters
+from search_spaces.groups import ChannelGroups, Kept
+from search_spaces.network.graph import read_graph
 
 Network = TypeVar("Network", bound=nn.Module)
-_HAIR = 1e-9  # what float arithmetic may add to a whole number before it is rounded up
+_EPSILON = 1e-9  # what float arithmetic may add to a whole number before it is rounded up
 
 
 def groups(model: nn.Module, example: Tensor | tuple[int, ...]) -> ChannelGroups:
@@ -60,7 +60,7 @@ def choose(
 
 
 def _count(units: int, ratio: float, min_keep: int) -> int:
-    return min(units, max(min_keep, 1, math.ceil(units * (1 - ratio) - _HAIR)))
+    return min(units, max(min_keep, 1, math.ceil(units * (1 - ratio) - _EPSILON)))
 
 
 def prune(

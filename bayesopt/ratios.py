@@ -25,7 +25,7 @@ KeptCost = Callable[[Mapping[str, int]], Mapping[str, float]]
 _BISECTIONS = 30
 _WHOLE = ("min_keep", "round_to")
 _REMEMBERED_COSTS = 1 << 16
-_HAIR = 1e-9  # what float arithmetic may add to a whole number before it is rounded up
+_EPSILON = 1e-9  # what float arithmetic may add to a whole number before it is rounded up
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class RatioSpace:
         """Units of group ``row`` that stay at ``ratio``: never fewer than asked, in whole steps."""
         step, units = int(self._option("round_to", row)), int(self.units[row])
         least = max(self._option("min_keep", row), units * (1 - ratio))
-        return min(units, step * math.ceil(least / step - _HAIR))
+        return min(units, step * math.ceil(least / step - _EPSILON))
 
     @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:

@@ -39,7 +39,7 @@ from benchmarks.model_check import (
     expected_bytes,
     input_side,
 )
-from search_spaces.models import load_model
+from search_spaces.models.load import load_model
 
 MEMORY_BYTES = 16 * 2**30
 LARGE_BYTES = 5e9
@@ -68,7 +68,7 @@ COLUMNS = (
     "input",
     "layers found",
     "searched",
-    "left alone",
+    "unsupported",
     "residual branches",
     "GMACs counted",
     "GMACs uncounted",
@@ -136,15 +136,15 @@ def _one_at_a_time(large: bool) -> Iterator[None]:
 
 def cells(outcome: Coverage) -> list[str]:
     """One line of the table."""
-    reasons = "; ".join(f"{count} × {reason}" for reason, count in outcome.left_alone.items())
-    left_alone = f"{sum(outcome.left_alone.values())}: {reasons}" if reasons else "0"
+    reasons = "; ".join(f"{count} × {reason}" for reason, count in outcome.unsupported.items())
+    unsupported = f"{sum(outcome.unsupported.values())}: {reasons}" if reasons else "0"
     step = "" if outcome.step_seconds is None else f"{outcome.step_seconds:.1f}"
     return [
         outcome.source,
         f"{outcome.side}",
         f"{outcome.layers}",
         f"{outcome.searched}",
-        left_alone,
+        unsupported,
         f"unknown: {outcome.couplings_unknown}" if outcome.couplings_unknown else f"{outcome.branches}",
         f"{outcome.macs / 1e9:.3f}",
         f"{outcome.uncounted_macs / 1e9:.3f}",

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from bayesopt.proposers import make_proposer
 from bayesopt.trials import best_trials, run_trials
 from benchmarks.pruning import opened
-from dnas.calibration import batch_statistics
-from dnas.measuring import Measurer
-from dnas.prune_plan import Pruning
-from dnas.pruning import removal_orders
-from dnas.training import Measurement
-from dnas.trials import PruningObjective, make_objective
+from dnas.jobs.stages.measure import Measurer
+from dnas.jobs.stages.prune import removal_orders
+from dnas.jobs.stages.prune_plan import Pruning
+from dnas.jobs.stages.prune_trials import PruningObjective, make_objective
+from dnas.quantization.calibration import batch_statistics
+from dnas.training.trainer import Measurement
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 START, END, PENALTY, RATE = 5.0, 0.5, 4.0, 0.05

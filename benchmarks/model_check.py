@@ -17,21 +17,21 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnas.calibration import calibrate, observing
-from dnas.config import CostsSection, SearchSection
-from dnas.conversion import QuantizerChoice, quantize_fixed
-from dnas.layers import QuantizedLayer
-from dnas.losses import theta_loss
-from dnas.planning import cost_table
-from dnas.supernet import Supernet
-from dnas.training import weight_groups
-from search_spaces.allocation import Cells, check_reachable
-from search_spaces.budgets import Budget, parse_budget
-from search_spaces.costs import CostTable
+from dnas.config.job import CostsSection, SearchSection
+from dnas.jobs.planning import cost_table
+from dnas.quantization.calibration import calibrate, observing
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.quantization.layers import QuantizedLayer
+from dnas.search.losses import theta_loss
+from dnas.search.supernet import Supernet
+from dnas.training.trainer import weight_groups
+from search_spaces.allocation.program import Cells, check_reachable
+from search_spaces.costs.budgets import Budget, parse_budget
+from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
-from search_spaces.graph import read_graph
 from search_spaces.layers import LayerGraph
-from search_spaces.models import load_model
+from search_spaces.models.load import load_model
+from search_spaces.network.graph import read_graph
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space
 
 BITS = (2, 4, 8)
@@ -76,7 +76,7 @@ class Coverage:
     parameters: int = 0
     layers: int = 0
     searched: int = 0
-    left_alone: dict[str, int] = field(default_factory=dict)
+    unsupported: dict[str, int] = field(default_factory=dict)
     branches: int = 0
     couplings_unknown: str = ""
     macs: int = 0
@@ -135,9 +135,9 @@ def check_module(model: nn.Module, side: int, source: str = "") -> Coverage:
         side=side,
         status="ok" if whole else "ok (doctor alone: too large for 16 GB)",
         parameters=parameters,
-        layers=len(graph.layers) + len(graph.left_alone),
+        layers=len(graph.layers) + len(graph.unsupported),
         searched=sum(len(decision.layers) for decision in space.decisions),
-        left_alone=dict(Counter(graph.left_alone.values())),
+        unsupported=dict(Counter(graph.unsupported.values())),
         branches=len(graph.branches),
         couplings_unknown=graph.couplings_unknown,
         macs=graph.macs,

@@ -17,15 +17,15 @@ from scipy.stats import kendalltau
 
 from bayesopt.criteria import CRITERIA, rankings
 from bayesopt.proposers import make_proposer
-from dnas.calibration import recalibrate_batchnorm
-from dnas.context import JobContext
-from dnas.jobfile import load_job
-from dnas.measuring import Measurer
-from dnas.prune_plan import PruneRequest, Pruning
-from dnas.pruning import removal_orders
-from dnas.training import Trainer, evaluate
-from dnas.trials import make_objective
-from results.runs import Run
+from dnas.config.file import load_job
+from dnas.jobs.context import JobContext
+from dnas.jobs.stages.measure import Measurer
+from dnas.jobs.stages.prune import removal_orders
+from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
+from dnas.jobs.stages.prune_trials import make_objective
+from dnas.quantization.calibration import recalibrate_batchnorm
+from dnas.training.trainer import Trainer, evaluate
+from results.run.folder import Run
 
 RATIOS = (0.3, 0.5)
 CONFIGURATIONS = 24
@@ -34,7 +34,7 @@ CONFIGURATIONS = 24
 def opened(folder: str, assignment: str) -> tuple[JobContext, Pruning]:
     run = Run.open(Path(folder))
     context = JobContext(load_job(str(run.folder / "job.toml")), run, lambda event: None)
-    return context, Pruning(context, PruneRequest(run.assignment(assignment), context.config.prune))
+    return context, Pruning(context, PruneTarget(run.assignment(assignment), context.config.prune))
 
 
 def compare_criteria(folder: str, name: str) -> None:

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnas.calibration import calibrate
-from dnas.conversion import QuantizerChoice, quantize_fixed
-from dnas.mixture import compiled_mixture
-from dnas.supernet import Supernet
+from dnas.quantization.calibration import calibrate
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.quantization.mixture import compiled_mixture
+from dnas.search.supernet import Supernet
 from search_spaces.assignments import LayerBits
-from search_spaces.costs import CostTable, build_costs
-from search_spaces.graph import read_graph
+from search_spaces.costs.table import CostTable, build_costs
+from search_spaces.models.zoo import resnet20
+from search_spaces.network.graph import read_graph
 from search_spaces.spaces import SpaceOptions, build_space
-from search_spaces.zoo import resnet20
 
 Step = Callable[[], None]
 THETA_SHARE = 0.2

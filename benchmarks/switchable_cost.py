@@ -23,22 +23,22 @@ import torch
 from torch.nn import functional as F
 from torchvision.models import mobilenet_v2, resnet18, resnet50
 
-from dnas.calibration import calibrate
-from dnas.config import FinaliseSection
-from dnas.conversion import QuantizerChoice, quantize_fixed
-from dnas.packing import save_packed
-from dnas.switchable import SwitchableNet
-from dnas.switchable_packing import save_switchable_packed
-from dnas.switchable_training import SwitchableTrainer, accumulate_gradients
-from dnas.training import weight_groups
-from dnas.unpacking import load
+from dnas.config.job import FinaliseSection
+from dnas.export.pack import save_packed
+from dnas.export.pack_switchable import save_switchable_packed
+from dnas.export.unpack import load
+from dnas.quantization.calibration import calibrate
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.switchable.net import SwitchableNet
+from dnas.switchable.training import SwitchableTrainer, accumulate_gradients
+from dnas.training.trainer import weight_groups
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
-from search_spaces.costs import CostTable, build_costs
-from search_spaces.graph import read_graph
+from search_spaces.costs.shared import shared_size_bytes
+from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.layers import LayerGraph
-from search_spaces.shared_costs import shared_size_bytes
+from search_spaces.models.zoo import resnet20
+from search_spaces.network.graph import read_graph
 from search_spaces.spaces import SpaceOptions, build_space
-from search_spaces.zoo import resnet20
 
 CHOICE = QuantizerChoice("nested", "pact")
 COUNTS = (2, 3, 4, 8, 16)

@@ -10,61 +10,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dnas.api import finetune, search_bits
-    from dnas.calibration import calibrate, recalibrate_batchnorm
-    from dnas.config import JobConfig
-    from dnas.conversion import QuantizerChoice, apply, quantize_fixed
-    from dnas.data import load_data
-    from dnas.doctor import examine
-    from dnas.jobfile import dump_job, load_job
-    from dnas.jobs import evaluate_assignment, run_job
-    from dnas.planning import plan_job
-    from dnas.search import SearchData, SupernetTrainer
-    from dnas.sensitivity import sensitivities
-    from dnas.supernet import Supernet
-    from dnas.switchable import Profile, SwitchableNet
-    from dnas.switchable_training import SwitchableTrainer
-    from dnas.training import Trainer, evaluate
-    from dnas.unpacking import load
+    from dnas.config.file import dump_job, load_job
+    from dnas.config.job import JobConfig
+    from dnas.data.load import load_data
+    from dnas.export.unpack import load
+    from dnas.jobs.api import finetune, search_bits
+    from dnas.jobs.doctor import examine
+    from dnas.jobs.planning import plan_job
+    from dnas.jobs.run import evaluate_assignment, run_job
+    from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
+    from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
+    from dnas.search.sensitivity import sensitivities
+    from dnas.search.supernet import Supernet
+    from dnas.search.trainer import SearchData, SupernetTrainer
+    from dnas.switchable.net import Profile, SwitchableNet
+    from dnas.switchable.training import SwitchableTrainer
+    from dnas.training.trainer import Trainer, evaluate
     from results.pareto import ParetoFront
-    from results.report import verdicts
-    from results.runs import Run
-    from search_spaces.allocation import allocate
+    from results.run.folder import Run
+    from results.tables.report import verdicts
+    from search_spaces.allocation.program import allocate
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
-    from search_spaces.budgets import Budget, parse_budget
-    from search_spaces.costs import CostTable, build_costs
+    from search_spaces.costs.budgets import Budget, parse_budget
+    from search_spaces.costs.table import CostTable, build_costs
     from search_spaces.errors import InputError, JobError
-    from search_spaces.graph import read_graph
-    from search_spaces.models import load_model
+    from search_spaces.models.load import load_model
+    from search_spaces.network.graph import read_graph
     from search_spaces.spaces import SpaceOptions, build_space
 
 _MODULES = {
-    "dnas.api": ("finetune", "search_bits"),
-    "dnas.calibration": ("calibrate", "recalibrate_batchnorm"),
-    "dnas.config": ("JobConfig",),
-    "dnas.conversion": ("QuantizerChoice", "apply", "quantize_fixed"),
-    "dnas.data": ("load_data",),
-    "dnas.doctor": ("examine",),
-    "dnas.jobfile": ("dump_job", "load_job"),
-    "dnas.jobs": ("evaluate_assignment", "run_job"),
-    "dnas.planning": ("plan_job",),
-    "dnas.search": ("SearchData", "SupernetTrainer"),
-    "dnas.sensitivity": ("sensitivities",),
-    "dnas.supernet": ("Supernet",),
-    "dnas.switchable": ("Profile", "SwitchableNet"),
-    "dnas.switchable_training": ("SwitchableTrainer",),
-    "dnas.training": ("Trainer", "evaluate"),
-    "dnas.unpacking": ("load",),
+    "dnas.jobs.api": ("finetune", "search_bits"),
+    "dnas.quantization.calibration": ("calibrate", "recalibrate_batchnorm"),
+    "dnas.config.job": ("JobConfig",),
+    "dnas.quantization.conversion": ("QuantizerChoice", "apply", "quantize_fixed"),
+    "dnas.data.load": ("load_data",),
+    "dnas.jobs.doctor": ("examine",),
+    "dnas.config.file": ("dump_job", "load_job"),
+    "dnas.jobs.run": ("evaluate_assignment", "run_job"),
+    "dnas.jobs.planning": ("plan_job",),
+    "dnas.search.trainer": ("SearchData", "SupernetTrainer"),
+    "dnas.search.sensitivity": ("sensitivities",),
+    "dnas.search.supernet": ("Supernet",),
+    "dnas.switchable.net": ("Profile", "SwitchableNet"),
+    "dnas.switchable.training": ("SwitchableTrainer",),
+    "dnas.training.trainer": ("Trainer", "evaluate"),
+    "dnas.export.unpack": ("load",),
     "results.pareto": ("ParetoFront",),
-    "results.report": ("verdicts",),
-    "results.runs": ("Run",),
-    "search_spaces.allocation": ("allocate",),
+    "results.tables.report": ("verdicts",),
+    "results.run.folder": ("Run",),
+    "search_spaces.allocation.program": ("allocate",),
     "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference"),
-    "search_spaces.budgets": ("Budget", "parse_budget"),
-    "search_spaces.costs": ("CostTable", "build_costs"),
+    "search_spaces.costs.budgets": ("Budget", "parse_budget"),
+    "search_spaces.costs.table": ("CostTable", "build_costs"),
     "search_spaces.errors": ("InputError", "JobError"),
-    "search_spaces.graph": ("read_graph",),
-    "search_spaces.models": ("load_model",),
+    "search_spaces.network.graph": ("read_graph",),
+    "search_spaces.models.load": ("load_model",),
     "search_spaces.spaces": ("SpaceOptions", "build_space"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -1,7 +1,7 @@
 """What is kept and shown of a job: the run folder and its journal, the Pareto front, pictures, tables and exports.
 
 The names below are loaded when first used, so that importing ``results`` costs nothing; pictures are in
-:mod:`results.plots`, which alone imports matplotlib.
+:mod:`results.pictures.front`, which alone imports matplotlib.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from results.curve_data import search_curves
-    from results.export import EXPORTERS, export_assignment
-    from results.journal import Journal
     from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront, hypervolume
-    from results.prune_data import prune_trials, ratio_panels
-    from results.report import front_rows, render_table, verdicts
-    from results.runs import Run, environment, list_runs
-    from results.status import RunStatus, run_status
+    from results.pictures.curve_data import search_curves
+    from results.pictures.prune_data import prune_trials, ratio_panels
+    from results.run.folder import Run, environment, list_runs
+    from results.run.journal import Journal
+    from results.run.status import RunStatus, run_status
+    from results.tables.export import EXPORTERS, export_assignment
+    from results.tables.report import front_rows, render_table, verdicts
 
 _MODULES = {
-    "results.curve_data": ("search_curves",),
-    "results.export": ("EXPORTERS", "export_assignment"),
-    "results.journal": ("Journal",),
+    "results.pictures.curve_data": ("search_curves",),
+    "results.tables.export": ("EXPORTERS", "export_assignment"),
+    "results.run.journal": ("Journal",),
     "results.pareto": ("Estimate", "FloatReference", "FrontPoint", "ParetoFront", "hypervolume"),
-    "results.prune_data": ("prune_trials", "ratio_panels"),
-    "results.report": ("front_rows", "render_table", "verdicts"),
-    "results.runs": ("Run", "environment", "list_runs"),
-    "results.status": ("RunStatus", "run_status"),
+    "results.pictures.prune_data": ("prune_trials", "ratio_panels"),
+    "results.tables.report": ("front_rows", "render_table", "verdicts"),
+    "results.run.folder": ("Run", "environment", "list_runs"),
+    "results.run.status": ("RunStatus", "run_status"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

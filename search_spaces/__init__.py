@@ -10,32 +10,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search_spaces.allocation import allocate, check_reachable
+    from search_spaces.allocation.program import allocate, check_reachable
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference, check_fits
-    from search_spaces.budgets import Budget, parse_budget
-    from search_spaces.channels import ChannelGroup, ChannelGroups
-    from search_spaces.costs import Cost, CostTable, build_costs
+    from search_spaces.costs.budgets import Budget, parse_budget
+    from search_spaces.costs.pruned import PrunedCosts
+    from search_spaces.costs.table import Cost, CostTable, build_costs
     from search_spaces.errors import InputError, JobError
-    from search_spaces.graph import read_graph
+    from search_spaces.groups import ChannelGroup, ChannelGroups
     from search_spaces.layers import LayerGraph, LayerSpec, ResidualBranch
-    from search_spaces.models import LoadedModel, available_models, load_checkpoint, load_model
-    from search_spaces.pruned_costs import PrunedCosts
+    from search_spaces.models.load import LoadedModel, available_models, load_checkpoint, load_model
+    from search_spaces.models.zoo import ZOO
+    from search_spaces.network.graph import read_graph
     from search_spaces.spaces import Decision, PrecisionSpace, SpaceOptions, build_space, read_capability
-    from search_spaces.zoo import ZOO
 
 _MODULES = {
-    "search_spaces.allocation": ("allocate", "check_reachable"),
+    "search_spaces.allocation.program": ("allocate", "check_reachable"),
     "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference", "check_fits"),
-    "search_spaces.budgets": ("Budget", "parse_budget"),
-    "search_spaces.costs": ("Cost", "CostTable", "build_costs"),
+    "search_spaces.costs.budgets": ("Budget", "parse_budget"),
+    "search_spaces.costs.table": ("Cost", "CostTable", "build_costs"),
     "search_spaces.errors": ("InputError", "JobError"),
-    "search_spaces.graph": ("read_graph",),
+    "search_spaces.network.graph": ("read_graph",),
     "search_spaces.layers": ("LayerGraph", "LayerSpec", "ResidualBranch"),
-    "search_spaces.models": ("LoadedModel", "available_models", "load_checkpoint", "load_model"),
-    "search_spaces.channels": ("ChannelGroup", "ChannelGroups"),
-    "search_spaces.pruned_costs": ("PrunedCosts",),
+    "search_spaces.models.load": ("LoadedModel", "available_models", "load_checkpoint", "load_model"),
+    "search_spaces.groups": ("ChannelGroup", "ChannelGroups"),
+    "search_spaces.costs.pruned": ("PrunedCosts",),
     "search_spaces.spaces": ("Decision", "PrecisionSpace", "SpaceOptions", "build_space", "read_capability"),
-    "search_spaces.zoo": ("ZOO",),
+    "search_spaces.models.zoo": ("ZOO",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

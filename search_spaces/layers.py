@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from search_spaces.channels import ChannelGroups
+from search_spaces.groups import ChannelGroups
 
 FLOAT_BITS = 32
 
@@ -58,7 +58,7 @@ class ResidualBranch:
 class LayerGraph:
     """Everything the search needs to know of an unedited network; made by :func:`search_spaces.read_graph`.
 
-    ``left_alone`` maps each weighted module that cannot be quantized to the reason.
+    ``unsupported`` maps each weighted module that cannot be quantized to the reason.
     ``other_bytes`` is what all parameters outside ``layers`` (and outside their folded BatchNorms) take in fp32.
     ``uncounted_macs`` are multiply-accumulates of operations outside ``layers``, such as attention products.
     ``channels`` are the filters that can be removed.
@@ -68,7 +68,7 @@ class LayerGraph:
     layers: tuple[LayerSpec, ...]
     input_shape: tuple[int, ...]
     other_bytes: int
-    left_alone: Mapping[str, str] = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
     shared_inputs: tuple[tuple[str, ...], ...] = ()
     residual_ties: tuple[tuple[str, ...], ...] = ()
     branches: tuple[ResidualBranch, ...] = ()

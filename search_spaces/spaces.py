@@ -196,7 +196,7 @@ def _fixed(graph: LayerGraph, options: SpaceOptions) -> dict[str, Pair]:
 
 def _nothing_to_search(graph: LayerGraph) -> str:
     if not graph.layers:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(graph.left_alone.items())[:2])
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(graph.unsupported.items())[:2])
         return f"the network has no layer that can be searched ({reasons or 'no convolution and no linear layer'})"
     return (
         f"all {len(graph.layers)} layers are fixed or excluded, so there is nothing to search; "

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnas import onnx_tracing
-from dnas.calibration import calibrate, fit
-from dnas.conversion import QuantizerChoice, quantize_fixed
-from dnas.fixed_layers import FixedLayer, fixed_layers
-from dnas.layers import QuantizedLayer, TensorQuantizer
-from dnas.quantizers import find_quantizer
+from dnas.export import onnx_tracing
+from dnas.export.fixed_layers import FixedLayer, fixed_layers
+from dnas.quantization.calibration import calibrate, fit
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.quantization.quantizers import find_quantizer
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.layers import LayerGraph
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph

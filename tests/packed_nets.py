@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnas.calibration import calibrate, calibrate_weights
-from dnas.conversion import QuantizerChoice, quantize_fixed
-from dnas.packing import save_packed
-from dnas.unpacking import load
-from results.packed import DEFAULT_PROFILE, PackedFile, read_packed
+from dnas.export.pack import save_packed
+from dnas.export.unpack import load
+from dnas.quantization.calibration import calibrate, calibrate_weights
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from results.packed.file import DEFAULT_PROFILE, PackedFile, read_packed
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
-from search_spaces.costs import CostTable, build_costs
-from search_spaces.graph import read_graph
+from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.layers import LayerGraph
+from search_spaces.models.zoo import tiny_resnet
+from search_spaces.network.graph import read_graph
 from search_spaces.spaces import SpaceOptions, build_space
-from search_spaces.zoo import tiny_resnet
 from tests.toys import Net, OwnForward, SharedWeight, seeded, trained
 
 

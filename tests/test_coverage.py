@@ -14,11 +14,11 @@ from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
 
 from benchmarks.model_check import all_sources, check_model, check_module, reachable_budget
-from dnas.config import CostsSection
-from dnas.planning import cost_table
-from search_spaces.graph import read_graph
+from dnas.config.job import CostsSection
+from dnas.jobs.planning import cost_table
 from search_spaces.layers import LayerGraph
-from search_spaces.models import load_model
+from search_spaces.models.load import load_model
+from search_spaces.network.graph import read_graph
 from search_spaces.spaces import SpaceOptions, build_space
 
 
@@ -167,7 +167,7 @@ def test_traps_are_told_by_name() -> None:
     assert graph["shared"].shares_weight_with == "twice"
     assert graph["twice"].macs == 2 * (8 * 8 * 8) * (8 * 3 * 3)
     assert graph["shared"].macs == (8 * 4 * 8) * (8 * 3 * 3)
-    assert set(graph.left_alone) == {"standardized", "read_by_parent", "unused"}
+    assert set(graph.unsupported) == {"standardized", "read_by_parent", "unused"}
 
 
 @pytest.mark.parametrize(

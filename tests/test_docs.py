@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 import bayesopt
 import dnas
-from dnas.cli import app
-from dnas.config import JobConfig
-from dnas.jobfile import job_file_reference, load_job
-from results.journal import Journal
-from results.runs import Run
+from dnas.commands.cli import app
+from dnas.config.file import job_file_reference, load_job
+from dnas.config.job import JobConfig
+from results.run.folder import Run
+from results.run.journal import Journal
 from search_spaces.spaces import read_capability
 
 ROOT = Path(__file__).parent.parent

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnas.conversion import QuantizerChoice
-from dnas.image_sets import MemoryImages
-from dnas.layers import TensorQuantizer
-from dnas.supernet import Supernet
-from search_spaces.costs import CostTable, build_costs
-from search_spaces.graph import read_graph
+from dnas.data.image_sets import MemoryImages
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.quantization.layers import TensorQuantizer
+from dnas.search.supernet import Supernet
+from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.layers import LayerGraph
+from search_spaces.network.graph import read_graph
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space
 
 SHAPE = (1, 6, 6)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesopt.criteria import CRITERIA, find_criterion, importance, keep, rankings, removal_order
-from search_spaces.channels import ChannelGroup, ChannelGroups
 from search_spaces.errors import InputError
+from search_spaces.groups import ChannelGroup, ChannelGroups
 
 UNITS = 7
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import bayesopt
-from search_spaces.channels import ChannelGroups
 from search_spaces.errors import InputError
+from search_spaces.groups import ChannelGroups
 from tests.search_spaces.channel_toys import CASES, built, some_kept
 from tests.toys import SHAPE, Net, Untraceable, trained
 

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from torch import nn
 
-from dnas import planning, unpacking
-from dnas.config import JobConfig
-from dnas.jobfile import dump_job, load_job
-from dnas.jobs import run_job
-from results.runs import Run, environment
-from search_spaces.graph import read_graph
+from dnas.config.file import dump_job, load_job
+from dnas.config.job import JobConfig
+from dnas.export import unpack as unpacking
+from dnas.jobs import planning
+from dnas.jobs.run import run_job
+from results.run.folder import Run, environment
 from search_spaces.layers import LayerGraph
+from search_spaces.network.graph import read_graph
 
 TOY = (
     "device=cpu",
@@ -53,7 +54,7 @@ def _a_network_is_read_once() -> Iterator[None]:
     known: dict[str, LayerGraph] = {}
 
     def read(model: nn.Module, input_shape: tuple[int, ...]) -> LayerGraph:
-        if not type(model).__module__.startswith(("search_spaces.zoo", "tests.", "torch.nn")):
+        if not type(model).__module__.startswith(("search_spaces.models.zoo", "tests.", "torch.nn")):
             return read_graph(model, input_shape)
         plain = [{k: v for k, v in vars(part).items() if isinstance(v, bool | int | str)} for part in model.modules()]
         state = model.state_dict(keep_vars=True)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces.channels import ChannelGroup, ChannelGroups
-from search_spaces.graph import read_graph
+from search_spaces.groups import ChannelGroup, ChannelGroups
 from search_spaces.layers import LayerGraph
-from search_spaces.zoo import SubsampleShortcut
+from search_spaces.models.zoo import SubsampleShortcut
+from search_spaces.network.graph import read_graph
 
 SHAPE = (2, 6, 6)
 Units = tuple[int, ...]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from search_spaces.assignments import BIT_WIDTHS, BitAssignment, LayerBits, ModelReference, check_fits
 from search_spaces.errors import InputError
-from search_spaces.graph import read_graph
+from search_spaces.network.graph import read_graph
 from tests.toys import SHAPE, Net
 
 WIDTHS = st.sampled_from([bits for bits in BIT_WIDTHS if bits])

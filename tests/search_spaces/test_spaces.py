@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
-from search_spaces.graph import read_graph
+from search_spaces.models.zoo import resnet20
+from search_spaces.network.graph import read_graph
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
-from search_spaces.zoo import resnet20
 from tests.toys import SHAPE, Net, SharedWeight, Untraceable
 
 GRAPH = read_graph(Net(), SHAPE)

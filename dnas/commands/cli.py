@@ -1,0 +1,342 @@
+"""The command line: arguments in, one call to the module that does the work.
+
+Those modules are imported by the commands themselves, so that ``dnas --help`` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dnas.commands.exits import INTERRUPTED, WRONG_INPUT, told
+from search_spaces.errors import InputError
+
+RUNS = Path("runs")
+
+app = typer.Typer(
+    name="dnas",
+    help="Mixed-precision search for PyTorch: from an unedited network to a measured front of size against accuracy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Split(StrEnum):
+    """What to measure on."""
+
+    val = "val"
+    test = "test"
+
+
+class Kind(StrEnum):
+    """What to draw."""
+
+    front = "front"
+    bits = "bits"
+    curves = "curves"
+    ratios = "ratios"
+    trials = "trials"
+    all = "all"
+
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")]
+AssignmentArgument = Annotated[str, typer.Argument(metavar="ASSIGNMENT", help="An id, or the beginning of one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
+
+
+@app.command()
+@told
+def init(
+    path: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The file to write.")] = Path("job.toml"),
+) -> None:
+    """Write a commented job file that holds the default job."""
+    from dnas.commands.terminal import show
+    from dnas.config.file import commented_job
+    from results.files import write_text
+
+    if path.exists():
+        raise InputError(f"{path} exists already; name another file, or remove it")
+    _check_folder(path)
+    write_text(path, commented_job())
+    show(f"written: {path}; run it with: dnas search {path}")
+
+
+@app.command()
+@told
+def presets(as_json: JsonOption = False) -> None:
+    """List the jobs that are shipped."""
+    from dnas.commands.terminal import show, show_json
+    from dnas.config.file import preset_names
+
+    names = preset_names()
+    if as_json:
+        show_json(names)
+    else:
+        width = max(map(len, names))
+        show(*(f"{name:{width}}  {description}" for name, description in names.items()))
+
+
+@app.command()
+@told
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="zoo:, torchvision:, timm:NAME or module:callable."),
+    ] = None,
+    input_shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="Shape of one input.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COST=AMOUNT", help="Can it be met? Repeatable; commas join costs."),
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Take model, space, costs and budgets from a job.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell of every layer whether it will be searched, what it costs, and whether a budget can be met."""
+    from dnas.commands.doctor_view import consult
+
+    if not consult(model, input_shape, budget or [], job, as_json):
+        raise typer.Exit(WRONG_INPUT)
+
+
+@app.command()
+@told
+def search(
+    job: Annotated[str | None, typer.Argument(metavar="JOB.toml|PRESET", help="Without one: digits.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in search.epochs=20; repeatable."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a job and show the front it measured."""
+    from dnas.commands import launching
+
+    overrides = list(setting or [])
+    overrides += [f"device={device.value}"] if device else []
+    overrides += [f"seed={seed}"] if seed is not None else []
+    launching.search(job, overrides, run, as_json)
+
+
+@app.command()
+@told
+def resume(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Go on with an interrupted job, from its journal and checkpoints."""
+    from dnas.commands import launching
+
+    launching.resume(_folder(run), as_json)
+
+
+@app.command()
+@told
+def prune(
+    run: RunArgument,
+    assignment: Annotated[
+        str | None, typer.Argument(metavar="ASSIGNMENT", help="An id, or the beginning of one; or give --bits.")
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(metavar="N", help="Prune the uniform assignment of N bits; 1 is the binarized net.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AMOUNT|COST=AMOUNT", help="As in 70% (of its own size) or bitops=50%; repeatable."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Configurations tried for each budget.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a key of [prune], as in criterion=taylor; repeatable."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find pruning ratios for an assignment of a run, remove the filters, measure, and show the new front."""
+    from dnas.commands import launching
+
+    if (assignment is None) == (bits is None):
+        raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
+    launching.prune(_folder(run), assignment, bits, budget or [], trials, setting or [], as_json)
+
+
+@app.command()
+@told
+def finalise(
+    run: RunArgument,
+    profiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="front, assignments or patterns, widths such as w4a8; by default as the job says."
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of [finalise], as in epochs=20; repeatable."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one switchable net of assignments of a run: one set of weights that runs at any of them."""
+    from dnas.commands import launching
+
+    launching.finalise(_folder(run), profiles, setting or [], as_json)
+
+
+@app.command("train-switchable")
+@told
+def train_switchable(
+    job: Annotated[str, typer.Argument(metavar="JOB.toml|PRESET", help="Its [finalise] says what to train.")],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in finalise.epochs=20; repeatable."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a switchable net without a search, as SP-Nets and Quantizable DNNs do."""
+    from dnas.commands import launching
+
+    launching.search(job, ['compression="switchable"', *(setting or [])], run, as_json)
+
+
+@app.command()
+@told
+def switch(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show every profile of a run's switchable nets beside the same assignment trained alone."""
+    from dnas.commands import switch_view
+
+    switch_view.switch(_folder(run), as_json)
+
+
+@app.command()
+@told
+def status(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="All in runs/ by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where runs stand."""
+    from dnas.commands import viewing
+
+    viewing.status([_folder(run) for run in runs or []], RUNS, as_json)
+
+
+@app.command()
+@told
+def show(
+    run: RunArgument,
+    assignment: Annotated[str | None, typer.Argument(metavar="ASSIGNMENT", help="Show this one's layers.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the front of a run, or the bits and costs of one assignment."""
+    from dnas.commands import viewing
+
+    if assignment is None:
+        viewing.show_run(_folder(run), as_json)
+    else:
+        viewing.show_assignment(_folder(run), assignment, as_json)
+
+
+@app.command()
+@told
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or their names in runs/.")],
+    x: Annotated[str, typer.Option(metavar="COST", help="The cost to draw: size_bytes, bitops, ...")] = "size_bytes",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .png, .svg or .pdf; into the run by default.")
+    ] = None,
+    kind: Annotated[Kind, typer.Option(help="What to draw.")] = Kind.all,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the front against its controls, bits and pruning ratios along it, and the course of search and trials."""
+    from dnas.commands import plotting
+
+    _check_folder(out)
+    kinds = [kind.value for kind in Kind if kind is not Kind.all] if kind is Kind.all else [kind.value]
+    plotting.plot([_folder(run) for run in runs], x, out, kinds, as_json)
+
+
+@app.command()
+@told
+def export(
+    run: RunArgument,
+    assignment: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="ASSIGNMENT", help="An id, or the beginning of one; or a switchable net (the last one)."
+        ),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="json|csv|packed|onnx|qonnx|torchao|aimet",
+            help="The format; all but json and csv: the trained net.",
+        ),
+    ] = "json",
+    as_json: JsonOption = False,
+) -> None:
+    """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
+    from dnas.commands import exporting
+
+    _check_folder(out)
+    exporting.export(_folder(run), assignment, format, out, as_json)
+
+
+@app.command()
+@told
+def evaluate(
+    run: RunArgument,
+    assignment: AssignmentArgument,
+    split: Annotated[Split, typer.Option(help="What to measure on.")] = Split.val,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure an assignment of a run again."""
+    from dnas.commands import launching
+
+    launching.evaluate(_folder(run), assignment, split.value, as_json)
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``dnas``."""
+    try:
+        app()
+    except KeyboardInterrupt:  # while a command was still being looked up
+        sys.exit(INTERRUPTED)
+
+
+def _folder(run: str) -> Path:
+    """A run as a path: as given where there is something, else by its name in runs/."""
+    path = Path(run).expanduser()
+    return path if path.exists() or path.name != run else RUNS / run
+
+
+def _check_folder(path: Path | None) -> None:
+    """Refuse a file to write that is a folder or lies in none."""
+    if path is not None and path.is_dir():
+        raise InputError(f"{path} is a folder; name a file in it")
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The commands that compute: start a job, go on with one, measure an assignment again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dnas.commands.display import open_display
+from dnas.commands.exits import Interrupted
+from dnas.commands.terminal import show, show_json, tell
+from dnas.config.file import dump_job, load_job
+from dnas.config.job import JobConfig
+from dnas.jobs import run as jobs
+from dnas.jobs.stages.finalise import FinaliseRequest
+from dnas.jobs.stages.prune_requests import PruneRequest
+from results.pareto import ParetoFront
+from results.run.folder import ASSIGNMENTS, CHECKPOINTS, JOB, Run, environment
+from results.run.status import run_status
+from results.tables.report import front_rows, render_table, verdicts
+from search_spaces.errors import InputError, JobError
+
+RUNS = Path("runs")
+Request = PruneRequest | FinaliseRequest
+
+
+def search(source: str | None, overrides: Sequence[str], folder: Path | None, as_json: bool) -> None:
+    """Run a job in a new folder and show its front.
+
+    A job that is refused before anything was computed leaves no folder behind, so that it can be corrected and
+    started again.
+    """
+    config = load_job(source, overrides)
+    folder = folder or RUNS / config.name
+    with _told_of(folder):
+        existed = folder.exists()
+        run = Run.create(folder, dump_job(config), environment())
+    with run:
+        try:
+            front = _carry_out(config, run, as_json)
+        except InputError:
+            _discard_if_empty(run, keep_folder=existed)
+            raise
+    _conclude(run, front, as_json)
+
+
+def resume(folder: Path, as_json: bool) -> None:
+    """Go on with an interrupted job and show its front; a finished one is only shown."""
+    with Run.open(folder, write=True) as run:
+        if run_status(run).state == "finished":
+            tell(f"{folder} is finished; nothing is left to do")
+            front = run.load_front()
+        else:
+            front = _carry_out(load_job(str(folder / JOB)), run, as_json)
+    _conclude(run, front, as_json)
+
+
+def prune(
+    folder: Path,
+    assignment: str | None,
+    bits: int | None,
+    budgets: Sequence[str],
+    trials: int | None,
+    settings: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Prune an assignment of a run, or a uniform one, by the run's own ``[prune]`` with these overrides."""
+    overrides = [f"prune.{setting}" for setting in settings]
+    overrides += [f"prune.budgets=[{', '.join(map(_budget_table, budgets))}]"] if budgets else []
+    overrides += [f"prune.trials={trials}"] if trials is not None else []
+    with Run.open(folder, write=True) as run:
+        job = str(folder / JOB)
+        request = PruneRequest(load_job(job, overrides).prune, assignment, bits)
+        front = _carry_out(load_job(job), run, as_json, request)
+    _conclude(run, front, as_json)
+
+
+def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_json: bool) -> None:
+    """Make a switchable net of a run's assignments, by the run's own ``[finalise]`` with these overrides."""
+    overrides = [f"finalise.{setting}" for setting in settings]
+    if profiles is not None:
+        names = [name.strip() for name in profiles.split(",") if name.strip()]
+        overrides.append(f"finalise.profiles={json.dumps(names)}")
+    with Run.open(folder, write=True) as run:
+        job = str(folder / JOB)
+        request = FinaliseRequest(load_job(job, overrides).finalise)
+        front = _carry_out(load_job(job), run, as_json, request)
+    _conclude(run, front, as_json)
+
+
+def _budget_table(text: str) -> str:
+    """``70%`` as a limit on the size, ``size_bytes=70%,macs=60%`` as it says; as a TOML table."""
+    parts = [part.partition("=") for part in (text if "=" in text else f"size_bytes={text}").split(",")]
+    return (
+        "{" + ", ".join(f"{json.dumps(cost.strip())} = {json.dumps(amount.strip())}" for cost, _, amount in parts) + "}"
+    )
+
+
+def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
+    """Measure an assignment of a run once more on the validation or the test split."""
+    run = Run.open(folder)
+    found = run.assignment(assignment)
+    with open_display(as_json) as display:
+        result = jobs.evaluate_assignment(run, found.id, split, display.report)
+    if as_json:
+        show_json(result)
+        return
+    top1 = result["top1"]
+    spread = f" ± {100 * top1['std']:.2f}" if top1["n"] > 1 else ""
+    seeds = f"{top1['n']} seed{'s' if top1['n'] > 1 else ''}"
+    show(f"{found.id} on {split}: {100 * top1['mean']:.2f}{spread} % top-1 ({seeds}, {result['images']} images)")
+
+
+@contextmanager
+def _told_of(folder: Path) -> Iterator[None]:
+    """Make it wrong input where no run can be made in ``folder``; a full or broken disk stays a failure."""
+    try:
+        yield
+    except (JobError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, JobError) else error
+        if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise InputError(
+                f"{folder} cannot hold a run: {cause.strerror}; choose another folder with --run"
+            ) from error
+        raise
+
+
+def _carry_out(config: JobConfig, run: Run, as_json: bool, request: Request | None = None) -> ParetoFront:
+    try:
+        with open_display(as_json) as display:
+            return jobs.run_job(config, run, display.report, request)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        raise Interrupted(f"interrupted; go on with: dnas resume {run.folder}") from error
+
+
+def _conclude(run: Run, front: ParetoFront, as_json: bool) -> None:
+    """Show the front, what it proves, and where everything lies."""
+    rows, words, paths = front_rows(front), verdicts(front), _paths(run)
+    if as_json:
+        show_json({"run": str(run.folder), "front": front.to_json(), "verdicts": words, "files": paths})
+        return
+    show(render_table(rows), "", *words)
+    if any(point.kind == "switchable" for point in front.points):
+        show(f"\nthe profiles of its switchable net, beside each trained alone: dnas switch {run.folder}")
+    show("\nwritten:", *(f"  {path}" for path in paths))
+
+
+def _paths(run: Run) -> list[str]:
+    """The files of a run, folders of many as one entry."""
+    entries = sorted(path for path in run.folder.iterdir() if not path.name.startswith("."))
+    return [f"{path}/" if path.is_dir() else str(path) for path in entries]
+
+
+def _discard_if_empty(run: Run, keep_folder: bool) -> None:
+    """Remove what was made of a run that has neither an epoch nor a file to lose."""
+    kept: list[Any] = [record for record in run.journal.records() if record["event"] in ("epoch", "measured")]
+    for name in (ASSIGNMENTS, CHECKPOINTS):
+        kept += (run.folder / name).glob("*")
+    if kept:
+        return
+    shutil.rmtree(run.folder, ignore_errors=True)
+    if keep_folder:
+        run.folder.mkdir(exist_ok=True)

@@ -1,0 +1,140 @@
+"""The command that draws: fronts, bits and pruning ratios along them, the course of every search and its trials."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from dnas.commands.terminal import show, show_json, tell
+from dnas.commands.viewing import front_assignments
+from results.pictures.curve_data import search_curves
+from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, draw_trials, save_figure
+from results.pictures.prune_data import prune_trials, ratio_panels
+from results.run.folder import FRONT_JSON, Run
+from search_spaces.errors import InputError
+
+Picture = tuple[str, Callable[[], Figure]]
+
+
+class NothingPrunedError(InputError):
+    """No run has a pruned assignment or a trial to draw."""
+
+
+def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str], as_json: bool) -> None:
+    """Draw the pictures of these ``kinds`` ("front", "bits", "curves", "ratios", "trials"), each into its own file.
+
+    Of a run that has pruned nothing the last two are left out in silence, unless one of them is all that is asked.
+
+    With ``out`` the front (or the only picture) goes there and the others beside it; else those of one run go into
+    its folder, those of several into the current one. Raises :class:`InputError` where there is nothing to draw.
+    """
+    runs = _opened(folders)
+    _check_cost(runs, x)
+    named, missing = _pictures(runs, x, kinds)
+    if not named:
+        raise InputError("; ".join(missing) or "there is nothing to draw")
+    for sentence in missing:
+        tell(sentence)
+    home = folders[0] if len(folders) == 1 else Path()
+    written = []
+    for index, (name, draw) in enumerate(named):
+        path = home / f"{name}.png" if out is None else out if index == 0 else out.with_stem(f"{out.stem}-{name}")
+        save_figure(draw(), path)
+        written.append(str(path))
+    if as_json:
+        show_json({"files": written})
+    else:
+        show("written:", *(f"  {path}" for path in written))
+
+
+def _check_cost(runs: Mapping[str, Run], x: str) -> None:
+    """Refuse a cost that a front does not have before anything is written; a run without a front says so later."""
+    for run in runs.values():
+        if (run.folder / FRONT_JSON).exists():
+            run.load_front().by_cost(x)
+
+
+def _opened(folders: Sequence[Path]) -> dict[str, Run]:
+    """Runs by name, or by path where two have the same name."""
+    runs = [Run.open(folder) for folder in dict.fromkeys(folders)]
+    names = [run.name for run in runs]
+    return {run.name if names.count(run.name) == 1 else str(run.folder): run for run in runs}
+
+
+def _pictures(runs: Mapping[str, Run], x: str, kinds: Sequence[str]) -> tuple[list[Picture], list[str]]:
+    """What can be drawn, and in words what of ``kinds`` cannot be."""
+    makers = {
+        "front": _front_pictures,
+        "bits": _bit_pictures,
+        "curves": _curve_pictures,
+        "ratios": _ratio_pictures,
+        "trials": _trial_pictures,
+    }
+    found: list[Picture] = []
+    missing: list[str] = []
+    for kind in kinds:
+        try:
+            found += makers[kind](runs, x)
+        except NothingPrunedError as error:
+            missing += [str(error)] if len(kinds) == 1 else []
+        except InputError as error:
+            missing.append(str(error))
+    return found, list(dict.fromkeys(missing))
+
+
+def _front_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
+    fronts = {name: run.load_front() for name, run in runs.items()}
+    yield "front", lambda: draw_fronts(fronts, x)
+
+
+def _bit_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
+    for name, run in runs.items():
+        chosen = front_assignments(run, run.load_front().by_cost(x))
+        if not chosen:
+            raise InputError(f"{run.folder} has no assignment on its front to draw")
+        yield _file_name("bits", name, runs), lambda chosen=chosen: draw_bits(chosen)  # type: ignore[misc]
+
+
+def _curve_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
+    for name, run in runs.items():
+        curves = search_curves(run.journal.records())
+        if not curves:
+            raise InputError(f"{run.folder} has not begun its search, so there are no curves")
+        for label, course in curves.items():
+            title = _file_name(f"curves-{label}", name, runs)
+            yield title, lambda course=course: draw_search_curves(course)  # type: ignore[misc]
+
+
+def _ratio_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
+    """Those on the front, or all pruned ones where none is on it."""
+    drawn = 0
+    for name, run in runs.items():
+        found = run.assignments()
+        points = run.load_front().by_cost(x).points if (run.folder / FRONT_JSON).exists() else ()
+        pruned = [point for point in points if point.kind == "pruned" and point.assignment in found]
+        chosen = [point.assignment for point in pruned if point.on_front] or [point.assignment for point in pruned]
+        panels = ratio_panels(chosen, found)
+        drawn += len(panels)
+        if panels:
+            yield _file_name("ratios", name, runs), lambda panels=panels: draw_ratios(panels)  # type: ignore[misc]
+    if not drawn:
+        raise NothingPrunedError(f"{' and '.join(runs)}: there is no measured pruned assignment to draw")
+
+
+def _trial_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
+    drawn = 0
+    for name, run in runs.items():
+        for label, budgets in prune_trials(run.journal.records()).items():
+            drawn += 1
+            title = _file_name(f"trials-{label}", name, runs)
+            yield title, lambda budgets=budgets: draw_trials(budgets)  # type: ignore[misc]
+    if not drawn:
+        raise NothingPrunedError(f"{' and '.join(runs)}: there is no trial of pruning to draw")
+
+
+def _file_name(what: str, run: str, runs: Mapping[str, Run]) -> str:
+    words = what if len(runs) == 1 else f"{what}-{run}"
+    return re.sub(r"[^\w.+=-]+", "-", words).strip("-")

@@ -1,0 +1,173 @@
+"""The commands that read runs: where they stand, their assignments, their pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from dnas.commands.display import duration_text
+from dnas.commands.terminal import amount_text, show, show_json, tell
+from dnas.config.file import load_job
+from dnas.jobs.planning import cost_table, space_options
+from results.pareto import ParetoFront
+from results.pictures.plot_data import bit_text
+from results.pictures.prune_data import filters_of, parents_of
+from results.run.folder import JOB, Run, list_runs
+from results.run.status import run_status
+from results.tables.report import front_rows, render_table, verdicts
+from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
+from search_spaces.channels.slicing import pruned_graph
+from search_spaces.costs.sparse import layer_costs
+from search_spaces.errors import InputError
+from search_spaces.groups import kept_units
+from search_spaces.layers import FLOAT_BITS
+from search_spaces.models.load import load_model
+from search_spaces.network.graph import read_graph
+from search_spaces.spaces import build_space
+
+LayerCosts = Mapping[str, Mapping[str, float]]
+Filters = Mapping[str, tuple[int, int]]
+
+
+def status(folders: Sequence[Path], parent: Path, as_json: bool) -> None:
+    """Show where runs stand; all of ``parent`` where none is named."""
+    rows = [_status_row(folder) for folder in folders or list_runs(parent)]
+    if as_json:
+        show_json(rows)
+    elif rows:
+        show(_status_table(rows))
+    else:
+        tell(f"there is no run in {parent}; start one with: dnas search")
+
+
+def show_run(folder: Path, as_json: bool) -> None:
+    """Show the measured points of a run and the bits of those on its front."""
+    run = Run.open(folder)
+    front = run.load_front()
+    words = verdicts(front)
+    if as_json:
+        show_json({"run": str(folder), "front": front.to_json(), "verdicts": words})
+        return
+    show(render_table(front_rows(front)), "", *words)
+    chosen = front_assignments(run, front)
+    if chosen:
+        parents = parents_of(run.assignments())
+        show("", _bits_table(chosen, {item.id: filters_of(item, parents.get(item.id)) for item in chosen}))
+
+
+def show_assignment(folder: Path, name: str, as_json: bool) -> None:
+    """Show an assignment's bits and costs, layer by layer."""
+    run = Run.open(folder)
+    assignment = run.assignment(name)
+    filters = filters_of(assignment, parents_of(run.assignments()).get(assignment.id))
+    try:
+        costs = _layer_costs(run, assignment)
+    except InputError as error:
+        tell(f"costs of single layers are not shown: {error}")
+        costs = {}
+    if as_json:
+        kept = {layer: {"kept": kept, "of": of, "ratio": 1 - kept / of} for layer, (kept, of) in filters.items()}
+        show_json({**assignment.to_json(), "layer_costs": costs, "filters": kept})
+        return
+    totals = ", ".join(f"{cost} {amount_text(cost, value)}" for cost, value in assignment.cost.items())
+    show(_layer_table(assignment, costs, filters), "", f"in all: {totals}")
+
+
+def front_assignments(run: Run, front: ParetoFront) -> list[BitAssignment]:
+    """Return the assignments on the front that the run still has, by rising cost."""
+    found = run.assignments()
+    return [found[point.assignment] for point in front.front if point.assignment in found]
+
+
+def _status_row(folder: Path) -> dict[str, Any]:
+    return {"run": str(folder), **asdict(run_status(Run.open(folder)))}
+
+
+def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("run", "state", "at", "last sign", "message")
+    for row in rows:
+        epoch = f"epoch {row['epoch']}/{row['epochs']}" if row["epoch"] is not None else ""
+        trial = f"trial {row['trial']}" if row["trial"] is not None else ""
+        label = (row["label"] or "").removeprefix("prune-") if trial else row["label"]
+        place = " ".join(part for part in (row["stage"], label, epoch, trial) if part)
+        since = "" if row["updated"] is None else f"{duration_text(max(0.0, time.time() - row['updated']))} ago"
+        table.add_row(row["run"], row["state"], place, since, row["message"])
+    return table
+
+
+def _bits_table(assignments: Sequence[BitAssignment], filters: Mapping[str, Filters]) -> Table:
+    """``filters`` are those kept, of how many, of the pruned layers of each assignment."""
+    pruned = any(filters.values())
+    title = "bits (weights/inputs), filters kept" if pruned else "bits (weights/inputs)"
+    table = _table(title, *(assignment.id for assignment in assignments))
+    for layer in dict.fromkeys(name for assignment in assignments for name in assignment.layers):
+        cells = []
+        for assignment in assignments:
+            bits, kept = assignment.layers.get(layer), filters[assignment.id].get(layer)
+            pair = "" if bits is None else _pair_text(bits.weight_bits, bits.activation_bits)
+            cells.append(f"{pair}, {kept[0]} of {kept[1]}" if kept else pair)
+        table.add_row(layer, *cells)
+    return table
+
+
+def _pair_text(weight_bits: int, activation_bits: int) -> str:
+    pair = (bit_text(weight_bits), bit_text(activation_bits))
+    return pair[0] if pair[0] == pair[1] and weight_bits in (0, FLOAT_BITS) else "/".join(pair)
+
+
+def _layer_costs(run: Run, assignment: BitAssignment) -> dict[str, dict[str, float]]:
+    """Layer → cost → value, priced again by the job's own table."""
+    job = load_job(str(run.folder / JOB))
+    network = load_model(job.model.source, arguments=job.model.arguments).module
+    graph = read_graph(network, assignment.model.input_shape)
+    table = cost_table(graph, build_space(graph, space_options(job.space)), job.costs, job.quantizer.per_channel)
+    kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
+    specs = (pruned_graph(graph, kept) if kept else graph).by_name
+    return {
+        name: layer_costs(table.costs, specs[name], bits) for name, bits in assignment.layers.items() if name in specs
+    }
+
+
+def _layer_table(assignment: BitAssignment, costs: LayerCosts, filters: Filters) -> Table:
+    """One line per layer; what is kept of its filters stands there where any layer lost some."""
+    names = list(next(iter(costs.values()), {}))
+    pruned = bool(kept_rows_of(assignment.layers))
+    sparse = any(bits.sparse for bits in assignment.layers.values())
+    extra = (*(("filters", "removed") if pruned else ()), *(("non-zero", "stored as") if sparse else ()))
+    table = _table("layer", "weights", "inputs", *extra, *names)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for layer, bits in assignment.layers.items():
+        own = costs.get(layer, {})
+        cells = (amount_text(name, own[name]) if name in own else "" for name in names)
+        kept = _kept_text(bits.out_channels, filters.get(layer)) if pruned else ()
+        stored = _sparse_text(bits) if sparse else ()
+        table.add_row(layer, bit_text(bits.weight_bits), bit_text(bits.activation_bits), *kept, *stored, *cells)
+    return table
+
+
+def _sparse_text(bits: LayerBits) -> tuple[str, str]:
+    """Weights that are not zero and the format they are stored in; empty for dense weights."""
+    if bits.sparse is None or bits.sparse.nonzeros is None:
+        return "", ""
+    return f"{bits.sparse.nonzeros:,}", bits.sparse.storage or ""
+
+
+def _kept_text(left: int | None, filters: tuple[int, int] | None) -> tuple[str, str]:
+    """Filters kept of how many, and the share that went."""
+    if filters is None:
+        return "" if left is None else str(left), ""
+    kept, of = filters
+    return f"{kept} of {of}", f"{100 * (1 - kept / of):.0f} %"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table

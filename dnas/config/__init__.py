@@ -1,0 +1,1 @@
+"""The job: its fields, its file, errors with line numbers, shipped presets."""

@@ -1,0 +1,380 @@
+"""The job: everything a search depends on, as frozen, validated, versioned values. Documented in docs/job-file.md."""
+
+# ruff: noqa: E501 - one key to a line, so that the file reads as the table it is
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from search_spaces.assignments import BIT_WIDTHS
+from search_spaces.costs.budgets import parse_amount
+
+LARGEST = 2**63 - 1
+
+
+def _bit_width(bits: int) -> int:
+    if bits not in BIT_WIDTHS:
+        raise ValueError(f"{bits} is not a bit-width; choose from {', '.join(map(str, BIT_WIDTHS))}")
+    return bits
+
+
+def _some_bits(bits: int) -> int:
+    if bits == 0:
+        raise ValueError("0 is possible only among weight_bits, where it skips a residual branch")
+    return bits
+
+
+def _both_or_neither(pair: tuple[int, int]) -> tuple[int, int]:
+    if (pair[0] == 0) != (pair[1] == 0):
+        raise ValueError(f"{list(pair)}: a skipped branch has 0 bits for both")
+    return pair
+
+
+def _usable_path(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError("expected the path of a file or folder")
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"the home folder in '{text}' is not known") from error
+
+
+def _readable_amount(amount: float | int | str) -> float | int | str:
+    try:
+        parse_amount(amount, 1.0, 1.0)
+    except OverflowError as error:
+        raise ValueError("expected an amount that a float can hold") from error
+    return amount
+
+
+def _not_empty(entry: dict[str, float | int | str]) -> dict[str, float | int | str]:
+    if not entry:
+        raise ValueError("a budget is empty; write for example { size_bytes = '12%' }")
+    return entry
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Sigma = Annotated[float, Field(ge=-10, le=100)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
+Bits = Annotated[int, AfterValidator(_bit_width)]
+SomeBits = Annotated[Bits, AfterValidator(_some_bits)]
+Pair = Annotated[tuple[Bits, Bits], AfterValidator(_both_or_neither)]
+FilePath = Annotated[str, AfterValidator(_usable_path)]
+Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]
+Budget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]
+
+
+WeightQuantizer = Literal["lsq", "nested", "dorefa", "binary", "logarithmic"]
+ActivationQuantizer = Literal["pact", "lsq", "nested", "dorefa", "binary", "tanh", "logarithmic"]
+
+
+class Section(BaseModel):
+    """A table of the job file: unknown keys are refused, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """The network, which is never edited."""
+
+    source: str = Field(default="zoo:tiny_resnet", description="`zoo:NAME`, `torchvision:NAME`, `timm:NAME` or your own `package.module:callable`.")  # fmt: skip
+    arguments: dict[str, Any] = Field(
+        default={}, description="Keyword arguments for the constructor, such as `num_classes`."
+    )
+    checkpoint: FilePath | None = Field(default=None, examples=["weights.safetensors"], description="Trained weights to start from (safetensors or a weights-only PyTorch file).")  # fmt: skip
+
+
+class DataSection(Section):
+    """The data set; a validation split is always held out of the training data."""
+
+    source: str = Field(default="digits", description="`digits`, `mnist`, `fashionmnist`, `cifar10`, `cifar100`, `imagefolder` or your own `package.module:callable`.")  # fmt: skip
+    root: FilePath | None = Field(
+        default=None, examples=["data"], description="Folder that holds (or receives) the data; not needed for digits."
+    )
+    download: bool = Field(default=False, description="Whether torchvision may download the data into `root`.")
+    validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(default=0.1, description="Share of the training data held out for every choice.")  # fmt: skip
+    image_size: AtLeastOne | None = Field(
+        default=None, examples=[224], description="Side in pixels that folder images are resized to."
+    )
+    train_limit: AtLeastOne | None = Field(default=None, examples=[10000], description="Use only this many training images (a stratified subset).")  # fmt: skip
+    test_limit: AtLeastOne | None = Field(
+        default=None, examples=[1000], description="Use only this many test images (a stratified subset)."
+    )
+    workers: Count = Field(default=0, description="Loader processes for images too large to keep in memory.")
+    batch_size: AtLeastOne = Field(default=128, description="Images per training step.")
+    crop_padding: Count = Field(default=0, description="Augmentation: random crop after padding by this many pixels.")
+    flip: bool = Field(default=False, description="Augmentation: random horizontal flip.")
+    cutout: Count = Field(
+        default=0, description="Augmentation: side in pixels of a square set to the mean, while fine-tuning."
+    )
+
+
+class SpaceSection(Section):
+    """What the search may choose. Patterns are shell patterns over layer names, or `type:Linear` for a layer type."""
+
+    weight_bits: tuple[Bits, ...] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of weights: any of 0 (skip the residual branch), 1-8, 16, 32 (not quantized).")  # fmt: skip
+    activation_bits: tuple[SomeBits, ...] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of input activations: any of 1-8, 16, 32.")  # fmt: skip
+    pairing: Literal["independent", "tied", "pairs"] = Field(default="independent", description="Weights and activations chosen independently, tied to the same width, or from `pairs`.")  # fmt: skip
+    pairs: tuple[Pair, ...] = Field(
+        default=(), description="For `pairing = 'pairs'`: the (weight, activation) pairs on offer."
+    )
+    granularity: Literal["layer", "block"] = Field(default="layer", description="One choice per layer, or one per residual branch.")  # fmt: skip
+    groups: tuple[str, ...] = Field(default=(), description="Patterns over module names such as `layer*.?`: all layers below one matching module share a choice.")  # fmt: skip
+    ties: tuple[Literal["residual", "shared_inputs"], ...] = Field(default=(), description="Layers whose outputs are added, or that read the same tensor, share a choice.")  # fmt: skip
+    first_layer: Literal["search"] | SomeBits = Field(default=8, description="Bits of the first layer: a width such as 8 or 32, or `search`.")  # fmt: skip
+    last_layer: Literal["search"] | SomeBits = Field(default=8, description="Bits of the last layer: a width such as 8 or 32, or `search`.")  # fmt: skip
+    include: tuple[str, ...] = Field(
+        default=("*",), description="Only layers that fit one of these patterns are searched."
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="Layers that fit one of these patterns stay in fp32.")
+    fix: dict[str, Pair] = Field(
+        default={}, description="Layers set by hand: pattern = [weight bits, activation bits]."
+    )
+    capability: FilePath | None = Field(default=None, examples=["capability.json"], description="JSON file of the (weight, activation) pairs that the target supports.")  # fmt: skip
+
+
+class CostsSection(Section):
+    """Costs beyond size_bytes, bitops, macs and peak_activation_bytes, which are always there."""
+
+    latency_table: FilePath | None = Field(default=None, examples=["latency.csv"], description="CSV or JSON with columns layer, weight_bits, activation_bits, latency_ms; adds the cost `latency_ms`.")  # fmt: skip
+    functions: dict[str, str] = Field(default={}, description="Your own costs: name = `package.module:function(layer, weight_bits, activation_bits)`.")  # fmt: skip
+
+
+class QuantizerSection(Section):
+    """How tensors are quantized."""
+
+    weights: WeightQuantizer = Field(default="lsq", description="Quantizer of weights.")  # fmt: skip
+    activations: ActivationQuantizer = Field(default="pact", description="Quantizer of input activations.")  # fmt: skip
+    per_channel: bool = Field(
+        default=False, description="One weight scale per output channel instead of one per layer."
+    )
+    calibration_batches: AtLeastOne = Field(
+        default=4, description="Training batches that set the ranges of activations."
+    )
+
+
+class TrainingSection(Section):
+    """A training schedule: SGD with momentum and a cosine learning rate."""
+
+    epochs: Count = Field(default=10, description="Passes over the training data.")
+    learning_rate: Positive = Field(default=0.1, description="Learning rate at the start of the cosine.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Momentum of SGD.")
+    weight_decay: NonNegative = Field(default=5e-4, description="L2 penalty on weights (never on clips or θ).")
+
+
+class PretrainSection(TrainingSection):
+    """Training of the float network before the search; skipped with 0 epochs, the usual choice with a checkpoint."""
+
+    epochs: Count = Field(default=15, description="Epochs of float training before the search.")
+
+
+class SearchSection(Section):
+    """The differentiable search over the supernet."""
+
+    engine: Literal["composite", "branches"] = Field(default="composite", description="`composite`: one convolution per layer whatever the number of candidates; `branches`: a convolution with its own weights and BatchNorm per candidate (DNAS as published).")  # fmt: skip
+    budgets: tuple[Budget, ...] = Field(default=(), description="Each budget limits one or several costs: 40000, '40 KiB', '12%' (of fp32) or '50% of uniform8'.")  # fmt: skip
+    sampling: Literal["gumbel", "gumbel_hard", "softmax"] = Field(default="gumbel", description="Gumbel-softmax (soft), its hard straight-through form, or plain softmax (EdMIPS).")  # fmt: skip
+    loss: Literal["hinge", "log_product", "additive"] = Field(default="hinge", description="How cost enters the loss: hinge to the budget, DNAS's CE·β(ln cost)^γ, or EdMIPS's CE + λ·cost/cost₀.")  # fmt: skip
+    cost: str = Field(default="size_bytes", description="The cost that `log_product` and `additive` use; `hinge` uses those of the budget.")  # fmt: skip
+    penalty: NonNegative = Field(default=4.0, description="λ of `hinge` and `additive`.")
+    beta: Positive = Field(default=0.1, description="β of `log_product`; scales the loss only.")
+    gamma: NonNegative = Field(default=0.9, description="γ of `log_product`; sets its trade-off.")
+    warmup_epochs: Count = Field(default=5, description="Epochs of weight training with θ frozen at uniform; shared by all budgets.")  # fmt: skip
+    epochs: Count = Field(default=10, description="Epochs of θ training for each budget.")
+    monotone: bool = Field(default=False, description="A larger budget is at least as wide in every layer: the budgets are projected from the largest down, each bounded by the one before.")  # fmt: skip
+    weight_updates: Literal["frozen", "epoch", "step"] = Field(default="frozen", description="While θ is trained: keep weights frozen, or alternate with them per epoch or per step.")  # fmt: skip
+    theta_fraction: Fraction = Field(default=0.2, description="Share of the training data that trains θ; the rest trains weights.")  # fmt: skip
+    temperature_start: Positive = Field(default=5.0, description="Gumbel-softmax temperature at the start.")
+    temperature_end: Positive = Field(default=0.5, description="Temperature at the end of an exponential decay.")
+    learning_rate: Positive = Field(default=0.05, description="Learning rate of the weights (SGD, cosine).")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Momentum of the weights.")
+    weight_decay: NonNegative = Field(default=5e-4, description="L2 penalty on the weights.")
+    theta_learning_rate: Positive = Field(default=0.05, description="Learning rate of θ (Adam).")
+    theta_weight_decay: NonNegative = Field(default=0.0, description="L2 penalty on θ.")
+    sample_every: Count = Field(default=0, description="Draw architectures from P(θ) every so many epochs (0: only decode at the end).")  # fmt: skip
+    samples: Count = Field(default=5, description="Architectures drawn each time.")
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="Fuse the mixture of candidates with torch.compile; `auto` does so where the job is long enough to repay it.")  # fmt: skip
+    mixed_precision: bool = Field(default=False, description="bfloat16 autocast for convolutions on CUDA.")
+
+
+class FinetuneSection(TrainingSection):
+    """Training of each fixed quantized net before it is measured."""
+
+    epochs: Count = Field(default=5, description="Epochs of quantization-aware training of each assignment.")
+    learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the cosine.")
+    start: Literal["pretrained", "supernet", "fresh"] = Field(default="pretrained", description="Weights to start from: the float network, the supernet, or a new initialization.")  # fmt: skip
+    seeds: AtLeastOne = Field(
+        default=3, description="Independent fine-tunings of each assignment; the report gives mean ± std."
+    )
+
+
+class ControlsSection(Section):
+    """What every search is measured against, in the same way."""
+
+    uniform: tuple[SomeBits, ...] = Field(default=(2, 3, 4, 8), description="Uniform assignments of these widths.")
+    ilp: bool = Field(
+        default=True, description="A training-free integer program at every budget (HAWQ-V2 sensitivities)."
+    )
+    random: Count = Field(default=0, description="Random assignments at every budget.")
+
+
+class SquantizerSection(Section):
+    """SQuantizer, for `compression = 'squantizer'`: weights that are sparse and low-bit at once. First and last layer stay in fp32; `include`, `exclude` and `fix` of `[space]` hold, `[search]` does not."""
+
+    weight_bits: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(default=(4,), min_length=1, description="Bits of a weight that is not zero, 1 to 8; one net for each.")  # fmt: skip
+    activation_bits: SomeBits = Field(default=4, description="Bits of input activations (`quantizer.activations`), from the first training step on.")  # fmt: skip
+    sigma: tuple[Sigma, ...] = Field(default=(0.0,), description="σ of the threshold, mean magnitude + σ × standard deviation of the magnitudes; one net for each, besides those of `budgets`.")  # fmt: skip
+    sigmas: dict[str, Sigma] = Field(default={}, description="σ of single layers, whatever the others get: pattern = σ; the last pattern that fits counts.")  # fmt: skip
+    budgets: tuple[Budget, ...] = Field(default=(), description="Limits on size_bytes or weight_bits, written as in `search.budgets`; σ is chosen for each.")  # fmt: skip
+    trials: Count = Field(default=0, description="Trials of a σ for each layer, by Bayesian optimization within each budget; the net with one σ for all layers stands beside it (0: that net alone).")  # fmt: skip
+    delay: Annotated[float, Field(ge=0, lt=1)] = Field(default=1 / 3, description="Share of the training steps with dense float weights, before sparsity and quantization start.")  # fmt: skip
+    order: Literal["sparsify-first", "quantize-first"] = Field(default="sparsify-first", description="What comes first; `quantize-first` is there to compare with.")  # fmt: skip
+    gradient: Literal["straight-through", "zero"] = Field(default="straight-through", description="What reaches the weights below the threshold: `straight-through` lets them return, `zero` does not.")  # fmt: skip
+    exclude: tuple[str, ...] = Field(default=(), description="Layers that fit one of these patterns stay in fp32.")
+
+
+class PruneSection(Section):
+    """Pruning of measured assignments: a ratio per channel group by Bayesian optimization, filters removed for real."""
+
+    enabled: bool = Field(default=False, description="Whether the job prunes; `dnas prune` does it later for any assignment.")  # fmt: skip
+    assignments: tuple[str, ...] = Field(default=("search-*",), description="Patterns over the ids of the assignments to prune.")  # fmt: skip
+    at_most: AtLeastOne | None = Field(default=None, examples=[1], description="Prune only so many of them: the most accurate on validation.")  # fmt: skip
+    budgets: tuple[Budget, ...] = Field(default=({"size_bytes": "70%"},), description="Limits on size_bytes, bitops or macs; a plain % is of the assignment's own cost, else as in `search.budgets`. None: the whole front of size against accuracy.")  # fmt: skip
+    trials: AtLeastOne = Field(default=40, description="Configurations tried for each budget.")
+    batch: AtLeastOne = Field(default=1, description="Configurations asked for at once; results depend on it.")
+    workers: AtLeastOne = Field(default=1, description="Processes that try configurations; the threads are shared out among them.")  # fmt: skip
+    proposer: Literal["scikit-optimize", "optuna", "random"] = Field(default="scikit-optimize", description="What proposes configurations; `optuna` is an extra.")  # fmt: skip
+    criterion: str = Field(default="auto", description="Which filters go first: `hamming`, `geometric`, `latent_l1`, `bn_scale`, `taylor`, `random`, or your own `package.module:function(network, group)`; `auto` is hamming where a group's filters have 1 bit, else geometric.")  # fmt: skip
+    max_ratio: Ratio = Field(default=0.8, description="Largest share of a group's channels that may go.")
+    min_keep: AtLeastOne = Field(default=2, description="Channels that every group keeps.")
+    round_to: AtLeastOne = Field(default=1, description="Kept channels are a multiple of this, or all.")
+    exclude: tuple[str, ...] = Field(default=(), description="Groups (`dnas doctor` lists them) that fit one of these patterns are not pruned.")  # fmt: skip
+    fix: dict[str, Ratio] = Field(default={}, description="Ratios set by hand: pattern over group names = ratio.")
+    proxy_images: AtLeastOne | None = Field(default=None, examples=[1000], description="Validation images that a trial is measured on, the same for all (all by default).")  # fmt: skip
+    batchnorm_batches: AtLeastOne = Field(default=10, description="Training batches that re-estimate BatchNorm in each trial.")  # fmt: skip
+    finalists: AtLeastOne = Field(
+        default=3, description="Best trials that are fine-tuned shortly before one is chosen."
+    )
+    finetune_epochs: Count = Field(default=1, description="Epochs of that short fine-tuning (0: choose by the trial).")
+    controls: tuple[Literal["uniform", "random", "fewer-bits"], ...] = Field(default=("uniform", "random", "fewer-bits"), description="At every budget: one ratio for all groups; as many random trials; fewer bits and all filters.")  # fmt: skip
+
+
+class FinaliseSection(TrainingSection):
+    """The switchable net: chosen configurations as profiles of one net with one stored set of weights."""
+
+    enabled: bool = Field(default=False, description="Whether the job ends with a switchable net; `dnas finalise` makes one later from any run.")  # fmt: skip
+    profiles: tuple[str, ...] = Field(default=("front",), description="What it runs: `front` (the points of the front), ids of assignments or patterns over them, uniform widths such as `w4a8`, or files of assignments (`.json`).")  # fmt: skip
+    weight_bits: tuple[SomeBits, ...] = Field(default=(), description="With `activation_bits`: a profile for every pair of them, beside those of `profiles`.")  # fmt: skip
+    activation_bits: tuple[SomeBits, ...] = Field(default=(), description="See `weight_bits`.")
+    method: Literal["profiles", "sp_nets", "quantizable"] = Field(default="profiles", description="Training: `profiles` (the widest, the narrowest and some others in each step), or as published: `sp_nets` and `quantizable` (all of them in each step).")  # fmt: skip
+    epochs: Count = Field(default=10, description="Epochs of training all profiles together.")
+    learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the cosine.")
+    weights: WeightQuantizer = Field(default="nested", description="Quantizer of weights; with `nested` one stored integer serves all widths of a weight.")  # fmt: skip
+    activations: ActivationQuantizer = Field(default="pact", description="Quantizer of input activations.")
+    teacher: Literal["widest", "next", "ensemble", "none"] = Field(default="widest", description="Who teaches the others beside the labels: the widest profile, each the next narrower one, the mean of all, or nobody.")  # fmt: skip
+    distillation: Annotated[float, Field(ge=0, le=10)] | None = Field(default=None, examples=[0.5], description="λ: the loss is CE + λ KL in `sp_nets` (default 1), and (1 - λ) CE + λ KL elsewhere (default 0.5).")  # fmt: skip
+    sampled: Count = Field(default=1, description="Profiles drawn in each step beside the widest and the narrowest (`method = 'profiles'`).")  # fmt: skip
+    all_profiles: bool = Field(default=False, description="Train every profile in every step with `method = 'profiles'` too; to compare with.")  # fmt: skip
+    private_norms: bool = Field(default=True, description="A BatchNorm of its own for every profile; false to compare with.")  # fmt: skip
+    start: Literal["pretrained", "supernet", "fresh"] = Field(default="pretrained", description="Weights to start from: the float network, the supernet, or a new initialization.")  # fmt: skip
+    seeds: AtLeastOne = Field(default=1, description="Independent trainings of the switchable net; the first is the one that is exported.")  # fmt: skip
+    alone: bool = Field(default=True, description="Also measure each profile's assignment trained alone, as `[finetune]` says, where that was not done yet.")  # fmt: skip
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FinaliseSection:
+        if bool(self.weight_bits) != bool(self.activation_bits):
+            raise ValueError("a grid needs both weight_bits and activation_bits")
+        if self.method != "sp_nets" and self.distillation is not None and self.distillation > 1:
+            raise ValueError(f"distillation = {self.distillation} is more than 1: the loss is (1 - λ) CE + λ KL")
+        return self
+
+
+class JobConfig(Section):
+    """One job, wholly described."""
+
+    schema_version: Literal["dnas.job/1"] = Field(default="dnas.job/1", alias="schema", description="Version of this file's format.")  # fmt: skip
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(default="digits", description="Names the run folder `runs/NAME`.")  # fmt: skip
+    seed: Count = Field(default=0, description="Everything random in the job derives from this number.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute; `auto` takes CUDA when there is one.")  # fmt: skip
+    compression: Literal["search", "squantizer", "switchable"] = Field(default="search", description="What the job does: search bits per layer, train sparse and low-bit weights at once (`[squantizer]`), or train a switchable net without a search (`[finalise]`; `dnas train-switchable`).")  # fmt: skip
+    pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
+    threads: Count = Field(default=0, description="CPU threads (0: PyTorch's choice).")
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    space: SpaceSection = SpaceSection()
+    costs: CostsSection = CostsSection()
+    quantizer: QuantizerSection = QuantizerSection()
+    pretrain: PretrainSection = PretrainSection()
+    search: SearchSection = SearchSection()
+    finetune: FinetuneSection = FinetuneSection()
+    controls: ControlsSection = ControlsSection()
+    prune: PruneSection = PruneSection()
+    squantizer: SquantizerSection = SquantizerSection()
+    finalise: FinaliseSection = FinaliseSection()
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> JobConfig:
+        if self.compression == "squantizer":
+            return self._squantizer_consistent()
+        if self.compression == "switchable":
+            return self._switchable_consistent()
+        self._check_pipeline()
+        if "search" not in self.pipeline:
+            return self
+        if self.search.loss == "hinge" and not self.search.budgets:
+            raise ValueError("search.loss = 'hinge' needs at least one entry in search.budgets")
+        if self.space.pairing == "pairs" and not self.space.pairs:
+            raise ValueError("space.pairing = 'pairs' needs space.pairs")
+        if self.search.temperature_end > self.search.temperature_start:
+            raise ValueError("search.temperature_end must not exceed search.temperature_start")
+        return self
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The searches and prunings of the job, in order."""
+        if self.compression != "search":
+            return ()
+        return tuple(step for step in self.pipeline if step == "search" or self.prune.enabled)
+
+    def _switchable_consistent(self) -> JobConfig:
+        if self.prune.enabled:
+            raise ValueError("compression = 'switchable' does not prune; set prune.enabled = false")
+        if "supernet" in (self.finetune.start, self.finalise.start):
+            raise ValueError("there is no supernet with compression = 'switchable'; start = 'pretrained' or 'fresh'")
+        return self
+
+    def _check_pipeline(self) -> None:
+        allowed = [("search",), ("prune",), ("search", "prune"), ("prune", "search"), ("search", "prune", "search")]
+        if self.pipeline not in allowed:
+            orders = ", ".join(str(list(order)) for order in allowed)
+            raise ValueError(f"pipeline = {list(self.pipeline)} is not one of {orders}")
+        if self.pipeline[0] == "prune" and not self.prune.enabled:
+            raise ValueError(
+                f"pipeline = {list(self.pipeline)} begins with pruning, which prune.enabled = false turns off"
+            )
+
+    def _squantizer_consistent(self) -> JobConfig:
+        if not self.squantizer.sigma and not self.squantizer.budgets:
+            raise ValueError("compression = 'squantizer' needs an entry in squantizer.sigma or squantizer.budgets")
+        if self.squantizer.trials and not self.squantizer.budgets:
+            raise ValueError("squantizer.trials needs an entry in squantizer.budgets")
+        if self.squantizer.trials and self.finetune.start == "fresh":
+            raise ValueError("squantizer.trials needs a trained network: finetune.start = 'pretrained'")
+        if self.squantizer.order == "quantize-first" and 1 in self.squantizer.weight_bits:
+            raise ValueError("squantizer.order = 'quantize-first' needs squantizer.weight_bits of at least 2")
+        if self.prune.enabled:
+            raise ValueError("compression = 'squantizer' removes weights, not filters; set prune.enabled = false")
+        if self.finetune.start == "supernet":
+            raise ValueError("finetune.start = 'supernet' needs compression = 'search'; use 'pretrained' or 'fresh'")
+        if self.finalise.enabled:
+            raise ValueError("sparse weights cannot be shared; set finalise.enabled = false")
+        return self

@@ -1,0 +1,119 @@
+"""Random crop, flip and cutout of whole batches at once: first the numbers are drawn, then they are applied.
+
+Cutout after DeVries, Taylor: Improved Regularization of Convolutional Neural Networks with Cutout, 2017.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from search_spaces.errors import InputError
+
+SMALL_PIXELS = 64  # images up to this side are kept in memory, and cropped to their full extent
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a training image, in pixels: padded random crop, horizontal flip, cutout square.
+
+    Images read from a folder while training (:class:`dnas.data.image_sets.FolderImages`) take a random resized crop
+    in place of the padded one wherever ``crop_padding`` is above zero. Raises InputError on negative sizes.
+    """
+
+    crop_padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("crop_padding", self.crop_padding), ("cutout", self.cutout)):
+            if value < 0:
+                raise InputError(f"augmentation: {name} must be 0 or more pixels, got {value}")
+
+
+@dataclass(frozen=True)
+class AugmentationDraw:
+    """The random numbers of one batch, each of shape (N,): crop corner, whether to flip, cutout centre."""
+
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+    cutout_row: Tensor
+    cutout_column: Tensor
+
+
+def draw_augmentation(
+    count: int, height: int, width: int, augmentation: Augmentation, generator: torch.Generator
+) -> AugmentationDraw:
+    """Draw for ``count`` images of ``height`` x ``width``; every number is drawn whether or not it will be used."""
+    shifts = 2 * augmentation.crop_padding + 1
+    return AugmentationDraw(
+        top=torch.randint(0, shifts, (count,), generator=generator),
+        left=torch.randint(0, shifts, (count,), generator=generator),
+        flip=(torch.rand(count, generator=generator) < 0.5) & augmentation.flip,
+        cutout_row=torch.randint(0, height, (count,), generator=generator),
+        cutout_column=torch.randint(0, width, (count,), generator=generator),
+    )
+
+
+def crop_and_flip(images: Tensor, draw: AugmentationDraw, padding: int) -> Tensor:
+    """Shift (N, C, H, W) inside a border of ``padding`` zeros and mirror the images marked for it."""
+    if padding:
+        height, width = images.shape[2:]
+        padded = F.pad(images, (padding,) * 4)
+        # A view of every possible crop, (N, C, 2 padding + 1, 2 padding + 1, H, W): only the drawn ones are copied.
+        crops = padded.unfold(2, height, 1).unfold(3, width, 1)
+        rows = torch.arange(len(images), device=images.device)
+        images = crops[rows, :, draw.top.to(images.device), draw.left.to(images.device)]
+    if not draw.flip.any():
+        return images
+    return torch.where(draw.flip.to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+def cut_out(images: Tensor, draw: AugmentationDraw, size: int) -> Tensor:
+    """Set a square of side ``size`` around the drawn centre to zero in each of (N, C, H, W), clipped at the border."""
+    if not size:
+        return images
+    height, width = images.shape[2:]
+    rows = torch.arange(height)[None, :] - draw.cutout_row[:, None] + size // 2
+    columns = torch.arange(width)[None, :] - draw.cutout_column[:, None] + size // 2
+    inside = ((rows >= 0) & (rows < size))[:, None, :, None] & ((columns >= 0) & (columns < size))[:, None, None, :]
+    return images * (~inside).to(images.device, images.dtype)  # three times as fast as masked_fill
+
+
+def resize(images: Tensor, size: tuple[int, int], box: tuple[int, int, int, int] | None = None) -> Tensor:
+    """Scale the ``box`` (top, left, height, width) of (N, C, H, W) to ``size`` (height, width), antialiased."""
+    if box is not None:
+        top, left, height, width = box
+        images = images[:, :, top : top + height, left : left + width]
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def centre_box(shape: Sequence[int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the largest centred box of the target's aspect; for big targets 7/8 of it, as 224 of 256 pixels are."""
+    height, width = shape
+    scale = min(height / size[0], width / size[1]) * (1.0 if max(size) <= SMALL_PIXELS else 224 / 256)
+    box_height, box_width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def random_box(shape: Sequence[int], generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Draw a box of 8 % to 100 % of the area and an aspect of 3/4 to 4/3, as is the custom for ImageNet."""
+    height, width = shape
+    for _ in range(10):
+        area, aspect, row, column = torch.rand(4, generator=generator).tolist()
+        pixels = height * width * (0.08 + 0.92 * area)
+        ratio = math.exp(math.log(3 / 4) + aspect * (math.log(4 / 3) - math.log(3 / 4)))
+        box_width, box_height = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top, left = int(row * (height - box_height + 1)), int(column * (width - box_width + 1))
+            return top, left, box_height, box_width
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side

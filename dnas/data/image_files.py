@@ -1,0 +1,157 @@
+"""Image files too many or too large for memory, decoded while they are needed."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dnas.data.augmentation import Augmentation, centre_box, draw_augmentation, random_box, resize
+from dnas.data.image_sets import MemoryImages, chunks, draw_order, normalise, refuse_batches
+from search_spaces.errors import InputError
+
+# Tried in this order; naming them keeps PIL from trying forty others first.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+
+
+@dataclass(frozen=True, eq=False)
+class FolderImages:
+    """Image files, decoded to RGB of ``size`` (H, W) while they are needed, by ``workers`` processes.
+
+    Without augmentation: resized and centre-cropped; with ``crop_padding`` above zero: a random resized crop.
+    A file that cannot be decoded raises InputError with its name.
+    """
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    workers: int = 0
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape (3, H, W) of one image."""
+        return 3, *self.size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: Tensor) -> FolderImages:
+        """Return the files at ``indices``, int64 (M,); nothing is decoded."""
+        paths = tuple(self.paths[index] for index in indices.tolist())
+        return FolderImages(paths, self.labels[indices], self.size, self.mean, self.std, self.workers)
+
+    def decoded(self) -> MemoryImages:
+        """Decode every file once, into memory."""
+        dataset = _Files(self.paths, self.size, torch.zeros(len(self), dtype=torch.int64), None)
+        images = torch.empty(len(self), *self.input_shape, dtype=torch.uint8)
+        start = 0
+        for batch in self._loader(dataset, 256, drop_last=False):
+            images[start : start + len(batch)] = batch
+            start += len(batch)
+        return MemoryImages(images, self.labels, self.mean, self.std)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised batches as :meth:`ImageSet.batches` says, the same for every number of workers."""
+        refuse_batches(batch_size, seed, augmentation)
+        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last)
+
+    def _batches(
+        self,
+        batch_size: int,
+        seed: int | None,
+        augmentation: Augmentation | None,
+        device: torch.device,
+        drop_last: bool,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        generator, order = draw_order(len(self), seed)
+        # A seed for each image, drawn before any worker starts: which worker decodes it cannot matter.
+        seeds = torch.randint(0, 2**31, (len(self),), generator=generator)
+        paths = tuple(self.paths[index] for index in order.tolist())
+        loader = self._loader(_Files(paths, self.size, seeds, augmentation), batch_size, drop_last)
+        for images, indices in zip(loader, chunks(order, batch_size, drop_last), strict=True):
+            draw = None
+            if augmentation is not None:
+                draw = draw_augmentation(len(indices), *self.size, augmentation, generator)
+            batch = normalise(images.to(device), self.mean, self.std, draw, augmentation)
+            yield batch, self.labels[indices].to(device)
+
+    def _loader(self, dataset: _Files, batch_size: int, drop_last: bool) -> Iterator[Tensor]:
+        loader = DataLoader(
+            dataset,
+            batch_size,
+            num_workers=min(self.workers, os.cpu_count() or 1),
+            collate_fn=_stack,
+            drop_last=drop_last,
+            generator=torch.Generator(),  # without its own, the loader would advance the global one
+        )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise InputError(batch)
+            yield batch
+
+
+class _Files(Dataset[Tensor | str]):
+    """Decodes the file at a position; a failure is returned as a sentence, for a worker would wrap an exception."""
+
+    def __init__(
+        self, paths: tuple[str, ...], size: tuple[int, int], seeds: Tensor, augmentation: Augmentation | None
+    ) -> None:
+        self.paths = paths
+        self.size = size
+        self.seeds = seeds
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> Tensor | str:
+        try:
+            image = decode(self.paths[position])
+        except InputError as error:
+            return str(error)
+        if self.augmentation is None:
+            return resize(image[None], self.size, centre_box(image.shape[1:], self.size))[0]
+        generator = torch.Generator().manual_seed(int(self.seeds[position]))
+        box = centre_box(image.shape[1:], self.size)
+        if self.augmentation.crop_padding:
+            box = random_box(image.shape[1:], generator)
+        resized = resize(image[None], self.size, box)[0]
+        mirrored = self.augmentation.flip and bool(torch.rand((), generator=generator) < 0.5)
+        return resized.flip(2) if mirrored else resized
+
+
+def decode(path: str) -> Tensor:
+    """Read an image file as uint8 RGB (3, H, W); raises InputError where it is no whole image."""
+    try:
+        with Image.open(io.BytesIO(Path(path).read_bytes()), formats=_FORMATS) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "it is no image file" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise InputError(f"cannot read the image '{path}': {reason}") from error
+
+
+def _stack(items: list[Tensor | str]) -> Tensor | str:
+    images = []
+    for item in items:
+        if isinstance(item, str):
+            return item
+        images.append(item)
+    return torch.stack(images)

@@ -1,0 +1,186 @@
+"""Labelled images that yield normalised batches: what every set of images can do, and those held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from dnas.data.augmentation import (
+    Augmentation,
+    AugmentationDraw,
+    crop_and_flip,
+    cut_out,
+    draw_augmentation,
+    resize,
+)
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """A sequence of N labelled images."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image, int64 (N,)."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of one image."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """Return the images at ``indices``, int64 (M,), in that order."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised float32 images (B, C, H, W) and their labels (B,) on ``device``, once each.
+
+        Without a seed they come in order and as they are; with one, their order and augmentation follow from the
+        seed alone. ``drop_last`` leaves out a last batch that is short. Raises ValueError on an augmentation
+        without a seed or a batch size below one.
+        """
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Three disjoint splits of one dataset; ``input_shape`` is (C, H, W)."""
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    classes: int
+    input_shape: tuple[int, int, int]
+
+
+class MemoryImages:
+    """Images (N, C, H, W), uint8 or float32 in [0, 1], normalised by ``mean`` and ``std`` of each channel."""
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.images = images if images.dtype == torch.uint8 else images.float()
+        self._labels = labels.long()
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each image, int64 (N,)."""
+        return self._labels
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def subset(self, indices: Tensor) -> MemoryImages:
+        """Return a copy of the images at ``indices``, int64 (M,)."""
+        return MemoryImages(self.images[indices], self._labels[indices], self.mean, self.std)
+
+    def resized(self, size: int) -> MemoryImages:
+        """Return the images scaled to ``size`` x ``size`` by antialiased bilinear interpolation."""
+        parts = [resize(part, (size, size)) for part in torch.split(self.images, 1024)]
+        return MemoryImages(torch.cat(parts), self._labels, self.mean, self.std)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised batches as :meth:`ImageSet.batches` says; crop and flip run on ``device``."""
+        refuse_batches(batch_size, seed, augmentation)
+        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last)
+
+    def _batches(
+        self,
+        batch_size: int,
+        seed: int | None,
+        augmentation: Augmentation | None,
+        device: torch.device,
+        drop_last: bool,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        generator, order = draw_order(len(self), seed)
+        height, width = self.images.shape[2:]
+        for indices in chunks(order, batch_size, drop_last):
+            images = self.images[indices].to(device)
+            draw = None
+            if augmentation is not None:
+                draw = draw_augmentation(len(indices), height, width, augmentation, generator)
+                images = crop_and_flip(images, draw, augmentation.crop_padding)
+            yield normalise(images, self.mean, self.std, draw, augmentation), self._labels[indices].to(device)
+
+
+def stratified_indices(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Choose ``count`` of the N ``labels``, each class in proportion; return their sorted indices, int64 (count,).
+
+    The shares are rounded by the largest remainder, so that each class is within one image of its exact share.
+    """
+    classes, sizes = torch.unique(labels, return_counts=True)
+    exact = sizes.double() * count / len(labels)
+    shares = exact.floor().long()
+    remainders = (exact - shares).argsort(descending=True, stable=True)
+    shares[remainders[: count - int(shares.sum())]] += 1
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label, share in zip(classes, shares.tolist(), strict=True):
+        members = (labels == label).nonzero().flatten()
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:share]])
+    return torch.cat(chosen).sort().values
+
+
+def refuse_batches(batch_size: int, seed: int | None, augmentation: Augmentation | None) -> None:
+    """Raise ValueError on what :meth:`ImageSet.batches` refuses."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if seed is None and augmentation is not None:
+        raise ValueError("an augmentation needs a seed")
+
+
+def draw_order(count: int, seed: int | None) -> tuple[torch.Generator, Tensor]:
+    """Return the generator of one epoch and the order (N,) it gave, which is 0, 1, ... without a seed."""
+    generator = torch.Generator()
+    if seed is None:
+        return generator, torch.arange(count)
+    generator.manual_seed(seed)
+    return generator, torch.randperm(count, generator=generator)
+
+
+def chunks(order: Tensor, batch_size: int, drop_last: bool) -> tuple[Tensor, ...]:
+    """Cut the order (N,) into batches."""
+    stop = len(order) - len(order) % batch_size if drop_last else len(order)
+    return torch.split(order[:stop], batch_size) if stop else ()
+
+
+def normalise(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    draw: AugmentationDraw | None,
+    augmentation: Augmentation | None,
+) -> Tensor:
+    """Normalise pixels (N, C, H, W), then cut out, so that the square shows the mean colour as in the paper."""
+    full = 255.0 if images.dtype == torch.uint8 else 1.0
+    scale = torch.tensor([1.0 / (full * value) for value in std], device=images.device)[:, None, None]
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)[:, None, None]
+    normalised = images * scale + shift
+    if draw is None or augmentation is None:
+        return normalised
+    return cut_out(normalised, draw, augmentation.cutout)

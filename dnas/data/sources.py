@@ -1,0 +1,236 @@
+"""Where datasets come from: scikit-learn's digits, torchvision, a folder of images, or the user's own callable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from dnas.data.augmentation import SMALL_PIXELS
+from dnas.data.image_files import FolderImages, decode
+from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
+from search_spaces.errors import InputError, nearest
+from search_spaces.models.load import import_callable, importable_working_directory
+
+_COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_TORCHVISION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "MNIST": ((0.1307,), (0.3081,)),
+    "FashionMNIST": ((0.2860,), (0.3530,)),
+    "CIFAR10": _COLOUR,
+    "CIFAR100": _COLOUR,
+}
+_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+_DEFAULT_ROOT = Path("data")
+_LARGE_PIXELS = 224
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A dataset as its source hands it over, before validation images are held out."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: int
+
+
+def read_pool(
+    source: str, root: Path | None, download: bool, image_size: int | None, workers: int
+) -> Pool | DataSplits:
+    """Read training and test images of ``source``; raises InputError as :func:`dnas.data.load.load_data`."""
+    if source == "digits":
+        return _digits()
+    if source == "imagefolder":
+        return _image_folder(root, image_size, workers)
+    short = {name.lower(): name for name in _TORCHVISION}
+    prefix, separator, name = source.partition(":")
+    if source in short:
+        return _torchvision(source, short[source], root or _DEFAULT_ROOT, download)
+    if prefix == "torchvision" and name.lower() in short:
+        return _torchvision(source, short[name.lower()], root or _DEFAULT_ROOT, download)
+    if prefix == "torchvision" or not separator:
+        known = ["digits", "imagefolder", *short, *(f"torchvision:{name}" for name in _TORCHVISION)]
+        hint = nearest(source, known) or f"; known are {', '.join(known)} and package.module:callable"
+        raise InputError(f"there is no dataset '{source}'{hint}")
+    return _called(source)
+
+
+def _digits() -> Pool:
+    """scikit-learn's 1,797 digits; a stratified fifth, drawn once and for all with seed 0, is the test split."""
+    content = load_digits()
+    images = torch.from_numpy(content.images).float()[:, None] / 16.0
+    labels = torch.from_numpy(content.target).long()
+    test = stratified_indices(labels, round(len(labels) / 5), seed=0)
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[test] = False
+    whole = MemoryImages(images, labels, mean=(float(images[kept].mean()),), std=(float(images[kept].std()),))
+    return Pool(whole.subset(kept.nonzero().flatten()), whole.subset(test), classes=10)
+
+
+def _torchvision(source: str, name: str, root: Path, download: bool) -> Pool:
+    """Open a torchvision dataset; only files whose MD5 torchvision knows are ever unpickled (the CIFAR batches)."""
+    try:
+        train, test = _open(name, root)
+    except Exception as error:  # missing, cut short or altered files fail anywhere in torchvision's readers
+        if not download:
+            # torchvision's own sentence would advise an argument that is not ours.
+            reason = "" if "download=True" in str(error) else f" ({_one_line(error)})"
+            raise InputError(
+                f"dataset '{source}' is not in '{root}', or not whole{reason}; set download = true to fetch it, or "
+                "root to the folder that holds it"
+            ) from error
+        _download(source, name, root)
+        train, test = _open(name, root)
+    mean, std = _TORCHVISION[name]
+    return Pool(MemoryImages(*train, mean, std), MemoryImages(*test, mean, std), len(torch.unique(train[1])))
+
+
+def _open(name: str, root: Path) -> list[tuple[Tensor, Tensor]]:
+    parts = []
+    for train in (True, False):
+        dataset = getattr(torchvision.datasets, name)(root, train=train)
+        images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        parts.append((images, labels))
+    return parts
+
+
+def _download(source: str, name: str, root: Path) -> None:
+    """Fetch into a folder beside the final one, and move the files only when all of them are whole."""
+    created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as folder:
+            getattr(torchvision.datasets, name)(folder, download=True)
+            for file in sorted(Path(folder).rglob("*")):
+                if file.is_file() and file.suffix != ".gz":  # the archives are not read again
+                    target = root / file.relative_to(folder)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(target)
+    except Exception as error:  # every layer of the network stack has its own
+        with contextlib.suppress(OSError):
+            for folder_made in created:
+                folder_made.rmdir()
+        raise InputError(
+            f"dataset '{source}' could not be downloaded to '{root}' ({_one_line(error)}); check the network, or set "
+            "root to a folder that holds it"
+        ) from error
+
+
+def _image_folder(root: Path | None, image_size: int | None, workers: int) -> Pool:
+    """List the files of both splits; a size that is not given is that of the first image if small, else 224."""
+    if root is None:
+        raise InputError("dataset 'imagefolder' needs root, the folder that holds train/CLASS/* and test/ or val/")
+    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if not (root / "train").is_dir() or test_folder is None:
+        missing = "train/" if test_folder else "test/ or val/"
+        raise InputError(f"dataset 'imagefolder': '{root}' has no folder {missing}")
+    classes, train_paths, train_labels = _list_images(root / "train")
+    test_classes, test_paths, test_labels = _list_images(test_folder)
+    for name in sorted(set(classes) ^ set(test_classes)):
+        holder, other = (root / "train", test_folder) if name in classes else (test_folder, root / "train")
+        raise InputError(f"dataset 'imagefolder': class '{name}' is in '{holder}' but not in '{other}'")
+    size = (image_size, image_size) if image_size else _natural_size(train_paths[0])
+    train = FolderImages(train_paths, train_labels, size, *_COLOUR, workers)
+    return Pool(train, FolderImages(test_paths, test_labels, size, *_COLOUR, workers), len(classes))
+
+
+def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:
+    """Return the sorted classes, and the paths with their labels (N,)."""
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise InputError(f"dataset 'imagefolder': '{folder}' holds no class folders")
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        # os.walk and not Path.rglob: a tenth of the time over a million files.
+        walk = os.walk(folder / name, followlinks=True)
+        found = sorted(f"{place}{os.sep}{file}" for place, _, files in walk for file in files if _is_image(file))
+        if not found:
+            raise InputError(f"dataset 'imagefolder': class folder '{folder / name}' holds no images")
+        paths += found
+        labels += [label] * len(found)
+    return classes, tuple(paths), torch.tensor(labels)
+
+
+def _is_image(file: str) -> bool:
+    return not file.startswith(".") and os.path.splitext(file)[1].lower() in _IMAGE_SUFFIXES  # noqa: PTH122 - speed
+
+
+def _natural_size(path: str) -> tuple[int, int]:
+    height, width = decode(path).shape[1:]
+    return (height, width) if max(height, width) <= SMALL_PIXELS else (_LARGE_PIXELS, _LARGE_PIXELS)
+
+
+def _called(source: str) -> Pool | DataSplits:
+    """Call the user's function and check what it returned."""
+    with importable_working_directory():
+        function = import_callable(source, "dataset")
+        try:
+            content = function()
+        except InputError:
+            raise
+        except Exception as error:  # the user's own code may fail in any way
+            raise InputError(f"dataset '{source}' failed: {_one_line(error)}") from error
+    if isinstance(content, DataSplits):
+        return content
+    if not isinstance(content, tuple | list) or len(content) != 4:
+        raise InputError(
+            f"dataset '{source}' must return DataSplits or (train images, train labels, test images, test labels), "
+            f"got {type(content).__name__}"
+        )
+    train_images, train_labels = _checked(source, "train", content[0], content[1])
+    test_images, test_labels = _checked(source, "test", content[2], content[3])
+    if train_images.shape[1:] != test_images.shape[1:]:
+        shapes = f"{tuple(train_images.shape[1:])} and {tuple(test_images.shape[1:])}"
+        raise InputError(f"dataset '{source}': train and test images differ in shape: {shapes}")
+    classes = int(train_labels.max()) + 1
+    if int(test_labels.max()) >= classes:
+        raise InputError(f"dataset '{source}': test label {int(test_labels.max())} is not among the train labels")
+    mean, std = _normalisation(train_images)
+    train = MemoryImages(train_images, train_labels, mean, std)
+    return Pool(train, MemoryImages(test_images, test_labels, mean, std), classes)
+
+
+def _checked(source: str, split: str, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Check images (N, C, H, W), uint8 or finite floats, and integer labels (N,) from 0 on."""
+    try:
+        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    except Exception as error:
+        raise InputError(f"dataset '{source}': {split} data are no tensors: {_one_line(error)}") from error
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+        shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
+        raise InputError(f"dataset '{source}': {split} images must be (N, C, H, W) and labels (N,), got {shapes}")
+    if labels.is_floating_point() or labels.dtype == torch.bool or int(labels.min()) < 0:
+        raise InputError(f"dataset '{source}': {split} labels must be integers from 0 on")
+    if images.dtype != torch.uint8 and not (images.is_floating_point() and bool(images.isfinite().all())):
+        raise InputError(f"dataset '{source}': {split} images must be uint8 or finite floats, got {images.dtype}")
+    return images, labels
+
+
+def _normalisation(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of uint8 images by channel; floats are taken as normalised already."""
+    channels = images.shape[1]
+    if images.dtype != torch.uint8:
+        return (0.0,) * channels, (1.0,) * channels
+    # Counting the 256 values needs no float copy of the images.
+    values = torch.arange(256, dtype=torch.float64) / 255.0
+    means, stds = [], []
+    for channel in range(channels):
+        weights = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        mean = float((weights * values).sum() / weights.sum())
+        means.append(mean)
+        stds.append(max(1e-3, float((weights * (values - mean) ** 2).sum() / weights.sum()) ** 0.5))
+    return tuple(means), tuple(stds)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,81 @@
+"""The levels of a fixed quantized net as AIMET encodings, version 1.0.0: two lists of (name, width, scale, offset).
+
+In these encodings ``value = scale * (code + offset + zero_point_shift)`` with codes from 0 to 2^bw - 1, and a value is
+rounded to the nearest level.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dnas.export.fixed_layers import (
+    DenseWeight,
+    ExportedFile,
+    FixedLayer,
+    Levels,
+    SparseWeight,
+    fixed_layers,
+    ideal_bytes,
+)
+from results.files import encode_json, write_text
+from search_spaces.assignments import BitAssignment
+from search_spaces.errors import InputError
+from search_spaces.layers import FLOAT_BITS
+
+FORMAT = "aimet"
+
+
+def export_aimet(path: Path, network: nn.Module, assignment: BitAssignment) -> ExportedFile:
+    """Write the encodings of the fixed net ``network``; :class:`InputError` for sparse weights.
+
+    Parameters go by their PyTorch names; the input of a layer is ``LAYER.input``.
+    """
+    found = fixed_layers(network)
+    layers = found.values()
+    data = {
+        "version": "1.0.0",
+        "activation_encodings": [
+            {"name": f"{layer.name}.input", **(_encoding(layer.input) if layer.input else _float())} for layer in layers
+        ],
+        "param_encodings": [{"name": f"{layer.name}.weight", **_weight(layer)} for layer in layers],
+        "excluded_layers": [name for name in assignment.layers if name not in found],
+        "producer": "dnas",
+        "dnas.assignment": assignment.to_json(),
+    }
+    text = encode_json(data, what=str(path), indent=2) + "\n"
+    write_text(path, text)
+    return ExportedFile(path, FORMAT, len(text.encode()), ideal_bytes(assignment))
+
+
+def _weight(layer: FixedLayer) -> dict[str, Any]:
+    if isinstance(layer.weight, SparseWeight):
+        raise InputError(
+            f"layer '{layer.name}' has sparse weights, whose levels are not evenly spaced; AIMET cannot hold them"
+        )
+    if layer.weight is None:
+        return _float()
+    return _encoding(layer.weight.levels, layer.weight)
+
+
+def _encoding(levels: Levels, weight: DenseWeight | None = None) -> dict[str, Any]:
+    """One step per channel where the weight has several, in the order of its channels."""
+    rows = len(levels.level_step)
+    signed = levels.low < 0
+    lowest = -(2 ** (levels.bits - 1)) if signed else 0
+    encoding = {
+        "dtype": "INT",
+        "bw": levels.bits,
+        "is_sym": signed,
+        "enc_type": "PER_TENSOR" if weight is None or weight.axis is None else "PER_CHANNEL",
+        "scale": [float(step) for step in levels.level_step.astype(np.float32)],
+        "offset": [lowest] * rows,
+    }
+    return {**encoding, "zero_point_shift": [levels.centre] * rows} if levels.centre else encoding
+
+
+def _float() -> dict[str, Any]:
+    return {"dtype": "FLOAT", "bw": FLOAT_BITS, "enc_type": "PER_TENSOR"}

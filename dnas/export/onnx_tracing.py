@@ -1,0 +1,235 @@
+"""From a fixed net to an ONNX graph with a mark wherever a tensor is quantized, and from the marks to real nodes.
+
+torch.onnx.export sees a copy of the net in which every quantizer is replaced by a mark, an operator that exists in no
+runtime and that no optimizer can look into. So nothing is folded into a weight, and each mark is then replaced by the
+nodes of the format. The input and the output of every layer are marked too: they are what the check compares.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from dnas.export.fixed_layers import FixedLayer
+from dnas.export.onnx_packages import need
+from dnas.quantization.layers import QuantizedLayer, SkippedLayer
+from search_spaces.errors import InputError
+
+_DOMAIN = "dnas"
+INPUT, OUTPUT = "input", "output"
+
+
+@dataclass
+class Tap:
+    """The names of one layer call's tensors: its input as it comes and as it is used, its weight, its output."""
+
+    layer: str
+    input: str = ""
+    used: str = ""
+    weight: str = ""
+    output: str = ""
+
+
+class NodeBuilder(Protocol):
+    """Makes the nodes that stand for a quantizer, in one format."""
+
+    initializers: dict[str, Any]
+
+    def weight(self, layer: FixedLayer, target: str) -> list[Any]:
+        """Nodes that make the weight of ``layer``, as the layer uses it, under the name ``target``."""
+
+    def input(self, layer: FixedLayer, source: str, target: str) -> list[Any]:
+        """Nodes that quantize ``source``, an input of ``layer``, to ``target``."""
+
+
+def trace(
+    network: nn.Module, names: Iterable[str], input_shape: Sequence[int], opset: int, *, batch: int | None
+) -> Any:
+    """An ONNX model of ``network`` with marks at the layers ``names``; ``batch`` None leaves the batch size open.
+
+    Raises :class:`InputError` where PyTorch cannot write the network.
+    """
+    need("onnx", "onnx", "onnxscript")
+    example = torch.zeros(batch or 2, *input_shape)
+    twin = _marked(network, names, example)
+    dynamic = ({0: torch.export.Dim.DYNAMIC},) if batch is None else None
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # The exporter's own uses of what it deprecates; nothing that a user could do about them.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            program = torch.onnx.export(
+                twin,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=dynamic,
+                opset_version=opset,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+            )
+    except Exception as error:
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"PyTorch cannot write this network as ONNX: {reason}") from error
+    model = cast(Any, program).model_proto
+    _forget_where_it_was_made(model)
+    return model
+
+
+def replace_marks(model: Any, layers: dict[str, FixedLayer], builder: NodeBuilder) -> list[Tap]:
+    """Put the nodes of ``builder`` in the place of the marks, in place; the taps come in the order of the calls."""
+    graph, rewiring = model.graph, _Rewiring(layers, builder)
+    results = {output.name for output in graph.output}
+    for node in list(graph.node):
+        for at, name in enumerate(node.input):
+            node.input[at] = rewiring.renamed.get(name, name)
+        if node.domain != _DOMAIN:
+            rewiring.nodes.append(node)
+        else:
+            rewiring.replace(node, results)
+    del graph.node[:]
+    graph.node.extend(rewiring.nodes)
+    used = {name for node in rewiring.nodes for name in node.input} | results
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend([*kept, *builder.initializers.values()])
+    imports = [found for found in model.opset_import if found.domain != _DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
+    return rewiring.taps
+
+
+class _Rewiring:
+    """Collects the nodes of the new graph."""
+
+    def __init__(self, layers: dict[str, FixedLayer], builder: NodeBuilder) -> None:
+        self.layers, self.builder = layers, builder
+        self.nodes: list[Any] = []
+        self.renamed: dict[str, str] = {}
+        self.taps: list[Tap] = []
+        self._open: dict[str, Tap] = {}
+        self._weights: dict[str, str] = {}
+        self._calls: dict[str, int] = {}
+
+    def replace(self, node: Any, results: set[str]) -> None:
+        """Put what a mark stands for in its place, and note where its tensors are."""
+        told = {attribute.name: attribute.s.decode() for attribute in node.attribute}
+        name, part, source, target = told["layer"], told["part"], node.input[0], node.output[0]
+        layer = self.layers.get(name)
+        if part == "weight":
+            self._weights[name] = source
+            if layer is not None and layer.weight is not None:
+                self._weights[name] = f"{name}.weight.dequantized"
+                self.nodes += self.builder.weight(layer, self._weights[name])
+            self.renamed[target] = self._weights[name]
+        elif part == "input":
+            self._calls[name] = self._calls.get(name, 0) + 1
+            tap = Tap(name, input=source, used=source)
+            self._open[name] = tap
+            self.taps.append(tap)
+            if layer is not None and layer.input is not None:
+                again = "" if self._calls[name] == 1 else f".{self._calls[name]}"
+                tap.used = f"{name}.input{again}.dequantized"
+                self.nodes += self.builder.input(layer, source, tap.used)
+            self.renamed[target] = tap.used
+        else:
+            tap = self._open[name]
+            tap.output, tap.weight = source, self._weights.get(name, "")
+            self.renamed[target] = source
+            if target in results:  # the name of a result is fixed, so it needs a node of its own
+                self.nodes.append(need("onnx", "onnx")[0].helper.make_node("Identity", [source], [target]))
+
+
+class _Mark(nn.Module):
+    """Stands where a quantizer stood."""
+
+    def __init__(self, layer: str, part: str) -> None:
+        super().__init__()
+        self._told = {"layer": layer, "part": part}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, marked."""
+        told = cast(Any, self._told)
+        return torch.onnx.ops.symbolic(f"{_DOMAIN}::Mark", (x,), told, dtype=x.dtype, shape=x.shape, version=1)
+
+
+class _Zeros(nn.Module):
+    """A skipped layer whose output shapes are known beforehand, for they cannot be found out while tracing."""
+
+    def __init__(self, shapes: dict[tuple[int, ...], tuple[int, ...]]) -> None:
+        super().__init__()
+        self._shapes = shapes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return zeros."""
+        return x.new_zeros((x.shape[0], *self._shapes[tuple(int(size) for size in x.shape[1:])]))
+
+
+def _marked(network: nn.Module, names: Iterable[str], example: Tensor) -> nn.Module:
+    """A copy of ``network`` for the exporter, on the CPU, in eval mode, with marks for quantizers."""
+    twin = copy.deepcopy(network).cpu().float().eval()
+    for name, shapes in _skipped_shapes(twin, example).items():
+        parent, _, key = name.rpartition(".")
+        setattr(twin.get_submodule(parent), key, _Zeros(shapes))
+    for name in names:
+        layer = twin.get_submodule(name)
+        if isinstance(layer, _Zeros):
+            continue
+        if isinstance(layer, QuantizedLayer):
+            layer.quantize_input, layer.quantize_weight = (
+                cast(Any, _Mark(name, "input")),
+                cast(Any, _Mark(name, "weight")),
+            )
+        else:
+            layer.register_forward_pre_hook(_marking_input(_Mark(name, "input")))
+        layer.register_forward_hook(_marking_output(_Mark(name, "output")))
+    return twin
+
+
+def _marking_input(mark: nn.Module) -> Any:
+    return lambda module, inputs: (mark(inputs[0]), *inputs[1:])
+
+
+def _marking_output(mark: nn.Module) -> Any:
+    return lambda module, inputs, output: mark(output)
+
+
+def _skipped_shapes(twin: nn.Module, example: Tensor) -> dict[str, dict[tuple[int, ...], tuple[int, ...]]]:
+    """Skipped layer → shape of one input → shape of one output."""
+    found: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {}
+    handles = []
+
+    def noting(shapes: dict[tuple[int, ...], tuple[int, ...]]) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            shapes[tuple(inputs[0].shape[1:])] = tuple(output.shape[1:])
+
+        return hook
+
+    for name, module in twin.named_modules():
+        if isinstance(module, SkippedLayer):
+            handles.append(module.register_forward_hook(noting(found.setdefault(name, {}))))
+    if found:
+        with torch.no_grad():
+            twin(example)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _forget_where_it_was_made(model: Any) -> None:
+    """Remove stack traces (paths of this machine) and inferred shapes, and give the open batch size its usual name."""
+    graph = model.graph
+    del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    for value in (*graph.input, *graph.output):
+        for dimension in value.type.tensor_type.shape.dim[:1]:
+            if dimension.dim_param:
+                dimension.dim_param = "N"

@@ -1,0 +1,155 @@
+"""A fixed quantized net as QONNX: Quant and BipolarQuant with the exact width of each tensor, for FPGA tools.
+
+The batch size is 1, as these tools want shapes that are known. Grids that have no zero among their levels are a Quant
+node that floors (inputs) or whose weights are shifted by half a step, and half a step added behind it: a zero point of
+1/2 would say the same, but tools read zero points as integers. A gain is a Mul behind its node.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from dnas.export.fixed_layers import ExportedFile, FixedLayer, Levels, SparseWeight, fixed_layers, input_shape_of
+from dnas.export.onnx import Initializers, describe, write_model
+from dnas.export.onnx_check import check_inputs, check_same, tensor_names
+from dnas.export.onnx_packages import need
+from dnas.export.onnx_tracing import INPUT, replace_marks, trace
+from search_spaces.assignments import BitAssignment
+from search_spaces.errors import InputError
+from search_spaces.layers import LayerGraph
+
+FORMAT = "qonnx"
+_DOMAIN = "qonnx.custom_op.general"
+_OPSET, _IR_VERSION = 18, 8
+
+
+def export_qonnx(
+    path: Path, network: nn.Module, graph: LayerGraph, assignment: BitAssignment, inputs: Tensor | None = None
+) -> ExportedFile:
+    """Write the fixed net ``network``, made of ``assignment`` by :func:`quantize_fixed` and trained, to ``path``.
+
+    ``graph`` is that of the float network; ``inputs`` (N, C, H, W) are what QONNX's executor and PyTorch are compared
+    on (seeded noise otherwise). Raises :class:`InputError` for a net that QONNX cannot hold, :class:`JobError` naming
+    the first layer that differs; nothing is written then.
+    """
+    need(FORMAT, "onnx", "onnxscript", "onnxruntime", "qonnx")
+    network = copy.deepcopy(network).cpu().float().eval()
+    layers = fixed_layers(network)
+    for layer in layers.values():
+        if isinstance(layer.weight, SparseWeight):
+            raise InputError(
+                f"layer '{layer.name}' has sparse weights, which QONNX has no node for; export it as onnx or packed"
+            )
+    model = trace(network, [spec.name for spec in graph.layers], input_shape_of(assignment), _OPSET, batch=1)
+    taps = replace_marks(model, layers, QonnxBuilder())
+    model.opset_import.append(need(FORMAT, "onnx")[0].helper.make_opsetid(_DOMAIN, 1))
+    model.ir_version = _IR_VERSION
+    describe(model, assignment)
+    model = with_shapes(model)
+    x = check_inputs(input_shape_of(assignment), 2) if inputs is None else inputs.cpu().float()
+    found = run_qonnx(model, x.numpy(), tensor_names(taps))
+    results = {output.name: found[output.name] for output in model.graph.output}
+    check_same(network, layers, taps, found, x, results)
+    return write_model(path, FORMAT, model, assignment)
+
+
+def with_shapes(model: Any) -> Any:
+    """The model with the shape of every tensor, which QONNX's executor and the tools want."""
+    wrapper, shapes = need(FORMAT, "qonnx.core.modelwrapper", "qonnx.transformation.infer_shapes")
+    return wrapper.ModelWrapper(model).transform(shapes.InferShapes()).model
+
+
+def run_qonnx(model: Any, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Run ``model`` on each of ``x`` (N, ...) in QONNX's executor: its input, outputs, and the tensors ``names``."""
+    wrapper, executor = need(FORMAT, "qonnx.core.modelwrapper", "qonnx.core.onnx_exec")
+    wrapped = wrapper.ModelWrapper(model)
+    made = {name for node in model.graph.node for name in node.output}
+    wanted = [name for name in dict.fromkeys([*names, *(out.name for out in model.graph.output)]) if name in made]
+    fixed = {name for name in wanted if name.endswith(".weight.dequantized")}
+    with _readable_versions(executor):
+        runs = [executor.execute_onnx(wrapped, {INPUT: one[None]}, return_full_exec_context=True) for one in x]
+    found = {
+        name: np.array(runs[0][name]) if name in fixed else np.concatenate([np.asarray(run[name]) for run in runs])
+        for name in wanted
+    }
+    return {INPUT: x, **found}
+
+
+@contextmanager
+def _readable_versions(executor: Any) -> Iterator[None]:
+    """Let the executor hand ONNX Runtime the version of its files that both know; onnx's newest may be too new."""
+    make_model = executor.qonnx_make_model
+
+    def make_readable_model(*args: Any, **kwargs: Any) -> Any:
+        model = make_model(*args, **kwargs)
+        model.ir_version = _IR_VERSION
+        return model
+
+    executor.qonnx_make_model = make_readable_model
+    try:
+        yield
+    finally:
+        executor.qonnx_make_model = make_model
+
+
+class QonnxBuilder(Initializers):
+    """Quantizers as nodes of QONNX."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMAT)
+
+    def weight(self, layer: FixedLayer, target: str) -> list[Any]:
+        """Quant of weights that lie on its grid."""
+        found, name = layer.weight, f"{layer.name}.weight"
+        assert found is not None
+        assert not isinstance(found, SparseWeight)
+        step = found.along_axis(found.levels.level_step)
+        if _is_sign(found.levels):
+            signs = self.constant(f"{name}.values", (found.codes + 0.5) * step)
+            return [self._node("BipolarQuant", [signs, self.constant(f"{name}.scale", step / 2)], target)]
+        values, scale = self.constant(f"{name}.values", found.codes * step), self.constant(f"{name}.scale", step)
+        if not found.levels.centre:
+            return [self._quant(values, scale, found.levels, "ROUND", target)]
+        half = self.constant(f"{name}.half_step", step / 2)
+        quantized = f"{target}.quantized"
+        nodes = [self._quant(values, scale, found.levels, "ROUND", quantized)]
+        return [*nodes, *self.chain(quantized, target, [("Add", [half])])]
+
+    def input(self, layer: FixedLayer, source: str, target: str) -> list[Any]:
+        """Quant, then the gain, then half a step where the grid has no zero."""
+        levels, name = layer.input, f"{layer.name}.input"
+        assert levels is not None
+        threshold, step = float(levels.threshold_step[0]), float(levels.level_step[0])
+        if _is_sign(levels):
+            return [self._node("BipolarQuant", [source, self.constant(f"{name}.scale", step / 2)], target)]
+        scale = self.constant(f"{name}.scale", threshold)
+        behind = [("Mul", [self.constant(f"{name}.gain", step / threshold)])] if step != threshold else []
+        behind += [("Add", [self.constant(f"{name}.half_step", step / 2)])] if levels.centre else []
+        quantized = f"{target}.quantized" if behind else target
+        node = self._quant(source, scale, levels, "ROUND" if levels.rounds else "FLOOR", quantized)
+        return [node, *(self.chain(quantized, target, behind) if behind else [])]
+
+    def _quant(self, source: str, scale: str, levels: Levels, rounding: str, target: str) -> Any:
+        zero, bits = self.constant("quant.zero", 0.0), self.constant(f"quant.bits.{levels.bits}", levels.bits)
+        signed = int(levels.low < 0)
+        narrow = int(levels.high - levels.low + 2 == 2**levels.bits)
+        return self._node(
+            "Quant", [source, scale, zero, bits], target, signed=signed, narrow=narrow, rounding_mode=rounding
+        )
+
+    def _node(self, operator: str, inputs: list[str], target: str, **attributes: Any) -> Any:
+        return self.onnx.helper.make_node(
+            operator, inputs, [target], name=f"{target}_node", domain=_DOMAIN, **attributes
+        )
+
+
+def _is_sign(levels: Levels) -> bool:
+    """Whether the levels are two, one on each side of zero."""
+    return (levels.low, levels.high, levels.centre) == (-1, 0, 0.5)

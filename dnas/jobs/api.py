@@ -1,0 +1,110 @@
+"""The search in two calls, for use from Python: bits for a model and data at hand, and one assignment fine-tuned.
+
+A job (:func:`dnas.run_job`) does the same with a run folder, controls, several seeds and a report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from dnas.config.job import Amount, FinetuneSection, SearchSection, TrainingSection
+from dnas.data.augmentation import Augmentation
+from dnas.data.image_sets import DataSplits
+from dnas.jobs.planning import read_budgets
+from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
+from dnas.quantization.conversion import QuantizerChoice, apply
+from dnas.search.supernet import Supernet
+from dnas.search.trainer import SearchData, SupernetTrainer
+from dnas.training.trainer import CPU, Measurement, Trainer, evaluate, inputs_of
+from search_spaces.allocation.monotone import check_bounds, from_largest
+from search_spaces.assignments import BitAssignment, ModelReference
+from search_spaces.costs.table import CostTable, build_costs
+from search_spaces.network.graph import read_graph
+from search_spaces.spaces import SpaceOptions, build_space
+
+_CALIBRATION_BATCHES, _BATCHNORM_BATCHES = 4, 30
+
+
+def search_bits(
+    model: nn.Module,
+    data: DataSplits,
+    budgets: Sequence[Mapping[str, Amount]],
+    *,
+    space: SpaceOptions | None = None,
+    quantizers: QuantizerChoice | None = None,
+    section: SearchSection | None = None,
+    batch_size: int = 128,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> list[BitAssignment]:
+    """Search the bits of a trained ``model`` under each budget, such as ``{"size_bytes": "12%"}``.
+
+    The model is left untouched. Raises :class:`InputError`, before any training, for a budget that cannot be met.
+    """
+    quantizers = quantizers or QuantizerChoice()
+    graph = read_graph(model, data.input_shape)
+    precision_space = build_space(graph, space or SpaceOptions())
+    table = CostTable(graph, precision_space, build_costs(quantizers.per_channel))
+    limits = read_budgets([dict(budget) for budget in budgets], table)
+    section = section or SearchSection()
+    if section.monotone:
+        check_bounds(table, limits)
+    images = SearchData.split(data.train, data.val, section.theta_fraction, batch_size, augmentation, seed=seed)
+    supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device)
+    calibrate(supernet.network, inputs_of(images.weights.batches(batch_size, device=device), _CALIBRATION_BATCHES))
+    for _ in SupernetTrainer(supernet, section, images, seed=seed, label="warmup", device=device).warmup():
+        pass
+    warm = {name: value.clone() for name, value in supernet.state_dict().items()}
+    reference = ModelReference(type(model).__name__, data.input_shape)
+    found: dict[int, BitAssignment] = {}
+    bound = None
+    for number in from_largest(limits, table) if section.monotone else range(len(limits)):
+        supernet.load_state_dict(warm)
+        budget, label = limits[number], f"search-{number + 1}"
+        for _ in SupernetTrainer(supernet, section, images, seed=seed, label=label, device=device).search(budget):
+            pass
+        layers = precision_space.layers_of(supernet.decode(budget, bound))
+        bound = precision_space.pairs_of(layers) if section.monotone else None
+        provenance = {"kind": "search", "budget": budget.label, "seed": seed, "quantizer": asdict(quantizers)}
+        found[number] = BitAssignment(label, reference, layers, table.price(layers), {}, provenance)
+    return [found[number] for number in range(len(limits))]
+
+
+def finetune(
+    model: nn.Module,
+    assignment: BitAssignment,
+    data: DataSplits,
+    section: TrainingSection | None = None,
+    *,
+    batch_size: int = 128,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> tuple[nn.Module, Measurement]:
+    """Apply ``assignment`` to a copy of ``model``, fine-tune it, and measure it on the validation split.
+
+    Returns the quantized net in eval mode and its accuracy. Raises :class:`InputError` when the assignment was made
+    for another network.
+    """
+    network = apply(model, assignment).to(device)
+    batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device)
+    images = inputs_of(batches, _BATCHNORM_BATCHES)
+    calibrate(network, images[:_CALIBRATION_BATCHES])
+    trainer = Trainer(
+        network,
+        section or FinetuneSection(),
+        images=data.train,
+        batch_size=batch_size,
+        augmentation=augmentation,
+        seed=seed,
+        device=device,
+    )
+    for _ in trainer.epochs():
+        pass
+    recalibrate_batchnorm(network, images)
+    return network.eval(), evaluate(network, data.val, batch_size, device)

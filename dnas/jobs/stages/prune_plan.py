@@ -1,0 +1,119 @@
+"""What is to be pruned: the groups, the space of their ratios with exact costs, the budgets; made before any trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
+
+from bayesopt.proposers import CostRange, Proposer, make_proposer
+from bayesopt.ratios import RatioSpace
+from dnas.config.job import PruneSection
+from dnas.jobs.context import JobContext
+from dnas.jobs.stages.controls import sensitivity_losses
+from dnas.training.schedules import derived_seed
+from search_spaces.assignments import BitAssignment
+from search_spaces.costs.budgets import Budget, parse_budget
+from search_spaces.costs.pruned import PrunedCosts
+from search_spaces.errors import InputError, nearest
+from search_spaces.groups import ChannelGroups
+
+COSTS = ("size_bytes", "bitops", "macs")
+
+
+@dataclass(frozen=True)
+class PruneTarget:
+    """One assignment to prune: by which options, and the number of its first result among all of that assignment."""
+
+    parent: BitAssignment
+    section: PruneSection
+    first: int = 1
+
+
+class Pruning:
+    """Everything about one target that is the same in all of its trials; made before any of them.
+
+    Raises :class:`InputError` for what cannot work: no groups, a budget out of reach, a pattern that fits nothing.
+    """
+
+    def __init__(self, context: JobContext, target: PruneTarget) -> None:
+        self.context, self.parent, self.section = context, target.parent, target.section
+        self.label = f"prune-{target.parent.id}" + (f"-{target.first}" if target.first > 1 else "")
+        self.first = target.first
+        self.groups = prunable_groups(context, target.section)
+        self.space = ratio_space(context, target.parent, target.section, self.groups)
+        self.budgets = own_budgets(context, target.parent, target.section)
+        for budget in self.budgets:
+            self.space.check_reachable(budget.limits)
+        if not self.budgets:
+            least = self.space.costs(self.space.least())["size_bytes"]
+            self.range = CostRange("size_bytes", least, self.space.costs(self.space.most())["size_bytes"])
+        self.proposer(target.section.proposer)  # refuses one that is not installed
+
+    def proposer(self, name: str) -> Proposer:
+        """The proposer of that name for all budgets, or for the whole front without any."""
+        targets = [budget.limits for budget in self.budgets] or self.range
+        seed = derived_seed(self.context.config.seed, self.label, name) % 2**32
+        return make_proposer(name, self.space, targets, seed=seed, total=self.total)
+
+    @cached_property
+    def sensitivity_losses(self) -> np.ndarray:
+        """What each choice of bits costs in loss, for the control with fewer bits; computed once for all budgets."""
+        return sensitivity_losses(self.context)
+
+    @property
+    def total(self) -> int:
+        """Trials in all."""
+        return self.section.trials * max(1, len(self.budgets))
+
+
+def prunable_groups(context: JobContext, section: PruneSection) -> ChannelGroups:
+    """The network's groups but the excluded ones; :class:`InputError` where none is left or a pattern fits none."""
+    groups = context.plan.graph.channels
+    if groups.unknown:
+        raise InputError(f"the network cannot be pruned: {groups.unknown}; set prune.enabled = false")
+    for key, patterns in (("exclude", section.exclude), ("fix", section.fix)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in groups.names):
+                raise InputError(
+                    f"prune.{key}: no channel group fits '{pattern}'{nearest(pattern, groups.names)}; "
+                    f"there are {', '.join(groups.names[:12])}{', ...' if len(groups.names) > 12 else ''}"
+                )
+    left = tuple(g for g in groups.groups if not any(fnmatchcase(g.name, pattern) for pattern in section.exclude))
+    if not left:
+        raise InputError("no channel group is left to prune; `dnas doctor` says why layers keep their filters")
+    return replace(groups, groups=left)
+
+
+def ratio_space(context: JobContext, parent: BitAssignment, section: PruneSection, groups: ChannelGroups) -> RatioSpace:
+    """The ratios of all groups and what the rest costs at the parent's bits."""
+    costs = PrunedCosts(context.plan.table, parent.layers, COSTS)
+    everything = {group.name: group.units for group in context.plan.graph.channels.groups}
+    fixed = {
+        group.name: ratio
+        for pattern, ratio in section.fix.items()
+        for group in groups.groups
+        if fnmatchcase(group.name, pattern)
+    }
+    return RatioSpace(
+        groups.names,
+        tuple(group.units for group in groups.groups),
+        lambda counts: costs({**everything, **counts}),
+        max_ratio=section.max_ratio,
+        min_keep=[min(section.min_keep, group.units) for group in groups.groups],
+        round_to=section.round_to,
+        fixed=fixed,
+    )
+
+
+def own_budgets(context: JobContext, parent: BitAssignment, section: PruneSection) -> list[Budget]:
+    """The section's budgets; a plain percentage is of the parent's own cost."""
+    budgets = []
+    for entry in section.budgets:
+        for name in entry:
+            if name not in COSTS:
+                raise InputError(f"prune.budgets: '{name}' is not one of {', '.join(COSTS)}{nearest(name, COSTS)}")
+        budgets.append(parse_budget(entry, context.plan.table, own=parent.cost))
+    return budgets

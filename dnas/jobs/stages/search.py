@@ -1,0 +1,150 @@
+"""The stage `search`: bits per layer for every budget, from a warm supernet, of the whole net or a pruned one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from dnas.jobs.context import JobContext, Stage
+from dnas.jobs.planning import Plan
+from dnas.jobs.stages.measure import Measurer, inherit
+from dnas.quantization.calibration import calibrate
+from dnas.quantization.conversion import fresh_copy
+from dnas.search.diagnosis import diagnose
+from dnas.search.supernet import Supernet
+from dnas.search.trainer import EpochRecord, SupernetTrainer
+from dnas.training.schedules import derived_seed
+from search_spaces.allocation.monotone import check_bounds, from_largest
+from search_spaces.allocation.program import Cells, is_reachable, unreachable
+from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
+from search_spaces.channels.slicing import pruned_graph, remove_filters
+from search_spaces.costs.budgets import Budget
+from search_spaces.costs.table import CostTable
+from search_spaces.groups import kept_units
+from search_spaces.spaces import Pair
+
+
+class BitSearch:
+    """One search for all budgets; ``base`` is the pruned assignment whose filters are left, None for all of them.
+
+    A search of a pruned net starts from the weights of that net's first fine-tuning. Its names begin with "pruned-".
+    """
+
+    def __init__(self, context: JobContext, base: BitAssignment | None = None) -> None:
+        self.context, self.base = context, base
+        self.rows = kept_rows_of(base.layers) if base else {}
+        self.prefix = "pruned-" if base else ""
+        whole = context.plan
+        self.kept = kept_units(whole.graph.channels, self.rows)
+        self.plan = whole
+        if self.kept:
+            graph = pruned_graph(whole.graph, self.kept)
+            table = CostTable(graph, whole.space, list(whole.table.costs.values()))
+            self.plan = Plan(graph, whole.space, table, whole.budgets)
+
+    def assignments(self) -> list[BitAssignment]:
+        """Search for every budget; what is decoded already is not searched again."""
+        context = self.context
+        budgets: tuple[Budget | None, ...] = context.plan.budgets or (None,)
+        searched = {record["run"] for record in context.events("searched")}
+        labels = {f"{self.prefix}search-{number}": budget for number, budget in enumerate(budgets, start=1)}
+        if context.config.search.monotone:
+            labels = self._from_largest(labels)
+        for label, budget in list(labels.items()):
+            if self.kept and budget and not is_reachable(self.plan.table, budget):
+                context.tell_once([f"no {label}: {unreachable(self.plan.table, budget)}"])
+                del labels[label]
+        missing = {label: budget for label, budget in labels.items() if label not in searched}
+        done = len(labels) - len(missing)
+        context.progress.advance(context.work.search * context.config.search.epochs * done)
+        if missing:
+            supernet = self._warm_supernet()
+            warm = {name: value.clone() for name, value in supernet.state_dict().items()}
+            for label, budget in missing.items():
+                supernet.load_state_dict(warm)
+                self._search_one(supernet, label, budget, self._bound(list(labels), label))
+        else:
+            context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
+        found = context.assignments_of("decoded")
+        return [a for a in found if a.provenance["kind"] in ("search", "sampled") and a.provenance["run"] in labels]
+
+    def _from_largest(self, labels: Mapping[str, Budget | None]) -> dict[str, Budget | None]:
+        """The labels in the order of their budgets, the largest first: each is bounded by what the one before found."""
+        budgets = [budget for budget in labels.values() if budget]
+        check_bounds(self.plan.table, budgets)
+        names = list(labels)
+        return {names[place]: budgets[place] for place in from_largest(budgets, self.plan.table)} or dict(labels)
+
+    def _bound(self, labels: Sequence[str], label: str) -> list[Pair] | None:
+        """The widths found for the next larger budget, read from its assignment; None where nothing is bounded."""
+        position = labels.index(label)
+        if not position or not self.context.config.search.monotone:
+            return None
+        return self.plan.space.pairs_of(self.context.run.assignment(labels[position - 1]).layers)
+
+    def _network(self) -> torch.nn.Module:
+        """The float network to search: the job's, or what the pruned assignment leaves of it."""
+        context = self.context
+        if self.base is None:
+            return context.network
+        network = remove_filters(fresh_copy(context.network), context.plan.graph.channels, self.kept)
+        inherit(network, Measurer(context).stored(self.base, 0).state_dict())
+        return network
+
+    def _warm_supernet(self) -> Supernet:
+        """The supernet after its warm-up with θ frozen."""
+        context, plan, section = self.context, self.plan, self.context.config.search
+        supernet = Supernet(self._network(), plan.graph, plan.space, plan.table, context.choice, section.engine)
+        supernet = supernet.to(context.device)
+        calibrate(supernet.network, context.calibration_images())
+        label = f"{self.prefix}warmup"
+        stage = Stage("warmup", label, label, context.work.warmup)
+        trainer = self._trainer(supernet, label)
+        steps = context.steps(stage, trainer, section.warmup_epochs)
+        for _ in context.resumed(stage, trainer, lambda: trainer.warmup(steps)):
+            pass
+        return supernet
+
+    def _trainer(self, supernet: Supernet, label: str) -> SupernetTrainer:
+        context, config = self.context, self.context.config
+        return SupernetTrainer(
+            supernet, config.search, context.search_data, seed=config.seed, label=label, device=context.device
+        )
+
+    def _search_one(
+        self, supernet: Supernet, label: str, budget: Budget | None, bound: list[Pair] | None = None
+    ) -> None:
+        """Train θ for one budget, decode no wider than ``bound``, and journal what was found."""
+        context = self.context
+        stage = Stage("search", label, label, context.work.search, budget=budget.limits if budget else {})
+        trainer = self._trainer(supernet, label)
+        steps = context.steps(stage, trainer, context.config.search.epochs)
+        last: dict[str, Any] = {}
+        for last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
+            self._sample_architectures(supernet, label, last["epoch"])
+        self._keep(label, "search", supernet.decode(budget, bound), label, budget)
+        if last:
+            record = EpochRecord(**{field.name: last[field.name] for field in fields(EpochRecord)})
+            context.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget))
+        context.journal({"event": "searched", "run": label})
+        context.run.delete_checkpoint(label)
+
+    def _sample_architectures(self, supernet: Supernet, label: str, epoch: int) -> None:
+        """Draw architectures from P(θ), as DNAS does every few epochs (arXiv 1812.00090, section 4.2)."""
+        section = self.context.config.search
+        if not section.sample_every or epoch % section.sample_every:
+            return
+        generator = torch.Generator().manual_seed(derived_seed(self.context.config.seed, label, "draw", epoch))
+        for number in range(1, section.samples + 1):
+            name = f"{label.replace('search', 'sampled')}-epoch{epoch}-{number}"
+            self._keep(name, "sampled", supernet.draw(generator), label, None)
+
+    def _keep(self, name: str, kind: str, cells: Cells, run: str, budget: Budget | None) -> None:
+        """Save and journal an assignment given as one cell per decision, with the filters that are left."""
+        chosen: Mapping[str, LayerBits] = self.plan.space.layers_of(cells)
+        layers = {layer: replace(bits, kept_channels=self.rows.get(layer)) for layer, bits in chosen.items()}
+        more = {"parent": self.base.id} if self.base else {}
+        self.context.keep(name, kind, layers, run, budget, more)

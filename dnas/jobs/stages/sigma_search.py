@@ -1,0 +1,177 @@
+"""A σ for every layer within a budget, by Bayesian optimization: ours, the paper (arXiv 1812.08301) sets σ by hand.
+
+A layer's σ is searched as the share of its weights that stays, in 32 steps: the same share can be had in every layer,
+whatever the shape of its weights, and its size is known exactly. A trial takes the float network, quantizes it at the
+σ of its proposal, re-estimates BatchNorm and measures the loss on validation images, without any training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from bayesopt.proposers import Proposer, make_proposer
+from bayesopt.ratios import RatioSpace
+from bayesopt.trials import PruningTrial, best_trials, run_trials
+from dnas.export.sparse_storage import EPSILON, LEAST_SIGMA, Layers, as_stored, set_sigmas
+from dnas.jobs.context import JobContext
+from dnas.jobs.progress import FORWARD
+from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
+from dnas.quantization.conversion import quantize_fixed
+from dnas.quantization.sparsity import moments, sparse_codes
+from dnas.training.schedules import derived_seed
+from dnas.training.trainer import Measurement, evaluate, inputs_of
+from search_spaces.assignments import LayerBits
+from search_spaces.costs.budgets import Budget
+from search_spaces.costs.sparse import sparse_prices
+from search_spaces.costs.table import CostTable
+from search_spaces.errors import InputError
+
+STEPS = 32
+BATCHNORM_BATCHES = 10
+_DIGITS = 6  # of a loss: what threads add in another order must not lead the proposer another way
+_BOUNDED = ("size_bytes", "weight_bits")
+
+
+def layer_sigmas(
+    context: JobContext, name: str, layers: Layers, weights: Mapping[str, Tensor], budget: Budget, free: Sequence[str]
+) -> Layers:
+    """The layers with the σ of each ``free`` one that lost least within ``budget``; every trial is journaled.
+
+    ``weights`` is the float network's state; ``name`` tells this search from others of the job.
+    """
+    space = SigmaSpace(context.plan.table, layers, weights, free)
+    section = context.config.squantizer
+    seed = derived_seed(context.config.seed, name) % 2**32
+    proposer: Proposer = make_proposer(
+        "scikit-optimize", space.ratios, [budget.limits], seed=seed, total=section.trials
+    )
+    known = [PruningTrial.from_json(r["trial"]) for r in context.events("trial") if r["run"] == name]
+    context.progress.advance(trial_work(context) * len(known))
+    trials = list(known)
+    for trial in run_trials(proposer, _Trials(context, space), total=section.trials, known=known):
+        context.journal({"event": "trial", "run": name, "kind": "bayesian", "trial": trial.to_json()})
+        trials.append(trial)
+        context.progress.step(trial_work(context), **_facts(name, section.trials, trials))
+    context.progress.drop(trial_work(context) * (section.trials - len(trials)))
+    best = best_trials(trials, budget.limits, 1)
+    if not best:
+        raise InputError(f"no trial of '{name}' gave a finite loss; give squantizer.sigma instead of a budget")
+    return as_stored(weights, space.layers_at(best[0].counts))
+
+
+def _facts(name: str, total: int, trials: Sequence[PruningTrial]) -> dict[str, Any]:
+    """What the display shows of the last trial."""
+    last = trials[-1]
+    return {
+        "stage": "squantizer",
+        "run": name,
+        "trial": len(trials),
+        "trials": total,
+        "loss": math.nan if last.loss is None else last.loss,
+        "best": min((trial.loss for trial in trials if trial.loss is not None), default=math.nan),
+        "top1": last.top1,
+        "expected": {name: last.cost[name] for name in last.proposal.limits},
+        "budget": dict(last.proposal.limits),
+    }
+
+
+def trial_work(context: JobContext) -> float:
+    """Work of one trial in image passes."""
+    images = min(len(context.data.train), BATCHNORM_BATCHES * context.config.data.batch_size)
+    return FORWARD * (images + len(context.search_data.validation))
+
+
+class SigmaSpace:
+    """For every free layer, 32 shares of its weights that may stay: the σ of each, and what is stored then."""
+
+    def __init__(self, table: CostTable, layers: Layers, weights: Mapping[str, Tensor], free: Sequence[str]) -> None:
+        self.layers = layers
+        self.sigmas = {name: share_sigmas(weights[f"{name}.weight"], layers[name]) for name in free}
+        others = {name for name in layers if name not in self.sigmas}
+        start = as_stored(weights, {name: bits for name, bits in layers.items() if name in others})
+        at = {**layers, **start}
+        steps: dict[str, list[dict[str, float]]] = {}
+        for name, sigmas in self.sigmas.items():
+            nothing = sparse_prices(table, {**at, name: _empty(layers[name])})
+            steps[name] = []
+            for sigma in sigmas:
+                known = as_stored(weights, {name: _at(layers[name], sigma)})
+                prices = sparse_prices(table, {**at, **known})
+                steps[name].append({cost: prices[cost] - nothing[cost] for cost in _BOUNDED})
+        base = sparse_prices(table, {**at, **{name: _empty(layers[name]) for name in self.sigmas}})
+
+        def cost(counts: Mapping[str, int]) -> dict[str, float]:
+            added = [steps[name][count - 1] for name, count in counts.items()]
+            return {name: base[name] + sum(step[name] for step in added) for name in _BOUNDED}
+
+        names = tuple(self.sigmas)
+        self.ratios = RatioSpace(names, (STEPS,) * len(names), cost, max_ratio=1 - 1 / STEPS)
+
+    def layers_at(self, counts: Mapping[str, int]) -> Layers:
+        """The layers at the σ of so many shares each."""
+        chosen = {name: _at(self.layers[name], self.sigmas[name][count - 1]) for name, count in counts.items()}
+        return {**self.layers, **chosen}
+
+
+def share_sigmas(weight: Tensor, bits: LayerBits) -> list[float]:
+    """The σ at which 1/32, 2/32, ... all of the weights stay, those of equal magnitude together."""
+    sizes = weight.detach().abs().flatten()
+    if bits.sparse is not None and bits.sparse.order == "quantize-first":
+        sizes = sparse_codes(weight, LEAST_SIGMA, bits.weight_bits, bits.sparse.order).values().abs().flatten()
+    mean, std = (float(moment) for moment in moments(sizes))
+    falling = sizes.sort(descending=True).values
+    last = [max(1, round(sizes.numel() * share / STEPS)) - 1 for share in range(1, STEPS)]
+    if not std:
+        return [LEAST_SIGMA] * STEPS
+    return [*((float(falling[index]) * (1 - EPSILON) - mean) / std for index in last), LEAST_SIGMA]
+
+
+def _at(bits: LayerBits, sigma: float) -> LayerBits:
+    return replace(bits, sparse=bits.sparse and replace(bits.sparse, sigma=sigma))
+
+
+def _empty(bits: LayerBits) -> LayerBits:
+    """The layer as if nothing of it were stored."""
+    return replace(bits, sparse=bits.sparse and replace(bits.sparse, nonzeros=0, storage="bitmask", stored_bits=0))
+
+
+class _Trials:
+    """Measures proposals one after the other, all on one net whose σ are set anew; it is made for the first of them."""
+
+    def __init__(self, context: JobContext, space: SigmaSpace) -> None:
+        self.context, self.space = context, space
+        self._images: list[Tensor] = []
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The float network, quantized and calibrated."""
+        context = self.context
+        network = quantize_fixed(context.network, context.plan.graph, self.space.layers, context.choice)
+        calibrate(network.to(context.device), context.calibration_images())
+        self._images = _batchnorm_images(context)
+        return network.eval()
+
+    def __call__(self, asked: Sequence[Mapping[str, int]]) -> Iterator[Measurement]:
+        """Yield the measurement of each."""
+        validation, context = self.context.search_data.validation, self.context
+        for counts in asked:
+            set_sigmas(self.network, self.space.layers_at(counts))
+            recalibrate_batchnorm(self.network, self._images)
+            measured = evaluate(self.network, validation, context.config.data.batch_size, context.device)
+            yield Measurement(measured.top1, float(f"{measured.loss:.{_DIGITS}g}"), measured.images)
+
+
+def _batchnorm_images(context: JobContext) -> list[Tensor]:
+    batches = context.data.train.batches(
+        context.config.data.batch_size,
+        seed=derived_seed(context.config.seed, "batchnorm"),
+        augmentation=context.augmentation,
+        device=context.device,
+    )
+    return inputs_of(batches, BATCHNORM_BATCHES)

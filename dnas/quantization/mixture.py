@@ -1,0 +1,212 @@
+"""The fused mixture of quantized versions of one tensor: the step whose cost must not grow with the candidates.
+
+``mix(x, clip, gain, grids, low, coefficients)`` returns ``sum_k coefficients[k] * q_k(x)`` in one pass over x; a single
+candidate with coefficient 1 is plain fake quantization, so a fixed layer, a one-hot supernet layer and a switchable
+layer run the same arithmetic. Forward and backward are pure functions, compiled with torch.compile on request; x is
+seen as a matrix (rows, elements) with one clip per row, which keeps the compiled graphs few.
+
+The gradient is straight-through: 1 inside the clip, 0 outside (arXiv 1308.3432).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SATURATED, FULL = "saturated", "full"
+
+
+def _forward(
+    x: Tensor, clip: Tensor, gain: Tensor, grids: Tensor, low: Tensor, coefficients: Tensor, saturates: bool
+) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    u = torch.maximum(wide / clip, low).clamp_max(1.0)
+    # sum_k c_k (code_k * step_k + start_k), with everything that does not depend on x taken out of the loop
+    weight = coefficients[: gain.shape[0]] * gain
+    slopes, mixed = weight * grids[3], (weight * grids[4]).sum() + torch.zeros_like(u)
+    for k in range(gain.shape[0]):
+        code = torch.floor(u * grids[0, k] + grids[1, k])
+        if saturates:
+            code = torch.minimum(code, grids[2, k])
+        mixed = mixed + slopes[k] * code
+    mixed = clip * mixed
+    if coefficients.shape[0] > gain.shape[0]:  # the last coefficient is that of the tensor itself, at 32 bits
+        mixed = mixed + coefficients[-1] * wide
+    return mixed.to(x.dtype)
+
+
+def _backward(
+    g: Tensor,
+    x: Tensor,
+    clip: Tensor,
+    gain: Tensor,
+    grids: Tensor,
+    low: Tensor,
+    coefficients: Tensor,
+    saturates: bool,
+    clip_gradient: str | None,
+    wants_coefficients: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    wide, g_wide = x.to(clip.dtype), g.to(clip.dtype)
+    u = wide / clip
+    inside = (u >= low) & (u <= 1.0)
+    quantized = coefficients[: gain.shape[0]].sum()
+    slope = torch.where(inside, quantized, 0.0)
+    if coefficients.shape[0] > gain.shape[0]:
+        slope = slope + coefficients[-1]
+    grad_x = (g_wide * slope).to(x.dtype)
+    u = torch.maximum(u, low).clamp_max(1.0)
+    g_clip = g_wide * clip
+    weight = coefficients[: gain.shape[0]] * gain
+    slopes, mixed = weight * grids[3], (weight * grids[4]).sum() + torch.zeros_like(u)
+    code_sums = []
+    if clip_gradient == FULL or wants_coefficients:
+        for k in range(gain.shape[0]):
+            code = torch.floor(u * grids[0, k] + grids[1, k])
+            if saturates:
+                code = torch.minimum(code, grids[2, k])
+            mixed = mixed + slopes[k] * code
+            code_sums.append((g_clip * code).sum())
+    grad_clip = None
+    if clip_gradient == FULL:
+        grad_clip = (g_wide * (mixed - torch.where(inside, quantized * u, 0.0))).sum(1, keepdim=True)
+    elif clip_gradient == SATURATED:
+        # Where x is clipped, u is 1 or low, and so (for these grids) is the value: no staircase to evaluate.
+        grad_clip = (g_wide * torch.where(inside, 0.0, quantized * u)).sum(1, keepdim=True)
+    if not wants_coefficients:
+        return grad_x, grad_clip, None, None
+    along = grids[3] * torch.stack(code_sums) + grids[4] * g_clip.sum()  # what coefficient times gain multiplies
+    grad_coefficients = gain * along
+    if coefficients.shape[0] > gain.shape[0]:
+        grad_coefficients = torch.cat([grad_coefficients, (g_wide * wide).sum()[None]])
+    return grad_x, grad_clip, grad_coefficients, coefficients[: gain.shape[0]] * along
+
+
+class _Implementation:
+    """The pair of functions in use: eager, or compiled once per process."""
+
+    def __init__(self) -> None:
+        self.forward: Callable[..., Tensor] = _forward
+        self.backward: Callable[..., Any] = _backward
+        self.compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+
+
+_active = _Implementation()
+
+
+@contextmanager
+def compiled_mixture(enabled: bool = True) -> Iterator[bool]:
+    """Run mixtures compiled inside this context; yields whether they are (False where no compiler works)."""
+    before = _active.forward, _active.backward
+    if enabled and _active.compiled is None:
+        _active.compiled = _compile()
+    if enabled and _active.compiled:
+        _active.forward, _active.backward = _active.compiled
+    try:
+        yield bool(enabled and _active.compiled)
+    finally:
+        _active.forward, _active.backward = before
+
+
+def _compile() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """Compile both functions and try them once; None, told in one warning, where that fails."""
+    # One graph per number of candidates, sign and gradient: more than the default limit allows one function.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    forward = torch.compile(_forward, dynamic=True)
+    backward = torch.compile(_backward, dynamic=True)
+    one = torch.ones(1)
+    try:
+        forward(torch.ones(1, 8), torch.ones(1, 1), one, torch.ones(5, 1), torch.zeros(()), one, False)
+    except Exception as error:  # no C++ compiler, or one that torch.compile cannot use
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"torch.compile does not work here ({reason}); the search runs uncompiled", stacklevel=3)
+        return None
+    return forward, backward
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        clip: Tensor,
+        gain: Tensor,
+        grids: Tensor,
+        low: Tensor,
+        coefficients: Tensor,
+        saturates: bool,
+        clip_gradient: str,
+    ) -> Tensor:
+        ctx.save_for_backward(x, clip, gain, grids, low, coefficients)
+        ctx.saturates, ctx.clip_gradient = saturates, clip_gradient
+        # Detached: torch.compile looks at what a tensor is a view of, and would compile once more for a gradient.
+        mixed = _active.forward(
+            _matrix(x, clip), clip.detach(), gain.detach(), grids, low, coefficients.detach(), saturates
+        )
+        return mixed.as_strided(x.shape, x.stride())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, clip, gain, grids, low, coefficients = ctx.saved_tensors
+        wants_clip, wants_gain, wants_coefficients = (ctx.needs_input_grad[index] for index in (1, 2, 5))
+        g = _laid_out_like(grads[0], x)
+        grad_x, grad_clip, grad_coefficients, grad_gain = _active.backward(
+            _matrix(g, clip),
+            _matrix(x, clip),
+            clip.detach(),
+            gain.detach(),
+            grids,
+            low,
+            coefficients.detach(),
+            ctx.saturates,
+            ctx.clip_gradient if wants_clip else None,
+            wants_coefficients or wants_gain,
+        )
+        grad_x = grad_x.as_strided(x.shape, x.stride())
+        return grad_x, grad_clip, grad_gain, None, None, grad_coefficients, None, None
+
+
+def _matrix(x: Tensor, clip: Tensor) -> Tensor:
+    """See a dense tensor as (rows, elements) in memory order, without a copy."""
+    rows = clip.shape[0]
+    elements = x.numel() // rows
+    return x.detach().as_strided((rows, elements), (elements, 1))
+
+
+def _laid_out_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """The same values with the strides of ``example``."""
+    if tensor.stride() == example.stride():
+        return tensor
+    return torch.empty_like(example, dtype=tensor.dtype).copy_(tensor)
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether x fills one block of memory without gaps or overlaps, in any order of its dimensions."""
+    return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def mix(
+    x: Tensor,
+    clip: Tensor,
+    gain: Tensor,
+    grids: Tensor,
+    low: Tensor,
+    coefficients: Tensor,
+    *,
+    saturates: bool = True,
+    clip_gradient: str = FULL,
+) -> Tensor:
+    """Return the mixture of the quantized versions of ``x``, with straight-through gradients.
+
+    Shapes: ``x`` any; ``clip`` (R, 1), one per row where R > 1 rows are the first dimension of a contiguous x;
+    ``gain`` (K,); ``grids`` (5, K), the columns of :class:`dnas.quantization.quantizers.Grid`; ``low`` () is -1 or 0;
+    ``coefficients`` (K,), or (K + 1,) with that of x itself last. Gradients reach x, clip, gain and coefficients.
+    ``saturates`` says whether some grid's code can exceed its top at u = 1 (see :attr:`Grid.saturates`).
+    """
+    dense = x if (clip.shape[0] == 1 and _is_dense(x)) else x.contiguous()
+    return _Mix.apply(dense, clip, gain, grids, low, coefficients, saturates, clip_gradient)

@@ -1,0 +1,72 @@
+"""How cost enters the loss of θ: a hinge to the budget, DNAS's product with the log cost, EdMIPS's sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dnas.config.job import SearchSection
+from dnas.search.supernet import Sample, Supernet
+from dnas.training.schedules import ramp
+from search_spaces.costs.budgets import Budget
+
+ThetaLoss = Callable[[Tensor, Sample, float], Tensor]
+"""(cross-entropy, sample, progress in [0, 1)) -> loss."""
+
+
+def hinge(supernet: Supernet, budget: Budget, penalty: float) -> ThetaLoss:
+    """CE + λ · sum over limits of max(0, E[cost] / limit - 1), with λ ramped up over the first half."""
+
+    def loss(cross_entropy: Tensor, sample: Sample, progress: float) -> Tensor:
+        excess = torch.zeros((), device=cross_entropy.device)
+        for name, limit in budget.limits.items():
+            excess = excess + (supernet.expected_cost(name, sample) / limit - 1).clamp_min(0).float()
+        return cross_entropy + penalty * ramp(progress) * excess
+
+    return loss
+
+
+def log_product_factor(cost: Tensor, beta: float, gamma: float) -> Tensor:
+    """DNAS's factor β (ln Cost)^γ (arXiv 1812.00090, eq. 10); its published β and γ take the cost in bits."""
+    return beta * cost.clamp_min(torch.e).log() ** gamma
+
+
+def log_product(supernet: Supernet, cost: str, beta: float, gamma: float) -> ThetaLoss:
+    """CE · β (ln E[cost])^γ over the searched layers alone, as published."""
+
+    def loss(cross_entropy: Tensor, sample: Sample, progress: float) -> Tensor:
+        searched = supernet.expected_cost(cost, sample) - supernet.table.constants[cost]
+        return cross_entropy * log_product_factor(searched, beta, gamma).float()
+
+    return loss
+
+
+def additive(supernet: Supernet, cost: str, penalty: float) -> ThetaLoss:
+    """CE + λ · E[cost] / E[cost at the undecided start] (arXiv 2004.05795, eq. 11, in our normalisation).
+
+    Dividing by the cost at the start makes λ the penalty in nats that the search starts with, on any network.
+    """
+    with torch.no_grad():
+        start = supernet.expected_cost(cost, _undecided(supernet)).item()
+
+    def loss(cross_entropy: Tensor, sample: Sample, progress: float) -> Tensor:
+        return cross_entropy + penalty * (supernet.expected_cost(cost, sample) / start).float()
+
+    return loss
+
+
+def _undecided(supernet: Supernet) -> Sample:
+    allowed = supernet.theta.get_buffer("allowed").float()
+    return Sample.from_cells(allowed / allowed.sum((1, 2), keepdim=True))
+
+
+def theta_loss(section: SearchSection, supernet: Supernet, budget: Budget | None) -> ThetaLoss:
+    """The loss that a job asks for."""
+    if section.loss == "hinge":
+        assert budget is not None  # JobConfig refuses a hinge without budgets
+        return hinge(supernet, budget, section.penalty)
+    if section.loss == "log_product":
+        return log_product(supernet, section.cost, section.beta, section.gamma)
+    return additive(supernet, section.cost, section.penalty)

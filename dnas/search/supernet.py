@@ -1,0 +1,247 @@
+"""The supernet: one network that runs a mixture of all candidates, weighted by a sample of the architecture.
+
+θ holds the preferences: one logit per candidate width of weights and one per width of activations where they are
+chosen independently, one per pair otherwise. A :class:`Sample` is a value drawn from θ; it is lent to the network
+inside a context manager and never stored in it, so copying and saving work at any moment.
+
+Sources: DNAS, arXiv 1812.00090, eq. 5-9 (Gumbel-softmax over candidates); EdMIPS, arXiv 2004.05795, eq. 12 (the
+composite convolution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dnas.quantization.conversion import QuantizerChoice, fresh_copy, swap_branches, swap_composite
+from dnas.quantization.layers import BranchedLayer, BranchGate, QuantizedLayer
+from search_spaces.allocation.program import Cells, allocate, dominated
+from search_spaces.costs.budgets import Budget
+from search_spaces.costs.table import CostTable
+from search_spaces.layers import LayerGraph
+from search_spaces.spaces import Pair, PrecisionSpace
+
+Sampling = Literal["gumbel", "gumbel_hard", "softmax"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Shares of the candidates of D decisions: of whole cells (D, Kw, Ka), of rows (D, Kw) and of columns (D, Ka)."""
+
+    cells: Tensor
+    weights: Tensor
+    activations: Tensor
+
+    @classmethod
+    def from_cells(cls, cells: Tensor) -> Sample:
+        """A sample of cells with its marginals."""
+        return cls(cells, cells.sum(2), cells.sum(1))
+
+
+class Theta(nn.Module):
+    """The architecture parameters of D decisions, all zero at the start (every candidate equally likely)."""
+
+    def __init__(self, space: PrecisionSpace) -> None:
+        super().__init__()
+        self.independent = space.independent
+        allowed = torch.from_numpy(space.allowed)
+        decisions, rows, columns = allowed.shape
+        if self.independent:
+            self.weight = nn.Parameter(torch.zeros(decisions, rows))
+            self.activation = nn.Parameter(torch.zeros(decisions, columns))
+        else:
+            self.cell = nn.Parameter(torch.zeros(decisions, rows * columns))
+        self.register_buffer("allowed", allowed, persistent=False)
+
+    def _logits(self) -> list[Tensor]:
+        allowed = cast(Tensor, self.allowed)
+        if self.independent:
+            masked = [(self.weight, allowed.any(2)), (self.activation, allowed.any(1))]
+        else:
+            masked = [(self.cell, allowed.flatten(1))]
+        return [theta.masked_fill(~mask, -torch.inf) for theta, mask in masked]
+
+    def _joint(self, parts: Sequence[Tensor]) -> Sample:
+        if self.independent:
+            weights, activations = parts
+            return Sample(weights[:, :, None] * activations[:, None, :], weights, activations)
+        return Sample.from_cells(parts[0].view(cast(Tensor, self.allowed).shape))
+
+    def probabilities(self) -> Sample:
+        """P(θ): the softmax of the logits."""
+        return self._joint([logits.softmax(1) for logits in self._logits()])
+
+    def log_probabilities(self) -> np.ndarray:
+        """Log P of every cell (D, Kw, Ka) in float64; -inf where a cell is not allowed."""
+        parts = [logits.detach().double().log_softmax(1) for logits in self._logits()]
+        joint = parts[0][:, :, None] + parts[1][:, None, :] if self.independent else parts[0]
+        return joint.reshape(cast(Tensor, self.allowed).shape).cpu().numpy()
+
+    def sample(self, temperature: float, sampling: Sampling, generator: torch.Generator) -> Sample:
+        """Draw a sample (arXiv 1812.00090, eq. 8); ``gumbel_hard`` is one-hot with the soft sample's gradient."""
+        if sampling == "softmax":
+            return self.probabilities()
+        parts = []
+        for logits in self._logits():
+            uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1 - 1e-7).to(logits.device)
+            soft = ((logits - torch.log(-torch.log(uniform))) / temperature).softmax(1)
+            if sampling == "gumbel_hard":
+                hard = nn.functional.one_hot(soft.argmax(1), soft.shape[1]).to(soft.dtype)
+                soft = hard + (soft - soft.detach())
+            parts.append(soft)
+        return self._joint(parts)
+
+    def entropies(self) -> Tensor:
+        """Entropy of each decision's cells over that of the uniform choice: 1 undecided, 0 decided. Shape (D,)."""
+        cells = self.probabilities().cells.detach().flatten(1)
+        choices = cast(Tensor, self.allowed).flatten(1).sum(1)
+        entropy = torch.special.entr(cells).sum(1)
+        return torch.where(choices > 1, entropy / choices.log().clamp_min(1e-9), torch.zeros_like(entropy))
+
+
+class Supernet(nn.Module):
+    """A quantized twin of a network that runs any mixture of the candidates of a precision space.
+
+    ``engine="composite"`` runs one convolution per layer whatever the number of candidates; ``"branches"`` runs one
+    per candidate pair, each with its own weights and BatchNorm. Calibrate before use (:func:`dnas.calibrate`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: LayerGraph,
+        space: PrecisionSpace,
+        table: CostTable,
+        choice: QuantizerChoice | None = None,
+        engine: Literal["composite", "branches"] = "composite",
+    ) -> None:
+        super().__init__()
+        self.space, self.table, self.engine = space, table, engine
+        self.network = fresh_copy(model)
+        self.theta = Theta(space)
+        choice = choice or QuantizerChoice()
+        choice.check_mixture(space.weight_bits, space.activation_bits)
+        for name, (weight, activation) in space.fixed.items():
+            if (weight, activation) != (32, 32):
+                swap_composite(self.network, graph[name], (weight,), (activation,), choice)
+        self._rows = [row for row, bits in enumerate(space.weight_bits) if bits]
+        self._layers: list[list[QuantizedLayer | BranchedLayer]] = []
+        self._gates: list[BranchGate | None] = []
+        for index, decision in enumerate(space.decisions):
+            self._layers.append([self._swap(index, name, graph, choice) for name in decision.layers])
+            gate = BranchGate() if decision.branch else None
+            if gate and decision.branch:
+                self.network.get_submodule(decision.branch.terminal).register_forward_hook(gate)
+            self._gates.append(gate)
+        self._register_costs()
+
+    def _swap(
+        self, index: int, name: str, graph: LayerGraph, choice: QuantizerChoice
+    ) -> QuantizedLayer | BranchedLayer:
+        rows = tuple(self.space.weight_bits[row] for row in self._rows)
+        if self.engine == "composite":
+            return swap_composite(self.network, graph[name], rows, self.space.activation_bits, choice)
+        pairs = [self.space.pair(row, column) for row, column in self._branch_cells(index)]
+        return swap_branches(self.network, graph[name], pairs, choice)
+
+    def _branch_cells(self, index: int) -> Cells:
+        """Cells that have a branch of their own: the allowed ones, except skipping."""
+        rows, columns = np.nonzero(self.space.allowed[index])
+        return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if self.space.weight_bits[r]]
+
+    def _register_costs(self) -> None:
+        for name, entries in self.table.entries.items():
+            self.register_buffer(f"_cost_{name}", torch.from_numpy(entries), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the mixture that is lent (see :meth:`sampled`) on ``x`` (N, C, H, W)."""
+        return cast(Tensor, self.network(x))
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters of the network, θ not among them."""
+        return list(self.network.parameters())
+
+    def sample(self, temperature: float, sampling: Sampling, generator: torch.Generator) -> Sample:
+        """Draw a sample of the architecture from θ."""
+        return self.theta.sample(temperature, sampling, generator)
+
+    def one_hot(self, cells: Cells) -> Sample:
+        """The sample that runs exactly one candidate per decision."""
+        device = next(self.theta.parameters()).device
+        one_hot = torch.zeros(self.space.allowed.shape, device=device)
+        for index, (row, column) in enumerate(cells):
+            one_hot[index, row, column] = 1.0
+        return Sample.from_cells(one_hot)
+
+    @contextmanager
+    def sampled(self, sample: Sample) -> Iterator[None]:
+        """Lend ``sample`` to the network inside this context."""
+        kept = sample.weights[:, self._rows]
+        kept_probability = kept.sum(1, keepdim=True)
+        # The branch's output is multiplied by the probability of not skipping it, so inside it the others sum to 1.
+        weights = kept if len(self._rows) == len(self.space.weight_bits) else kept / kept_probability.clamp_min(1e-12)
+        activations = sample.activations
+        if weights is not kept and not self.space.independent:  # the cell that skips stands in some column
+            activations = sample.cells[:, self._rows].sum(1) / kept_probability.clamp_min(1e-12)
+        for index, (layers, gate) in enumerate(zip(self._layers, self._gates, strict=True)):
+            for layer in layers:
+                if isinstance(layer, BranchedLayer):
+                    cells = torch.stack([sample.cells[index, r, c] for r, c in self._branch_cells(index)])
+                    layer.lent = cells if gate is None else cells / kept_probability[index].clamp_min(1e-12)
+                else:
+                    layer.quantize_weight.lent = weights[index]
+                    layer.quantize_input.lent = activations[index]
+            if gate is not None:
+                gate.lent = kept_probability[index, 0]
+        try:
+            yield
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        for layers, gate in zip(self._layers, self._gates, strict=True):
+            for layer in layers:
+                if isinstance(layer, BranchedLayer):
+                    layer.lent = None
+                else:
+                    layer.quantize_weight.lent = layer.quantize_input.lent = None
+            if gate is not None:
+                gate.lent = None
+
+    def expected_cost(self, name: str, sample: Sample) -> Tensor:
+        """The expected cost under ``sample``, differentiable, in float64; exact when it is one-hot."""
+        entries = cast(Tensor, getattr(self, f"_cost_{name}"))
+        per_decision = (sample.cells.double() * entries).sum((1, 2))
+        constant = self.table.constants[name]
+        if self.table.costs[name].combine == "max":
+            return per_decision.amax().clamp_min(constant)
+        return per_decision.sum() + constant
+
+    def decode(self, budget: Budget | None = None, bound: Sequence[Pair] | None = None) -> Cells:
+        """The likeliest cells under θ, or with a budget the likeliest a posteriori that meet it; both exact.
+
+        With a budget, θ's probabilities are weighted by a prior that grows with the width, weight bits times
+        activation bits: within its budget a wider choice never hurts, and what θ is undecided about should not leave
+        the budget unspent (our choice; it matters only where θ is undecided). No decision gets more weight bits or
+        more activation bits than ``bound`` gives it, a pair per decision.
+        """
+        utilities = self.theta.log_probabilities()
+        if budget is not None:
+            utilities = utilities + np.log(np.maximum(self.space.widths, 0.5))
+            # A cell that is narrower and no cheaper than another is never worth taking.
+            utilities = np.where(dominated(self.table, budget, bound), -np.inf, utilities)
+        return allocate(utilities, self.table, budget, bound)
+
+    def draw(self, generator: torch.Generator) -> Cells:
+        """Draw one architecture from P(θ)."""
+        flat = self.theta.probabilities().cells.detach().flatten(1).cpu().double()
+        columns = len(self.space.activation_bits)
+        drawn = torch.multinomial(flat, 1, generator=generator)[:, 0].tolist()
+        return [(cell // columns, cell % columns) for cell in drawn]

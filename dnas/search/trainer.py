@@ -1,0 +1,300 @@
+"""The differentiable search: warm up the weights, then train θ for each budget, yielding one record per epoch.
+
+The weights and θ have their own optimizer and their own share of the training data (DNAS, section 4.2: 80/20).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dnas.config.job import SearchSection
+from dnas.data.augmentation import Augmentation
+from dnas.data.image_sets import ImageSet, stratified_indices
+from dnas.quantization.calibration import batch_statistics
+from dnas.search.losses import ThetaLoss, theta_loss
+from dnas.search.supernet import Sample, Supernet
+from dnas.training.schedules import cosine, derived_seed, exponential
+from dnas.training.trainer import (
+    CPU,
+    StepReport,
+    checked_value,
+    evaluate,
+    optimizer_state,
+    own_randomness,
+    restore_optimizer,
+    set_learning_rate,
+    steps_per_epoch,
+    training_batches,
+    weight_groups,
+    with_prefix,
+)
+from search_spaces.costs.budgets import Budget
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """Images that train the weights, images that train θ, and images that every choice is judged on."""
+
+    weights: ImageSet
+    theta: ImageSet
+    validation: ImageSet
+    batch_size: int
+    augmentation: Augmentation | None
+
+    @classmethod
+    def split(
+        cls,
+        train: ImageSet,
+        val: ImageSet,
+        theta_fraction: float = 0.2,
+        batch_size: int = 128,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        most_validation: int = 2000,
+    ) -> SearchData:
+        """Split the training images by class; choices are made on at most ``most_validation`` validation images."""
+        chosen = stratified_indices(
+            train.labels, max(1, round(theta_fraction * len(train))), derived_seed(seed, "theta")
+        )
+        mask = torch.ones(len(train), dtype=torch.bool)
+        mask[chosen] = False
+        chosen_validation = stratified_indices(val.labels, min(len(val), most_validation), derived_seed(seed, "judge"))
+        # Shuffled: folders hold one class after another, and a batch of one class has no usable batch statistics.
+        order = torch.randperm(
+            len(chosen_validation), generator=torch.Generator().manual_seed(derived_seed(seed, "order"))
+        )
+        validation = val.subset(chosen_validation[order])
+        return cls(train.subset(mask.nonzero()[:, 0]), train.subset(chosen), validation, batch_size, augmentation)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch of the search looked like; the journal's ``epoch`` event."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    top1: float
+    argmax_top1: float | None
+    expected: Mapping[str, float]
+    temperature: float | None
+    entropy: float | None
+    decision_entropy: Mapping[str, float]
+    bits: Mapping[str, tuple[int, int]]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
+        return asdict(self)
+
+
+class SupernetTrainer:
+    """Trains one supernet on one split of the data; its state restores bit for bit."""
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        section: SearchSection,
+        data: SearchData,
+        *,
+        seed: int = 0,
+        label: str = "search",
+        device: torch.device = CPU,
+    ) -> None:
+        self.supernet, self.section, self.data = supernet, section, data
+        self.seed, self.label, self.device = seed, label, device
+        groups = weight_groups(supernet.network, section.weight_decay)
+        self.weight_optimizer = torch.optim.SGD(groups, lr=section.learning_rate, momentum=section.momentum)
+        self.theta_optimizer = torch.optim.Adam(
+            supernet.theta.parameters(), lr=section.theta_learning_rate, weight_decay=section.theta_weight_decay
+        )
+        self.epoch = 0
+
+    def warmup(self, report: StepReport | None = None) -> Iterator[EpochRecord]:
+        """Train the weights with θ frozen at uniform."""
+        epochs = self.section.warmup_epochs
+        while self.epoch < epochs:
+            started = time.perf_counter()
+            temperature = self.section.temperature_start
+            seed = derived_seed(self.seed, self.label, "warmup", self.epoch)
+            generator = torch.Generator().manual_seed(seed)
+            steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
+            losses = []
+            with own_randomness(seed, self.device):
+                for step, batch in enumerate(self._weight_batches(seed)):
+                    rate = cosine(self.section.learning_rate, (self.epoch + step / steps) / epochs)
+                    losses.append(self._weight_step(batch, temperature, generator, rate))
+                    if report:
+                        report(step + 1, steps, losses[-1])
+            self.epoch += 1
+            yield self._record(epochs, losses, None, started)
+        self.epoch = 0  # a search that follows begins at its own first epoch
+
+    def search(self, budget: Budget | None, report: StepReport | None = None) -> Iterator[EpochRecord]:
+        """Train θ towards ``budget``; the weights stay frozen or alternate with it, as the job says."""
+        loss_of = theta_loss(self.section, self.supernet, budget)
+        epochs = self.section.epochs
+        while self.epoch < epochs:
+            started = time.perf_counter()
+            temperature = exponential(
+                self.section.temperature_start, self.section.temperature_end, self.epoch / max(1, epochs - 1)
+            )
+            losses = self._search_epoch(loss_of, temperature, report)
+            self.epoch += 1
+            yield self._record(epochs, losses, temperature, started)
+
+    def _search_epoch(self, loss_of: ThetaLoss, temperature: float, report: StepReport | None) -> list[float]:
+        seed = derived_seed(self.seed, self.label, self.epoch)
+        generator = torch.Generator().manual_seed(seed)
+        steps = self.steps
+        losses: list[float] = []
+        with own_randomness(seed, self.device):
+            for step, (kind, batch) in enumerate(self._schedule(seed)):
+                progress = (self.epoch + step / steps) / self.section.epochs
+                if kind == "weights":
+                    value = self._weight_step(
+                        batch, temperature, generator, cosine(self.section.learning_rate, progress)
+                    )
+                else:
+                    value = self._theta_step(batch, temperature, generator, loss_of, progress)
+                    losses.append(value)
+                if report:
+                    report(step + 1, steps, value)
+        return losses
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch of :meth:`search`."""
+        theta = steps_per_epoch(len(self.data.theta), self.data.batch_size)
+        if self.section.weight_updates == "frozen":
+            return theta
+        weights = steps_per_epoch(len(self.data.weights), self.data.batch_size)
+        return weights + (theta if self.section.weight_updates == "epoch" else weights)
+
+    def _schedule(self, seed: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+        """The batches of one epoch, each with what it trains."""
+        if self.section.weight_updates == "step":
+            theta_batches = self._theta_batches(seed)
+            for index, batch in enumerate(self._weight_batches(seed)):
+                yield "weights", batch
+                theta = next(theta_batches, None)
+                if theta is None:  # θ has fewer images: go round again, shuffled anew
+                    theta_batches = self._theta_batches(derived_seed(seed, index))
+                    theta = next(theta_batches)
+                yield "theta", theta
+            return
+        if self.section.weight_updates == "epoch":
+            for batch in self._weight_batches(seed):
+                yield "weights", batch
+        for batch in self._theta_batches(seed):
+            yield "theta", batch
+
+    def _weight_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return training_batches(self.data.weights, self.data.batch_size, seed, self.data.augmentation, self.device)
+
+    def _theta_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        seed = derived_seed(seed, "theta")
+        return training_batches(self.data.theta, self.data.batch_size, seed, self.data.augmentation, self.device)
+
+    def _weight_step(
+        self, batch: tuple[Tensor, Tensor], temperature: float, generator: torch.Generator, rate: float
+    ) -> float:
+        set_learning_rate(self.weight_optimizer, rate)
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            sample = self.supernet.sample(temperature, self.section.sampling, generator)
+        loss = self._cross_entropy(batch, sample)
+        loss.backward()
+        value = self._checked(loss, batch, sample)
+        self.weight_optimizer.step()
+        return value
+
+    def _theta_step(
+        self,
+        batch: tuple[Tensor, Tensor],
+        temperature: float,
+        generator: torch.Generator,
+        loss_of: ThetaLoss,
+        progress: float,
+    ) -> float:
+        self.theta_optimizer.zero_grad(set_to_none=True)
+        weights = [p for p in self.supernet.weights if p.requires_grad]
+        for parameter in weights:
+            parameter.requires_grad_(False)
+        try:
+            sample = self.supernet.sample(temperature, self.section.sampling, generator)
+            loss = loss_of(self._cross_entropy(batch, sample), sample, progress)
+            loss.backward()
+        finally:
+            for parameter in weights:
+                parameter.requires_grad_(True)
+        value = self._checked(loss, batch, sample)
+        self.theta_optimizer.step()
+        return value
+
+    def _checked(self, loss: Tensor, batch: tuple[Tensor, Tensor], sample: Sample) -> float:
+        with self.supernet.sampled(sample):  # which the search for the layer to blame needs
+            return checked_value(loss, self.supernet.network, batch[0])
+
+    def _cross_entropy(self, batch: tuple[Tensor, Tensor], sample: Sample) -> Tensor:
+        x, y = batch
+        self.supernet.train()
+        autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.section.mixed_precision and self.device.type == "cuda"
+        )
+        with autocast, self.supernet.sampled(sample):
+            return F.cross_entropy(self.supernet(x).float(), y)
+
+    def _record(self, epochs: int, losses: list[float], temperature: float | None, started: float) -> EpochRecord:
+        supernet = self.supernet
+        with torch.no_grad():
+            soft = supernet.theta.probabilities()
+            expected = {name: supernet.expected_cost(name, soft).item() for name in supernet.table.costs}
+            entropies = supernet.theta.entropies()
+        cells = supernet.decode()
+        names = [decision.name for decision in supernet.space.decisions]
+        pairs = [supernet.space.pair(*cell) for cell in cells]
+        searching = temperature is not None
+        return EpochRecord(
+            epoch=self.epoch,
+            epochs=epochs,
+            loss=sum(losses) / max(1, len(losses)),
+            top1=self._judge(soft),
+            argmax_top1=self._judge(supernet.one_hot(cells)) if searching else None,
+            expected=expected,
+            temperature=temperature,
+            entropy=entropies.mean().item() if searching else None,
+            decision_entropy=dict(zip(names, entropies.tolist(), strict=True)) if searching else {},
+            bits=dict(zip(names, pairs, strict=True)) if searching else {},
+            seconds=time.perf_counter() - started,
+        )
+
+    def _judge(self, sample: Sample) -> float:
+        """Accuracy of the supernet under ``sample``, with the BatchNorm statistics of each batch."""
+        supernet = self.supernet
+        supernet.eval()
+        with batch_statistics(supernet.network), supernet.sampled(sample):
+            return evaluate(supernet, self.data.validation, self.data.batch_size, self.device).top1
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
+        tensors = {f"supernet.{name}": value.clone() for name, value in self.supernet.state_dict().items()}
+        values: dict[str, Any] = {"epoch": self.epoch}
+        for name, optimizer in (("weight", self.weight_optimizer), ("theta", self.theta_optimizer)):
+            state, values[name] = optimizer_state(optimizer, name)
+            tensors.update(state)
+        return tensors, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.supernet.load_state_dict(with_prefix(tensors, "supernet"))
+        restore_optimizer(self.weight_optimizer, tensors, values["weight"], "weight")
+        restore_optimizer(self.theta_optimizer, tensors, values["theta"], "theta")
+        self.epoch = values["epoch"]

@@ -1,0 +1,309 @@
+"""The switchable net: one stored set of weights that runs at any of several per-layer assignments.
+
+A profile is a whole assignment. Each has a *view* of the network: the modules of a fixed quantized net whose weights
+and biases are those of all the others, and whose BatchNorms are its own. Switching is choosing a view: no weight is
+written. What runs is the code of a fixed net, so a profile alone is that net, bit for bit.
+
+Layers at the same bits share their quantizers. Where the quantizer of weights nests (:attr:`Quantizer.nests`) all
+widths of a layer share one clip, so that one stored integer serves them all, and each has a gain of its own.
+
+Sources: SP-Nets, arXiv 2002.02815 (private BatchNorm per switch); Any-Precision, arXiv 1911.07346.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from dnas.quantization.calibration import fit, fit_together, layer_inputs, recalibrate_batchnorm
+from dnas.quantization.conversion import QuantizerChoice, fresh_copy
+from dnas.quantization.layers import SkippedLayer, TensorQuantizer
+from dnas.switchable.views import SharedQuantizers, build_view, key_of, once_each, own_parts, part_of, share_norms
+from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
+from search_spaces.errors import InputError, nearest
+from search_spaces.layers import LayerGraph
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One way to run the net: a name, and what every layer gets, costs and (where measured) reaches."""
+
+    name: str
+    assignment: BitAssignment
+
+    def cost(self, name: str) -> float:
+        """A cost by name; :class:`InputError` for one that is not known."""
+        costs = self.assignment.cost
+        if name not in costs:
+            raise InputError(f"profile '{self.name}' has no cost '{name}'{nearest(name, costs)}")
+        return float(costs[name])
+
+    @property
+    def val_top1(self) -> float | None:
+        """Accuracy on validation in [0, 1], as measured in this net; None where it was not."""
+        measured = self.assignment.metrics.get("val_top1")
+        return None if measured is None else float(measured["mean"])
+
+
+class SwitchableNet(nn.Module):
+    """Several fixed quantized nets in one: shared weights, BatchNorms per profile.
+
+    ``assignments`` are by profile name, in any order; the first profile active is the widest. ``private_norms=False``
+    makes BatchNorm shared, to compare with. The model is left untouched. Calibrate before use. Raises
+    :class:`InputError` for an assignment that is for another network or cannot share its weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: LayerGraph,
+        assignments: Mapping[str, BitAssignment],
+        choice: QuantizerChoice,
+        *,
+        private_norms: bool = True,
+    ) -> None:
+        super().__init__()
+        check_profiles(graph, assignments, private_norms)
+        self.graph, self.choice, self.private_norms = graph, choice, private_norms
+        self.profiles = {name: Profile(name, assignments[name]) for name in by_width(graph, assignments)}
+        layers = {name: profile.assignment.layers for name, profile in self.profiles.items()}
+        base = fresh_copy(model)
+        owned = {spec.norm for spec in graph.layers}
+        norms = ((key, norm) for key, norm in base.named_modules() if isinstance(norm, _BatchNorm) and key not in owned)
+        self.other_norms = {key: norm.num_features for key, norm in norms}
+        # Every parameter once and under its own name, before the views, which hold them too.
+        parameters = dict(_unnormed(base))
+        _check_parameter_names(parameters)
+        self.shared = nn.ParameterDict({key_of(name): parameter for name, parameter in parameters.items()})
+        self.quantizers = SharedQuantizers(base, graph, list(layers.values()), choice)
+        # Under numbers: a module's name has no dots, a profile's may.
+        self._keys = {name: f"view{number}" for number, name in enumerate(self.profiles)}
+        self.views = nn.ModuleDict()
+        for name, key in self._keys.items():
+            view = build_view(base, graph, layers[name], choice, self.quantizers)
+            if not private_norms and len(self.views):
+                share_norms(self.views["view0"], view)
+            self.views[key] = view
+        self.active = next(iter(self.profiles))
+
+    @classmethod
+    def of_one(
+        cls, network: nn.Module, graph: LayerGraph, name: str, assignment: BitAssignment, choice: QuantizerChoice
+    ) -> Self:
+        """The net of one profile, which a fixed net is."""
+        net = cls.__new__(cls)
+        nn.Module.__init__(net)
+        net.graph, net.choice, net.private_norms = graph, choice, True
+        net.profiles, net._keys, net.active = {name: Profile(name, assignment)}, {name: "view0"}, name
+        net.other_norms = {}
+        net.shared, net.quantizers = nn.ParameterDict(), SharedQuantizers(network, graph, [], choice)
+        net.views = nn.ModuleDict({"view0": network})
+        return net
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Run the active profile, as in ``net(x)`` with x of shape (N, C, H, W)."""
+        return self.view_of(self.active)(*inputs, **options)
+
+    def view_of(self, name: str) -> nn.Module:
+        """The fixed quantized net of a profile; its weights are those of all the others."""
+        return self.views[self._keys[self._known(name)]]
+
+    def use(self, name: str) -> Self:
+        """Run this profile from now on; nothing is computed and no weight is written."""
+        self.active = self._known(name)
+        return self
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[Self]:
+        """Run this profile inside the context (of this object: other threads that use it switch too)."""
+        before = self.active
+        try:
+            yield self.use(name)
+        finally:
+            self.active = before
+
+    def view(self, name: str) -> Self:
+        """Another net over the same weights that runs ``name``: both can run at once, in threads of their own."""
+        twin = copy.copy(self)
+        return twin.use(name)
+
+    def cheapest(self, min_top1: float, cost: str = "size_bytes") -> str:
+        """The profile of the least ``cost`` that reaches ``min_top1`` in [0, 1] on validation."""
+        measured = self._measured()
+        if not 0 <= min_top1 <= 1:
+            raise InputError(f"min_top1 = {min_top1} is not a share; 0.9 is 90 %")
+        enough = [name for name, top1 in measured.items() if top1 >= min_top1]
+        if not enough:
+            best = max(measured, key=lambda name: measured[name])
+            raise InputError(f"no profile reaches {min_top1:.2%}; the best is '{best}' with {measured[best]:.2%}")
+        return min(enough, key=lambda name: (self.profiles[name].cost(cost), -measured[name]))
+
+    def best(self, **limits: float) -> str:
+        """The most accurate profile within limits on costs, as in ``best(max_size_bytes=50_000, max_bitops=1e9)``."""
+        measured = self._measured()
+        for key in limits:
+            if not key.startswith("max_"):
+                raise InputError(f"'{key}' is no limit; write it as max_size_bytes or max_bitops")
+        within = list(measured)
+        for key, limit in limits.items():
+            name = key.removeprefix("max_")
+            within = [profile for profile in within if self.profiles[profile].cost(name) <= limit]
+        if not within:
+            raise InputError(f"no profile is within {limits}; the smallest is {self._smallest()}")
+        return max(within, key=lambda name: (measured[name], -self.profiles[name].cost("size_bytes")))
+
+    def alone(self, name: str) -> nn.Module:
+        """A profile as a fixed quantized net with tensors of its own."""
+        net = copy.deepcopy(self.view_of(name))
+        for module in list(net.modules()):
+            if parametrize.is_parametrized(module):
+                own_parts(module)
+        return net
+
+    def calibrate(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
+        """Set clips and gains: of weights from themselves, of inputs from float ``model`` on batches (N, C, H, W)."""
+        if not self.shared:
+            raise InputError(
+                "a net of one profile that was loaded from a file has its ranges; load all of it to train on"
+            )
+        inputs = layer_inputs(model, [spec.name for spec in self.graph.layers], batches)
+        with torch.no_grad():
+            for spec in self.graph.layers:
+                if spec.shares_weight_with is None:
+                    weight = self.shared[key_of(f"{spec.name}.weight")].detach()
+                    _fit_weight(self.quantizers.of_weight(spec.name), weight)
+                for quantizer in self.quantizers.of_input(spec.name):
+                    quantizer.set_sign(bool(inputs[spec.name].min() < 0))
+                    fit(quantizer, inputs[spec.name].to(quantizer.gain.device))
+
+    def recalibrate(self, batches: Iterable[Tensor]) -> None:
+        """Replace every BatchNorm's statistics by their average over ``batches`` (N, C, H, W) and over its profiles."""
+        recalibrate_batchnorm(self.views, batches, lambda x: [view(x) for view in self.views.values()])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state with every tensor once; what :meth:`load_tensors` reads."""
+        found: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self.state_dict(keep_vars=True).items():
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[name] = tensor.detach()
+        return found
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what :meth:`tensors` gave; :class:`InputError` where it is that of another net."""
+        own = self.tensors()
+        if set(own) != set(tensors) or any(own[name].shape != tensors[name].shape for name in own):
+            raise InputError("these tensors are those of another switchable net")
+        self.load_state_dict(dict(tensors), strict=False)
+
+    def other_parameters(self) -> dict[str, nn.Parameter]:
+        """Every shared parameter that is no layer's weight or bias, by its name in the network."""
+        own = {f"{spec.name}.{key}" for spec in self.graph.layers for key in ("weight", "bias")}
+        named = {key.replace("/", "."): parameter for key, parameter in self.shared.items()}
+        return {name: parameter for name, parameter in named.items() if name not in own}
+
+    def union_of(self, module: str, key: str) -> tuple[Tensor | None, Tensor | None]:
+        """Rows and columns of a shared tensor (seen as a matrix) that any profile uses; None: all."""
+        found = []
+        for view in self.views.values():
+            try:
+                holder: Any = view.get_submodule(module)
+            except AttributeError:
+                continue
+            if key == "clip":
+                holder = getattr(holder, "quantize_weight", None)
+            if holder is not None and not isinstance(holder, SkippedLayer):
+                found.append(part_of(holder, key))
+        return tuple(_union([part[axis] for part in found]) for axis in (0, 1))  # type: ignore[return-value]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A module that is moved replaces its buffers; those of several views would come apart.
+        return super()._apply(once_each(fn), recurse)
+
+    def _known(self, name: str) -> str:
+        if name not in self.profiles:
+            raise InputError(
+                f"no profile is called '{name}'{nearest(name, self.profiles)}; there are {', '.join(self.profiles)}"
+            )
+        return name
+
+    def _measured(self) -> dict[str, float]:
+        found = {name: profile.val_top1 for name, profile in self.profiles.items()}
+        missing = [name for name, top1 in found.items() if top1 is None]
+        if missing:
+            raise InputError(f"profile '{missing[0]}' was never measured; choose by name with use()")
+        return cast(dict[str, float], found)
+
+    def _smallest(self) -> str:
+        name = min(self.profiles, key=lambda name: self.profiles[name].cost("size_bytes"))
+        costs = ", ".join(f"{cost} {value:,.0f}" for cost, value in self.profiles[name].assignment.cost.items())
+        return f"'{name}' ({costs})"
+
+
+def by_width(graph: LayerGraph, assignments: Mapping[str, BitAssignment]) -> list[str]:
+    """The names from the widest to the narrowest: by the bits of all weights, then by those of all inputs."""
+
+    def width(name: str) -> tuple[float, float]:
+        weights = inputs = 0.0
+        for layer, bits in assignments[name].layers.items():
+            spec = graph[layer]
+            left = 1.0 if bits.kept_channels is None else len(bits.kept_channels) / spec.out_channels
+            weights += spec.weight_elements * bits.weight_bits * left
+            inputs += spec.input_elements * bits.activation_bits
+        return weights, inputs
+
+    return sorted(assignments, key=width, reverse=True)
+
+
+def check_profiles(graph: LayerGraph, assignments: Mapping[str, BitAssignment], private_norms: bool = True) -> None:
+    """Raise :class:`InputError` unless these assignments can share the weights of the network."""
+    if not assignments:
+        raise InputError("a switchable net needs at least one profile")
+    for name, assignment in assignments.items():
+        check_fits(assignment, graph)
+        if any(bits.sparse for bits in assignment.layers.values()):
+            raise InputError(f"profile '{name}' has sparse weights, which others cannot share; leave it out")
+        if kept_rows_of(assignment.layers) and not private_norms:
+            raise InputError(f"profile '{name}' is pruned, which needs BatchNorms of its own; leave private_norms on")
+
+
+def _union(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All indices that occur; None where some part is the whole."""
+    some = [part for part in parts if part is not None]
+    return torch.cat(some).unique() if some and len(some) == len(parts) else None
+
+
+def _unnormed(base: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter outside BatchNorms, once, by name."""
+    seen: set[int] = set()
+    for module_name, module in base.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None or isinstance(module, _BatchNorm) or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            yield f"{module_name}.{key}" if module_name else key, parameter
+
+
+def _check_parameter_names(names: Iterable[str]) -> None:
+    """Refuse names that a dictionary of parameters cannot have."""
+    for name in names:
+        if "/" in name or hasattr(nn.ParameterDict, key_of(name)):
+            raise InputError(f"a switchable net cannot hold a parameter called '{name}'; rename it in the network")
+
+
+def _fit_weight(quantizers: Sequence[TensorQuantizer], weight: Tensor) -> None:
+    """Fit the quantizers of one weight: together where they share their clip."""
+    nesting = [q for q in quantizers if isinstance(q, TensorQuantizer) and q.quantizer.nests]
+    fit_together(nesting, weight)
+    for quantizer in quantizers:
+        if quantizer not in nesting:
+            fit(quantizer, weight)

@@ -1,0 +1,117 @@
+"""Training a switchable net: all its profiles at once, each step a few forward and backward passes and one update.
+
+``sp_nets`` and ``quantizable`` run every profile in every step, from the widest to the narrowest, and add up their
+gradients. ``profiles`` runs the widest, the narrowest and some drawn at random, so that a step costs the same however
+many there are. The narrower ones learn from the wider as well as from the labels.
+
+Sources: SP-Nets, arXiv 2002.02815 (CE + KL to the highest switch, temperature 1); Quantizable DNNs, arXiv 2004.05284
+(consistency with the 32-bit mode; the form (1 - λ) CE + λ KL is ours); the sandwich rule, arXiv 1903.05134. Ours: the
+summed loss is divided by the number of passes, because SGD's step would grow with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dnas.config.job import FinaliseSection
+from dnas.data.image_sets import ImageSet
+from dnas.quantization.calibration import batch_statistics
+from dnas.switchable.net import SwitchableNet
+from dnas.training.schedules import derived_seed
+from dnas.training.trainer import Trainer, checked_value, evaluate
+
+
+class SwitchableTrainer(Trainer):
+    """Trains a switchable net like any other, except for the losses of a step; its state restores bit for bit."""
+
+    network: SwitchableNet
+    section: FinaliseSection
+
+    def _begin(self, seed: int) -> None:
+        self._draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
+
+    def _gradients(self, x: Tensor, y: Tensor) -> float:
+        return accumulate_gradients(self.network, self.chosen(self._draws), x, y, self.section)
+
+    def chosen(self, generator: torch.Generator) -> list[str]:
+        """The profiles of one step, from the widest to the narrowest."""
+        names = list(self.network.profiles)
+        if trains_all(self.section, len(names)):
+            return names
+        drawn = 1 + torch.randperm(len(names) - 2, generator=generator)[: self.section.sampled]
+        return [names[0], *(names[index] for index in sorted(drawn.tolist())), names[-1]]
+
+    def measured(self, images: ImageSet) -> dict[str, Any]:
+        """Accuracy of every profile with batch statistics: those of a profile that is rarely drawn lag behind."""
+        self.network.eval()
+        top1 = {}
+        with batch_statistics(self.network):
+            for name in self.network.profiles:
+                top1[name] = evaluate(self.network.view_of(name), images, self.batch_size, self.device).top1
+        return {"top1": sum(top1.values()) / len(top1), "profiles": top1}
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        return self.network.tensors()
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_tensors(tensors)
+
+
+def trains_all(section: FinaliseSection, profiles: int) -> bool:
+    """Whether every step runs every profile."""
+    return section.method != "profiles" or section.all_profiles or profiles <= 2 + section.sampled
+
+
+def passes_per_step(section: FinaliseSection, profiles: int) -> int:
+    """How many forward and backward passes one step takes."""
+    return profiles if trains_all(section, profiles) else 2 + section.sampled
+
+
+def accumulate_gradients(
+    network: SwitchableNet, names: Sequence[str], x: Tensor, y: Tensor, section: FinaliseSection
+) -> float:
+    """Add the gradients of the mean loss of these profiles (widest first) on images (N, C, H, W), labels (N,).
+
+    Returns the mean loss. One backward pass after each forward pass, so that one graph is held at a time, except with
+    the ensemble as the teacher, which is known only after all.
+    """
+    if section.teacher == "ensemble":
+        return _with_ensemble(network, names, x, y, section)
+    teacher: Tensor | None = None
+    total = 0.0
+    for name in names:
+        logits = network.view_of(name)(x)
+        loss = profile_loss(logits, y, teacher, section) / len(names)
+        loss.backward()
+        total += checked_value(loss, network.view_of(name), x)
+        if teacher is None or section.teacher == "next":
+            teacher = None if section.teacher == "none" else logits.detach()
+    return total
+
+
+def _with_ensemble(
+    network: SwitchableNet, names: Sequence[str], x: Tensor, y: Tensor, section: FinaliseSection
+) -> float:
+    outputs = [network.view_of(name)(x) for name in names]
+    mean = torch.stack([logits.detach().softmax(1) for logits in outputs]).mean(0)
+    losses = [profile_loss(logits, y, mean.log(), section) for logits in outputs]
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    return checked_value(loss, network.view_of(names[0]), x)
+
+
+def profile_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, section: FinaliseSection) -> Tensor:
+    """Cross-entropy on the labels (N,), and the KL divergence from the teacher's prediction, both of (N, classes)."""
+    loss = F.cross_entropy(logits, labels)
+    if teacher is None:
+        return loss
+    told = F.kl_div(logits.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="batchmean")
+    if section.method == "sp_nets":
+        return loss + (1.0 if section.distillation is None else section.distillation) * told
+    share = 0.5 if section.distillation is None else section.distillation
+    return (1 - share) * loss + share * told

@@ -1,0 +1,1 @@
+"""One net trained and measured; schedules and derived seeds."""

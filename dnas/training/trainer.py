@@ -1,0 +1,269 @@
+"""Training and measuring one network: a flat loop over epochs that yields a record and can stop at any of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnas.config.job import TrainingSection
+from dnas.data.augmentation import Augmentation
+from dnas.data.image_sets import ImageSet
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.training.schedules import cosine, derived_seed
+from search_spaces.errors import JobError
+
+CPU = torch.device("cpu")
+StepReport = Callable[[int, int, float], None]
+"""(steps done, steps of this epoch, loss)"""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Accuracy in [0, 1] and mean cross-entropy over ``images`` images."""
+
+    top1: float
+    loss: float
+    images: int
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch of training: its number from 1 on, and the mean training loss."""
+
+    epoch: int
+    loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values."""
+        return asdict(self)
+
+
+def evaluate(
+    network: Callable[[Tensor], Tensor], images: ImageSet, batch_size: int = 256, device: torch.device = CPU
+) -> Measurement:
+    """Measure ``network`` as it is (mode and all) on ``images``, in order, without gradients."""
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for x, y in images.batches(batch_size, device=device):
+            logits = network(x).float()
+            correct += (logits.argmax(1) == y).sum()
+            loss += F.cross_entropy(logits, y, reduction="sum").double()
+    count = len(images)
+    return Measurement(int(correct) / count, float(loss) / count, count)
+
+
+def weight_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: no weight decay on the quantizers' clips and gains."""
+    clips = {id(p) for m in network.modules() if isinstance(m, TensorQuantizer) for p in m.parameters()}
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if id(p) not in clips], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in clips], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Trainer:
+    """Trains a network with SGD and a cosine, one resumable epoch at a time.
+
+    ``on_progress`` is told the share of the training that is done, in [0, 1), before each step.
+    Every epoch draws its randomness from (seed, label, epoch) alone; with :meth:`state` restored, the remaining
+    epochs are bit for bit those of an uninterrupted run (on a CPU with the same number of threads).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        section: TrainingSection,
+        *,
+        images: ImageSet,
+        batch_size: int = 128,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        label: str = "training",
+        device: torch.device = CPU,
+        on_progress: Callable[[float], None] = lambda progress: None,
+    ) -> None:
+        self.on_progress = on_progress
+        self.network, self.section, self.images = network, section, images
+        self.batch_size, self.augmentation = batch_size, augmentation
+        self.seed, self.label, self.device = seed, label, device
+        groups = weight_groups(network, section.weight_decay)
+        self.optimizer = torch.optim.SGD(groups, lr=section.learning_rate, momentum=section.momentum)
+        self.epoch = 0
+
+    def epochs(self, report: StepReport | None = None) -> Iterator[EpochResult]:
+        """Train the epochs that are left, yielding after each."""
+        while self.epoch < self.section.epochs:
+            loss = self._one_epoch(report)
+            self.epoch += 1
+            yield EpochResult(self.epoch, loss)
+
+    def _one_epoch(self, report: StepReport | None) -> float:
+        seed = derived_seed(self.seed, self.label, self.epoch)
+        steps = steps_per_epoch(len(self.images), self.batch_size)
+        total = 0.0
+        self._begin(seed)
+        with own_randomness(seed, self.device):
+            self.network.train()
+            for step, (x, y) in enumerate(
+                training_batches(self.images, self.batch_size, seed, self.augmentation, self.device)
+            ):
+                progress = (self.epoch + step / steps) / self.section.epochs
+                set_learning_rate(self.optimizer, cosine(self.section.learning_rate, progress))
+                self.on_progress(progress)
+                self.optimizer.zero_grad(set_to_none=True)
+                value = self._gradients(x, y)
+                self.optimizer.step()
+                total += value
+                if report:
+                    report(step + 1, steps, value)
+        return total / steps
+
+    def _begin(self, seed: int) -> None:
+        """What a kind of training does before each epoch, whose seed this is."""
+
+    def _gradients(self, x: Tensor, y: Tensor) -> float:
+        """Add the gradients of the loss on images (N, C, H, W) and labels (N,); returns the loss."""
+        loss = F.cross_entropy(self.network(x), y)
+        loss.backward()
+        return checked_value(loss, self.network, x)
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        """The state of the network."""
+        return self.network.state_dict()
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(tensors)
+
+    def measured(self, images: ImageSet) -> dict[str, Any]:
+        """Accuracy on ``images``, of the network as it is now."""
+        self.network.eval()
+        return {"top1": evaluate(self.network, images, self.batch_size, self.device).top1}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
+        tensors = {f"network.{name}": value.clone() for name, value in self._tensors().items()}
+        momentum, values = optimizer_state(self.optimizer, "optimizer")
+        return {**tensors, **momentum}, {"epoch": self.epoch, "optimizer": values}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self._load(with_prefix(tensors, "network"))
+        restore_optimizer(self.optimizer, tensors, values["optimizer"], "optimizer")
+        self.epoch = values["epoch"]
+
+
+def training_batches(
+    images: ImageSet, batch_size: int, seed: int, augmentation: Augmentation | None, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled, augmented batches; a short last batch is left out where there is a full one (BatchNorm needs many)."""
+    return images.batches(
+        batch_size, seed=seed, augmentation=augmentation, device=device, drop_last=len(images) >= batch_size
+    )
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Number of batches that :func:`training_batches` yields."""
+    return max(1, images // batch_size)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split an optimizer's state into tensors, named ``prefix.INDEX.KEY``, and plain values of the same names."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}.{index}.{key}"] = value.clone()
+            else:
+                values[f"{prefix}.{index}.{key}"] = value
+    return tensors, values
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any], prefix: str
+) -> None:
+    """Put back what :func:`optimizer_state` took out."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*tensors.items(), *values.items()]:
+        if name.startswith(f"{prefix}."):
+            index, key = name[len(prefix) + 1 :].split(".", 1)
+            # A copy: the optimizer would go on in the tensors it is given.
+            state.setdefault(int(index), {})[key] = value.clone() if isinstance(value, Tensor) else value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors named ``prefix.REST``, under REST."""
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def checked_value(loss: Tensor, network: nn.Module, x: Tensor) -> float:
+    """The value of a loss; :class:`JobError` that names the first layer to blame when it is not finite."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise JobError(
+            f"the loss became {value}: {first_non_finite(network, x)}; the last good checkpoint is kept, "
+            "lower the learning rate (`--set` on a new run) or check the data"
+        )
+    return value
+
+
+def first_non_finite(network: nn.Module, x: Tensor) -> str:
+    """Say which module first gives a value that is not finite on ``x``."""
+    blamed: list[str] = []
+    handles = []
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not blamed and isinstance(output, Tensor) and not output.isfinite().all():
+                blamed.append(name)
+
+        return hook
+
+    for name, module in network.named_modules():
+        is_leaf = not any(True for _ in module.children()) and not isinstance(module, TensorQuantizer)
+        if is_leaf or isinstance(module, QuantizedLayer):
+            handles.append(module.register_forward_hook(watch(name)))
+    try:
+        with torch.no_grad():
+            network(x)
+    except RuntimeError:
+        pass  # a supernet outside its sample: the parameters below still tell
+    finally:
+        for handle in handles:
+            handle.remove()
+    bad = next((name for name, p in network.named_parameters() if not p.isfinite().all()), None)
+    if not x.isfinite().all():
+        return "the input images hold values that are not finite"
+    if blamed:
+        return f"layer '{blamed[0]}' is the first whose output is not finite"
+    return f"parameter '{bad}' is not finite" if bad else "every layer's output is finite, the gradient is not"
+
+
+def inputs_of(batches: Iterable[tuple[Tensor, Tensor]], most: int) -> list[Tensor]:
+    """The images of the first ``most`` batches."""
+    return [x for _, (x, _) in zip(range(most), batches, strict=False)]
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Give the code inside its own global random state (dropout uses it), and put the caller's back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

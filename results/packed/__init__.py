@@ -1,0 +1,1 @@
+"""The packed file: planes, checksums, and weights from planes."""

@@ -1,0 +1,1 @@
+"""What is drawn is computed first, then drawn."""

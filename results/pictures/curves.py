@@ -1,0 +1,116 @@
+"""Draw the course of one search; see :mod:`results.pictures.curve_data` for the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from results.pictures.bits import add_bit_bar, draw_cells
+from results.pictures.curve_data import Column, SearchCurves
+from results.pictures.figures import NORMAL, SMALL, new_figure, plain_axes
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+COST_COLOURS = (BLUE, GREEN, "#CC79A7", "#56B4E9")
+DECISION_INCHES, MOST_DECISION_INCHES = 0.13, 9.0
+
+
+def draw_search_curves(curves: SearchCurves) -> Figure:
+    """Draw accuracy, cost against its budget, temperature, θ entropy, and below them the bits chosen over time."""
+    decisions = list(curves.weight_bits)
+    images = min(max(DECISION_INCHES * len(decisions), 1.3), MOST_DECISION_INCHES) if decisions else 0.0
+    figure = new_figure(7.0, 4.4 + (images + 0.5 if decisions else 0.0))
+    figure.suptitle(f"{curves.label}: course of the search", fontsize=NORMAL + 1)
+    grid = figure.add_gridspec(3 if decisions else 2, 2, height_ratios=[2, 2, images][: 3 if decisions else 2])
+    panels = [figure.add_subplot(grid[row, column]) for row in (0, 1) for column in (0, 1)]
+    for panel in panels:
+        plain_axes(panel)
+        panel.set_xlabel("epoch", fontsize=NORMAL)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_accuracy(panels[0], curves)
+    _draw_costs(panels[1], curves)
+    _draw_temperature(panels[2], curves)
+    _draw_entropy(panels[3], curves)
+    if decisions:
+        left = figure.add_subplot(grid[2, 0])
+        right = figure.add_subplot(grid[2, 1], sharey=left)
+        _draw_bits_over_time(figure, left, right, curves)
+    return figure
+
+
+def _draw_accuracy(axes: Axes, curves: SearchCurves) -> None:
+    _line(axes, curves.epochs, curves.soft_top1, BLUE, "soft (mixture)")
+    _line(axes, curves.epochs, curves.argmax_top1, ORANGE, "argmax")
+    axes.set_ylabel("validation top-1 (%)", fontsize=NORMAL)
+    axes.legend(fontsize=SMALL, frameon=False)
+
+
+def _draw_costs(axes: Axes, curves: SearchCurves) -> None:
+    several = len(curves.costs) > 1
+    for curve, colour in zip(curves.costs, COST_COLOURS * len(curves.costs), strict=False):
+        _line(axes, curves.epochs, curve.values, colour, curve.label if several else "expected")
+    for budget in sorted({curve.budget for curve in curves.costs if curve.budget is not None}):
+        axes.axhline(budget, color=RED, linestyle=(0, (5, 3)), linewidth=1.2, label="budget")
+    axes.set_ylabel("expected cost / budget" if several else _first_label(curves), fontsize=NORMAL)
+    if curves.costs:
+        axes.legend(fontsize=SMALL, frameon=False)
+
+
+def _first_label(curves: SearchCurves) -> str:
+    return f"expected {curves.costs[0].label}" if curves.costs else "expected cost"
+
+
+def _draw_temperature(axes: Axes, curves: SearchCurves) -> None:
+    axes.set_ylabel("Gumbel temperature", fontsize=NORMAL)
+    values = [value for value in curves.temperature if value is not None]
+    if not values:
+        axes.text(0.5, 0.5, "no temperature in this search", ha="center", transform=axes.transAxes, fontsize=SMALL)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    _line(axes, curves.epochs, curves.temperature, BLUE)
+    if min(values) > 0 and max(values) / min(values) > 10:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_entropy(axes: Axes, curves: SearchCurves) -> None:
+    for index, values in enumerate(curves.decision_entropy.values()):
+        label = "each decision" if index == 0 else None
+        gaps = [math.nan if value is None else value for value in values]
+        axes.plot(curves.epochs, gaps, color=BLUE, alpha=0.3, linewidth=0.7, label=label)
+    _line(axes, curves.epochs, curves.entropy, "black", "mean", width=2.0)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel("θ entropy (1 = undecided)", fontsize=NORMAL)
+    axes.legend(fontsize=SMALL, frameon=False)
+
+
+def _draw_bits_over_time(figure: Figure, left: Axes, right: Axes, curves: SearchCurves) -> None:
+    tables = (list(curves.weight_bits.values()), list(curves.activation_bits.values()))
+    levels = tuple(sorted({bits for table in tables for row in table for bits in row if bits is not None}))
+    for axes, rows, title in ((left, tables[0], "weight bits chosen"), (right, tables[1], "activation bits chosen")):
+        image = draw_cells(axes, rows, levels, numbers=False, first_column=curves.epochs[0])
+        axes.set_title(title, fontsize=NORMAL)
+        axes.set_xlabel("epoch", fontsize=NORMAL)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=SMALL)
+    # More names than fit at this size would overlap: then only every n-th is written.
+    step = math.ceil(len(curves.weight_bits) * DECISION_INCHES / MOST_DECISION_INCHES)
+    names = list(curves.weight_bits)[::step]
+    left.set_yticks(range(0, len(curves.weight_bits), step), names, fontsize=SMALL - 0.5)
+    right.tick_params(labelleft=False, left=False)
+    add_bit_bar(figure, image, [left, right], levels)
+
+
+def _line(
+    axes: Axes, epochs: Sequence[int], values: Column, colour: str, label: str | None = None, width: float = 1.5
+) -> None:
+    known = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
+    # One or two epochs would be invisible as a line.
+    marker = "o" if len(known) < 25 else ""
+    x, y = [epoch for epoch, _ in known], [value for _, value in known]
+    axes.plot(x, y, color=colour, linewidth=width, marker=marker, markersize=2.5, label=label)

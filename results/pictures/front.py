@@ -1,0 +1,150 @@
+"""Draw fronts: search against its controls; see :mod:`results.pictures.plot_data` for what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from results.pareto import ParetoFront
+from results.pictures.bits import draw_bits as draw_bits
+from results.pictures.curves import draw_search_curves as draw_search_curves
+from results.pictures.figures import NORMAL, SMALL, new_figure, plain_axes
+from results.pictures.figures import save_figure as save_figure
+from results.pictures.plot_data import FrontPicture, Series, front_picture
+from results.pictures.ratios import draw_ratios as draw_ratios
+from results.pictures.trials import draw_trials as draw_trials
+
+# Okabe and Ito's palette, told apart by colour-blind readers; markers tell the kinds apart without colour.
+KIND_STYLE = {
+    "search": ("#0072B2", "o", "search"),
+    "squantizer": ("#D55E00", "P", "SQuantizer"),
+    "uniform": ("#E69F00", "s", "uniform"),
+    "ilp": ("#009E73", "^", "ILP"),
+    "random": ("#777777", "v", "random"),
+    "sampled": ("#CC79A7", "D", "sampled"),
+    "pruned": ("#882255", "*", "pruned"),
+    "pruned-uniform": ("#56B4E9", ">", "pruned, one ratio"),
+    "pruned-random": ("#999933", "<", "pruned, random"),
+    "fewer-bits": ("#000000", "X", "fewer bits, unpruned"),
+    "given": ("#F0E442", "p", "given"),
+    "switchable": ("#CC3311", "h", "switchable net"),
+}
+MARKER_SIZE = {"pruned": 10.5, "fewer-bits": 7.0, "switchable": 10.0}
+RINGS = ("switchable",)
+"""Kinds drawn as rings, so that the same assignment trained alone is seen inside."""
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+OVER_BUDGET = "over budget"
+LINK_STYLE: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 0.9, "alpha": 0.8, "zorder": 1.5}
+
+
+def draw_fronts(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show_test: bool = False) -> Figure:
+    """Return the picture of these fronts by run name; raise :class:`InputError` where there is no point."""
+    return draw_front_picture(front_picture(fronts, x, show_test))
+
+
+def draw_front_picture(picture: FrontPicture) -> Figure:
+    """Draw one run coloured by kind, or several coloured by run."""
+    figure = new_figure(5.2, 3.9)
+    axes = figure.add_subplot()
+    plain_axes(axes)
+    colours = {run: RUN_COLOURS[index % len(RUN_COLOURS)] for index, run in enumerate(picture.runs)}
+    several = len(colours) > 1
+    for stairs in picture.staircases:
+        colour = colours[stairs.run] if several else "0.25"
+        axes.step(stairs.x, stairs.y, where="post", color=colour, linewidth=1.2, zorder=2)
+    for link in picture.links:
+        colour = colours[link.run] if several else KIND_STYLE["pruned"][0]
+        axes.plot(*zip(link.start, link.end, strict=True), color=colour, **LINK_STYLE)
+    for series in picture.series:
+        _draw_series(axes, series, colours[series.run] if several else KIND_STYLE[series.kind][0])
+    for series in picture.test_series:
+        colour = colours[series.run] if several else KIND_STYLE[series.kind][0]
+        axes.plot(series.x, series.y, "_", color=colour, markersize=10, markeredgewidth=1.6, zorder=3)
+    for run, level in picture.baselines.items():
+        axes.axhline(level, color=colours[run] if several else "0.35", linestyle=(0, (5, 3)), linewidth=1, zorder=1)
+    _label_axes(axes, picture)
+    handles = _legend(picture, colours if several else {})
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 4),
+        fontsize=SMALL,
+        frameon=False,
+        handletextpad=0.5,
+        columnspacing=1.4,
+    )
+    return figure
+
+
+def _draw_series(axes: Axes, series: Series, colour: str) -> None:
+    axes.errorbar(
+        series.x,
+        series.y,
+        yerr=series.error if any(series.error) else None,
+        fmt=KIND_STYLE[series.kind][1],
+        color=colour,
+        **_face(series, colour),
+        markersize=MARKER_SIZE.get(series.kind, 6.5),
+        elinewidth=1,
+        capsize=2.5,
+        zorder=4.5 if series.kind == "pruned" else 4,  # what is judged lies above its controls
+    )
+    if not series.feasible:
+        axes.plot(series.x, series.y, "x", color=colour, markersize=4.5, markeredgewidth=1.0, zorder=5)
+
+
+def _face(series: Series, colour: str) -> dict[str, Any]:
+    """How a marker is filled: solid, a ring, or white where a budget is exceeded."""
+    if series.kind in RINGS:
+        return {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.4}
+    if series.feasible:
+        return {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    return {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.0}
+
+
+def _label_axes(axes: Axes, picture: FrontPicture) -> None:
+    axes.set_xlabel(picture.x_label, fontsize=NORMAL)
+    axes.set_ylabel(picture.y_label, fontsize=NORMAL)
+    axes.margins(x=0.06, y=0.08)
+    if picture.log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(picture: FrontPicture, run_colours: Mapping[str, str]) -> list[Line2D]:
+    """Return the legend's entries: runs by colour where there are several, then kinds, then the other marks."""
+    handles = [Line2D([], [], color=colour, linewidth=2, label=run) for run, colour in run_colours.items()]
+    drawn = {series.kind for series in picture.series}
+    for kind, (colour, marker, name) in KIND_STYLE.items():
+        if kind in drawn:
+            face = "0.35" if run_colours else colour
+            size = MARKER_SIZE.get(kind, 6.5) - 0.5
+            ring = {"markerfacecolor": "none", "markeredgecolor": face}
+            filled = {"markerfacecolor": face, "markeredgecolor": "white"}
+            handles.append(_mark(marker, face, name, markersize=size, **(ring if kind in RINGS else filled)))
+    if any(not series.feasible for series in picture.series):
+        handles.append(_mark(r"$\otimes$", "0.35", OVER_BUDGET, markersize=8, markeredgewidth=0.3))
+    if picture.test_series:
+        handles.append(_mark("_", "0.35", "test", markeredgewidth=1.6))
+    if picture.links:
+        colour = "0.35" if run_colours else KIND_STYLE["pruned"][0]
+        handles.append(Line2D([], [], color=colour, label="unpruned → pruned", **LINK_STYLE))
+    if picture.staircases and not run_colours:
+        handles.append(Line2D([], [], color="0.25", linewidth=1.2, label="front"))
+    levels = {round(level, 2) for level in picture.baselines.values()}
+    if levels:
+        name = f"float, {levels.pop():.2f} %" if len(levels) == 1 else "float"
+        handles.append(Line2D([], [], color="0.35", linestyle=(0, (5, 3)), linewidth=1, label=name))
+    return handles
+
+
+def _mark(marker: str, colour: str, label: str, **style: object) -> Line2D:
+    style = {"markersize": 6, **style}
+    return Line2D([], [], marker=marker, linestyle="none", color=colour, label=label, **style)  # type: ignore[arg-type]

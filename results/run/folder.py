@@ -1,0 +1,276 @@
+"""The run folder: its layout, who may write to it, and the only functions that do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from results.files import TEMPORARY_SUFFIX, read_json, read_text, write_bytes, write_error, write_json, write_text
+from results.pareto import ParetoFront
+from results.run.checkpoints import read_checkpoint, write_checkpoint
+from results.run.journal import Journal
+from results.run.locks import FolderLock, lock_holder
+from search_spaces.assignments import BitAssignment
+from search_spaces.errors import InputError, nearest
+
+JOB = "job.toml"
+ENVIRONMENT = "environment.json"
+JOURNAL = "journal.jsonl"
+FRONT_JSON = "front.json"
+FRONT_CSV = "front.csv"
+FRONT_PICTURE = "front.png"
+ASSIGNMENTS = "assignments"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,120}")
+
+
+class Run:
+    """A run folder, opened for reading (no lock) or for writing (an exclusive lock until :meth:`close`).
+
+    Made by :meth:`create` or :meth:`open`; also a context manager.
+    """
+
+    def __init__(self, folder: Path, lock: FolderLock | None = None) -> None:
+        self.folder = folder
+        self._lock = lock
+        self.journal = Journal(folder / JOURNAL, read_only=lock is None)
+
+    @classmethod
+    def create(cls, folder: Path, job_toml: str, environment: Mapping[str, Any]) -> Run:
+        """Make a new run folder, locked for writing; the folder may exist if it is empty.
+
+        Raises :class:`InputError` over an existing run or a foreign folder, :class:`JobError` where the disk refuses.
+        """
+        _refuse_occupied(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FolderLock(folder / LOCK)
+        except OSError as error:
+            raise write_error(folder, error) from error
+        try:
+            _refuse_occupied(folder)
+            for name in (ASSIGNMENTS, CHECKPOINTS):
+                (folder / name).mkdir(exist_ok=True)
+            write_json(folder / ENVIRONMENT, dict(environment))
+            write_text(folder / JOB, job_toml)
+            # The journal comes last: a folder without one was killed before it became a run.
+            write_bytes(folder / JOURNAL, b"")
+        except BaseException as error:
+            lock.release()
+            if isinstance(error, OSError):
+                raise write_error(folder, error) from error
+            raise
+        return cls(folder, lock)
+
+    @classmethod
+    def open(cls, folder: Path, *, write: bool = False) -> Run:
+        """Open an existing run; ``write=True`` takes the lock.
+
+        Raises :class:`InputError` where there is no run or another process is writing to it.
+        """
+        if not folder.exists():
+            names = [run.name for run in list_runs(folder.parent)]
+            raise InputError(f"there is no run at {folder}{nearest(folder.name, names)}")
+        if not is_run(folder):
+            raise InputError(f"{folder} is not a run folder: it has no {JOURNAL} beside a {JOB}")
+        if not write:
+            return cls(folder)
+        run = cls(folder, FolderLock(folder / LOCK))
+        run._remove_leftovers()
+        return run
+
+    def close(self) -> None:
+        """Free the lock; the run can still be read."""
+        if self._lock is not None:
+            self._lock.release()
+        self.journal.read_only = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    @property
+    def writable(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._lock is not None and self._lock.held
+
+    @property
+    def writer(self) -> int | None:
+        """The process that is writing to this run (0 where its id is not known), or None."""
+        return lock_holder(self.folder / LOCK)
+
+    @property
+    def picture_path(self) -> Path:
+        """Where the picture of the front belongs."""
+        return self.folder / FRONT_PICTURE
+
+    def job_toml(self) -> str:
+        """Return the resolved job file this run was created with."""
+        return read_text(self.folder / JOB)
+
+    def environment(self) -> dict[str, Any]:
+        """Return the versions and the machine this run was created on."""
+        found = read_json(self.folder / ENVIRONMENT)
+        if not isinstance(found, dict):
+            raise InputError(f"{self.folder / ENVIRONMENT} is damaged: it is not a JSON object")
+        return found
+
+    def save_checkpoint(self, name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+        """Write ``checkpoints/NAME.safetensors`` in one step; an older one of that name is replaced.
+
+        ``metadata`` is kept as JSON: tuples come back as lists and keys as text.
+        """
+        write_checkpoint(self._checkpoint_path(name, write=True), tensors, metadata)
+
+    def load_checkpoint(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return (tensors on the CPU, metadata), or None if there is none; raise InputError if it is damaged."""
+        path = self._checkpoint_path(name)
+        return read_checkpoint(path) if path.exists() else None
+
+    def delete_checkpoint(self, name: str) -> None:
+        """Remove a checkpoint; one that is not there is fine."""
+        path = self._checkpoint_path(name, write=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def save_assignment(self, assignment: BitAssignment) -> Path:
+        """Write ``assignments/ID.json`` and return its path; an older one of that id is replaced."""
+        path = self._writable_folder(ASSIGNMENTS) / f"{_safe('an assignment id', assignment.id)}.json"
+        write_json(path, assignment.to_json())
+        return path
+
+    def assignments(self) -> dict[str, BitAssignment]:
+        """Return all assignments of this run by id, sorted; raise :class:`InputError` naming a damaged file."""
+        return {path.stem: _read_assignment(path) for path in self._assignment_paths()}
+
+    def assignment(self, id: str) -> BitAssignment:
+        """Return the assignment of this id or of this unique beginning of one; else raise :class:`InputError`."""
+        paths = {path.stem: path for path in self._assignment_paths()}
+        found = [id] if id in paths else [name for name in paths if id and name.startswith(id)]
+        if len(found) == 1:
+            return _read_assignment(paths[found[0]])
+        if found:
+            raise InputError(f"'{id}' could be any of {', '.join(found)} in {self.folder}; give more of the name")
+        known = f"; it has {', '.join(paths)}" if 0 < len(paths) <= 12 else ""
+        raise InputError(f"{self.folder} has no assignment '{id}'{nearest(id, paths)}{known}")
+
+    def save_front(self, front: ParetoFront) -> None:
+        """Write ``front.json`` and ``front.csv``."""
+        folder = self._writable_folder()
+        write_json(folder / FRONT_JSON, front.to_json())
+        write_text(folder / FRONT_CSV, front.to_csv())
+
+    def load_front(self) -> ParetoFront:
+        """Return the measured front; raise :class:`InputError` if the run has none yet or it is damaged."""
+        path = self.folder / FRONT_JSON
+        if not path.exists():
+            raise InputError(f"{self.folder} has no front yet; go on with: dnas resume {self.folder}")
+        try:
+            return ParetoFront.from_json(read_json(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def _assignment_paths(self) -> list[Path]:
+        return sorted(path for path in (self.folder / ASSIGNMENTS).glob("*.json") if not path.name.startswith("."))
+
+    def _checkpoint_path(self, name: str, *, write: bool = False) -> Path:
+        folder = self._writable_folder(CHECKPOINTS) if write else self.folder / CHECKPOINTS
+        return folder / f"{_safe('a checkpoint name', name)}.safetensors"
+
+    def _writable_folder(self, name: str = "") -> Path:
+        if not self.writable:
+            raise RuntimeError(f"{self.folder} was opened for reading; open the run with write=True")
+        folder = self.folder / name
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(folder, error) from error
+        return folder
+
+    def _remove_leftovers(self) -> None:
+        # A kill inside an atomic write leaves its temporary file; with the lock held nobody else is writing one.
+        for folder in (self.folder, self.folder / ASSIGNMENTS, self.folder / CHECKPOINTS):
+            for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+                path.unlink(missing_ok=True)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` holds a run."""
+    return (folder / JOURNAL).is_file() and (folder / JOB).is_file()
+
+
+def list_runs(parent: Path) -> list[Path]:
+    """Return the run folders directly inside ``parent``, sorted by name; empty where there is no such folder."""
+    return sorted(path for path in parent.iterdir() if is_run(path)) if parent.is_dir() else []
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on beside its job file: versions, platform, CPU and thread count, CUDA device."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("dnas", "torch", "torchvision", "numpy", "scipy", "scikit-optimize")},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "thread_count": torch.get_num_threads(),
+        "cuda": torch.version.cuda if cuda else None,
+        "cuda_device": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _refuse_occupied(folder: Path) -> None:
+    """Raise unless ``folder`` is absent, empty, or what a run left that was killed while being created."""
+    if is_run(folder):
+        raise InputError(
+            f"{folder} already holds a run; go on with it (dnas resume {folder}) or choose another folder with --run"
+        )
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another folder with --run")
+    names = {path.name for path in folder.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
+    unborn = LOCK in names and names <= {LOCK, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
+    if names and not unborn:
+        raise InputError(f"{folder} is not empty and is not a run; choose another folder with --run")
+
+
+def _safe(what: str, name: str) -> str:
+    """Return ``name`` if it can be a file's name everywhere, so that no id ever leaves the run folder."""
+    if not _SAFE_NAME.fullmatch(name):
+        raise InputError(f"'{name}' cannot be {what}: use letters, digits and ._+=- only, 121 at most")
+    return name
+
+
+def _read_assignment(path: Path) -> BitAssignment:
+    try:
+        return BitAssignment.from_json(read_json(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""Reports, verdicts, and assignments in other formats."""

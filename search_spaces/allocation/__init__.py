@@ -1,0 +1,1 @@
+"""The integer program: the best cells within every budget."""

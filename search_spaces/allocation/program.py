@@ -1,0 +1,179 @@
+"""The exact step: choose one cell per decision, best in total utility, within every budget.
+
+An integer linear program (scipy.optimize.milp) that serves the projection of a search's result onto a budget,
+the training-free control, and the question whether a budget can be met at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array, vstack
+
+from search_spaces.allocation.monotone import no_wider
+from search_spaces.costs.budgets import Budget
+from search_spaces.costs.table import CostTable
+from search_spaces.errors import InputError
+from search_spaces.spaces import Pair
+
+Cells = list[tuple[int, int]]
+
+# The solver's tolerances are absolute, 1e-6: limits and the spread of the utilities are brought to these figures.
+_LIMIT, _SPREAD = 1e3, 10.0
+_MOST_TRIES = 64
+_EPSILON = 1e-12  # what adding up in another order can change, relative to the sum
+
+
+def allocate(
+    utilities: np.ndarray, table: CostTable, budget: Budget | None, bound: Sequence[Pair] | None = None
+) -> Cells:
+    """Return the cell of each decision that maximises the summed utility within ``budget``.
+
+    ``utilities`` is (D, Kw, Ka); cells outside ``space.allowed`` and those of utility -inf are never taken. The result
+    never exceeds the budget, and is nowhere wider than ``bound``, (weight bits, activation bits) per decision. Raises
+    :class:`InputError` with the nearest possible figure when nothing meets the budget.
+    """
+    if bound is not None:
+        utilities = np.where(no_wider(table.space, bound), utilities, -np.inf)
+    cells = _best(utilities, table, budget.limits if budget else {})
+    if cells is None:
+        label = budget.label if budget else "none"
+        if bound is not None and (budget is None or is_reachable(table, budget)):
+            raise InputError(f"budget '{label}' cannot be met within the bound of a larger one")
+        assert budget is not None
+        raise InputError(unreachable(table, budget))
+    return cells
+
+
+def dominated(table: CostTable, budget: Budget, bound: Sequence[Pair] | None = None) -> np.ndarray:
+    """Cells (D, Kw, Ka) for which another allowed one is at least as wide in both, and no dearer in any limited cost.
+
+    With ``bound`` that other one is among those that are no wider than it. Under a budget on size alone, for example,
+    only the widest activations are not dominated.
+    """
+    space = table.space
+    allowed = space.allowed if bound is None else no_wider(space, bound)
+    found = np.zeros(allowed.shape, dtype=bool)
+    grid = len(space.weight_bits), len(space.activation_bits)
+    for row, column in np.ndindex(*grid):
+        for other_row, other_column in np.ndindex(*grid):
+            wider = other_row >= row and other_column >= column and (other_row, other_column) != (row, column)
+            if not wider:
+                continue
+            no_dearer = allowed[:, other_row, other_column].copy()
+            for name in budget.limits:
+                entries = table.entries[name]
+                no_dearer &= entries[:, other_row, other_column] <= entries[:, row, column]
+            found[:, row, column] |= no_dearer
+    return found
+
+
+def unreachable(table: CostTable, budget: Budget) -> str:
+    """Say why a budget cannot be met and what the nearest possible figure is."""
+    met: dict[str, float] = {}
+    for name, limit in budget.limits.items():
+        least = _least(table, name, met)
+        if least > limit:
+            given = f" with {' and '.join(met)} held" if met else ""
+            return (
+                f"budget '{budget.label}' cannot be met: {name} would have to be {_figure(limit)}, "
+                f"the least possible{given} is {_figure(least)}; raise the budget or offer fewer bits"
+            )
+        met[name] = limit
+    return f"budget '{budget.label}' cannot be met by any choice of bits"
+
+
+def is_reachable(table: CostTable, budget: Budget) -> bool:
+    """Whether some assignment of the space meets ``budget``."""
+    return _best(-table.entries[next(iter(budget.limits))], table, budget.limits) is not None
+
+
+def check_reachable(table: CostTable, budget: Budget) -> None:
+    """Raise :class:`InputError` unless some assignment of the space meets ``budget``."""
+    allocate(-table.entries[next(iter(budget.limits))], table, budget)
+
+
+def _least(table: CostTable, name: str, limits: Mapping[str, float]) -> float:
+    """The least exact cost that an assignment within ``limits`` can have."""
+    entries = table.entries[name]
+    if table.costs[name].combine == "sum":
+        return _cost(table, name, _best(-entries, table, limits))
+    # The least maximum: the smallest entry that can serve as a limit of its own.
+    values = np.unique(entries[table.space.allowed])
+    low, high = 0, len(values) - 1
+    while low < high:
+        middle = (low + high) // 2
+        limit = max(values[middle], table.constants[name])
+        low, high = (low, middle) if _best(-entries, table, {**limits, name: limit}) else (middle + 1, high)
+    return max(float(values[low]), table.constants[name])
+
+
+def _cost(table: CostTable, name: str, cells: Cells | None) -> float:
+    return table.cells_cost(cells)[name] if cells is not None else math.inf
+
+
+def _figure(value: float) -> str:
+    """The value with about six digits, rounded up: a budget of what is printed is one that ``value`` meets."""
+    decimals = max(0, 5 - math.floor(math.log10(value))) if 0 < value < 1e6 and value != int(value) else 0
+    return f"{math.ceil(value * 10**decimals) / 10**decimals:,.{decimals}f}"
+
+
+def _best(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float]) -> Cells | None:
+    """The best cells whose exact costs are within ``limits``; None where there are none."""
+    excluded: list[Cells] = []
+    for _ in range(_MOST_TRIES):
+        cells = _solve(utilities, table, limits, excluded)
+        if cells is None or Budget(limits, "").met_by(table.cells_cost(cells)):
+            return cells
+        excluded.append(cells)  # over a limit by less than the solver's tolerance
+    return None
+
+
+def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], excluded: list[Cells]) -> Cells | None:
+    """One integer program over x (D * Kw * Ka), 1 where a cell is chosen; None when it has no solution."""
+    open_cells, rows, bounds = table.space.allowed & (utilities > -np.inf), [], []
+    rooms = {name: limit - table.constants[name] for name, limit in limits.items()}
+    if any(room < -_EPSILON * limits[name] for name, room in rooms.items()):
+        return None
+    for name, limit in limits.items():
+        most = limit if table.costs[name].combine == "max" else max(rooms[name], 0.0) + _EPSILON * limit
+        open_cells &= table.entries[name] <= most
+    for name, room in rooms.items():
+        if table.costs[name].combine == "sum":
+            entries = np.where(open_cells, table.entries[name], 0.0).ravel()
+            rows.append(csr_array(entries[None, :] * (_LIMIT / max(room, _EPSILON * limits[name]))))
+            bounds.append(_LIMIT)
+    decisions, *cell_shape = utilities.shape
+    per_decision = math.prod(cell_shape)
+    for cells in excluded:
+        chosen = np.zeros(utilities.shape)
+        for index, cell in enumerate(cells):
+            chosen[index, *cell] = 1
+        rows.append(csr_array(chosen.reshape(1, -1)))
+        bounds.append(decisions - 1)
+    choose_one = csr_array(np.kron(np.eye(decisions), np.ones((1, per_decision))))
+    constraints = [LinearConstraint(choose_one, 1, 1)]
+    if rows:
+        constraints.append(LinearConstraint(vstack(rows), -np.inf, bounds))
+    solution = milp(
+        -_centred(utilities, open_cells).ravel(),
+        constraints=constraints,
+        integrality=np.ones(open_cells.size),
+        bounds=Bounds(0, open_cells.ravel().astype(float)),
+        options={"mip_rel_gap": 1e-9, "time_limit": 60.0},
+    )
+    if solution.x is None:
+        return None
+    cells = solution.x.reshape(decisions, per_decision).argmax(axis=1)
+    return [(int(cell // cell_shape[1]), int(cell % cell_shape[1])) for cell in cells]
+
+
+def _centred(utilities: np.ndarray, open_cells: np.ndarray) -> np.ndarray:
+    """Utilities as losses against each decision's best open cell, brought to the solver's scale; 0 where closed."""
+    best = np.where(open_cells, utilities, -np.inf).max(axis=(1, 2), keepdims=True)
+    with np.errstate(invalid="ignore"):
+        losses = np.where(open_cells, utilities - best, 0.0)
+    return losses * (_SPREAD / max(np.abs(losses).max(), 1e-300))

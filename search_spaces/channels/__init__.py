@@ -1,0 +1,1 @@
+"""Which filters go together, read by following channels through the network; removing them."""

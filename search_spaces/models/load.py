@@ -1,0 +1,235 @@
+"""From a source string to a network: the zoo, torchvision, timm, or the user's own callable, and its checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from search_spaces.errors import InputError, nearest
+from search_spaces.models.zoo import ZOO
+
+_STATE_KEYS = ("state_dict", "model_state_dict", "model")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network and where it came from; the keys are those the checkpoint lacked or had too many."""
+
+    module: nn.Module
+    source: str
+    checkpoint_sha256: str | None = None
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
+
+
+def load_model(
+    source: str, *, arguments: Mapping[str, Any] | None = None, checkpoint: Path | None = None
+) -> LoadedModel:
+    """Build the network named by ``source`` with ``arguments`` and load ``checkpoint`` into it.
+
+    ``source`` is ``zoo:NAME``, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
+    Raises InputError where the source, the arguments or the checkpoint cannot be used.
+    """
+    prefix, separator, name = source.partition(":")
+    if not separator or not prefix or not name:
+        known = [f"{prefix}:{name}" for prefix in ("zoo", "torchvision") for name in _names(prefix)]
+        short = {full.partition(":")[2]: full for full in reversed(known)}
+        hint = f"; did you mean '{short[source]}'?" if source in short else nearest(source, known)
+        raise InputError(f"model '{source}' is not of the form zoo:NAME, torchvision:NAME or package.module:NAME{hint}")
+    values = dict(arguments or {})
+    with importable_working_directory():
+        constructor, defaults = _constructor(prefix, name, source, values)
+        module = _call(source, constructor, values, defaults)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"model '{source}' returned a {type(module).__name__}, not a torch.nn.Module")
+    if checkpoint is None:
+        return LoadedModel(module, source)
+    sha256, missing, unexpected = load_checkpoint(module, Path(checkpoint))
+    return LoadedModel(module, source, sha256, missing, unexpected)
+
+
+def available_models() -> dict[str, list[str]]:
+    """Return the model names by prefix; ``timm`` is there only where it is installed."""
+    prefixes = ["zoo", "torchvision"]
+    if importlib.util.find_spec("timm") is not None:
+        prefixes.append("timm")
+    return {prefix: _names(prefix) for prefix in prefixes}
+
+
+def import_callable(source: str, what: str) -> Callable[..., Any]:
+    """Return the callable that ``package.module:callable`` names; ``what`` it is for opens the error sentence.
+
+    Raises InputError where the module cannot be imported or has no such callable. Enter
+    :func:`importable_working_directory` around this and around the call.
+    """
+    module_name, _, name = source.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # the user's own code runs here, and may fail in any way
+        hint = nearest(module_name, ("zoo", "torchvision", "timm", "imagefolder"))
+        raise InputError(f"{what} '{source}': cannot import module '{module_name}': {_reason(error)}{hint}") from error
+    found = getattr(module, name, None)
+    if found is None:
+        hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
+        raise InputError(f"{what} '{source}': module '{module_name}' has no '{name}'{hint}")
+    if not callable(found):
+        raise InputError(f"{what} '{source}': '{name}' is a {type(found).__name__}, not a callable")
+    return found
+
+
+@contextlib.contextmanager
+def importable_working_directory() -> Iterator[None]:
+    """Let modules of the current directory be imported first, as ``python -m`` would, while the block runs."""
+    entry = str(Path.cwd())
+    sys.path.insert(0, entry)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Load the weights in ``path`` into ``module``; return the file's sha256, the missing and the unexpected keys.
+
+    Raises InputError where the file is no plain weights file, a shape differs, or no key matches.
+    """
+    sha256, content = _read_weights(path)
+    own = module.state_dict()
+    weights = _state_dict(content, path, own)
+    for key, value in weights.items():
+        if key in own and own[key].shape != value.shape:
+            raise InputError(
+                f"checkpoint '{path}' does not fit the model: '{key}' has shape {tuple(value.shape)} in the file "
+                f"and {tuple(own[key].shape)} in the model"
+            )
+    matching = {key: value for key, value in weights.items() if key in own}
+    if not matching:
+        examples = f"the file has '{next(iter(weights), '')}', the model has '{next(iter(own), '')}'"
+        raise InputError(f"checkpoint '{path}' shares no key with the model: {examples}")
+    module.load_state_dict(matching, strict=False)
+    missing = (key for key in own if key not in matching and not key.endswith("num_batches_tracked"))
+    return sha256, tuple(missing), tuple(key for key in weights if key not in own)
+
+
+def _names(prefix: str) -> list[str]:
+    if prefix == "zoo":
+        return list(ZOO)
+    if prefix == "torchvision":
+        return list(torchvision.models.list_models(module=torchvision.models))
+    return list(_timm().list_models())
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError("models of timm need the package timm: pip install 'dnas[timm]'") from error
+    return timm
+
+
+def _constructor(
+    prefix: str, name: str, source: str, values: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Find what builds the model, and the defaults under which it returns plain, untrained logits."""
+    if prefix not in ("zoo", "torchvision", "timm"):
+        return import_callable(source, "model"), {}
+    known = name in _names(prefix) or (prefix == "timm" and _timm().is_model(name))  # timm: NAME.TAG also
+    if not known:
+        raise InputError(f"model '{source}': {prefix} has no model '{name}'{nearest(name, _names(prefix))}")
+    if prefix == "zoo":
+        return ZOO[name], {}
+    if prefix == "torchvision":
+        defaults = _auxiliary_defaults(name, pretrained=values.get("weights") is not None)
+        return lambda **given: torchvision.models.get_model(name, **given), {"weights": None, **defaults}
+    # timm would read a file named by one of these without weights_only, that is, unpickle it.
+    for key in ("checkpoint_path", "pretrained_cfg_overlay"):
+        if key in values:
+            raise InputError(f"model '{source}': give the weights file as the model's checkpoint, not as '{key}'")
+    return lambda **given: _timm().create_model(name, **given), {"pretrained": False}
+
+
+def _auxiliary_defaults(name: str, pretrained: bool) -> dict[str, Any]:
+    """Return arguments that keep the two inception networks to plain logits, without their warnings."""
+    if name not in ("googlenet", "inception_v3"):
+        return {}
+    if not pretrained:
+        return {"aux_logits": False, "init_weights": True}
+    return {"aux_logits": False} if name == "inception_v3" else {}  # googlenet drops them itself
+
+
+def _call(source: str, constructor: Callable[..., Any], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+    """Call the constructor; turn whatever it raises into one sentence, with the nearest argument name."""
+    try:
+        return constructor(**{**defaults, **values})
+    except InputError as error:
+        raise InputError(f"model '{source}': {error}") from error
+    except Exception as error:  # a constructor may reject its arguments in any way
+        hint = _argument_hint(constructor, values) if isinstance(error, TypeError) else ""
+        given = f" with the arguments {dict(values)}" if values else ""
+        raise InputError(f"model '{source}' cannot be built{given}: {_reason(error)}{hint}") from error
+
+
+def _argument_hint(constructor: Callable[..., Any], values: Mapping[str, Any]) -> str:
+    with contextlib.suppress(TypeError, ValueError):
+        accepted = [key for key in inspect.signature(constructor).parameters if key != "given"]
+        hints = (
+            nearest(key, accepted or ["num_classes"]) for key in values if key not in (accepted or ["num_classes"])
+        )
+        return next((hint for hint in hints if hint), "")
+    return ""
+
+
+def _read_weights(path: Path) -> tuple[str, Any]:
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"checkpoint '{path}' cannot be read: {error.strerror or error}") from error
+    try:
+        if path.suffix == ".safetensors":
+            return sha256, safetensors.torch.load_file(path)
+        return sha256, torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a corrupt archive may fail anywhere inside the reader
+        raise InputError(
+            f"checkpoint '{path}' is no plain weights file ({type(error).__name__}): it is corrupt or holds Python "
+            "objects, which are never unpickled; save model.state_dict() with torch.save or as .safetensors"
+        ) from error
+
+
+def _state_dict(content: Any, path: Path, own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Find the tensors in what the file held, without the prefixes that wrappers leave on every key."""
+    for key in _STATE_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise InputError(f"checkpoint '{path}' holds a {type(content).__name__}, not a dictionary of tensors")
+    weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise InputError(f"checkpoint '{path}' holds no tensors")
+    for prefix in _WRAPPER_PREFIXES * 2:  # the two wrappers nest in either order
+        if all(key.startswith(prefix) and key not in own for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def _reason(error: BaseException) -> str:
+    """Put an exception on one line, with its type."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

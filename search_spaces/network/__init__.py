@@ -1,0 +1,1 @@
+"""The layers, shapes and couplings of an unedited network."""

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dnas.commands import cli, launching
+from dnas.config.job import JobConfig
+from dnas.jobs import run as jobs
+from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
+from results.run.folder import Run
+from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
+from search_spaces.errors import InputError, JobError
+
+LAYERS = ("conv1", *(f"layer{n}.0.conv{m}" for n in (1, 2, 3) for m in (1, 2)), "linear")
+EPOCH = {
+    "event": "epoch",
+    "stage": "search",
+    "run": "search-1",
+    "seed": 0,
+    "epoch": 1,
+    "epochs": 1,
+    "loss": 0.5,
+    "top1": 0.9,
+    "argmax_top1": 0.8,
+    "expected": {"size_bytes": 9000.0},
+    "budget": {"size_bytes": 8000.0},
+    "temperature": 1.0,
+    "entropy": 0.5,
+    "decision_entropy": {"layer1.0.conv1": 0.5},
+    "bits": {"layer1.0.conv1": [4, 4]},
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DNAS_TRACEBACK", raising=False)
+
+
+def dnas(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def refused(*arguments: str, code: int = 2) -> str:
+    result = dnas(*arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.splitlines()
+    assert lines
+    return lines[-1]
+
+
+def assignment(name: str, bits: int) -> BitAssignment:
+    layers = {layer: LayerBits(bits, bits) for layer in LAYERS}
+    return BitAssignment(name, ModelReference("zoo:tiny_resnet", (1, 8, 8)), layers, {"size_bytes": 1000.0 * bits})
+
+
+def fake_job(config: JobConfig, run: Run, report: Callable[[Any], None], request: Any = None) -> ParetoFront:
+    for record in ({"event": "started"}, {"event": "stage", "stage": "search", "state": "start"}, EPOCH):
+        run.journal.append(record)
+        report(record)
+        report({"event": "progress", "stage": "search", "run": "search-1", "fraction": 0.5})
+    points = []
+    for name, kind, bits in (("search-1", "search", 4), ("uniform-2", "uniform", 2), ("uniform-8", "uniform", 8)):
+        run.save_assignment(assignment(name, bits))
+        points.append(FrontPoint(name, kind, 1000.0 * bits, 1e6 * bits, 1e5, Estimate(0.9 + bits / 100, 0.01, 2)))
+    front = ParetoFront.from_points(points, reference=FloatReference(32000.0, 0.99))
+    run.save_front(front)
+    run.journal.append({"event": "finished"})
+    return front
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(jobs, "run_job", fake_job)
+    result = dnas("search", "--seed", "7", "--device", "cpu", "--set", "search.epochs=1")
+    assert result.exit_code == 0, result.output
+    return Path("runs/digits")
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def run_job(config: JobConfig, run: Run, report: Callable[[Any], None], request: Any = None) -> ParetoFront:
+        raise error
+
+    return run_job
+
+
+def test_help_does_not_wait_for_heavy_imports() -> None:
+    code = (
+        "import sys, dnas, dnas.commands.cli\n"
+        "sys.argv = ['dnas', '--help']\n"
+        "try:\n    dnas.commands.cli.main()\nexcept SystemExit as error:\n    assert not error.code\n"
+        "print([name for name in ('torch', 'pydantic', 'matplotlib', 'numpy') if name in sys.modules])"
+    )
+    root = str(Path(cli.__file__).parents[1])
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command_name in (
+        "init",
+        "presets",
+        "doctor",
+        "search",
+        "resume",
+        "status",
+        "show",
+        "plot",
+        "export",
+        "evaluate",
+    ):
+        assert command_name in done.stdout
+
+
+def test_public_names_are_there() -> None:
+    import dnas as package
+
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+        assert name in dir(package)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = package.nothing
+
+
+def test_init_writes_a_job_that_can_be_searched(tmp_path: Path) -> None:
+    assert dnas("init", "mine.toml").exit_code == 0
+    assert "exists already" in refused("init", "mine.toml")
+    assert "no folder" in refused("init", "nowhere/mine.toml")
+    assert dnas("doctor", "--job", "mine.toml").exit_code == 0
+
+
+def test_presets_are_listed() -> None:
+    names = json.loads(dnas("presets", "--json").stdout)
+    assert next(iter(names)) == "digits"
+    shown = dnas("presets").stdout
+    assert all(name in shown and description in shown for name, description in names.items())
+
+
+def test_search_creates_a_run_and_shows_its_front(finished: Path) -> None:
+    job = (finished / "job.toml").read_text()
+    for line in ("seed = 7", 'device = "cpu"', "epochs = 1"):
+        assert line in job
+    result = dnas("resume", "digits")
+    assert result.exit_code == 0
+    assert "is finished" in result.stderr
+    for part in ("search-1", "uniform-8", "budget", "written:", "runs/digits/front.json"):
+        assert part in result.stdout
+
+
+def test_search_prints_json_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "run_job", fake_job)
+    result = dnas("search", "--run", "here", "--json")
+    data = json.loads(result.stdout)
+    assert data["run"] == "here"
+    assert len(data["front"]["points"]) == 3
+    assert data["verdicts"]
+    assert "search search-1: epoch 1/1" in result.stderr
+
+
+def test_a_second_search_is_refused(finished: Path) -> None:
+    assert "dnas resume runs/digits" in refused("search")
+    assert "unknown" not in refused("search", "--set", "search.epoch=3")
+
+
+def test_a_job_refused_at_once_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "run_job", raising(InputError("out of reach")))
+    assert refused("search") == "error: out of reach"
+    assert not Path("runs/digits").exists()
+    Path("mine").mkdir()
+    refused("search", "--run", "mine")
+    assert list(Path("mine").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (JobError("the loss is NaN"), 1, r"error: the loss is NaN \(run it again with DNAS_TRACEBACK=1.*"),
+        (ZeroDivisionError("by\nzero"), 1, r"error: ZeroDivisionError: by zero \(run it again.*"),
+        (KeyboardInterrupt(), 130, "interrupted; go on with: dnas resume runs/digits"),
+    ],
+)
+def test_how_a_job_ends(error: BaseException, code: int, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "run_job", raising(error))
+    assert re.fullmatch(sentence, refused("search", code=code))
+    assert Path("runs/digits/job.toml").exists()
+    monkeypatch.setattr(jobs, "run_job", fake_job)
+    assert dnas("resume", "digits").exit_code == 0
+
+
+def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNAS_TRACEBACK", "1")
+    result = dnas("show", "nothing")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+
+
+def test_sigterm_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_job(*arguments: Any) -> ParetoFront:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(jobs, "run_job", run_job)
+    before = signal.getsignal(signal.SIGTERM)
+    assert "dnas resume" in refused("search", code=130)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    root = str(Path(cli.__file__).parents[1])
+    script = f"{sys.executable} -m dnas.commands.cli presets | true; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_status_tells_of_all_runs(finished: Path) -> None:
+    assert "finished" in dnas("status").stdout
+    rows = json.loads(dnas("status", "--json", "digits").stdout)
+    assert [(row["run"], row["state"], row["epoch"]) for row in rows] == [("runs/digits", "finished", 1)]
+    assert "did you mean 'digits'?" in refused("status", "digit")
+
+
+def test_status_without_a_run() -> None:
+    result = dnas("status")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "there is no run in runs" in result.stderr
+    assert json.loads(dnas("status", "--json").stdout) == []
+
+
+def test_show_a_run_and_an_assignment(finished: Path) -> None:
+    shown = dnas("show", "digits").stdout
+    assert "bits (weights/inputs)" in shown
+    assert "4/4" in shown
+    assert len(json.loads(dnas("show", str(finished), "--json").stdout)["front"]["points"]) == 3
+    shown = dnas("show", "digits", "search").stdout
+    assert all(layer in shown for layer in LAYERS)
+    assert "in all: size_bytes" in shown
+    data = json.loads(dnas("show", "digits", "search-1", "--json").stdout)
+    assert data["layers"]["conv1"]["weight_bits"] == 4
+    # 36 weights of 4 bits, their scale and that of the input, and a folded BatchNorm of 4 channels.
+    assert data["layer_costs"]["conv1"]["size_bytes"] == 4 * 5 + 4 + 4 + 32  # four planes of 36 bits, each 5 bytes
+
+
+def test_an_assignment_is_shown_where_its_network_is_gone(finished: Path) -> None:
+    job = finished / "job.toml"
+    job.write_text(job.read_text().replace("zoo:tiny_resnet", "zoo:gone"))
+    result = dnas("show", "digits", "search-1")
+    assert result.exit_code == 0
+    assert "layer1.0.conv1" in result.stdout
+    assert "costs of single layers are not shown" in result.stderr
+
+
+def test_a_plot_over_an_unknown_cost_is_refused(finished: Path) -> None:
+    assert "has no cost 'latency'" in refused("plot", "digits", "--x", "latency")
+
+
+def test_plots_are_written(finished: Path) -> None:
+    files = json.loads(dnas("plot", "digits", "--json").stdout)["files"]
+    assert files == [f"runs/digits/{name}.png" for name in ("front", "bits", "curves-search-1")]
+    assert dnas("plot", "digits", "--kind", "front", "--x", "bitops", "--out", "f.svg").exit_code == 0
+    assert all(Path(file).stat().st_size for file in (*files, "f.svg"))
+    assert "did you mean 'bitops'?" in refused("plot", "digits", "--kind", "front", "--x", "bitop")
+    assert ".png, .svg, .pdf" in refused("plot", "digits", "--out", "front.doc")
+    assert "no folder" in refused("plot", "digits", "--out", "nowhere/front.png")
+
+
+def test_export(finished: Path) -> None:
+    assert dnas("export", "digits", "search-1", "--format", "csv", "--out", "a.csv").exit_code == 0
+    assert Path("a.csv").read_text().splitlines()[1] == "conv1,4,4,,"
+    assert dnas("export", "digits", "search-1", "--out", "a.json").exit_code == 0
+    assert BitAssignment.loads(Path("a.json").read_text()) == assignment("search-1", 4)
+    assert "unknown format 'xml'" in refused("export", "digits", "search-1", "--format", "xml", "--out", "b")
+    assert "is a folder" in refused("export", "digits", "search-1", "--out", "runs")
+
+
+def test_evaluate(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(run: Run, name: str, split: str, report: Callable[[Any], None]) -> dict[str, Any]:
+        return {"assignment": name, "split": split, "top1": {"mean": 0.5, "std": 0.01, "n": 2}, "images": 360}
+
+    monkeypatch.setattr(launching.jobs, "evaluate_assignment", measured)
+    shown = dnas("evaluate", "digits", "search", "--split", "test").stdout
+    assert shown == "search-1 on test: 50.00 ± 1.00 % top-1 (2 seeds, 360 images)\n"
+    assert json.loads(dnas("evaluate", "digits", "search", "--json").stdout)["split"] == "val"
+    assert "did you mean 'search-1'?" in refused("evaluate", "digits", "seerch-1")
+
+
+def test_doctor() -> None:
+    result = dnas("doctor", "zoo:tiny_resnet", "--budget", "size_bytes=50%,bitops=50%", "--budget", "size_bytes=1%")
+    assert result.exit_code == 0
+    for part in ("layer3.0.conv2", "first layer", "can be met", "cannot be met", "Searchable: 6 layers"):
+        assert part in result.stdout
+    data = json.loads(dnas("doctor", "zoo:tiny_resnet", "--json").stdout)
+    assert data["searchable"] is True
+    assert "did you mean 'zoo:resnet20'?" in refused("doctor", "resnet20")
+    assert "--budget size_bytes is not of the form" in refused("doctor", "zoo:tiny_resnet", "--budget", "size_bytes")
+    assert "is not a shape" in refused("doctor", "zoo:tiny_resnet", "--input-shape", "1,8,eight")
+    assert "to have 1 channels" in refused("doctor", "zoo:tiny_resnet", "--input-shape", "3,8,8")
+    assert "name a MODEL" in refused("doctor")
+
+
+def test_doctor_fails_where_nothing_can_be_searched() -> None:
+    Path("job.toml").write_text('[space]\ninclude = ["conv1"]\n[search]\nbudgets = [{ size_bytes = "50%" }]\n')
+    result = dnas("doctor", "--job", "job.toml")
+    assert result.exit_code == 2
+    assert "Not searchable: all 8 layers are fixed or excluded" in result.stdout
+
+
+def test_usage_errors_end_with_two() -> None:
+    assert dnas("serch").exit_code == 2
+    assert dnas("evaluate", "a", "b", "--split", "training").exit_code == 2

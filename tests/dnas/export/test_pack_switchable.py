@@ -1,0 +1,368 @@
+"""One file for all profiles: its size is the cost functions', every profile comes back bit for bit, parts alone too."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dnas
+from dnas.export.pack_switchable import save_switchable_packed
+from dnas.export.unpack import load
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.quantization.layers import QuantizedLayer
+from dnas.switchable.net import SwitchableNet
+from results.packed.file import PackedFile, read_packed, write_packed
+from results.packed.weights import weight_codes, weight_values
+from search_spaces.assignments import BitAssignment, LayerBits
+from search_spaces.errors import InputError
+from search_spaces.network.graph import read_graph
+from tests.dnas.switchable.test_net import CHOICES, NESTED, WIDTHS, assignments, net_of, pruned
+from tests.packed_nets import assignment_of, inputs_for, model_and_graph, same_bits
+
+MODEL = {"source": "tests", "arguments": {}}
+
+
+def saved(path: Path, net: SwitchableNet) -> PackedFile:
+    return save_switchable_packed(path, net, MODEL)
+
+
+def weights(net: SwitchableNet, profile: str) -> dict[str, np.ndarray]:
+    found = net.view_of(profile).named_modules()
+    return {name: m.quantized_weight().detach().numpy() for name, m in found if isinstance(m, QuantizedLayer)}
+
+
+def assert_same(net: SwitchableNet, other: SwitchableNet, profile: str) -> None:
+    own = weights(other, profile)
+    for name, weight in weights(net, profile).items():
+        assert np.array_equal(own[name], weight), name
+    x = inputs_for(net.graph)
+    with torch.inference_mode():
+        expected, found = net.view(profile)(x), other.view(profile)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def bytes_by_hand(net: SwitchableNet, profiles: dict[str, BitAssignment]) -> int:
+    """The size counted anew: unpruned profiles, nested weights."""
+    total = 0
+    for spec in net.graph.layers:
+        bits = [profile.layers[spec.name] for profile in profiles.values()]
+        widest = max(one.weight_bits for one in bits)
+        rows = spec.weight_shape["Transpose" in spec.kind] if net.choice.per_channel else 1
+        if spec.shares_weight_with is None:
+            total += 4 * spec.weight_elements if widest == 32 else widest * -(-spec.weight_elements // 8)
+            total += 4 * rows if any(one.weight_bits < 32 for one in bits) else 0
+        total += 4 * len({one.activation_bits for one in bits} - {32}) + 4 * spec.bias_elements
+        total += 8 * spec.norm_channels * len(profiles)
+    model = model_of(net)
+    owned = {spec.norm for spec in net.graph.layers}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and name not in owned:
+            total += 8 * module.num_features * len(profiles)
+    layers = net.graph.by_name
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        is_layer = name.rpartition(".")[0] in layers and name.endswith((".weight", ".bias"))
+        if not is_layer and not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            total += 4 * parameter.numel()
+    return total
+
+
+def model_of(net: SwitchableNet) -> Any:
+    return next(model for model, graph in map(model_and_graph, CASES_USED) if graph is net.graph)
+
+
+CASES_USED = ["residual", "shapes", "line", "cube", "shared", "own parameter", "norm last"]
+
+
+@pytest.mark.parametrize("choice", CHOICES[:2], ids=["per layer", "per channel"])
+@pytest.mark.parametrize("case", CASES_USED)
+def test_the_size_is_what_is_counted_by_hand_and_every_profile_comes_back(
+    tmp_path: Path, case: str, choice: QuantizerChoice
+) -> None:
+    profiles = assignments(case, WIDTHS, choice)
+    net = net_of(case, profiles, choice)
+    file = saved(tmp_path / "a", net)
+    assert file.tensor_bytes == bytes_by_hand(net, profiles)
+    assert (tmp_path / "a").stat().st_size == file.header_bytes + file.tensor_bytes
+    back = load(tmp_path / "a", model_and_graph(case)[0])
+    assert list(back.profiles) == list(net.profiles)
+    for name in profiles:
+        assert_same(net, back, name)
+        part = read_packed(tmp_path / "a", name)
+        assert part.tensor_bytes == profiles[name].cost["size_bytes"]  # what is read is what the profile alone takes
+        assert_same(net, load(tmp_path / "a", model_and_graph(case)[0], name), name)
+
+
+@pytest.mark.parametrize("high", range(1, 9))
+def test_every_pair_of_widths(tmp_path: Path, high: int) -> None:
+    widths = {f"w{low}": (low, 4) for low in range(1, high + 1)}
+    net = net_of("shapes", assignments("shapes", widths, NESTED), NESTED)
+    file = saved(tmp_path / "a", net)
+    back = load(tmp_path / "a", model_and_graph("shapes")[0])
+    for profile, (low, _) in widths.items():
+        for name in net.graph.by_name:
+            wide = weight_codes(file, name, f"w{high}")
+            assert np.array_equal(weight_codes(file, name, profile), wide >> (high - low))
+        assert_same(net, back, profile)
+
+
+@pytest.mark.parametrize("choice", [NESTED, CHOICES[1], QuantizerChoice("dorefa", "dorefa", True), QuantizerChoice()])
+@pytest.mark.parametrize("widths", [{"a": (4, 4), "b": (4, 2)}, {"a": (32, 32), "b": (4, 4), "c": (2, 8)}, WIDTHS])
+def test_weights_of_several_widths_that_do_not_nest_are_stored_in_fp32(
+    tmp_path: Path, choice: QuantizerChoice, widths: dict[str, tuple[int, int]]
+) -> None:
+    profiles = assignments("shapes", widths, choice)
+    net = net_of("shapes", profiles, choice)
+    file = saved(tmp_path / "a", net)
+    storage = {entry["weight"]["storage"] for entry in file.description["layers"].values()}
+    bits = {w for w, _ in widths.values()}
+    planes = bits == {4} or (choice.weights == "nested" and 32 not in bits)
+    assert storage == {"planes" if planes else "float32"}
+    back = load(tmp_path / "a", model_and_graph("shapes")[0])
+    for name in profiles:
+        assert_same(net, back, name)
+        assert_same(net, load(tmp_path / "a", model_and_graph("shapes")[0], name), name)
+
+
+@pytest.mark.parametrize("choice", CHOICES[:2], ids=["per layer", "per channel"])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("case", ["residual", "shapes", "norm last"])
+def test_pruned_profiles(tmp_path: Path, case: str, whole: bool, choice: QuantizerChoice) -> None:
+    profiles = {"small": pruned(case, (3, 4), choice), "other": pruned(case, (5, 2), choice, every=3)}
+    if whole:
+        profiles |= assignments(case, {"whole": (4, 8)}, choice)
+    net = net_of(case, profiles, choice)
+    file = saved(tmp_path / "a", net)
+    back = load(tmp_path / "a", model_and_graph(case)[0])
+    for name in profiles:
+        assert_same(net, back, name)
+        assert_same(net, load(tmp_path / "a", model_and_graph(case)[0], name), name)
+        for layer, weight in weights(net, name).items():
+            assert np.array_equal(weight_values(file, layer, name), weight)
+    every = sum(spec.weight_elements for spec in net.graph.layers)
+    stored = sum(int(np.prod(entry["shape"])) for entry in file.description["layers"].values())
+    assert stored == every if whole else stored < every
+
+
+def test_skipped_branches_and_shared_norms(tmp_path: Path) -> None:
+    graph = model_and_graph("residual")[1]
+    layers = {**same_bits(graph, 4, 4), "first": LayerBits(0, 0), "second": LayerBits(0, 0)}
+    profiles = {**assignments("residual", {"whole": (3, 3)}, NESTED), "short": assignment_of(graph, layers, NESTED)}
+    net = net_of("residual", profiles, NESTED)
+    file = saved(tmp_path / "a", net)
+    assert file.description["layers"]["first"]["weight"]["bits"] == 3
+    back = load(tmp_path / "a", model_and_graph("residual")[0])
+    for name in profiles:
+        assert_same(net, back, name)
+    one = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED, private_norms=False)
+    private = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    sizes = [saved(tmp_path / "a", either).tensor_bytes for either in (one, private)]
+    channels = sum(spec.norm_channels for spec in graph.layers)
+    assert sizes[1] - sizes[0] == 2 * 8 * channels
+    for name in WIDTHS:
+        saved(tmp_path / "a", one)
+        assert_same(one, load(tmp_path / "a", model_and_graph("residual")[0]), name)
+
+
+@pytest.mark.parametrize("case", ["shapes", "cube", "norm last"])
+def test_the_reader_of_the_specification_reads_every_profile(
+    tmp_path: Path, case: str, specified_reader: dict[str, Any]
+) -> None:
+    read = specified_reader["read_packed"]
+    profiles = assignments(case, {**WIDTHS, **({"float": (32, 32)} if case == "cube" else {})}, NESTED)
+    if case != "cube":
+        profiles["small"] = pruned(case, (3, 4), NESTED)
+    net = net_of(case, profiles, NESTED)
+    saved(tmp_path / "a", net)
+    for name in profiles:
+        found = read(tmp_path / "a", name)[0]
+        for layer, weight in weights(net, name).items():
+            assert np.array_equal(found[layer], weight)
+
+
+def test_a_file_that_names_its_network_needs_none(tmp_path: Path) -> None:
+    graph = model_and_graph("norm last")[1]
+    net = net_of("norm last", assignments("norm last", WIDTHS, NESTED), NESTED)
+    arguments = {"num_classes": 3, "width": 4, "norm_last": True}
+    save_switchable_packed(tmp_path / "a", net, {"source": "zoo:tiny_resnet", "arguments": arguments})
+    back = dnas.load(tmp_path / "a")
+    assert back.active == "wide"
+    assert_same(net, back, "narrow")
+    saved(tmp_path / "b", net)
+    with pytest.raises(InputError, match=r"it names 'tests' for its network; give a fresh one"):
+        dnas.load(tmp_path / "b")
+    assert inputs_for(graph).shape[1:] == net.graph.input_shape
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    file = saved(path, net)
+    model = model_and_graph("residual")[0]
+    with pytest.raises(InputError, match="has no profile 'narow'; did you mean 'narrow'"):
+        load(path, model, "narow")
+    with pytest.raises(InputError, match="names layer 'stem', which this network does not have"):
+        load(path, model_and_graph("own parameter")[0])
+    told = json.loads(json.dumps(file.description))
+    told["profiles"]["narrow"]["layers"]["first"]["weight"]["bits"] = 9
+    write_packed(path, told, file.tensors)
+    with pytest.raises(InputError, match="has not the 9 bit planes that are needed"):
+        load(path, model, "narrow")
+    with pytest.raises(InputError, match="export it again"):
+        load(path, model)
+    dorefa = {"p": pruned("residual", (4, 4), CHOICES[2]), **assignments("residual", {"a": (3, 3)}, CHOICES[2])}
+    with pytest.raises(InputError, match="profile 'p' is pruned and its weights are scaled by their largest"):
+        saved(path, net_of("residual", dorefa, CHOICES[2]))
+    logarithmic = QuantizerChoice("logarithmic", "pact")
+    with pytest.raises(InputError, match="which a packed file cannot hold"):
+        saved(path, net_of("residual", assignments("residual", WIDTHS, logarithmic), logarithmic))
+
+
+def test_a_change_of_any_plane_that_is_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    file = saved(path, net)
+    data, model = bytearray(path.read_bytes()), model_and_graph("residual")[0]
+    header = json.loads(data[8 : file.header_bytes])
+    start = file.header_bytes + header["first.planes"]["data_offsets"][0]
+    row = file.tensors["first.planes"].shape[1]
+    for plane, narrow_reads in ((0, True), (1, True), (2, False), (7, False)):
+        changed = bytearray(data)
+        changed[start + plane * row] ^= 1
+        path.write_bytes(bytes(changed))
+        with pytest.raises(InputError, match=r"the checksum of its tensor 'first\.planes' is wrong"):
+            load(path, model)
+        if narrow_reads:
+            with pytest.raises(InputError, match="is wrong"):
+                load(path, model, "narrow")
+        else:
+            assert_same(net, load(path, model, "narrow"), "narrow")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[SwitchableNet, PackedFile, Path]:
+    """A net of three profiles, and its file."""
+    net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
+    path = tmp_path_factory.mktemp("plain") / "a"
+    return net, saved(path, net), path
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_a_reader_of_one_profile_meets_nonsense_with_a_sentence(
+    plain: tuple[SwitchableNet, PackedFile, Path], data: st.DataObject
+) -> None:
+    """Random edits of the description with right checksums, and truncations."""
+    file, path = plain[1], plain[2].with_name("fuzzed")
+    told = json.loads(json.dumps(file.description))
+    place: Any = told
+    key: Any = None
+    for _ in range(data.draw(st.integers(1, 7))):
+        if not isinstance(place, dict | list) or not place:
+            break
+        holder, keys = place, list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = data.draw(st.sampled_from(keys))
+        place = holder[key]
+    holder[key] = data.draw(st.sampled_from([None, -1, 10**9, "x", [], {}, True, 1.5, [[]], "first.planes"]))
+    write_packed(path, told, file.tensors)
+    written = path.read_bytes()
+    path.write_bytes(written[: data.draw(st.integers(len(written) - 3, len(written)))])
+    model = model_and_graph("residual")[0]
+    for profile in (None, "narrow"):
+        with contextlib.suppress(InputError):
+            assert isinstance(load(path, model, profile), SwitchableNet)
+
+
+def test_the_same_net_gives_the_same_bytes(tmp_path: Path) -> None:
+    digests = set()
+    for name in ("a", "b"):
+        saved(tmp_path / name, net_of("shapes", assignments("shapes", WIDTHS, NESTED), NESTED))
+        digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_layers_that_share_a_weight_have_the_same_bits_of_it(tmp_path: Path) -> None:
+    graph = model_and_graph("shared")[1]
+    layers = {**same_bits(graph, 2, 4), "second": LayerBits(8, 4)}
+    profiles = {"a": assignment_of(graph, layers, NESTED), **assignments("shared", {"b": (2, 2)}, NESTED)}
+    net = net_of("shared", profiles, NESTED)
+    with pytest.raises(InputError, match="layer 'second' shares its weight with 'first' but has other weight bits"):
+        saved(tmp_path / "a", net)
+    assert not (tmp_path / "a").exists()
+
+
+def test_statistics_that_the_size_does_not_count_are_refused_before_writing(tmp_path: Path) -> None:
+    norm = torch.nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), norm, torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    graph = read_graph(model, (1, 6, 6))
+    profiles = {name: assignment_of(graph, same_bits(graph, bits, 4), NESTED) for name, bits in (("a", 4), ("b", 2))}
+    net = SwitchableNet(model, graph, profiles, NESTED)
+    with pytest.raises(InputError, match="'1' keeps statistics that are not counted in the size"):
+        saved(tmp_path / "a", net)
+    assert not (tmp_path / "a").exists()
+
+
+WHOLE = {"rows": None, "columns": None, "shape": [5, 5, 3, 3]}
+CRAFTED = {
+    "rows": (
+        "p",
+        "profiles.p.parts",
+        {"first.planes": {**WHOLE, "rows": [0] * 10**6, "shape": [3, 3, 3, 3]}},
+        "uses 1000000 of 5 rows",
+    ),
+    "columns": (
+        "p",
+        "profiles.p.parts",
+        {"first.planes": {**WHOLE, "columns": [0] * 10**6, "shape": [3, 3, 3, 3]}},
+        "uses 1000000 of 45",
+    ),
+    "shape": (None, "layers.first", {"shape": [10**6, 10**6]}, "is not stored as bit planes of its shape"),
+    "bits": (None, "profiles.whole.layers.first.weight", {"bits": 3}, "other bits than the 8 of its assignment"),
+    "accuracy": (None, "profiles.p.assignment.metrics", {"val_top1": 5}, "does not describe a net"),
+    "cost": (None, "profiles.p.assignment.cost", {"size_bytes": None}, "does not describe a net"),
+}
+
+
+@pytest.mark.parametrize("case", CRAFTED)
+def test_a_crafted_description_takes_no_memory_and_ends_in_a_sentence(tmp_path: Path, case: str) -> None:
+    profile, place, change, words = CRAFTED[case]
+    file = saved(tmp_path / "a", crafted_net())
+    told = json.loads(json.dumps(file.description))
+    for one in told["profiles"].values():
+        one["parts"].setdefault("first.planes", WHOLE)
+    holder = told
+    for key in place.split("."):
+        holder = holder[key]
+    holder.update(change)
+    write_packed(tmp_path / "a", told, file.tensors)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / "a", model_and_graph("residual")[0], profile)
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+
+
+def crafted_net() -> SwitchableNet:
+    profiles = {"p": pruned("residual", (3, 4), NESTED), **assignments("residual", {"whole": (8, 8)}, NESTED)}
+    return net_of("residual", profiles, NESTED)
+
+
+def test_more_bits_than_are_stored(tmp_path: Path) -> None:
+    path, model = tmp_path / "a", model_and_graph("residual")[0]
+    file = saved(path, net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED))
+    fewer = {**file.tensors, "first.planes": file.tensors["first.planes"][:2]}
+    write_packed(path, file.description, fewer)
+    with pytest.raises(InputError, match="layer 'first' needs 8 bits of a weight that is stored in 2"):
+        load(path, model)
+    with pytest.raises(InputError, match=r"'first\.planes' has not the 8 bit planes that are needed of it"):
+        load(path, model, "wide")

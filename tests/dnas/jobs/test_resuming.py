@@ -1,0 +1,203 @@
+"""A job that is killed at any moment ends as if it never had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dnas.commands.cli import app
+from dnas.config.file import dump_job
+from dnas.config.job import JobConfig
+from dnas.jobs.run import run_job
+from results.run.folder import Run
+from results.run.journal import Journal
+from results.run.status import run_status
+
+Job = Callable[..., JobConfig]
+Event = dict[str, Any]
+ROOT = Path(__file__).parents[3]
+LASTING = ("note", "epoch", "decoded", "searched", "measured", "tested", "finished")
+DEADLINE_SECONDS = 60.0
+
+
+class Killed(BaseException):
+    """What no code but this test catches."""
+
+
+def identity(record: Event) -> str:
+    return json.dumps({key: value for key, value in record.items() if key not in ("time", "seconds")}, sort_keys=True)
+
+
+def history(run: Run) -> list[str]:
+    return [identity(record) for record in run.journal.records() if record["event"] in LASTING]
+
+
+def outcome(run: Run) -> dict[str, bytes]:
+    paths = [run.folder / "front.json", run.folder / "front.csv", *(run.folder / "assignments").iterdir()]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def busy(smaller: Job) -> JobConfig:
+    """A short job with everything in it that a kill could leave half done."""
+    return smaller(
+        "search.weight_updates=epoch",
+        "search.sample_every=1",
+        "search.samples=1",
+        "finetune.start=supernet",
+        "data.crop_padding=1",
+        "data.flip=true",
+        "controls.uniform=[]",
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(busy: JobConfig, carried_out: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return carried_out(busy, tmp_path_factory.mktemp("busy") / "run")
+
+
+def carried_out_with_kills(config: JobConfig, folder: Path, report: Callable[[Any], None]) -> tuple[Run, int]:
+    """Go on with a job until it is finished, however often ``report`` or a patch kills it."""
+    run, kills = Run.create(folder, dump_job(config), {}), 0
+    while run_status(run).state != "finished":
+        run.close()
+        run = Run.open(folder, write=True)
+        try:
+            run_job(config, run, report)
+        except Killed:
+            kills += 1
+    run.close()
+    return run, kills
+
+
+def test_a_kill_around_any_journal_entry_changes_nothing(
+    busy: JobConfig, uninterrupted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    append = Journal.append
+
+    def deadly(journal: Journal, record: Event) -> None:
+        """Kill once at every entry, by turns before and after it is written."""
+        kill = record["event"] in LASTING and identity(record) not in seen
+        if kill:
+            seen.append(identity(record))
+            if len(seen) % 2:  # what the entry is about is done and saved by now
+                raise Killed
+        append(journal, record)
+        if kill:
+            raise Killed
+
+    monkeypatch.setattr(Journal, "append", deadly)
+    run, kills = carried_out_with_kills(busy, tmp_path / "run", lambda event: None)
+    assert kills == len(history(uninterrupted)) > 15
+    assert history(run) == history(uninterrupted)
+    assert outcome(run) == outcome(uninterrupted)
+
+
+def test_a_kill_amid_any_epoch_changes_nothing(busy: JobConfig, uninterrupted: Run, tmp_path: Path) -> None:
+    seen: set[tuple[Any, ...]] = set()
+    fractions: list[float] = []
+
+    def deadly(event: Event) -> None:
+        if event["event"] == "progress":
+            fractions.append(round(event["fraction"], 9))
+            place = (event["stage"], event["run"], event["epoch"])
+            if place not in seen:
+                seen.add(place)
+                raise Killed
+
+    run, kills = carried_out_with_kills(busy, tmp_path / "run", deadly)
+    assert kills == sum(record["event"] == "epoch" for record in uninterrupted.journal.records())
+    assert history(run) == history(uninterrupted)
+    assert outcome(run) == outcome(uninterrupted)
+    # What was done before a kill counts as done after it.
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+class Process:
+    """The command line in a process of its own, watched through the journal."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "dnas.commands.cli", *arguments]
+        self.journal = Journal(folder / "journal.jsonl", read_only=True)
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=folder.parent, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+
+    def ends_by(self, number: signal.Signals, event: str, stage: str | None = None) -> tuple[int, str]:
+        """Signal the process once an event is journaled; returns its exit code and its stderr."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        with self.process as process:
+            try:
+                while not any(r["event"] == event and r.get("stage") == stage for r in self.journal.records()):
+                    assert process.poll() is None, "the job ended by itself"
+                    assert time.monotonic() < deadline, f"no {event} within {DEADLINE_SECONDS} s"
+                    time.sleep(0.02)
+                process.send_signal(number)
+                return process.wait(DEADLINE_SECONDS), process.communicate()[1]
+            finally:
+                process.kill()
+
+
+def a_killed_run(config: JobConfig, folder: Path) -> None:
+    """Leave a run whose process was killed in its search."""
+    job = folder.parent / "job.toml"
+    job.write_text(dump_job(config))
+    killed = Process(folder, "search", str(job), "--run", str(folder))
+    assert killed.ends_by(signal.SIGKILL, "epoch", "search")[0] == -signal.SIGKILL
+    assert run_status(Run.open(folder)).state == "interrupted"
+
+
+def test_a_process_that_is_killed_is_resumed_and_interrupted_and_resumed_again(
+    smaller: Job, smaller_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, append = tmp_path / "run", Journal.append
+    a_killed_run(smaller(), folder)
+
+    def interrupting(journal: Journal, record: Event) -> None:
+        append(journal, record)
+        if record["event"] == "measured":
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test process may ignore Ctrl-C
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", interrupting)
+            result = CliRunner().invoke(app, ["resume", str(folder)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == 130
+    assert result.stderr == f"interrupted; go on with: dnas resume {folder}\n"
+    assert sum(record["event"] == "measured" for record in Run.open(folder).journal.records()) == 1
+
+    with Run.open(folder, write=True) as run:
+        run_job(smaller(), run, lambda event: None)
+    assert history(run) == history(smaller_run)
+    assert outcome(run) == outcome(smaller_run)
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_can_be_interrupted(smaller: Job, smaller_run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    a_killed_run(smaller(), folder)
+    interrupted = Process(folder, "resume", str(folder))
+    code, told = interrupted.ends_by(signal.SIGINT, "measured")
+    assert code == 130
+    assert told == f"interrupted; go on with: dnas resume {folder}\n"
+
+    with Run.open(folder, write=True) as run:
+        run_job(smaller(), run, lambda event: None)
+    assert history(run) == history(smaller_run)
+    assert outcome(run) == outcome(smaller_run)

@@ -1,0 +1,182 @@
+"""Ranges against brute force and least squares; BatchNorm statistics against float64 means."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnas.quantization.calibration import batch_statistics, best_clip, calibrate, fit, observing, recalibrate_batchnorm
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.quantization.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, decode, encode, integer_grid
+from search_spaces.assignments import LayerBits
+from search_spaces.network.graph import read_graph
+from tests.toys import SHAPE, Net, build_supernet, inputs, seeded, trained
+
+
+def fixed_net() -> nn.Module:
+    model = trained(Net())
+    graph = read_graph(model, SHAPE)
+    return quantize_fixed(model, graph, {layer.name: LayerBits(3, 4) for layer in graph.layers}, QuantizerChoice())
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_clip_is_the_best_of_forty_for_each_row(bits: int, signed: bool) -> None:
+    rows = torch.randn(3, 200, generator=seeded())
+    grid = integer_grid(bits, signed)
+    clips = best_clip(rows, [grid], signed)
+    for row, clip in zip(rows, clips, strict=True):
+        top = row.abs().max() if signed else row.max()
+        candidates = [top * share / 40 for share in range(1, 41)]
+        errors = [float((row - decode(encode(row, c, grid, signed), c, grid)).square().mean()) for c in candidates]
+        assert clip.item() == pytest.approx(candidates[int(np.argmin(errors))].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("registry", [WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS], ids=["weights", "activations"])
+def test_the_gain_is_the_least_squares_one(registry: dict[str, object]) -> None:
+    x = torch.randn(500, generator=seeded(), dtype=torch.float64)
+    for quantizer in registry.values():
+        if not quantizer.affine:
+            continue  # its own test is in test_logarithmic.py
+        module = TensorQuantizer(quantizer, quantizer.widths[:4], signed=True).double()
+        with torch.no_grad():
+            fit(module, x)
+            prepared, clip = module.prepare(x)
+        for k, bits in enumerate(module.widths):
+            grid = quantizer.grid(bits, True)
+            levels = decode(encode(prepared, clip[0], grid, True), clip[0], grid)
+            residual = prepared - module.gain[k] * levels
+            assert abs((residual * levels).sum()) < 1e-6 * levels.square().sum()  # the normal equation
+
+
+def test_more_bits_never_fit_worse() -> None:
+    x = torch.randn(2000, generator=seeded())
+    for registry in (WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS):
+        for quantizer in registry.values():
+            if quantizer.clip == "one" or not quantizer.affine:
+                continue  # what its fixed range cuts off is most of its error
+            errors = []
+            for bits in quantizer.widths:
+                module = TensorQuantizer(quantizer, (bits,), signed=True)
+                with torch.no_grad():
+                    fit(module, x)
+                    errors.append(float((module(x) - (quantizer.transform or (lambda t: t))(x)).square().mean()))
+            assert errors == sorted(errors, reverse=True), quantizer.name
+
+
+def test_inputs_are_unsigned_where_no_value_is_negative() -> None:
+    network = fixed_net()
+    calibrate(network, [inputs()])
+    signs = {
+        name: module.quantize_input.signed
+        for name, module in network.named_modules()
+        if isinstance(module, QuantizedLayer)
+    }
+    assert signs == {"stem": True, "first": False, "second": False, "head": False}
+
+
+def test_calibration_changes_ranges_alone_and_is_repeatable() -> None:
+    network = fixed_net().train()
+    before = state(network)
+    calibrate(network, [inputs()])
+    once = state(network)
+    changed = {name for name in before if not torch.equal(before[name], once[name])}
+    assert {name.rpartition(".")[2] for name in changed} <= {"clip", "gain", "low", "grids"}
+    assert any(name.endswith("quantize_weight.clip") for name in changed)
+    assert network.training
+    calibrate(network, iter([inputs()]))
+    assert all(torch.equal(once[name], value) for name, value in network.state_dict().items())
+
+
+def test_calibration_keeps_the_mode_of_every_module_also_when_a_batch_fails() -> None:
+    network = fixed_net().train()
+    network.stem_norm.eval()  # a frozen BatchNorm
+    modes = {name: module.training for name, module in network.named_modules()}
+    calibrate(network, [inputs()])
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    with pytest.raises(RuntimeError):
+        calibrate(network, [torch.ones(1, 2, 6, 6)])
+    assert {name: module.training for name, module in network.named_modules()} == modes
+    assert all(m.observed is None for m in network.modules() if isinstance(m, TensorQuantizer))
+
+
+def test_inputs_are_observed_unquantized() -> None:
+    model = trained(Net()).eval()
+    network = fixed_net().eval()
+    layers = [module for module in network.modules() if isinstance(module, QuantizedLayer)]
+    with observing(layers):
+        observed = network(inputs())
+    assert torch.equal(observed, model(inputs()))
+
+
+@pytest.mark.parametrize("engine", ["composite", "branches"])
+def test_a_calibrated_supernet_has_ranges_from_its_own_tensors(engine: str) -> None:
+    supernet = build_supernet(trained(Net()), engine=engine, weight_bits=(2, 4), activation_bits=(2, 4))
+    calibrate(supernet.network, [inputs()])
+    for module in supernet.modules():
+        if isinstance(module, QuantizedLayer):
+            assert 0.025 <= module.quantize_weight.clip.item() / module.weight.abs().max().item() <= 1.0 + 1e-6
+            assert module.quantize_input.clip.item() != 1.0
+
+
+class OneNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.drop(self.conv(x)))
+
+
+def test_batchnorm_is_recalibrated_to_the_mean_over_batches() -> None:
+    network = OneNorm().train()
+    batches = [inputs(8, seed) for seed in range(5)]
+    recalibrate_batchnorm(network, iter(batches))
+    outputs = [network.conv(x).detach().double().numpy().transpose(1, 0, 2, 3).reshape(2, -1) for x in batches]
+    np.testing.assert_allclose(network.norm.running_mean, np.mean([y.mean(1) for y in outputs], 0), atol=1e-6)
+    np.testing.assert_allclose(network.norm.running_var, np.mean([y.var(1, ddof=1) for y in outputs], 0), rtol=1e-5)
+
+
+def test_recalibration_is_idempotent_and_changes_statistics_alone() -> None:
+    network = trained(Net()).train()
+    network.first_norm.eval()
+    network.second_norm.momentum = 0.3
+    modes = [module.training for module in network.modules()]
+    before, batches = state(network), [inputs(8, seed) for seed in range(3)]
+    recalibrate_batchnorm(network, batches)
+    once = state(network)
+    recalibrate_batchnorm(network, batches)
+    assert all(torch.equal(once[name], value) for name, value in network.state_dict().items())
+    changed = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], once[name])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+    assert [module.training for module in network.modules()] == modes
+    assert (network.second_norm.momentum, network.first_norm.momentum) == (0.3, 0.1)
+
+
+def test_batch_statistics_are_those_of_training_and_leave_the_running_ones() -> None:
+    network = trained(Net())
+    trained_mode = copy.deepcopy(network).train()(inputs())
+    network.eval()
+    before, evaluated = state(network), network(inputs())
+    with batch_statistics(network):
+        assert torch.equal(network(inputs()), trained_mode)
+    assert torch.equal(network(inputs()), evaluated)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_batch_statistics_are_put_back_after_an_error() -> None:
+    network = Net().eval()
+    before = state(network)
+    with pytest.raises(ValueError, match="stop"), batch_statistics(network):
+        raise ValueError("stop")
+    assert state(network).keys() == before.keys()
+    assert not network.stem_norm.training

@@ -1,0 +1,105 @@
+"""Sensitivities: the exact Hessian of a tiny network, and an order that follows the bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.quantization.quantizers import find_quantizer
+from dnas.search.sensitivity import hessian_traces, quantized, sensitivities
+from search_spaces.spaces import PrecisionSpace
+from tests.toys import Net, images, plan, seeded, trained
+
+BATCHES = list(images(32).batches(16))
+
+
+def tiny() -> nn.Sequential:
+    return trained(nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))).double()
+
+
+def exact_trace(model: nn.Module, name: str, x: Tensor, y: Tensor) -> float:
+    """The trace of the full Hessian, one second derivative at a time."""
+    weight = model.get_parameter(f"{name}.weight").detach()
+
+    def loss(flat: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, {f"{name}.weight": flat.view_as(weight)}, (x,)), y)
+
+    return float(torch.autograd.functional.hessian(loss, weight.flatten()).trace())
+
+
+def test_hutchinsons_estimate_is_the_trace_of_the_exact_hessian() -> None:
+    model = tiny()
+    layers = {"0": model[0], "2": model[2]}
+    batches = [(torch.randn(8, 5, generator=seeded(k), dtype=torch.float64), torch.arange(8) % 3) for k in range(2)]
+    traces = hessian_traces(model, layers, batches, probes=1500)
+    for name in layers:
+        exact = np.mean([exact_trace(model, name, x, y) for x, y in batches])
+        assert traces[name] == pytest.approx(exact, rel=0.05), name
+
+
+def test_one_probe_is_exact_where_the_hessian_is_diagonal() -> None:
+    class Diagonal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 2, bias=False).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            u = self.layer.weight.view(1, 2).exp()
+            return u.log()  # logits are the weights: the Hessian of cross-entropy is diag(p) - p p^T
+
+    model = Diagonal()
+    with torch.no_grad():
+        model.layer.weight.copy_(torch.tensor([[0.0], [-60.0]]))  # p = (1, 0): the Hessian vanishes
+    x, y = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([0])
+    assert hessian_traces(model, {"layer": model.layer}, [(x, y)], probes=1)["layer"] == pytest.approx(0, abs=1e-12)
+
+
+def space(**options: object) -> PrecisionSpace:
+    return plan(Net(), first_layer="search", **options)[1]
+
+
+@pytest.mark.parametrize(
+    "choice", [QuantizerChoice(), QuantizerChoice("nested", "lsq"), QuantizerChoice("dorefa", "nested")]
+)
+def test_more_bits_never_hurt_more(choice: QuantizerChoice) -> None:
+    bits = (1, 2, 3, 4, 6, 8, 32)
+    table = sensitivities(trained(Net()), space(weight_bits=bits, activation_bits=bits), choice, BATCHES)
+    assert table.shape == (3, 7, 7)
+    assert (table >= 0).all()
+    if choice.weights == "dorefa":
+        table = table[:, -1:]  # what its tanh costs does not fall with the bits
+    slack = 1e-9 + 0.02 * table.max()
+    assert (np.diff(table, axis=1) <= slack).all()
+    assert (np.diff(table, axis=2) <= slack).all()
+    assert (table[:, 0, 0] > table[:, -1, -1]).all() or choice.weights == "dorefa"
+
+
+def test_the_loss_of_weights_is_half_the_mean_curvature_times_the_squared_error() -> None:
+    model = trained(Net()).eval()
+    chosen = space(weight_bits=(2, 32), activation_bits=(32,))
+    table = sensitivities(model, chosen, QuantizerChoice(), BATCHES, seed=3, probes=2)
+    layers = {name: model.get_submodule(name) for name in ("stem", "first", "second")}
+    traces = hessian_traces(model, layers, BATCHES, seed=3, probes=2)
+    for index, (name, layer) in enumerate(layers.items()):
+        weight = layer.weight.detach()
+        error = float((quantized(find_quantizer("weights", "lsq"), weight, 2, signed=True) - weight).square().sum())
+        assert table[index, 0, 0] == pytest.approx(0.5 * max(traces[name], 1e-6) / weight.numel() * error, rel=1e-5)
+        assert table[index, 1, 0] == 0
+
+
+def test_skipping_costs_what_its_weights_are_worth_whatever_the_activations() -> None:
+    blocks = space(weight_bits=(0, 2), activation_bits=(2, 8), granularity="block", include=("first", "second"))
+    table = sensitivities(trained(Net()), blocks, QuantizerChoice(), BATCHES)
+    assert table[0, 0, 0] == table[0, 0, 1] > 0
+
+
+def test_the_same_seed_gives_the_same_table() -> None:
+    chosen = space(weight_bits=(2, 8), activation_bits=(2, 8))
+    model = trained(Net())
+    first, second = (sensitivities(model, chosen, QuantizerChoice(), BATCHES, seed=s) for s in (0, 0))
+    np.testing.assert_array_equal(first, second)

@@ -1,0 +1,154 @@
+import subprocess
+import sys
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from matplotlib.figure import Figure
+
+import results
+from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
+from results.pictures.curve_data import search_curves
+from results.pictures.front import draw_bits, draw_fronts, draw_search_curves, save_figure
+from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
+from search_spaces.errors import InputError
+
+ROOT = Path(__file__).parents[3]
+
+
+def front(scale=1.0):
+    kinds = ("search", "uniform", "ilp", "random", "sampled")
+    points = [
+        FrontPoint(f"{kind}-{i}", kind, scale * 1024 * (3 * i + 9**i), 1e6 * i, 5, Estimate(0.5 + i / 9, 0.01, 3))
+        for i in (1, 2, 3)
+        for kind in kinds
+    ]
+    over = FrontPoint("over", "search", 4096, 1e6, 5, Estimate(0.9), test_top1=Estimate(0.8), feasible=False)
+    return ParetoFront.from_points([*points, over], reference=FloatReference(1e6, 0.9))
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_legend_names_what_is_drawn():
+    assert texts(draw_fronts({"a": front()}, show_test=True)) == [
+        "search",
+        "uniform",
+        "ILP",
+        "random",
+        "sampled",
+        "over budget",
+        "test",
+        "front",
+        "float, 90.00 %",
+    ]
+    assert texts(draw_fronts({"a": front(), "b": front(2)}))[:3] == ["a", "b", "search"]
+
+
+def test_labels_do_not_overlap():
+    figure = draw_fronts({"a": front()})
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    shown = sorted((box for box in boxes if box.width), key=lambda box: box.x0)
+    assert len(shown) >= 2
+    assert all(left.x1 < right.x0 for left, right in pairwise(shown))
+    assert figure.legends[0].get_window_extent().y1 <= axes.xaxis.label.get_window_extent().y0
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "PNG"])
+def test_the_suffix_chooses_the_format_and_bytes_repeat(tmp_path, suffix):
+    heads = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    figure = Figure((1, 1))
+    figure.add_subplot().plot([1, 2], label="a")
+    one, two = tmp_path / f"1.{suffix}", tmp_path / f"2.{suffix}"
+    save_figure(figure, one)
+    save_figure(figure, two)
+    assert one.read_bytes().startswith(heads[suffix.lower()])
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_an_unknown_suffix_is_refused_and_leaves_nothing(tmp_path):
+    for name in ("a.jpeg", "a"):
+        with pytest.raises(InputError, match=r"none of \.png, \.svg, \.pdf"):
+            save_figure(draw_fronts({"a": front()}), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_cell_of_the_heat_map_shows_its_bits():
+    layers = {"conv1": LayerBits(8, 8), "a": LayerBits(0, 0), "b": LayerBits(2, 32)}
+    figure = draw_bits([BitAssignment("one", ModelReference("m", (1,)), layers)])
+    left, right = figure.axes[:2]
+    assert [text.get_text() for text in left.texts] == ["8", "skip", "2"]
+    assert [text.get_text() for text in right.texts] == ["8", "skip", "fp32"]
+    bar = figure.axes[2]
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["skip", "2", "8", "fp32"]
+
+
+def record(epoch, **changes):
+    return {
+        "event": "epoch",
+        "stage": "search",
+        "run": "search-1",
+        "epoch": epoch,
+        "top1": 0.5,
+        "argmax_top1": 0.25 if epoch % 2 else None,
+        "expected": {"size_bytes": 2000.0},
+        "budget": {"size_bytes": 1000.0},
+        "temperature": 5.0 / epoch**2,
+        "entropy": 0.5,
+        "decision_entropy": {"conv1": 0.25, "fc": 0.75},
+        "bits": {"conv1": [4, 8], "fc": [0, 0]},
+    } | changes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"temperature": None},
+        {"bits": {}},
+        {"budget": {}},
+        {"expected": {}, "budget": {}},
+        {"budget": {"size_bytes": 1e3, "bitops": 5}, "expected": {"size_bytes": 2e3, "bitops": 6}},
+        {"bits": {f"layer{i}": [2, 4] for i in range(150)}},
+    ],
+)
+def test_curves_of_any_search_can_be_drawn(changes):
+    for epochs in (1, 5):
+        records = [record(epoch, **changes) for epoch in range(1, epochs + 1)]
+        figure = draw_search_curves(search_curves(records)["search-1"])
+        assert figure.get_size_inches().max() < 15
+
+
+def test_curves_are_laid_out_without_overlap():
+    figure = draw_search_curves(search_curves([record(epoch) for epoch in (1, 2)])["search-1"])
+    # The layout warns, and a warning is an error here, where the panels do not fit.
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_names_of_many_decisions_are_thinned_out():
+    many = {f"layer{i}": [2, 4] for i in range(150)}
+    figure = draw_search_curves(search_curves([record(1, bits=many)])["search-1"])
+    assert 30 <= len(figure.axes[4].get_yticklabels()) <= 75
+
+
+def test_drawing_changes_no_global_state(tmp_path):
+    before = dict(mpl.rcParams)
+    save_figure(draw_fronts({"a": front()}), tmp_path / "a.svg")
+    assert dict(mpl.rcParams) == before
+
+
+def test_every_public_name_is_there():
+    assert set(results._HOME) == set(results.__all__)
+    assert all(hasattr(results, name) for name in results.__all__)
+    assert not hasattr(results, "nonsense")
+
+
+def test_importing_results_loads_neither_torch_nor_matplotlib():
+    code = "import sys, results; results.ParetoFront; assert not {'torch', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,233 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from results.pareto import Estimate, FrontPoint, ParetoFront
+from results.run.folder import Run, environment, list_runs
+from results.run.locks import FolderLock, lock_holder
+from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
+from search_spaces.errors import InputError, JobError
+
+ROOT = Path(__file__).parents[3]
+HOLDER = """
+import sys
+from pathlib import Path
+from results.run.locks import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def assignment(id):
+    return BitAssignment(id, ModelReference("zoo:resnet20", (3, 32, 32)), {"conv1": LayerBits(4, 8)})
+
+
+@pytest.fixture
+def run(tmp_path):
+    with Run.create(tmp_path / "runs" / "digits", "seed = 1\n", {"torch": "2"}) as run:
+        yield run
+
+
+@pytest.fixture
+def holder(run):
+    """Another process that holds the lock of the run, waiting on its standard input."""
+    run.close()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run.folder / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_create_and_open(run):
+    assert run.writable
+    assert run.name == "digits"
+    run.journal.append({"event": "started"})
+    reader = Run.open(run.folder)
+    assert not reader.writable
+    assert reader.job_toml() == "seed = 1\n"
+    assert reader.environment() == {"torch": "2"}
+    assert [record["event"] for record in reader.journal.records()] == ["started"]
+    assert list_runs(run.folder.parent) == [run.folder]
+    assert list_runs(run.folder / "nowhere") == []
+
+
+def test_what_is_opened_for_reading_is_never_written(run):
+    reader = Run.open(run.folder)
+    for call in (
+        lambda: reader.journal.append({"event": "note"}),
+        lambda: reader.save_assignment(assignment("a")),
+        lambda: reader.save_checkpoint("a", {}, {}),
+        lambda: reader.delete_checkpoint("a"),
+        lambda: reader.save_front(ParetoFront(())),
+    ):
+        with pytest.raises(RuntimeError, match="opened for reading"):
+            call()
+    run.close()
+    with pytest.raises(RuntimeError, match="opened for reading"):
+        run.journal.append({"event": "note"})
+
+
+def test_an_existing_run_is_not_overwritten(run):
+    run.close()
+    with pytest.raises(InputError, match=r"already holds a run; go on with it \(dnas resume .*digits\) or .* --run"):
+        Run.create(run.folder, "", {})
+    assert run.job_toml() == "seed = 1\n"
+
+
+def test_a_foreign_folder_is_left_as_it_is(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="is not empty and is not a run; choose another folder with --run"):
+        Run.create(tmp_path, "", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(InputError, match=r"thesis\.tex is a file"):
+        Run.create(tmp_path / "thesis.tex", "", {})
+    with pytest.raises(InputError, match=r"is not a run folder: it has no journal\.jsonl"):
+        Run.open(tmp_path)
+
+
+def test_a_creation_that_was_killed_can_be_repeated(tmp_path):
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    for name in (".lock", "job.toml", ".environment.json.77.tmp"):
+        (tmp_path / "a" / name).write_text("")
+    with Run.create(tmp_path / "a", "seed = 2\n", {}) as run:
+        assert run.job_toml() == "seed = 2\n"
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((InputError, JobError), match="file"):
+        Run.create(tmp_path / "file" / "run", "", {})
+
+
+def test_the_nearest_run_is_suggested(run):
+    with pytest.raises(InputError, match=r"there is no run at .*digit; did you mean 'digits'\?"):
+        Run.open(run.folder.parent / "digit")
+    with pytest.raises(InputError, match="there is no run at"):
+        Run.open(Path("/nowhere/at/all"))
+
+
+def test_a_second_writer_is_refused_by_process_id(run, holder):
+    with pytest.raises(InputError, match=rf"another process \(pid {holder.pid}\) is working on this run"):
+        Run.open(run.folder, write=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        Run.create(run.folder, "", {})
+    assert Run.open(run.folder).writer == holder.pid
+
+
+def test_a_killed_writer_frees_the_run(run, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with Run.open(run.folder, write=True) as again:
+        assert again.writable
+        assert again.writer == os.getpid()
+    assert again.writer is None
+
+
+def test_the_same_process_is_refused_too(run):
+    with pytest.raises(InputError, match="this process already works on this run"):
+        Run.open(run.folder, write=True)
+
+
+def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
+    # The parent is killed; its forked child lives on, as a data-loader worker may.
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom results.run.locks import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1]))\n"
+        "os.fork() or os.write(1, b'forked\\n')\nos.read(0, 1)\n"
+    )
+    path = tmp_path / ".lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as process:
+        assert process.stdout.readline() == "forked\n"
+        assert lock_holder(path) == process.pid
+        process.kill()
+        process.wait()
+        FolderLock(path).release()
+        process.stdin.close()
+
+
+def test_an_unlocked_folder_has_no_holder(tmp_path):
+    assert lock_holder(tmp_path / ".lock") is None
+    (tmp_path / ".lock").write_text("not a number")
+    assert lock_holder(tmp_path / ".lock") is None
+
+
+def test_leftovers_of_a_kill_are_removed_by_the_next_writer(run):
+    left = run.folder / "checkpoints" / ".search.safetensors.77.tmp"
+    left.write_text("half")
+    run.close()
+    Run.open(run.folder)
+    assert left.exists()
+    Run.open(run.folder, write=True).close()
+    assert not left.exists()
+
+
+def test_assignments(run):
+    for name in ("search-1", "search-2", "uniform-4"):
+        run.save_assignment(assignment(name))
+    assert list(run.assignments()) == ["search-1", "search-2", "uniform-4"]
+    assert run.assignment("search-1") == assignment("search-1")
+    assert run.assignment("u").id == "uniform-4"
+    with pytest.raises(InputError, match="'search' could be any of search-1, search-2"):
+        run.assignment("search")
+    with pytest.raises(InputError, match=r"no assignment 'serch-1'; did you mean 'search-1'\?; it has search-1,"):
+        run.assignment("serch-1")
+    with pytest.raises(InputError, match="no assignment ''"):
+        run.assignment("")
+
+
+def test_a_unique_beginning_may_be_a_whole_id(run):
+    run.save_assignment(assignment("search-1"))
+    run.save_assignment(assignment("search-10"))
+    assert run.assignment("search-1").id == "search-1"
+
+
+@pytest.mark.parametrize("id", ["../escape", "a/b", "", ".hidden", "a" * 200, "a\n"])
+def test_an_id_never_leaves_the_folder(run, id):
+    with pytest.raises(InputError, match="cannot be an assignment id"):
+        run.save_assignment(assignment(id))
+    with pytest.raises(InputError, match="cannot be a checkpoint name"):
+        run.save_checkpoint(id, {}, {})
+
+
+def test_a_damaged_assignment_is_told_by_path(run):
+    path = run.save_assignment(assignment("a"))
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"assignments/a\.json: not an assignment file"):
+        run.assignments()
+
+
+def test_front(run):
+    with pytest.raises(InputError, match="has no front yet; go on with: dnas resume"):
+        run.load_front()
+    front = ParetoFront.from_points([FrontPoint("a", "search", 10, 20, 30, Estimate(0.5))])
+    run.save_front(front)
+    assert run.load_front() == front
+    assert (run.folder / "front.csv").read_text().splitlines()[0].startswith("assignment,kind")
+    (run.folder / "front.json").write_text('{"schema": "dnas.front/9"}')
+    with pytest.raises(InputError, match=r"front\.json: not a front file: its schema is 'dnas\.front/9'"):
+        run.load_front()
+
+
+def test_environment_names_what_a_result_depends_on():
+    found = environment()
+    assert {"python", "torch", "numpy", "dnas", "platform", "cpu_count", "thread_count", "cuda_device"} <= set(found)
+    assert found["thread_count"] >= 1
+
+
+def test_a_damaged_environment_is_told(run):
+    (run.folder / "environment.json").write_text("[]")
+    with pytest.raises(InputError, match=r"environment\.json is damaged"):
+        run.environment()

@@ -1,0 +1,162 @@
+"""The exact step against brute force: the best cells, within every budget, or the nearest figure that is possible."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from search_spaces.allocation.program import Cells, allocate, check_reachable, dominated
+from search_spaces.costs.budgets import Budget
+from search_spaces.costs.table import CostTable
+from search_spaces.errors import InputError
+from tests.toys import Net, plan
+
+GRAPH, SPACE, TABLE = plan(Net(), weight_bits=(1, 3, 8), activation_bits=(2, 4), first_layer="search")
+COSTS = ("size_bytes", "bitops", "peak_activation_bytes")
+seeds = st.integers(0, 2**32 - 1)
+shares = st.dictionaries(st.sampled_from(COSTS), st.floats(0, 1), min_size=1)
+
+
+def random_table(rng: np.random.Generator) -> CostTable:
+    """A table in which some cells are closed."""
+    allowed = rng.random(SPACE.allowed.shape) < 0.7
+    allowed[:, 1, 1] = True
+    return CostTable(GRAPH, replace(SPACE, allowed=allowed, independent=False), list(TABLE.costs.values()))
+
+
+def assignments(table: CostTable) -> list[Cells]:
+    open_cells = [list(zip(*np.nonzero(cells), strict=True)) for cells in table.space.allowed]
+    return [[(int(i), int(j)) for i, j in cells] for cells in itertools.product(*open_cells)]
+
+
+def utility(utilities: np.ndarray, cells: Cells) -> float:
+    return sum(float(utilities[index, *cell]) for index, cell in enumerate(cells))
+
+
+def budget_between(table: CostTable, shares: dict[str, float]) -> Budget:
+    """Limits at these shares of the way from the least cost to the largest."""
+    priced = [table.cells_cost(cells) for cells in assignments(table)]
+    limits = {}
+    for name, share in shares.items():
+        least, most = min(p[name] for p in priced), max(p[name] for p in priced)
+        limits[name] = least + share * (most - least)
+    return Budget(limits, "drawn")
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, shares)
+def test_allocate_is_the_best_of_all_within_the_budget_or_none_is(seed: int, shares: dict[str, float]) -> None:
+    rng = np.random.default_rng(seed)
+    table, utilities = random_table(rng), rng.normal(size=SPACE.allowed.shape)
+    budget = budget_between(table, shares)
+    within = [cells for cells in assignments(table) if budget.met_by(table.cells_cost(cells))]
+    if not within:
+        with pytest.raises(InputError, match="cannot be met"):
+            allocate(utilities, table, budget)
+        return
+    chosen = allocate(utilities, table, budget)
+    assert budget.met_by(table.cells_cost(chosen))
+    assert table.space.allowed[np.arange(len(chosen)), *np.transpose(chosen)].all()
+    assert utility(utilities, chosen) == pytest.approx(max(utility(utilities, cells) for cells in within), abs=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, st.sampled_from(COSTS))
+def test_a_budget_a_hair_below_the_best_choice_is_met_by_another(seed: int, name: str) -> None:
+    rng = np.random.default_rng(seed)
+    utilities = rng.normal(size=SPACE.allowed.shape)
+    best = TABLE.cells_cost(allocate(utilities, TABLE, None))[name]
+    assume(best > min(TABLE.cells_cost(cells)[name] for cells in assignments(TABLE)))
+    budget = Budget({name: best * (1 - 1e-9)}, "a hair less")
+    assert TABLE.cells_cost(allocate(utilities, TABLE, budget))[name] < best
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.floats(-9, 9))
+def test_the_unit_of_the_utilities_does_not_matter(seed: int, exponent: float) -> None:
+    rng = np.random.default_rng(seed)
+    utilities, budget = rng.normal(size=SPACE.allowed.shape), budget_between(TABLE, {"bitops": 0.4})
+    scaled = utilities * 10**exponent + rng.normal(size=(len(utilities), 1, 1)) * 10**exponent
+    assert allocate(scaled, TABLE, budget) == allocate(utilities, TABLE, budget)
+
+
+def test_without_a_budget_it_is_the_argmax() -> None:
+    utilities = np.random.default_rng(0).normal(size=SPACE.allowed.shape)
+    argmax = [divmod(int(flat.argmax()), SPACE.allowed.shape[2]) for flat in utilities.reshape(len(utilities), -1)]
+    assert allocate(utilities, TABLE, None) == argmax
+
+
+def test_a_cell_of_utility_minus_infinity_is_closed_and_costs_the_others_no_precision() -> None:
+    utilities = 1e-3 * np.random.default_rng(0).normal(size=SPACE.allowed.shape)
+    closed = utilities.copy()
+    closed[:, 0, 0] = -np.inf
+    budget = budget_between(TABLE, {"bitops": 0.5})
+    within = [e for e in assignments(TABLE) if (0, 0) not in e and budget.met_by(TABLE.cells_cost(e))]
+    assert allocate(closed, TABLE, budget) == max(within, key=lambda each: utility(utilities, each))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, shares)
+def test_leaving_out_dominated_cells_never_makes_a_budget_unreachable(seed: int, shares: dict[str, float]) -> None:
+    table = random_table(np.random.default_rng(seed))
+    budget = budget_between(table, shares)
+    within = [cells for cells in assignments(table) if budget.met_by(table.cells_cost(cells))]
+    assume(within)
+    left_out = dominated(table, budget)
+    cells = allocate(np.where(left_out, -np.inf, 0.0), table, budget)
+    assert budget.met_by(table.cells_cost(cells))
+    for index, (row, column) in enumerate(cells):  # nothing wider costs as little
+        wider = np.argwhere(table.space.allowed[index])
+        for i, j in wider[((wider >= (row, column)).all(1)) & ((wider != (row, column)).any(1))]:
+            assert any(table.entries[name][index, i, j] > table.entries[name][index, row, column] for name in shares)
+
+
+def figure(message: str) -> float:
+    found = re.search(r"the least possible.* is ([\d,.]+\d);", message)
+    assert found, message
+    return float(found[1].replace(",", ""))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, shares, st.floats(0.5, 0.999))
+def test_the_nearest_figure_of_a_refusal_is_possible_and_the_least(
+    seed: int, shares: dict[str, float], share: float
+) -> None:
+    table = random_table(np.random.default_rng(seed))
+    priced = [table.cells_cost(cells) for cells in assignments(table)]
+    budget = budget_between(table, shares)
+    last = list(budget.limits)[-1]
+    held = {name: limit for name, limit in budget.limits.items() if name != last}
+    possible = [p for p in priced if Budget(held, "").met_by(p)]
+    assume(possible)
+    least = min(p[last] for p in possible)
+    with pytest.raises(InputError) as refused:
+        check_reachable(table, Budget({**held, last: least * share}, "too little"))
+    assert figure(str(refused.value)) == pytest.approx(least, rel=1e-5)
+    check_reachable(table, Budget({**held, last: figure(str(refused.value))}, "as told"))
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1 / 3, 1.0, 1e7])
+def test_the_figure_told_is_never_below_what_is_possible(unit: float) -> None:
+    scaled = replace(TABLE.costs["bitops"], layer=lambda layer, w, a: layer.macs * w * a * unit / 7e3)
+    table = CostTable(GRAPH, SPACE, [scaled])
+    with pytest.raises(InputError) as refused:
+        check_reachable(table, Budget({"bitops": 1e-9}, "nothing"))
+    check_reachable(table, Budget({"bitops": figure(str(refused.value))}, "as told"))
+
+
+def test_a_budget_of_what_is_fixed_is_met_by_skipping_everything() -> None:
+    _, space, table = plan(
+        Net(), weight_bits=(0, 4), activation_bits=(4,), granularity="block", include=("first", "second")
+    )
+    for name in ("size_bytes", "bitops", "peak_activation_bytes"):
+        cells = allocate(np.ones(space.allowed.shape), table, Budget({name: table.constants[name]}, "fixed alone"))
+        assert space.pair(*cells[0]) == (0, 0)
+    with pytest.raises(InputError, match="cannot be met"):
+        check_reachable(table, Budget({"size_bytes": table.constants["size_bytes"] - 1}, "less than that"))

@@ -1,0 +1,182 @@
+"""Reading a network: published counts, shapes, what is unsupported and why, and that nothing of it changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from search_spaces.assignments import LayerBits
+from search_spaces.costs.table import CostTable, build_costs
+from search_spaces.errors import InputError
+from search_spaces.models.zoo import resnet20
+from search_spaces.network.graph import read_graph
+from search_spaces.spaces import SpaceOptions, build_space
+from tests.toys import SHAPE, CalledTwice, Net, SharedWeight, Untraceable
+
+
+@pytest.mark.parametrize(
+    ("name", "macs", "inner"), [("resnet18", 1_814_073_344, 1_695_547_392), ("resnet34", None, 3_545_235_456)]
+)
+def test_macs_are_the_published_ones(name: str, macs: int | None, inner: int) -> None:
+    graph = read_graph(getattr(torchvision.models, name)(), (3, 224, 224))
+    assert macs is None or graph.macs == macs
+    assert graph.macs - graph["conv1"].macs - graph["fc"].macs == inner
+    shortcuts = sum(layer.macs for layer in graph.layers if "downsample" in layer.name)
+    assert name != "resnet18" or shortcuts == 19_267_584
+
+
+def test_every_layer_is_found_in_call_order_with_its_norm() -> None:
+    graph = read_graph(Net(channels=3), SHAPE)
+    assert [(layer.name, layer.norm, layer.norm_channels) for layer in graph.layers] == [
+        ("stem", "stem_norm", 3),
+        ("first", "first_norm", 3),
+        ("second", "second_norm", 3),
+        ("head", None, 0),
+    ]
+    first = graph["first"]
+    assert (first.weight_shape, first.input_shape, first.output_shape) == ((3, 3, 3, 3), (3, 6, 6), (3, 6, 6))
+    assert [layer.macs for layer in graph.layers] == [36 * 27, 36 * 81, 36 * 9, 9]
+    assert (graph.other_bytes, graph.unsupported, graph.couplings_unknown) == (0, {}, "")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.Conv1d(4, 6, 3, groups=2), (4, 10), 8 * 6 * 2 * 3),
+        (nn.Conv2d(4, 4, 3, groups=4, padding=1), (4, 5, 5), 25 * 4 * 9),
+        (nn.Conv3d(2, 3, 2, stride=2), (2, 4, 4, 4), 8 * 3 * 2 * 8),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2), (4, 5, 5), 25 * 4 * 3 * 4),
+        (nn.Linear(7, 5), (9, 7), 9 * 35),
+    ],
+)
+def test_macs_of_every_kind_of_layer_by_hand(layer: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    (spec,) = read_graph(nn.Sequential(layer), shape).layers
+    assert spec.macs == macs
+    assert spec.weight_elements == layer.get_parameter("weight").numel()
+    assert spec.bias_elements == layer.get_parameter("bias").numel()
+
+
+def test_a_layer_called_twice_costs_twice_the_macs() -> None:
+    conv = read_graph(CalledTwice(), SHAPE)["conv"]
+    assert (conv.calls, conv.macs) == (2, 2 * 36 * 9)
+
+
+def test_a_shared_weight_is_told_and_each_layer_counts_its_own_macs() -> None:
+    graph = read_graph(SharedWeight(), SHAPE)
+    assert [layer.shares_weight_with for layer in graph.layers] == [None, "first", None]
+    assert [layer.macs for layer in graph.layers] == [36 * 36, 36 * 36, 72]
+
+
+def test_other_parameters_take_their_bytes_and_folded_norms_two_per_channel() -> None:
+    class Others(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(5))
+            self.alone = nn.BatchNorm1d(4)  # reads no layer's output
+            self.scale = nn.LayerNorm(4)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.scale(self.alone(x) + self.token.sum()))
+
+    assert read_graph(Others(), (4,)).other_bytes == 4 * 5 + 2 * 4 * 4 + 4 * 8
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_norm_behind_an_activation_belongs_to_no_layer(inplace: bool) -> None:
+    layers = [nn.Conv2d(1, 3, 3), nn.ReLU(inplace), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 2))
+    graph = read_graph(model, SHAPE)
+    with torch.inference_mode():
+        assert read_graph(model, SHAPE) == graph
+    assert [(layer.name, layer.norm, layer.norm_channels) for layer in graph.layers] == [
+        ("0", None, 0),
+        ("3", "4", 2),
+        ("6", None, 0),
+    ]
+    assert graph.other_bytes == 2 * 4 * 3
+
+
+def test_the_order_of_norm_and_activation_changes_neither_cost_nor_groups_nor_branches() -> None:
+    usual, other = (read_graph(resnet20(norm_last=norm_last), (3, 32, 32)) for norm_last in (False, True))
+    channels = 16 + 3 * 2 * (16 + 32 + 64)
+    assert (usual.other_bytes, other.other_bytes) == (0, 2 * 4 * channels)
+    assert {layer.norm for layer in other.layers} == {None}
+    assert sum(layer.norm_channels for layer in usual.layers) == channels
+    assert [layer.macs for layer in other.layers] == [layer.macs for layer in usual.layers]
+    assert other.branches == usual.branches
+    assert other.residual_ties == usual.residual_ties
+    assert [(g.name, g.units, g.rows, g.columns, g.vectors) for g in other.channels.groups] == [
+        (g.name, g.units, g.rows, g.columns, g.vectors) for g in usual.channels.groups
+    ]
+    assert len(other.channels.groups) == 12
+    assert other.channels.frozen == usual.channels.frozen
+    sizes = []
+    for graph in (usual, other):
+        table = CostTable(graph, build_space(graph, SpaceOptions()), build_costs())
+        sizes.append(table.price({layer.name: LayerBits(4, 4) for layer in graph.layers})["size_bytes"])
+    assert sizes[0] == sizes[1]
+
+
+def test_branches_and_ties_of_resnet20() -> None:
+    graph = read_graph(resnet20(), (3, 32, 32))
+    assert [branch.terminal for branch in graph.branches] == [
+        f"layer{stage}.{block}.bn2" for stage in (1, 2, 3) for block in range(3)
+    ]
+    assert all(len(branch.layers) == 2 for branch in graph.branches)
+    (tie,) = graph.residual_ties  # option-A shortcuts pass channels on, through every stage
+    assert set(tie) == {"conv1", *(branch.layers[1] for branch in graph.branches)}
+
+
+def test_a_network_that_cannot_be_traced_says_so_and_is_still_read() -> None:
+    graph = read_graph(Untraceable(), SHAPE)
+    assert len(graph.layers) == 4
+    assert "torch.fx cannot trace it" in graph.couplings_unknown
+    assert graph.branches == ()
+
+
+def test_layers_that_cannot_be_quantized_are_unsupported_with_the_reason() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
+            self.unused = nn.Linear(4, 4)
+            self.embedding = nn.Embedding(4, 4)
+            self.tied = nn.Linear(4, 4, bias=False)
+            self.tied.weight = self.embedding.weight
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.tied(self.normed(x)))
+
+    graph = read_graph(Odd(), (4,))
+    assert [layer.name for layer in graph.layers] == ["head"]
+    assert "computed from other parameters" in graph.unsupported["normed"]
+    assert "never calls it" in graph.unsupported["unused"]
+    assert "shared with a module that is not a layer" in graph.unsupported["tied"]
+
+
+def test_layers_that_read_one_tensor_share_their_input() -> None:
+    class Fork(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.relu()
+            return self.left(x) * self.right(x)
+
+    assert read_graph(Fork(), (4,)).shared_inputs == (("left", "right"),)
+
+
+def test_an_input_that_does_not_fit_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"does not run on an input of shape \(2, 6, 6\)"):
+        read_graph(Net(), (2, 6, 6))
+
+
+def test_lazy_parameters_are_refused() -> None:
+    with pytest.raises(InputError, match="lazy"):
+        read_graph(nn.LazyLinear(3), (4,))

@@ -1,0 +1,149 @@
+"""Sparse storage: every format gives back what it was given, in exactly the bytes that its size function says."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
+from search_spaces.costs.sparse import compression, sparse_prices
+from search_spaces.errors import InputError
+from search_spaces.sparse_codes import SparseWeights, Storage, decode, encode, smallest, storages
+from tests.toys import Net, SharedWeight, plan
+
+
+@st.composite
+def sparse_codes(draw: st.DrawFn) -> tuple[np.ndarray, int, int]:
+    """Codes of any shape and density, their value bits and dense bits; every value that the bits can hold."""
+    bits = draw(st.integers(1, 8))
+    beside_zero = draw(st.booleans())  # 2^b values beside zero, or zero as one of them
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    density = draw(st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 1.0]))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    half = 2 ** (bits - 1)
+    codes = generator.integers(-half, half, size=shape)
+    if beside_zero:
+        codes = np.where(codes >= 0, codes + 1, codes)
+    return codes * (generator.random(shape) < density), bits, bits + beside_zero
+
+
+@given(sparse_codes())
+def test_every_format_gives_back_the_codes_in_as_many_bytes_as_said(given: tuple[np.ndarray, int, int]) -> None:
+    codes, value_bits, dense_bits = given
+    for storage in storages(codes, value_bits, dense_bits):
+        data = encode(codes, storage.format, value_bits, dense_bits)
+        assert len(data) == storage.bytes
+        back = decode(data, storage.format, codes.shape, np.count_nonzero(codes), value_bits, dense_bits)
+        assert np.array_equal(back, codes)
+
+
+@given(sparse_codes())
+def test_the_smallest_is_never_larger_than_dense_and_a_bitmask_only_where_it_pays(
+    given: tuple[np.ndarray, int, int],
+) -> None:
+    codes, bits, dense_bits = given
+    best = smallest(codes, bits, dense_bits)
+    found = storages(codes, bits, dense_bits)
+    assert best in found
+    assert all(best.bytes <= storage.bytes for storage in found)
+    assert best.bytes <= -(-codes.size * dense_bits // 8)
+    if np.count_nonzero(codes) * bits >= codes.size * (dense_bits - 1):  # density >= (b - 1) / b at d = b
+        assert best.format != "bitmask"
+
+
+def test_the_formulas_by_hand() -> None:
+    codes = np.zeros((4, 10), dtype=np.int64)
+    codes[0, 0], codes[2, 5], codes[3, 9] = 1, -2, 1  # gaps of 0, 24 and 13
+    sizes = {storage.format: storage.bits for storage in storages(codes, 2)}
+    assert sizes["dense"] == 80
+    assert sizes["bitmask"] == 40 + 3 * 2
+    assert sizes["csr"] == 4 * 6 + 3 * 4 + 3 * 2  # 40 needs 6 bits, a column below 10 needs 4
+    assert sizes["relative-4"] == (3 + 1) * 4 + 3 * 2  # 24 = one filler of 15 zeros, and 9
+    assert sizes["relative-2"] == (3 + 8 + 4) * 2 + 3 * 2  # a filler is 3 zeros
+    assert sizes["relative-5"] == 3 * 5 + 3 * 2
+    assert smallest(codes, 2) == Storage("relative-4", 22)  # no format takes fewer bytes
+    assert encode(codes, "relative-4", 2) == bytes([0b0000_1111, 0b1001_1101, 0b01_10_01_00])
+
+
+def test_no_code_no_bytes() -> None:
+    codes = np.zeros((3, 3), dtype=np.int64)
+    assert smallest(codes, 4) == Storage("relative-2", 0)
+    assert not decode(b"", "relative-2", (3, 3), 0, 4).any()
+
+
+@pytest.mark.parametrize("format", ["dense", "bitmask", "csr", "relative-3"])
+def test_a_code_that_does_not_fit_is_refused(format: str) -> None:
+    with pytest.raises(InputError, match="does not fit into 2 bits"):
+        encode(np.array([[4]]), format, 2)
+
+
+@pytest.mark.parametrize("format", ["zip", "relative-1", "relative-17", "relative"])
+def test_an_unknown_format_is_refused(format: str) -> None:
+    with pytest.raises(InputError, match=f"'{format}' is not a format of sparse codes"):
+        encode(np.array([[1]]), format, 2)
+
+
+def assignment(sparse: SparseWeights | None) -> BitAssignment:
+    return BitAssignment("mine", ModelReference("toy", (1, 6, 6)), {"stem": LayerBits(4, 4, 3, None, sparse)})
+
+
+def test_sparse_layers_survive_the_assignment_file_and_dense_ones_do_not_mention_it() -> None:
+    for sparse in (SparseWeights(0.5), SparseWeights(-1.0, "quantize-first", "zero", 7, "relative-4", 123)):
+        there = assignment(sparse)
+        assert BitAssignment.loads(json.dumps(there.to_json())) == there
+    dense = assignment(None).to_json()
+    assert "sparse" not in dense["layers"]["stem"]
+    assert BitAssignment.from_json(dense) == assignment(None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"sigma": math.inf}, "sigma = inf"), ({"order": "last"}, "order = 'last'"), ({"gradient": 1}, "gradient = 1")],
+)
+def test_nonsense_about_sparse_weights_is_refused(wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        SparseWeights(**{"sigma": 0.0, **wrong})  # type: ignore[arg-type]
+    data = assignment(SparseWeights(0.0)).to_json()
+    data["layers"]["stem"]["sparse"].update(wrong)
+    with pytest.raises(InputError, match=told):
+        BitAssignment.from_json(data)
+
+
+def test_prices_count_what_is_stored_and_two_numbers_in_the_place_of_one_scale() -> None:
+    graph, space, table = plan(Net(), weight_bits=(4,), activation_bits=(4,), first_layer=32, last_layer=32)
+    dense = space.uniform(4)
+    assert sparse_prices(table, dense) == table.price(dense) | {
+        "size_bytes_without_index": table.price(dense)["size_bytes"],
+        "weight_bits_without_index": table.price(dense)["weight_bits"],
+    }
+    known = SparseWeights(0.0, nonzeros=10, storage="bitmask", stored_bits=81 + 40)
+    layers = {**dense, "first": replace(dense["first"], sparse=known)}
+    prices, before = sparse_prices(table, layers), table.price(dense)
+    packed = 4 * 11 + 4  # 81 weights as four bit planes of 11 bytes, and the scale
+    assert prices["size_bytes"] == before["size_bytes"] - packed + 16 + 8
+    assert prices["size_bytes_without_index"] == before["size_bytes"] - packed + 5 + 8
+    assert prices["weight_bits"] == before["weight_bits"] - 81 * 4 + 121
+    assert prices["weight_bits_without_index"] == before["weight_bits"] - 81 * 4 + 40
+    assert prices["bitops"] == before["bitops"]
+
+    told = compression(table, layers, prices)
+    assert told["sparsity"] == 71 / 81
+    assert (told["sparse_layers_with_index"], told["sparse_layers_without_index"]) == (32 * 81 / 121, 32 * 81 / 40)
+    assert told["sparsity_of_all"] == 71 / sum(layer.weight_elements for layer in graph.layers)
+    assert told["with_index"] == table.uniform(32)["size_bytes"] / prices["size_bytes"]
+    assert told["weights_without_index"] == table.uniform(32)["weight_bits"] / prices["weight_bits_without_index"]
+
+
+def test_a_shared_weight_is_stored_once() -> None:
+    _, space, table = plan(SharedWeight(), weight_bits=(4,), activation_bits=(4,), first_layer="search", last_layer=32)
+    known = SparseWeights(0.0, nonzeros=100, storage="bitmask", stored_bits=1696)
+    layers = {n: replace(b, sparse=known) if n != "head" else b for n, b in space.uniform(4).items()}
+    once = {**layers, "second": replace(layers["second"], sparse=None)}
+    assert sparse_prices(table, layers) == sparse_prices(table, once)
+    assert compression(table, layers, sparse_prices(table, layers))["sparsity"] == 1196 / 1296
