@@ -92,7 +92,7 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """The data set; a validation split is always held out of the training data."""
+    """The data set; a validation split is always held out of the training data. Image files become 8-bit RGB, upright by their EXIF orientation: of 16 bits a channel the upper 8 are kept, transparency is left out, floats and 32-bit integers are refused."""
 
     source: str = Field(default="digits", description="`digits`, `mnist`, `fashionmnist`, `cifar10`, `cifar100`, `imagefolder` or your own `package.module:callable`.")  # fmt: skip
     root: FilePath | None = Field(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -139,13 +141,49 @@ class _Files(Dataset[Tensor | str]):
 
 
 def decode(path: str) -> Tensor:
-    """Read an image file as uint8 RGB (3, H, W); raises InputError where it is no whole image."""
+    """Read an image file as uint8 RGB (3, H, W), turned upright as its EXIF orientation says.
+
+    Of 16 bits a channel the upper 8 are kept. Transparency is left out: the colours are those that are stored. Raises
+    InputError where it is no whole image, or one whose pixels have no known full scale (floats, 32-bit integers).
+    """
     try:
-        with Image.open(io.BytesIO(Path(path).read_bytes()), formats=_FORMATS) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "it is no image file" if isinstance(error, UnidentifiedImageError) else str(error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's remarks on metadata and transparency
+            with Image.open(io.BytesIO(Path(path).read_bytes()), formats=_FORMATS) as image:
+                return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    except Exception as error:  # a damaged file fails anywhere inside PIL's readers
+        unknown = "it is no image file, or of a kind that is not read; save it as PNG or JPEG"
+        reason = unknown if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
         raise InputError(f"cannot read the image '{path}': {reason}") from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """The pixels (H, W, 3), uint8."""
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return np.repeat(_grey_of_sixteen_bits(image)[..., None], 3, axis=2)
+    # A palette with transparency is converted through RGBA, which keeps its colours.
+    return np.array(_upright(image).convert("RGBA" if image.mode in ("P", "PA") else "RGB"))[..., :3]
+
+
+def _grey_of_sixteen_bits(image: Image.Image) -> np.ndarray:
+    """The upper eight bits (H, W) of an image whose grey values have more than eight."""
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
+    if image.mode == "F" or (image.mode == "I" and tags):  # PNG and PGM of 16 bits may be of mode I
+        raise InputError(
+            f"its pixels are {'floats' if image.mode == 'F' else 'signed or 32-bit integers'} (mode {image.mode}), "
+            "whose full scale is not known; save it with 8 or 16 bits a channel"
+        )
+    bits = tags.get(BITSPERSAMPLE, (16,))[0] if tags else 16
+    grey = (np.asarray(_upright(image)) >> (bits - 8)).astype(np.uint8)
+    return 255 - grey if tags and tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata say nothing of the pixels
+        return image
 
 
 def _stack(items: list[Tensor | str]) -> Tensor | str:

@@ -293,10 +293,62 @@ def test_limits_decode_only_what_they_keep(tmp_path: Path) -> None:
 
 
 def test_grey_and_palette_images_become_rgb(tmp_path: Path) -> None:
-    Image.new("L", (5, 4), 7).save(tmp_path / "grey.png")
-    Image.new("P", (5, 4)).save(tmp_path / "palette.png")
-    assert torch.equal(decode(str(tmp_path / "grey.png")), torch.full((3, 4, 5), 7, dtype=torch.uint8))
-    assert decode(str(tmp_path / "palette.png")).shape == (3, 4, 5)
+    colours = np.array([[9, 80, 200], [250, 3, 7], [20, 21, 22]], dtype=np.uint8)
+    palette = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
+    palette.putpalette(colours.tobytes())
+    palette.save(tmp_path / "palette.png")
+    palette.save(tmp_path / "transparent.png", transparency=bytes([0, 128, 255]))
+    for name in ("palette", "transparent"):
+        assert np.array_equal(decode(str(tmp_path / f"{name}.png")).permute(1, 2, 0).numpy(), colours[None])
+    ramp = np.arange(256, dtype=np.uint8)[None]
+    for name, image in (
+        ("grey.png", Image.fromarray(ramp)),
+        ("alpha.png", Image.merge("LA", [Image.fromarray(ramp), Image.new("L", (256, 1), 0)])),
+        ("ink.tif", Image.merge("CMYK", [Image.new("L", (256, 1), 0)] * 3 + [Image.fromarray(255 - ramp)])),
+    ):
+        image.save(tmp_path / name)
+        assert np.array_equal(decode(str(tmp_path / name)).numpy(), ramp[None].repeat(3, 0)), name
+    Image.fromarray(ramp > 99).save(tmp_path / "bit.png")
+    assert np.array_equal(decode(str(tmp_path / "bit.png"))[2].numpy(), np.where(ramp > 99, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("deep.png", "<u2"), ("deep.pgm", "<u2"), ("deep.tif", "<u2"), ("deep.tif", ">u2")]
+)
+def test_of_sixteen_bits_the_upper_eight_are_kept(tmp_path: Path, name: str, order: str) -> None:
+    ramp = np.arange(0, 65536, 37, dtype=np.uint16)[None].repeat(2, 0)
+    stored = Image.fromarray(ramp.astype(order))
+    stored.save(tmp_path / name)
+    assert np.array_equal(decode(str(tmp_path / name)).numpy(), (ramp >> 8)[None].repeat(3, 0))
+    if (name, order) == ("deep.tif", "<u2"):
+        stored.save(tmp_path / name, tiffinfo={262: 0})  # white is zero
+        assert np.array_equal(decode(str(tmp_path / name))[0].numpy(), 255 - (ramp >> 8))
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.float32, "F"), (np.int32, "I")])
+def test_pixels_without_a_full_scale_are_refused_by_their_mode(tmp_path: Path, kind: Any, mode: str) -> None:
+    Image.fromarray(np.linspace(0, 70000, 12).astype(kind)[None]).save(tmp_path / "raw.tiff")
+    with pytest.raises(InputError, match=rf"raw.tiff': its pixels are .*\(mode {mode}\).*save it with 8 or 16 bits"):
+        decode(str(tmp_path / "raw.tiff"))
+
+
+@pytest.mark.parametrize(("suffix", "deep"), [("jpg", False), ("png", False), ("png", True), ("tif", True)])
+def test_images_are_turned_upright(tmp_path: Path, suffix: str, deep: bool) -> None:
+    pixels = (np.arange(16 * 24) // 2).astype(np.uint8).reshape(16, 24)
+    for orientation, expected in (
+        (1, pixels),
+        (3, pixels[::-1, ::-1]),
+        (6, np.rot90(pixels, -1)),
+        (8, np.rot90(pixels)),
+    ):
+        exif = Image.Exif()
+        exif[274] = orientation
+        path = tmp_path / f"{orientation}.{suffix}"
+        stored = pixels.astype(np.uint16) << 8 if deep else pixels
+        Image.fromarray(stored).save(path, exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+        found = decode(str(path))[0].numpy()
+        assert found.shape == expected.shape
+        assert np.abs(found.astype(int) - expected).max() <= (2 if suffix == "jpg" else 0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
