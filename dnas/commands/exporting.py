@@ -63,7 +63,7 @@ def export(folder: Path, name: str | None, format: str, out: Path, as_json: bool
             f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
         )
     written = _export_net(run, name or (measured or nets)[-1], format, out) if name is None or name in nets else None
-    written = written or [_export_one(run, run.assignment(str(name)), format, out)]
+    written = written or [_export_one(run, run.assignment(run.complete_id(str(name))), format, out)]
     if as_json:
         show_json(written[0].told if len(written) == 1 else [file.told for file in written])
     else:

@@ -74,7 +74,8 @@ def prune(
     overrides += [f"prune.trials={trials}"] if trials is not None else []
     with Run.open(folder, write=True) as run:
         job = str(folder / JOB)
-        request = PruneRequest(load_job(job, overrides).prune, assignment, bits)
+        parent = run.complete_id(assignment) if assignment is not None else None
+        request = PruneRequest(load_job(job, overrides).prune, parent, bits)
         front = _carry_out(load_job(job), run, as_json, request)
     _conclude(run, front, as_json)
 
@@ -103,16 +104,16 @@ def _budget_table(text: str) -> str:
 def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
     """Measure an assignment of a run once more on the validation or the test split."""
     run = Run.open(folder)
-    found = run.assignment(assignment)
+    name = run.complete_id(assignment)
     with open_display(as_json) as display:
-        result = jobs.evaluate_assignment(run, found.id, split, display.report)
+        result = jobs.evaluate_assignment(run, name, split, display.report)
     if as_json:
         show_json(result)
         return
     top1 = result["top1"]
     spread = f" ± {100 * top1['std']:.2f}" if top1["n"] > 1 else ""
     seeds = f"{top1['n']} seed{'s' if top1['n'] > 1 else ''}"
-    show(f"{found.id} on {split}: {100 * top1['mean']:.2f}{spread} % top-1 ({seeds}, {result['images']} images)")
+    show(f"{name} on {split}: {100 * top1['mean']:.2f}{spread} % top-1 ({seeds}, {result['images']} images)")
 
 
 @contextmanager

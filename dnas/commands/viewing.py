@@ -63,7 +63,7 @@ def show_run(folder: Path, as_json: bool) -> None:
 def show_assignment(folder: Path, name: str, as_json: bool) -> None:
     """Show an assignment's bits and costs, layer by layer."""
     run = Run.open(folder)
-    assignment = run.assignment(name)
+    assignment = run.assignment(run.complete_id(name))
     filters = filters_of(assignment, parents_of(run.assignments()).get(assignment.id))
     try:
         costs = _layer_costs(run, assignment)

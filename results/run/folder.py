@@ -165,15 +165,27 @@ class Run:
         return {path.stem: _read_assignment(path) for path in self._assignment_paths()}
 
     def assignment(self, id: str) -> BitAssignment:
-        """Return the assignment of this id or of this unique beginning of one; else raise :class:`InputError`."""
+        """Return the assignment of exactly this id; else raise :class:`InputError`."""
         paths = {path.stem: path for path in self._assignment_paths()}
-        found = [id] if id in paths else [name for name in paths if id and name.startswith(id)]
-        if len(found) == 1:
-            return _read_assignment(paths[found[0]])
-        if found:
-            raise InputError(f"'{id}' could be any of {', '.join(found)} in {self.folder}; give more of the name")
-        known = f"; it has {', '.join(paths)}" if 0 < len(paths) <= 12 else ""
-        raise InputError(f"{self.folder} has no assignment '{id}'{nearest(id, paths)}{known}")
+        if id not in paths:
+            known = f"; it has {', '.join(paths)}" if 0 < len(paths) <= 12 else ""
+            raise InputError(f"{self.folder} has no assignment '{id}'{nearest(id, paths)}{known}")
+        return _read_assignment(paths[id])
+
+    def complete_id(self, beginning: str) -> str:
+        """The id that a person meant: this one, or the only one that begins so; an unknown one is returned as it is.
+
+        Raises :class:`InputError` where several begin so.
+        """
+        ids = [path.stem for path in self._assignment_paths()]
+        found = [id for id in ids if beginning and id.startswith(beginning)]
+        if beginning in ids or not found:
+            return beginning
+        if len(found) > 1:
+            raise InputError(
+                f"'{beginning}' could be any of {', '.join(found)} in {self.folder}; give more of the name"
+            )
+        return found[0]
 
     def save_front(self, front: ParetoFront) -> None:
         """Write ``front.json`` and ``front.csv``."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from search_spaces.costs.table import CostTable
+from search_spaces.costs.table import Cost, CostTable
 from search_spaces.errors import InputError
 
+_SYMBOLS = {
+    "bytes": ("B", "bytes"),
+    "bits": ("bits",),
+    "bit operations": ("BitOps", "bitops"),
+    "multiply-accumulates": ("MACs", "macs"),
+    "ms": ("ms",),
+}
+"""Unit of a cost → how it may be written behind an amount."""
 _PATTERN = re.compile(
     r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?:(?P<percent>%)(?:\s*of\s*(?P<reference>fp32|uniform\s*8))?"
-    r"|(?P<prefix>[kKMGT]i?)?\s*(?:B|bytes|BitOps|bitops|MACs|macs|ms)?)\s*"
+    rf"|(?P<prefix>[kKMGT]i?)?\s*(?P<symbol>{'|'.join(itertools.chain(*_SYMBOLS.values()))})?)\s*"
 )
 _PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
     f"{letter}i": 1024.0**power for power, letters in enumerate(("kK", "M", "G", "T"), start=1) for letter in letters
@@ -31,8 +40,10 @@ class Budget:
         return all(costs[name] <= limit for name, limit in self.limits.items())
 
 
-def parse_amount(text: str | float, fp32: float, uniform8: float) -> float:
+def parse_amount(text: str | float, fp32: float, uniform8: float, cost: Cost | None = None) -> float:
     """Turn ``"12%"``, ``"50% of uniform8"``, ``"40 KiB"``, ``"1.5 GBitOps"`` or a number into the cost's unit.
+
+    A unit that is not that of ``cost`` is refused; without a cost any unit is taken.
 
     >>> parse_amount("25%", fp32=400.0, uniform8=100.0), parse_amount("2 KiB", 0, 0), parse_amount(7, 0, 0)
     (100.0, 2048.0, 7.0)
@@ -46,6 +57,8 @@ def parse_amount(text: str | float, fp32: float, uniform8: float) -> float:
         found = _PATTERN.fullmatch(str(text))
         if not found:
             raise InputError(f"budget {text!r} is not an amount; write 40000, '40 KiB', '12%' or '50% of uniform8'")
+        if cost is not None and found["symbol"]:
+            _check_symbol(found["symbol"], text, cost)
         amount = float(found["number"])
         if found["percent"]:
             amount *= (uniform8 if (found["reference"] or "").startswith("uniform") else fp32) / 100
@@ -54,6 +67,14 @@ def parse_amount(text: str | float, fp32: float, uniform8: float) -> float:
     if not math.isfinite(amount) or amount <= 0:
         raise InputError(f"budget {text!r} must be a finite amount above 0")
     return amount
+
+
+def _check_symbol(symbol: str, text: str | float, cost: Cost) -> None:
+    if symbol not in _SYMBOLS.get(cost.unit, (cost.unit,)):
+        has = f"is in {cost.unit}" if cost.unit else "has no unit"
+        raise InputError(
+            f"budget {text!r}: '{symbol}' is no unit of {cost.name}, which {has}; write it without, or a percentage"
+        )
 
 
 def parse_budget(entry: Mapping[str, str | float], table: CostTable, own: Mapping[str, float] | None = None) -> Budget:
@@ -65,11 +86,11 @@ def parse_budget(entry: Mapping[str, str | float], table: CostTable, own: Mappin
         raise InputError("a budget is empty; write for example { size_bytes = '12%' }")
     limits = {}
     for name, amount in entry.items():
-        table.require(name)
-        references = [0.0, 0.0]
+        cost = table.require(name)
+        fp32 = uniform8 = 0.0
         if "%" in str(amount):  # asked for only then: a latency table need not hold these widths
-            references = [table.uniform(bits, [name])[name] for bits in (32, 8)]
+            fp32, uniform8 = (table.uniform(bits, [name])[name] for bits in (32, 8))
         if own is not None and "of" not in str(amount):
-            references[0] = own[name]
-        limits[name] = parse_amount(amount, *references)
+            fp32 = own[name]
+        limits[name] = parse_amount(amount, fp32, uniform8, cost)
     return Budget(limits, " & ".join(f"{name} {amount}" for name, amount in entry.items()))

@@ -113,7 +113,7 @@ def requested_targets(context: JobContext) -> dict[int, PruneTarget]:
 
 
 def check_request(context: JobContext, request: PruneRequest) -> PruneRequest:
-    """The request with the full id of its assignment; raises :class:`InputError` for what cannot be pruned so."""
+    """The request as it is; raises :class:`InputError` for what cannot be pruned so."""
     _check_criterion(context, request.section)
     if request.bits is not None:
         parent = _uniform(context, request.bits)
@@ -126,7 +126,7 @@ def check_request(context: JobContext, request: PruneRequest) -> PruneRequest:
     if any(bits.sparse is not None for bits in parent.layers.values()):
         raise InputError(f"assignment '{parent.id}' has sparse weights, which cannot lose filters; name a dense one")
     Pruning(context, PruneTarget(parent, request.section))
-    return PruneRequest(request.section, parent.id)
+    return request
 
 
 def _check_criterion(context: JobContext, section: PruneSection) -> None:

@@ -179,19 +179,30 @@ def test_assignments(run):
         run.save_assignment(assignment(name))
     assert list(run.assignments()) == ["search-1", "search-2", "uniform-4"]
     assert run.assignment("search-1") == assignment("search-1")
-    assert run.assignment("u").id == "uniform-4"
-    with pytest.raises(InputError, match="'search' could be any of search-1, search-2"):
-        run.assignment("search")
     with pytest.raises(InputError, match=r"no assignment 'serch-1'; did you mean 'search-1'\?; it has search-1,"):
         run.assignment("serch-1")
-    with pytest.raises(InputError, match="no assignment ''"):
-        run.assignment("")
 
 
-def test_a_unique_beginning_may_be_a_whole_id(run):
-    run.save_assignment(assignment("search-1"))
-    run.save_assignment(assignment("search-10"))
-    assert run.assignment("search-1").id == "search-1"
+@pytest.mark.parametrize("beginning", ["", "search", "search-1", "u", "uniform-4.json"])
+def test_only_a_whole_id_names_an_assignment(run, beginning):
+    for name in ("search-10", "uniform-4"):
+        run.save_assignment(assignment(name))
+    with pytest.raises(InputError, match=f"no assignment '{beginning}'"):
+        run.assignment(beginning)
+
+
+def test_a_beginning_that_only_one_id_has_is_completed(run):
+    for name in ("search-1", "search-10", "search-2", "uniform-4"):
+        run.save_assignment(assignment(name))
+    assert [run.complete_id(name) for name in ("u", "search-1", "search-10", "")] == [
+        "uniform-4",
+        "search-1",
+        "search-10",
+        "",
+    ]
+    assert run.complete_id("nothing") == "nothing"  # for `assignment` to refuse, with the nearest one
+    with pytest.raises(InputError, match="'search-' could be any of search-1, search-10, search-2"):
+        run.complete_id("search-")
 
 
 @pytest.mark.parametrize("id", ["../escape", "a/b", "", ".hidden", "a" * 200, "a\n"])

@@ -17,7 +17,7 @@ from tests.toys import Net, plan
 GRAPH, SPACE, TABLE = plan(Net())
 NUMBERS = st.decimals("0.001", "999999", allow_nan=False, places=3)
 FACTORS = {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-UNITS = ("", "B", "bytes", "BitOps", "bitops", "MACs", "macs", "ms")
+UNITS = ("", "B", "bytes", "bits", "BitOps", "bitops", "MACs", "macs", "ms")
 SPACES = st.sampled_from(["", " ", "  "])
 
 
@@ -54,6 +54,37 @@ def test_anything_is_a_positive_amount_or_an_input_error(given_amount: Any) -> N
     except InputError:
         return
     assert 0 < amount < math.inf
+
+
+FITTING = {
+    "size_bytes": ("B", "bytes"),
+    "peak_activation_bytes": ("B", "bytes"),
+    "weight_bits": ("bits",),
+    "bitops": ("BitOps", "bitops"),
+    "macs": ("MACs", "macs"),
+    "latency": ("ms",),
+    "energy": (),
+    "joules": ("mJ",),
+}
+
+
+@pytest.mark.parametrize("name", FITTING)
+@pytest.mark.parametrize("symbol", ["B", "bytes", "bits", "BitOps", "bitops", "MACs", "macs", "ms"])
+@pytest.mark.parametrize("prefix", ["", "k", "Mi"])
+def test_a_unit_of_another_cost_is_refused(name: str, symbol: str, prefix: str) -> None:
+    own = [
+        Cost("latency", "ms", lambda *_: 1.0),
+        Cost("energy", "", lambda *_: 1.0),
+        Cost("joules", "mJ", lambda *_: 1.0),
+    ]
+    table = CostTable(GRAPH, SPACE, [*build_costs(), *own])
+    amount = f"3 {prefix}{symbol}"
+    if symbol in FITTING[name]:
+        assert parse_budget({name: amount}, table).limits == {name: 3 * FACTORS[prefix]}
+    else:
+        with pytest.raises(InputError, match=f"budget '{amount}': '{symbol}' is no unit of {name}"):
+            parse_budget({name: amount}, table)
+    assert parse_budget({name: f"3{prefix}"}, table).limits == {name: 3 * FACTORS[prefix]}
 
 
 def test_a_budget_holds_one_limit_per_cost_in_its_unit() -> None:
