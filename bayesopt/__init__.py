@@ -6,8 +6,9 @@ is told to it by a callable that is handed in.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from search_spaces.lazy import attach
 
 if TYPE_CHECKING:
     from bayesopt.criteria import CRITERIA, importance, removal_order
@@ -17,17 +18,6 @@ if TYPE_CHECKING:
     from bayesopt.trials import PruningTrial, best_trials, run_trials
     from search_spaces.channels.slicing import pruned_graph, remove_filters
     from search_spaces.groups import ChannelGroup, ChannelGroups
-
-_MODULES = {
-    "bayesopt.criteria": ("CRITERIA", "importance", "removal_order"),
-    "bayesopt.proposers": ("CostRange", "Proposal", "Proposer", "make_proposer"),
-    "bayesopt.pruning": ("choose", "groups", "prune", "rebuild_optimizer"),
-    "bayesopt.ratios": ("RatioSpace",),
-    "bayesopt.trials": ("PruningTrial", "best_trials", "run_trials"),
-    "search_spaces.groups": ("ChannelGroup", "ChannelGroups"),
-    "search_spaces.channels.slicing": ("pruned_graph", "remove_filters"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "CRITERIA",
@@ -51,12 +41,15 @@ __all__ = [
     "run_trials",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'bayesopt' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "bayesopt.criteria": ("CRITERIA", "importance", "removal_order"),
+        "bayesopt.proposers": ("CostRange", "Proposal", "Proposer", "make_proposer"),
+        "bayesopt.pruning": ("choose", "groups", "prune", "rebuild_optimizer"),
+        "bayesopt.ratios": ("RatioSpace",),
+        "bayesopt.trials": ("PruningTrial", "best_trials", "run_trials"),
+        "search_spaces.groups": ("ChannelGroup", "ChannelGroups"),
+        "search_spaces.channels.slicing": ("pruned_graph", "remove_filters"),
+    },
+)

@@ -6,8 +6,9 @@ The public names are those of ``__all__``; docs/python.md describes them. They a
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from search_spaces.lazy import attach
 
 if TYPE_CHECKING:
     from dnas.config.file import dump_job, load_job
@@ -37,37 +38,6 @@ if TYPE_CHECKING:
     from search_spaces.models.load import load_model
     from search_spaces.network.graph import read_graph
     from search_spaces.spaces import SpaceOptions, build_space
-
-_MODULES = {
-    "dnas.jobs.api": ("finetune", "search_bits"),
-    "dnas.quantization.calibration": ("calibrate", "recalibrate_batchnorm"),
-    "dnas.config.job": ("JobConfig",),
-    "dnas.quantization.conversion": ("QuantizerChoice", "apply", "quantize_fixed"),
-    "dnas.data.load": ("load_data",),
-    "dnas.jobs.doctor": ("examine",),
-    "dnas.config.file": ("dump_job", "load_job"),
-    "dnas.jobs.run": ("evaluate_assignment", "run_job"),
-    "dnas.jobs.planning": ("plan_job",),
-    "dnas.search.trainer": ("SearchData", "SupernetTrainer"),
-    "dnas.search.sensitivity": ("sensitivities",),
-    "dnas.search.supernet": ("Supernet",),
-    "dnas.switchable.net": ("Profile", "SwitchableNet"),
-    "dnas.switchable.training": ("SwitchableTrainer",),
-    "dnas.training.trainer": ("Trainer", "evaluate"),
-    "dnas.export.unpack": ("load",),
-    "results.pareto": ("ParetoFront",),
-    "results.tables.report": ("verdicts",),
-    "results.run.folder": ("Run",),
-    "search_spaces.allocation.program": ("allocate",),
-    "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference"),
-    "search_spaces.costs.budgets": ("Budget", "parse_budget"),
-    "search_spaces.costs.table": ("CostTable", "build_costs"),
-    "search_spaces.errors": ("InputError", "JobError"),
-    "search_spaces.network.graph": ("read_graph",),
-    "search_spaces.models.load": ("load_model",),
-    "search_spaces.spaces": ("SpaceOptions", "build_space"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "BitAssignment",
@@ -114,12 +84,35 @@ __all__ = [
     "verdicts",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'dnas' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "dnas.jobs.api": ("finetune", "search_bits"),
+        "dnas.quantization.calibration": ("calibrate", "recalibrate_batchnorm"),
+        "dnas.config.job": ("JobConfig",),
+        "dnas.quantization.conversion": ("QuantizerChoice", "apply", "quantize_fixed"),
+        "dnas.data.load": ("load_data",),
+        "dnas.jobs.doctor": ("examine",),
+        "dnas.config.file": ("dump_job", "load_job"),
+        "dnas.jobs.run": ("evaluate_assignment", "run_job"),
+        "dnas.jobs.planning": ("plan_job",),
+        "dnas.search.trainer": ("SearchData", "SupernetTrainer"),
+        "dnas.search.sensitivity": ("sensitivities",),
+        "dnas.search.supernet": ("Supernet",),
+        "dnas.switchable.net": ("Profile", "SwitchableNet"),
+        "dnas.switchable.training": ("SwitchableTrainer",),
+        "dnas.training.trainer": ("Trainer", "evaluate"),
+        "dnas.export.unpack": ("load",),
+        "results.pareto": ("ParetoFront",),
+        "results.tables.report": ("verdicts",),
+        "results.run.folder": ("Run",),
+        "search_spaces.allocation.program": ("allocate",),
+        "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference"),
+        "search_spaces.costs.budgets": ("Budget", "parse_budget"),
+        "search_spaces.costs.table": ("CostTable", "build_costs"),
+        "search_spaces.errors": ("InputError", "JobError"),
+        "search_spaces.network.graph": ("read_graph",),
+        "search_spaces.models.load": ("load_model",),
+        "search_spaces.spaces": ("SpaceOptions", "build_space"),
+    },
+)

@@ -6,8 +6,9 @@ The names below are loaded when first used, so that importing ``results`` costs 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from search_spaces.lazy import attach
 
 if TYPE_CHECKING:
     from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront, hypervolume
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
     from results.run.status import RunStatus, run_status
     from results.tables.export import EXPORTERS, export_assignment
     from results.tables.report import front_rows, render_table, verdicts
-
-_MODULES = {
-    "results.pictures.curve_data": ("search_curves",),
-    "results.tables.export": ("EXPORTERS", "export_assignment"),
-    "results.run.journal": ("Journal",),
-    "results.pareto": ("Estimate", "FloatReference", "FrontPoint", "ParetoFront", "hypervolume"),
-    "results.pictures.prune_data": ("prune_trials", "ratio_panels"),
-    "results.tables.report": ("front_rows", "render_table", "verdicts"),
-    "results.run.folder": ("Run", "environment", "list_runs"),
-    "results.run.status": ("RunStatus", "run_status"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "EXPORTERS",
@@ -53,8 +42,16 @@ __all__ = [
     "verdicts",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'results' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "results.pictures.curve_data": ("search_curves",),
+        "results.tables.export": ("EXPORTERS", "export_assignment"),
+        "results.run.journal": ("Journal",),
+        "results.pareto": ("Estimate", "FloatReference", "FrontPoint", "ParetoFront", "hypervolume"),
+        "results.pictures.prune_data": ("prune_trials", "ratio_panels"),
+        "results.tables.report": ("front_rows", "render_table", "verdicts"),
+        "results.run.folder": ("Run", "environment", "list_runs"),
+        "results.run.status": ("RunStatus", "run_status"),
+    },
+)

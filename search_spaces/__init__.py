@@ -6,8 +6,9 @@ nothing of training and imports none of the others.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from search_spaces.lazy import attach
 
 if TYPE_CHECKING:
     from search_spaces.allocation.program import allocate, check_reachable
@@ -22,22 +23,6 @@ if TYPE_CHECKING:
     from search_spaces.models.zoo import ZOO
     from search_spaces.network.graph import read_graph
     from search_spaces.spaces import Decision, PrecisionSpace, SpaceOptions, build_space, read_capability
-
-_MODULES = {
-    "search_spaces.allocation.program": ("allocate", "check_reachable"),
-    "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference", "check_fits"),
-    "search_spaces.costs.budgets": ("Budget", "parse_budget"),
-    "search_spaces.costs.table": ("Cost", "CostTable", "build_costs"),
-    "search_spaces.errors": ("InputError", "JobError"),
-    "search_spaces.network.graph": ("read_graph",),
-    "search_spaces.layers": ("LayerGraph", "LayerSpec", "ResidualBranch"),
-    "search_spaces.models.load": ("LoadedModel", "available_models", "load_checkpoint", "load_model"),
-    "search_spaces.groups": ("ChannelGroup", "ChannelGroups"),
-    "search_spaces.costs.pruned": ("PrunedCosts",),
-    "search_spaces.spaces": ("Decision", "PrecisionSpace", "SpaceOptions", "build_space", "read_capability"),
-    "search_spaces.models.zoo": ("ZOO",),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "BitAssignment",
@@ -72,12 +57,20 @@ __all__ = [
     "read_graph",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'search_spaces' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "search_spaces.allocation.program": ("allocate", "check_reachable"),
+        "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference", "check_fits"),
+        "search_spaces.costs.budgets": ("Budget", "parse_budget"),
+        "search_spaces.costs.table": ("Cost", "CostTable", "build_costs"),
+        "search_spaces.errors": ("InputError", "JobError"),
+        "search_spaces.network.graph": ("read_graph",),
+        "search_spaces.layers": ("LayerGraph", "LayerSpec", "ResidualBranch"),
+        "search_spaces.models.load": ("LoadedModel", "available_models", "load_checkpoint", "load_model"),
+        "search_spaces.groups": ("ChannelGroup", "ChannelGroups"),
+        "search_spaces.costs.pruned": ("PrunedCosts",),
+        "search_spaces.spaces": ("Decision", "PrecisionSpace", "SpaceOptions", "build_space", "read_capability"),
+        "search_spaces.models.zoo": ("ZOO",),
+    },
+)
