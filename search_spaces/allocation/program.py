@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_array, vstack
 
 from search_spaces.allocation.monotone import no_wider
+from search_spaces.allocation.solver import most_useful, not_decided
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError
 from search_spaces.spaces import Pair
 
 Cells = list[tuple[int, int]]
@@ -34,7 +35,8 @@ def allocate(
 
     ``utilities`` is (D, Kw, Ka); cells outside ``space.allowed`` and those of utility -inf are never taken. The result
     never exceeds the budget, and is nowhere wider than ``bound``, (weight bits, activation bits) per decision. Raises
-    :class:`InputError` with the nearest possible figure when nothing meets the budget.
+    :class:`InputError` with the nearest possible figure when nothing meets the budget, :class:`JobError` when the
+    solver could not tell in its time.
     """
     if bound is not None:
         utilities = np.where(no_wider(table.space, bound), utilities, -np.inf)
@@ -75,7 +77,10 @@ def unreachable(table: CostTable, budget: Budget) -> str:
     """Say why a budget cannot be met and what the nearest possible figure is."""
     met: dict[str, float] = {}
     for name, limit in budget.limits.items():
-        least = _least(table, name, met)
+        try:
+            least = _least(table, name, met)
+        except JobError:  # that it cannot be met is known, how far it is off is not
+            break
         if least > limit:
             given = f" with {' and '.join(met)} held" if met else ""
             return (
@@ -87,7 +92,7 @@ def unreachable(table: CostTable, budget: Budget) -> str:
 
 
 def is_reachable(table: CostTable, budget: Budget) -> bool:
-    """Whether some assignment of the space meets ``budget``."""
+    """Whether some assignment of the space meets ``budget``; :class:`JobError` where the solver could not tell."""
     return _best(-table.entries[next(iter(budget.limits))], table, budget.limits) is not None
 
 
@@ -122,14 +127,14 @@ def _figure(value: float) -> str:
 
 
 def _best(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float]) -> Cells | None:
-    """The best cells whose exact costs are within ``limits``; None where there are none."""
+    """The best cells whose exact costs are within ``limits``; None where it is proven that there are none."""
     excluded: list[Cells] = []
     for _ in range(_MOST_TRIES):
         cells = _solve(utilities, table, limits, excluded)
         if cells is None or Budget(limits, "").met_by(table.cells_cost(cells)):
             return cells
         excluded.append(cells)  # over a limit by less than the solver's tolerance
-    return None
+    raise not_decided(f"the best {_MOST_TRIES} choices are over it by less than the solver's tolerance")
 
 
 def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], excluded: list[Cells]) -> Cells | None:
@@ -158,16 +163,10 @@ def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float],
     constraints = [LinearConstraint(choose_one, 1, 1)]
     if rows:
         constraints.append(LinearConstraint(vstack(rows), -np.inf, bounds))
-    solution = milp(
-        -_centred(utilities, open_cells).ravel(),
-        constraints=constraints,
-        integrality=np.ones(open_cells.size),
-        bounds=Bounds(0, open_cells.ravel().astype(float)),
-        options={"mip_rel_gap": 1e-9, "time_limit": 60.0},
-    )
-    if solution.x is None:
+    found = most_useful(_centred(utilities, open_cells).ravel(), open_cells.ravel(), constraints)
+    if found is None:
         return None
-    cells = solution.x.reshape(decisions, per_decision).argmax(axis=1)
+    cells = found.reshape(decisions, per_decision).argmax(axis=1)
     return [(int(cell // cell_shape[1]), int(cell % cell_shape[1])) for cell in cells]
 
 

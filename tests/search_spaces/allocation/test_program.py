@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import OptimizeResult, milp
 
-from search_spaces.allocation.program import Cells, allocate, check_reachable, dominated
+from search_spaces.allocation import solver
+from search_spaces.allocation.program import Cells, allocate, check_reachable, dominated, is_reachable
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError
 from tests.toys import Net, plan
 
 GRAPH, SPACE, TABLE = plan(Net(), weight_bits=(1, 3, 8), activation_bits=(2, 4), first_layer="search")
@@ -160,3 +165,53 @@ def test_a_budget_of_what_is_fixed_is_met_by_skipping_everything() -> None:
         assert space.pair(*cells[0]) == (0, 0)
     with pytest.raises(InputError, match="cannot be met"):
         check_reachable(table, Budget({"size_bytes": table.constants["size_bytes"] - 1}, "less than that"))
+
+
+def stopped(status: int, message: str) -> Any:
+    return lambda *given, **options: OptimizeResult(x=None, status=status, message=message)
+
+
+@pytest.mark.parametrize("status", [1, 4])
+def test_a_solver_that_stops_early_does_not_make_a_budget_impossible(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = budget_between(TABLE, {"bitops": 0.5})
+    monkeypatch.setattr(solver, "milp", stopped(status, "Time limit reached. (HiGHS Status 13: kTimeLimit)"))
+    for ask in (check_reachable, is_reachable, lambda *given: allocate(np.zeros(SPACE.allowed.shape), *given)):
+        with pytest.raises(JobError, match=r"is not decided: the solver stopped after 60 s or less \(Time limit"):
+            ask(TABLE, budget)
+    monkeypatch.setattr(solver, "milp", stopped(4, "The problem is unbounded or infeasible."))
+    assert not is_reachable(TABLE, budget)
+
+
+def test_an_impossible_budget_stays_so_where_the_least_is_not_found_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "SECONDS", 0.0)
+    with pytest.raises(InputError, match="'drawn' cannot be met by any choice of bits"):
+        check_reachable(TABLE, Budget({"size_bytes": 1.0}, "drawn"))
+
+
+def test_what_was_found_when_time_was_up_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_found(*given: Any, **options: Any) -> OptimizeResult:
+        return OptimizeResult(x=milp(*given, **options).x, status=1, message="Time limit reached.")
+
+    utilities = np.random.default_rng(0).normal(size=SPACE.allowed.shape)
+    budget = budget_between(TABLE, {"bitops": 0.5})
+    expected = allocate(utilities, TABLE, budget)
+    monkeypatch.setattr(solver, "milp", first_found)
+    assert allocate(utilities, TABLE, budget) == expected
+
+
+def test_nothing_that_the_solver_prints_is_seen(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def chatty(*given: Any, **options: Any) -> OptimizeResult:
+        ctypes.CDLL(None).puts(b"tmpSolver.run();")
+        os.write(1, b"debug")
+        return milp(*given, **options)
+
+    monkeypatch.setattr(solver, "milp", chatty)
+    print("before", end=" ")
+    check_reachable(TABLE, budget_between(TABLE, {"bitops": 0.5}))
+    print("after")
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr() == ("before after\n", "")
