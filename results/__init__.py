@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront, hypervolume
     from results.pictures.curve_data import search_curves
     from results.pictures.prune_data import prune_trials, ratio_panels
-    from results.run.folder import Run, environment, list_runs
+    from results.run.environment import environment
+    from results.run.folder import Run, list_runs
     from results.run.journal import Journal
     from results.run.status import RunStatus, run_status
     from results.tables.export import EXPORTERS, export_assignment
@@ -51,7 +52,8 @@ __getattr__, __dir__ = attach(
         "results.pareto": ("Estimate", "FloatReference", "FrontPoint", "ParetoFront", "hypervolume"),
         "results.pictures.prune_data": ("prune_trials", "ratio_panels"),
         "results.tables.report": ("front_rows", "render_table", "verdicts"),
-        "results.run.folder": ("Run", "environment", "list_runs"),
+        "results.run.environment": ("environment",),
+        "results.run.folder": ("Run", "list_runs"),
         "results.run.status": ("RunStatus", "run_status"),
     },
 )

@@ -59,6 +59,8 @@ class ModelReference:
 class BitAssignment:
     """Bits per layer, what they cost, how they measured and where they came from.
 
+    ``layer_costs`` is what each layer takes of every cost, by layer and cost; empty where it was not priced.
+
     >>> assignment = BitAssignment("mine", ModelReference("zoo:resnet20", (3, 32, 32)), {"conv1": LayerBits(4, 8)})
     >>> BitAssignment.from_json(assignment.to_json()) == assignment
     True
@@ -70,6 +72,7 @@ class BitAssignment:
     cost: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    layer_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def pairs(self) -> dict[str, tuple[int, int]]:
@@ -103,6 +106,9 @@ class BitAssignment:
             "cost": dict(self.cost),
             "metrics": dict(self.metrics),
             "provenance": dict(self.provenance),
+            **(
+                {"layer_costs": {name: dict(own) for name, own in self.layer_costs.items()}} if self.layer_costs else {}
+            ),
         }
 
     @classmethod
@@ -118,9 +124,12 @@ class BitAssignment:
                 data["model"]["checkpoint_sha256"],
             )
             layers = {str(name): _layer_bits(entry) for name, entry in data["layers"].items()}
-            tables = [data[name] for name in ("cost", "metrics", "provenance")]
-            if not all(isinstance(table, dict) for table in tables):
-                raise TypeError("cost, metrics and provenance are objects")
+            tables = [data["cost"], data["metrics"], data["provenance"], data.get("layer_costs", {})]
+            if not all(isinstance(table, dict) for table in (*tables, *tables[-1].values())):
+                raise TypeError("cost, metrics, provenance and layer_costs are objects")
+            for name, value in (pair for costs in (tables[0], *tables[-1].values()) for pair in costs.items()):
+                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                    raise TypeError(f"the cost {name} is no number")
             return cls(str(data["id"]), model, layers, *tables)
         except InputError:
             raise

@@ -19,7 +19,8 @@ from dnas.jobs import run as jobs
 from dnas.jobs.stages.finalise import FinaliseRequest
 from dnas.jobs.stages.prune_requests import PruneRequest
 from results.pareto import ParetoFront
-from results.run.folder import ASSIGNMENTS, CHECKPOINTS, JOB, Run, environment
+from results.run.environment import environment
+from results.run.folder import ASSIGNMENTS, CHECKPOINTS, JOB, Run
 from results.run.status import run_status
 from results.tables.report import front_rows, render_table, verdicts
 from search_spaces.errors import InputError, JobError

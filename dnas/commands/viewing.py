@@ -12,23 +12,15 @@ from rich.table import Table
 
 from dnas.commands.display import duration_text
 from dnas.commands.terminal import amount_text, show, show_json, tell
-from dnas.config.file import load_job
-from dnas.jobs.planning import cost_table, space_options
 from results.pareto import ParetoFront
 from results.pictures.plot_data import bit_text
 from results.pictures.prune_data import filters_of, parents_of
-from results.run.folder import JOB, Run, list_runs
+from results.run.folder import Run, list_runs
 from results.run.status import run_status
 from results.tables.report import front_rows, render_table, verdicts
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
-from search_spaces.channels.slicing import pruned_graph
-from search_spaces.costs.sparse import layer_costs
 from search_spaces.errors import InputError
-from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS
-from search_spaces.models.load import load_model
-from search_spaces.network.graph import read_graph
-from search_spaces.spaces import build_space
 
 LayerCosts = Mapping[str, Mapping[str, float]]
 Filters = Mapping[str, tuple[int, int]]
@@ -65,11 +57,7 @@ def show_assignment(folder: Path, name: str, as_json: bool) -> None:
     run = Run.open(folder)
     assignment = run.assignment(run.complete_id(name))
     filters = filters_of(assignment, parents_of(run.assignments()).get(assignment.id))
-    try:
-        costs = _layer_costs(run, assignment)
-    except InputError as error:
-        tell(f"costs of single layers are not shown: {error}")
-        costs = {}
+    costs = assignment.layer_costs or _priced_again(run, assignment)
     if as_json:
         kept = {layer: {"kept": kept, "of": of, "ratio": 1 - kept / of} for layer, (kept, of) in filters.items()}
         show_json({**assignment.to_json(), "layer_costs": costs, "filters": kept})
@@ -120,17 +108,15 @@ def _pair_text(weight_bits: int, activation_bits: int) -> str:
     return pair[0] if pair[0] == pair[1] and weight_bits in (0, FLOAT_BITS) else "/".join(pair)
 
 
-def _layer_costs(run: Run, assignment: BitAssignment) -> dict[str, dict[str, float]]:
-    """Layer → cost → value, priced again by the job's own table."""
-    job = load_job(str(run.folder / JOB))
-    network = load_model(job.model.source, arguments=job.model.arguments).module
-    graph = read_graph(network, assignment.model.input_shape)
-    table = cost_table(graph, build_space(graph, space_options(job.space)), job.costs, job.quantizer.per_channel)
-    kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
-    specs = (pruned_graph(graph, kept) if kept else graph).by_name
-    return {
-        name: layer_costs(table.costs, specs[name], bits) for name, bits in assignment.layers.items() if name in specs
-    }
+def _priced_again(run: Run, assignment: BitAssignment) -> LayerCosts:
+    """Layer → cost → value, of an assignment that does not say it: runs made before they did, and foreign files."""
+    from dnas.jobs.pricing import priced_by_layer  # reads the network, and so waits for torch
+
+    try:
+        return priced_by_layer(run, assignment)
+    except InputError as error:
+        tell(f"costs of single layers are not shown: {error}")
+        return {}
 
 
 def _layer_table(assignment: BitAssignment, costs: LayerCosts, filters: Filters) -> Table:

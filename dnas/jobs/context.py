@@ -28,7 +28,7 @@ from results.run.folder import Run
 from search_spaces.allocation.program import Cells
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.sparse import sparse_prices
+from search_spaces.costs.sparse import costs_by_layer, sparse_prices
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerSpec
 from search_spaces.models.load import LoadedModel, load_model
@@ -150,7 +150,8 @@ class JobContext:
             "quantizer": asdict(self.choice),
             **(more or {}),
         }
-        assignment = BitAssignment(name, self.reference, layers, self._price(layers), {}, provenance)
+        by_layer = costs_by_layer(self.plan.table, layers)
+        assignment = BitAssignment(name, self.reference, layers, self._price(layers), {}, provenance, by_layer)
         self.run.save_assignment(assignment)
         self.journal({"event": "decoded", "assignment": name, "kind": kind, "run": run, "cost": dict(assignment.cost)})
         return assignment

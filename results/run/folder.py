@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
+from results import run as room
 from results.files import TEMPORARY_SUFFIX, read_json, read_text, write_bytes, write_error, write_json, write_text
 from results.pareto import ParetoFront
-from results.run.checkpoints import read_checkpoint, write_checkpoint
 from results.run.journal import Journal
 from results.run.locks import FolderLock, lock_holder
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 JOB = "job.toml"
 ENVIRONMENT = "environment.json"
@@ -139,12 +137,12 @@ class Run:
 
         ``metadata`` is kept as JSON: tuples come back as lists and keys as text.
         """
-        write_checkpoint(self._checkpoint_path(name, write=True), tensors, metadata)
+        room.write_checkpoint(self._checkpoint_path(name, write=True), tensors, metadata)
 
     def load_checkpoint(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Return (tensors on the CPU, metadata), or None if there is none; raise InputError if it is damaged."""
         path = self._checkpoint_path(name)
-        return read_checkpoint(path) if path.exists() else None
+        return room.read_checkpoint(path) if path.exists() else None
 
     def delete_checkpoint(self, name: str) -> None:
         """Remove a checkpoint; one that is not there is fine."""
@@ -235,27 +233,6 @@ def is_run(folder: Path) -> bool:
 def list_runs(parent: Path) -> list[Path]:
     """Return the run folders directly inside ``parent``, sorted by name; empty where there is no such folder."""
     return sorted(path for path in parent.iterdir() if is_run(path)) if parent.is_dir() else []
-
-
-def environment() -> dict[str, Any]:
-    """Return what a result depends on beside its job file: versions, platform, CPU and thread count, CUDA device."""
-    cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("dnas", "torch", "torchvision", "numpy", "scipy", "scikit-optimize")},
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "thread_count": torch.get_num_threads(),
-        "cuda": torch.version.cuda if cuda else None,
-        "cuda_device": torch.cuda.get_device_name() if cuda else None,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _refuse_occupied(folder: Path) -> None:

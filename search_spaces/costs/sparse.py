@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from search_spaces.assignments import LayerBits
+from search_spaces.assignments import LayerBits, kept_rows_of
+from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.table import Cost, CostTable
+from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerSpec
 from search_spaces.sparse_codes import SparseWeights
 
@@ -39,6 +41,13 @@ def sparse_prices(table: CostTable, layers: Mapping[str, LayerBits]) -> dict[str
         bare_bytes += bare["size_bytes"] - dense["size_bytes"]
         bare_bits += bare["weight_bits"] - dense["weight_bits"]
     return prices | dict(zip(WITHOUT_INDEX, (bare_bytes, bare_bits), strict=True))
+
+
+def costs_by_layer(table: CostTable, layers: Mapping[str, LayerBits]) -> dict[str, dict[str, float]]:
+    """Layer → cost → value, of what is left of each layer."""
+    kept = kept_units(table.graph.channels, kept_rows_of(layers))
+    specs = (pruned_graph(table.graph, kept) if kept else table.graph).by_name
+    return {name: layer_costs(table.costs, specs[name], bits) for name, bits in layers.items() if name in specs}
 
 
 def layer_costs(costs: Mapping[str, Cost], spec: LayerSpec, bits: LayerBits) -> dict[str, float]:

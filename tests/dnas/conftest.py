@@ -12,7 +12,8 @@ from dnas.config.job import JobConfig
 from dnas.export import unpack as unpacking
 from dnas.jobs import planning
 from dnas.jobs.run import run_job
-from results.run.folder import Run, environment
+from results.run.environment import environment
+from results.run.folder import Run
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
 

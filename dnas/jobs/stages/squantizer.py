@@ -15,7 +15,7 @@ from dnas.quantization.conversion import fresh_copy
 from dnas.quantization.sparsity import activate
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.sparse import compression, sparse_prices
+from search_spaces.costs.sparse import compression, costs_by_layer, sparse_prices
 from search_spaces.errors import InputError
 from search_spaces.spaces import matches
 from search_spaces.sparse_codes import SparseWeights
@@ -152,4 +152,5 @@ def as_measured(assignment: BitAssignment, context: JobContext) -> BitAssignment
     prices = sparse_prices(table, layers)
     sizes = [sparse_prices(table, net)["size_bytes"] for net in nets or [layers]]
     told = {**compression(table, layers, prices), "size_bytes_of_seeds": sizes}
-    return replace(assignment, layers=layers, cost=prices).with_metrics(compression=told)
+    by_layer = costs_by_layer(table, layers)
+    return replace(assignment, layers=layers, cost=prices, layer_costs=by_layer).with_metrics(compression=told)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from dnas.jobs.planning import cost_table, space_options
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
+from search_spaces.costs.sparse import costs_by_layer
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
@@ -101,6 +104,33 @@ def test_a_pruned_assignment_is_priced_in_the_pruned_network(
     assert data["filters"]["layer2.0.conv1"] == {"kept": 4, "of": 8, "ratio": 0.5}
     sizes = [costs["size_bytes"] for costs in data["layer_costs"].values()]
     assert sum(sizes) + table.graph.other_bytes == data["cost"]["size_bytes"]
+
+
+def test_an_assignment_that_says_what_its_layers_cost_is_shown_like_one_that_is_priced_again(
+    folder: Path, table: CostTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    viewing.show_assignment(folder, "search-1-pruned-1", as_json=False)
+    priced_again = capsys.readouterr().out
+    with Run.open(folder, write=True) as run:
+        found = run.assignment("search-1-pruned-1")
+        run.save_assignment(replace(found, layer_costs=costs_by_layer(table, found.layers)))
+    (folder / "job.toml").write_text('[model]\nsource = "nowhere:net"\n')  # it is not needed any more
+    viewing.show_assignment(folder, "search-1-pruned-1", as_json=False)
+    assert capsys.readouterr().out == priced_again
+
+
+def test_what_only_reads_a_run_waits_for_no_heavy_library(folder: Path, table: CostTable) -> None:
+    with Run.open(folder, write=True) as run:
+        found = run.assignment("search-1")
+        run.save_assignment(replace(found, layer_costs=costs_by_layer(table, found.layers)))
+    code = (
+        "import sys; from dnas.commands.cli import app; "
+        "app(sys.argv[1:], standalone_mode=False); "
+        "print('heavy:', [m for m in ('torch', 'scipy', 'matplotlib', 'skopt', 'networkx') if m in sys.modules])"
+    )
+    for words in (["status", str(folder)], ["show", str(folder)], ["show", str(folder), "search-1"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("heavy: []\n"), words
 
 
 def test_an_unpruned_assignment_has_no_column_for_filters(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

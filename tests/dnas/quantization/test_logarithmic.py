@@ -23,7 +23,8 @@ from dnas.quantization.logarithmic import LogarithmicQuantizer
 from dnas.quantization.quantizers import find_quantizer
 from dnas.search.sensitivity import quantized
 from dnas.search.supernet import Supernet
-from results.run.folder import Run, environment
+from results.run.environment import environment
+from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import InputError

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from results.pareto import Estimate, FrontPoint, ParetoFront
-from results.run.folder import Run, environment, list_runs
+from results.run.environment import environment
+from results.run.folder import Run, list_runs
 from results.run.locks import FolderLock, lock_holder
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError, JobError
