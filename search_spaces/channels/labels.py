@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torch.fx.passes.shape_prop import TensorMetadata
 
 from search_spaces.channels.label_tensors import (
     Labels,
@@ -40,6 +40,7 @@ from search_spaces.channels.operations import (
     REDUCTIONS,
     SAME_SHAPE_FUNCTIONS,
 )
+from search_spaces.channels.shapes import note_shapes
 from search_spaces.layers import LayerSpec
 from search_spaces.models.attention import UnfoldedAttention
 from search_spaces.models.zoo import SubsampleShortcut
@@ -61,7 +62,7 @@ class ChannelTrace:
 
 
 class ChannelInterpreter(fx.Interpreter):
-    """Runs a traced network on labels; every node needs ``tensor_meta`` from a ``ShapeProp`` before.
+    """Runs a traced network on labels; every node needs ``tensor_meta`` from a :func:`note_shapes` before.
 
     ``given`` holds the labels of filters (and of a shortcut's padding) that are known already, by module: so a pruned
     network is followed with the labels that its filters had before.
@@ -135,7 +136,7 @@ class ChannelInterpreter(fx.Interpreter):
             source.meta["tensor_meta"].dtype if is_tensor(x) else None for x, source in zip(args, sources, strict=True)
         )
         examples = (torch.zeros(x.shape, dtype=d, device=device) if d else x for x, d in zip(args, dtypes, strict=True))
-        ShapeProp(traced).propagate(*examples)
+        note_shapes(traced, *examples)
         inner = _Inner(traced, {}, self.given)
         inner.found, inner.prefix = self.found, f"{self._name}."
         return inner.run(*args, *kwargs.values())
@@ -298,7 +299,7 @@ class ChannelInterpreter(fx.Interpreter):
         return self._unremovable_like(metadata, why)
 
     def _unremovable_like(self, metadata: Any, why: str) -> Any:
-        """Labels that must stay, in the shapes that ``ShapeProp`` noted for a node."""
+        """Labels that must stay, in the shapes that :func:`note_shapes` noted for a node."""
         if isinstance(metadata, TensorMetadata):
             return self._unremovable(metadata.shape, why)
         if isinstance(metadata, (tuple, list)):

@@ -14,10 +14,10 @@ import networkx as nx
 import numpy as np
 import torch
 from torch import fx
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.channels.labels import ChannelInterpreter, ChannelTrace
+from search_spaces.channels.shapes import note_shapes
 from search_spaces.channels.slicing import kept_indices, remove_filters
 from search_spaces.groups import ChannelGroup, ChannelGroups
 from search_spaces.layers import LayerSpec
@@ -159,7 +159,7 @@ def _holds_with(
     given = {name: _kept_of(groups, kept, name in specs, name, numbers) for name, numbers in names.items()}
     try:
         smaller = remove_filters(module, groups, kept)
-        ShapeProp(smaller).propagate(example)
+        note_shapes(smaller, example)
         trace = ChannelInterpreter(smaller, specs, given).follow()
     except Exception:  # whatever a foreign model's code raises, it does not run without these filters
         return False

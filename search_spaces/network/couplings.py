@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import networkx as nx
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from search_spaces.channels.reading import read_channels
+from search_spaces.channels.shapes import note_shapes
 from search_spaces.groups import ChannelGroups
 from search_spaces.layers import LayerSpec, ResidualBranch
 from search_spaces.models.attention import UnfoldedAttention
@@ -52,7 +52,7 @@ def read_couplings(model: nn.Module, specs: Sequence[LayerSpec], input_shape: tu
         example = example_input(model, input_shape)
         with torch.no_grad():
             module = fx.GraphModule(model, trace)
-            ShapeProp(module).propagate(example)
+            note_shapes(module, example)
     except Exception as error:  # any data-dependent line of a foreign model can fail here
         unknown = f"torch.fx cannot trace it ({str(error).strip().splitlines()[0][:120]})"
         return Couplings(channels=ChannelGroups(unknown=unknown), unknown=unknown)

@@ -180,3 +180,19 @@ def test_an_input_that_does_not_fit_is_an_input_error() -> None:
 def test_lazy_parameters_are_refused() -> None:
     with pytest.raises(InputError, match="lazy"):
         read_graph(nn.LazyLinear(3), (4,))
+
+
+def test_reading_a_network_whose_filters_cannot_go_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    class FixedSplit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.left, self.right = nn.Conv2d(1, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.leave = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = torch.split(self.enter(x), [4, 4], 1)
+            return self.leave(torch.cat([self.left(first), self.right(second)], 1))
+
+    graph = read_graph(FixedSplit(), SHAPE)
+    assert "enter" in graph.channels.frozen
+    assert capfd.readouterr() == ("", "")
