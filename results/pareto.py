@@ -11,13 +11,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from search_spaces.errors import InputError, nearest
+from search_spaces.provenance import KINDS
 
 SCHEMA = "dnas.front/1"
-KINDS = (
-    *("search", "squantizer", "uniform", "ilp", "random", "sampled"),
-    *("pruned", "pruned-uniform", "pruned-random", "fewer-bits"),
-    *("given", "switchable"),
-)
 COSTS = ("size_bytes", "bitops", "macs")
 _FLAGS = ("on_front", "feasible")
 

@@ -14,6 +14,7 @@ from typing import Any
 from search_spaces.errors import InputError, nearest
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.provenance import Provenance, read_provenance
 from search_spaces.sparse_codes import SparseWeights
 
 SCHEMA = "dnas.assignment/1"
@@ -71,8 +72,13 @@ class BitAssignment:
     layers: Mapping[str, LayerBits]
     cost: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     layer_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given: Any = self.provenance
+        if not isinstance(given, Provenance):  # as the file has it
+            object.__setattr__(self, "provenance", read_provenance(given))
 
     @property
     def pairs(self) -> dict[str, tuple[int, int]]:
@@ -105,7 +111,7 @@ class BitAssignment:
             },
             "cost": dict(self.cost),
             "metrics": dict(self.metrics),
-            "provenance": dict(self.provenance),
+            "provenance": self.provenance.to_json(),
             **(
                 {"layer_costs": {name: dict(own) for name, own in self.layer_costs.items()}} if self.layer_costs else {}
             ),
@@ -124,13 +130,13 @@ class BitAssignment:
                 data["model"]["checkpoint_sha256"],
             )
             layers = {str(name): _layer_bits(entry) for name, entry in data["layers"].items()}
-            tables = [data["cost"], data["metrics"], data["provenance"], data.get("layer_costs", {})]
-            if not all(isinstance(table, dict) for table in (*tables, *tables[-1].values())):
-                raise TypeError("cost, metrics, provenance and layer_costs are objects")
-            for name, value in (pair for costs in (tables[0], *tables[-1].values()) for pair in costs.items()):
+            cost, metrics, by_layer = data["cost"], data["metrics"], data.get("layer_costs", {})
+            if not all(isinstance(table, dict) for table in (cost, metrics, by_layer, *by_layer.values())):
+                raise TypeError("cost, metrics and layer_costs are objects")
+            for name, value in (pair for costs in (cost, *by_layer.values()) for pair in costs.items()):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise TypeError(f"the cost {name} is no number")
-            return cls(str(data["id"]), model, layers, *tables)
+            return cls(str(data["id"]), model, layers, cost, metrics, read_provenance(data["provenance"]), by_layer)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

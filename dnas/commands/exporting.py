@@ -28,6 +28,7 @@ from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
+from search_spaces.provenance import Profile
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,25 @@ class _Written:
 
 def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
     """The switchable nets that these assignments are profiles of, by number."""
-    nets = {str(item.provenance["net"]) for item in assignments.values() if "net" in item.provenance}
+    nets = {item.provenance.net for item in assignments.values() if item.provenance.net}
     return sorted(nets, key=lambda net: int(net.rpartition("-")[2]))
 
 
 def _export_net(run: Run, name: str, format: str, out: Path) -> list[_Written]:
     """A switchable net: one packed file of all profiles, or a file for each."""
-    profiles = [item for item in run.assignments().values() if item.provenance.get("net") == name]
+    profiles = {
+        item.provenance.profile: item
+        for item in run.assignments().values()
+        if isinstance(item.provenance, Profile) and item.provenance.net == name
+    }
+    some = next(iter(profiles.values()))
     if format == PACKED:
-        return [_packed_net(run, name, profiles[0], out)]
+        return [_packed_net(run, name, some, out)]
     if format not in FORMATS:
         raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
     if format not in NET_FORMATS:
-        raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {profiles[0].id}")
-    files = {item.id: out.with_stem(f"{out.stem}-{item.provenance['profile']}") for item in profiles}
-    return [_export_one(run, item, format, files[item.id]) for item in profiles]
+        raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {some.id}")
+    return [_export_one(run, item, format, out.with_stem(f"{out.stem}-{key}")) for key, item in profiles.items()]
 
 
 def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path) -> _Written:
@@ -143,8 +148,8 @@ def load_stored(run: Run, assignment: BitAssignment) -> StoredNet:
     config = load_job(str(run.folder / JOB))
     network, section = load_network(config).module, config.quantizer
     choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
-    if "net" in assignment.provenance:  # a profile of a switchable net, which has quantizers of its own
-        choice = QuantizerChoice(**assignment.provenance["quantizer"])
+    if assignment.provenance.net:  # a profile of a switchable net, which has quantizers of its own
+        choice = QuantizerChoice.of(assignment)
     graph = read_graph(network, assignment.model.input_shape)
     check_fits(assignment, graph)
     return StoredNet(stored_net(run, network, graph, assignment, choice, 0), graph, assignment, choice)

@@ -24,6 +24,7 @@ from search_spaces.allocation.monotone import check_bounds, from_largest
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.network.graph import read_graph
+from search_spaces.provenance import SEARCH, Provenance, Quantizers
 from search_spaces.spaces import SpaceOptions, build_space
 
 _CALIBRATION_BATCHES, _BATCHNORM_BATCHES = 4, 30
@@ -70,8 +71,8 @@ def search_bits(
             pass
         layers = precision_space.layers_of(supernet.decode(budget, bound))
         bound = precision_space.pairs_of(layers) if section.monotone else None
-        provenance = {"kind": "search", "budget": budget.label, "seed": seed, "quantizer": asdict(quantizers)}
-        found[number] = BitAssignment(label, reference, layers, table.price(layers), {}, provenance)
+        made = Provenance(kind=SEARCH, budget=budget.label, seed=seed, quantizer=Quantizers(**asdict(quantizers)))
+        found[number] = BitAssignment(label, reference, layers, table.price(layers), {}, made)
     return [found[number] for number in range(len(limits))]
 
 

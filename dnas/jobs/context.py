@@ -32,6 +32,7 @@ from search_spaces.costs.sparse import costs_by_layer, sparse_prices
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerSpec
 from search_spaces.models.load import LoadedModel, load_model
+from search_spaces.provenance import Provenance, Quantizers
 
 
 @dataclass(frozen=True)
@@ -121,39 +122,33 @@ class JobContext:
             if text not in told:
                 self.journal({"event": "note", "text": text})
 
-    def keep_cells(self, name: str, kind: str, cells: Cells, run: str, budget: Budget | None = None) -> BitAssignment:
+    def keep_cells(self, name: str, cells: Cells, made: Provenance, budget: Budget | None = None) -> BitAssignment:
         """Save and journal a decoded assignment given as one cell per decision, once."""
-        return self.keep(name, kind, self.plan.space.layers_of(cells), run, budget)
+        return self.keep(name, self.plan.space.layers_of(cells), made, budget)
 
     def keep(
-        self,
-        name: str,
-        kind: str,
-        layers: Mapping[str, LayerBits],
-        run: str,
-        budget: Budget | None = None,
-        more: Mapping[str, Any] | None = None,
+        self, name: str, layers: Mapping[str, LayerBits], made: Provenance, budget: Budget | None = None
     ) -> BitAssignment:
         """Save and journal an assignment, once; a name that is known already gives what was saved then.
 
-        ``more`` goes into its provenance.
+        ``made`` says where it comes from, but for the budget, the seed and the job's quantizers.
         """
         if name in {record["assignment"] for record in self.events("decoded")}:
             return self.run.assignment(name)
         layers = {spec.name: _with_channels(layers[spec.name], spec) for spec in self.plan.graph.layers}
-        provenance = {
-            "kind": kind,
-            "run": run,
+        known = {
             "budget": budget.label if budget else None,
             "limits": dict(budget.limits) if budget else {},
             "seed": self.config.seed,
-            "quantizer": asdict(self.choice),
-            **(more or {}),
+            "quantizer": Quantizers(**asdict(self.choice)),
         }
+        told = {key: value for key, value in known.items() if key not in made.model_fields_set}
+        made = made.model_copy(update=told)
         by_layer = costs_by_layer(self.plan.table, layers)
-        assignment = BitAssignment(name, self.reference, layers, self._price(layers), {}, provenance, by_layer)
+        assignment = BitAssignment(name, self.reference, layers, self._price(layers), {}, made, by_layer)
         self.run.save_assignment(assignment)
-        self.journal({"event": "decoded", "assignment": name, "kind": kind, "run": run, "cost": dict(assignment.cost)})
+        cost = dict(assignment.cost)
+        self.journal({"event": "decoded", "assignment": name, "kind": made.kind, "run": made.run, "cost": cost})
         return assignment
 
     def _price(self, layers: Mapping[str, LayerBits]) -> dict[str, float]:

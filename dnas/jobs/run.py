@@ -45,6 +45,7 @@ from results.pictures.front import draw_fronts, save_figure
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, JobError
+from search_spaces.provenance import PRUNED
 
 Result = TypeVar("Result")
 
@@ -147,7 +148,7 @@ def _pipeline(context: JobContext, measurer: Measurer) -> list[FrontPoint]:
         if step == "prune":
             targets = config_targets(context, found)
             found = _stage(context, "prune", partial(prune_all, context, measurer, targets))
-            base = next((assignment for assignment in found if assignment.provenance["kind"] == "pruned"), base)
+            base = next((assignment for assignment in found if assignment.provenance.kind == PRUNED), base)
         if number > 0 or step == "prune":
             points += _stage(context, "measure", partial(measurer.measure_all, found))
     return points

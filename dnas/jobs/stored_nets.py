@@ -13,15 +13,16 @@ from results.run.folder import Run
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
+from search_spaces.provenance import Profile
 
 
 def stored_net(
     run: Run, network: nn.Module, graph: LayerGraph, assignment: BitAssignment, choice: QuantizerChoice, seed: int
 ) -> nn.Module:
     """The measured net of an assignment and seed of a run, in eval mode, built from the job's float ``network``."""
-    if "net" in assignment.provenance:
-        net = stored_switchable(run, network, graph, str(assignment.provenance["net"]), seed)
-        return net.alone(str(assignment.provenance["profile"]))
+    origin = assignment.provenance
+    if isinstance(origin, Profile):
+        return stored_switchable(run, network, graph, origin.net, seed).alone(origin.profile)
     saved = run.load_checkpoint(f"net-{assignment.metrics.get('same_as', assignment.id)}-seed{seed}")
     if saved is None:
         raise InputError(

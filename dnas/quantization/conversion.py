@@ -31,6 +31,11 @@ class QuantizerChoice:
     activations: str = "pact"
     per_channel: bool = False
 
+    @classmethod
+    def of(cls, assignment: BitAssignment) -> QuantizerChoice:
+        """The quantizers that an assignment was made with."""
+        return cls(**assignment.provenance.quantizer.to_json())
+
     def of_weights(self) -> Quantizer:
         """The weight quantizer; :class:`InputError` for an unknown name."""
         return find_quantizer("weights", self.weights)
@@ -178,5 +183,4 @@ def apply(model: nn.Module, assignment: BitAssignment, choice: QuantizerChoice |
     """
     graph = read_graph(model, assignment.model.input_shape)
     check_fits(assignment, graph)
-    recorded = QuantizerChoice(**assignment.provenance.get("quantizer", {}))
-    return quantize_fixed(model, graph, assignment.layers, choice or recorded)
+    return quantize_fixed(model, graph, assignment.layers, choice or QuantizerChoice.of(assignment))

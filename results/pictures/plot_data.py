@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from results.pareto import KINDS, FrontPoint, ParetoFront
+from results.pareto import FrontPoint, ParetoFront
 from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
+from search_spaces.provenance import KINDS
 
 # From this ratio of the largest to the smallest cost on, the axis is logarithmic.
 LOG_RATIO = 10.0

@@ -11,6 +11,7 @@ import numpy as np
 from results.pareto import hypervolume
 from results.units import amount_text, scaled_unit
 from search_spaces.assignments import BitAssignment, LayerBits
+from search_spaces.provenance import PRUNED_UNIFORM, Pruned
 
 BAYESIAN, RANDOM = "bayesian", "random"
 Losses = tuple[float | None, ...]
@@ -89,34 +90,32 @@ def filters_of(assignment: BitAssignment, parent: BitAssignment | None) -> dict[
 
 def parents_of(assignments: Mapping[str, BitAssignment]) -> dict[str, BitAssignment]:
     """Pruned assignment → the one that it was made from, as far as it is there."""
-    named = {name: str(assignment.provenance.get("parent", "")) for name, assignment in assignments.items()}
-    return {name: assignments[parent] for name, parent in named.items() if parent in assignments}
+    named = {name: assignment.provenance.parent for name, assignment in assignments.items()}
+    return {name: assignments[parent] for name, parent in named.items() if parent and parent in assignments}
 
 
 def ratio_panels(names: Sequence[str], assignments: Mapping[str, BitAssignment]) -> list[RatioPanel]:
     """Return the ratios of those ``names`` that are pruned; ``assignments`` are all of the run."""
     panels = []
     for name in names:
-        source = assignments[name].provenance
-        units = source.get("kept_units") or {}
-        groups = tuple(
-            GroupRatio(group, float(ratio), "/".join(map(str, units.get(group, ()))))
-            for group, ratio in (source.get("ratios") or {}).items()
-        )
-        if groups:
-            uniform = _uniform_control(assignments[name], assignments.values())
-            panels.append(RatioPanel(name, source.get("budget"), groups, uniform))
+        origin = assignments[name].provenance
+        if isinstance(origin, Pruned) and origin.ratios:
+            groups = tuple(
+                GroupRatio(group, ratio, "/".join(map(str, origin.kept_units.get(group, ()))))
+                for group, ratio in origin.ratios.items()
+            )
+            uniform = _uniform_control(name, origin, assignments.values())
+            panels.append(RatioPanel(name, origin.budget, groups, uniform))
     return panels
 
 
-def _uniform_control(assignment: BitAssignment, others: Iterable[BitAssignment]) -> dict[str, float]:
+def _uniform_control(name: str, origin: Pruned, others: Iterable[BitAssignment]) -> dict[str, float]:
     """The ratios of the control that belongs to this assignment: same parent, same budget, one ratio for all groups."""
-    own = assignment.provenance
     for other in others:
         found = other.provenance
-        same = all(found.get(key) == own.get(key) for key in ("parent", "run", "budget", "limits"))
-        if same and found.get("kind") == "pruned-uniform" and other.id != assignment.id:
-            return dict(found["ratios"])
+        if isinstance(found, Pruned) and found.kind == PRUNED_UNIFORM and other.id != name:
+            if (found.parent, found.run, found.budget) == (origin.parent, origin.run, origin.budget):
+                return dict(found.ratios)
     return {}
 
 

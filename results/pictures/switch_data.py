@@ -8,6 +8,7 @@ from typing import Any
 
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from search_spaces.assignments import BitAssignment
+from search_spaces.provenance import Profile
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,16 @@ def switch_rows(front: ParetoFront, assignments: Mapping[str, BitAssignment]) ->
     nets: dict[str, list[SwitchRow]] = {}
     for point in sorted(front.points, key=lambda point: (point.size_bytes, point.bitops)):
         assignment = assignments.get(point.assignment)
-        if point.kind == "switchable" and assignment is not None:
-            net = str(assignment.provenance["net"])
-            nets.setdefault(net, []).append(_row(net, point, assignment, points.get(point.parent or "")))
+        if assignment is not None and isinstance(assignment.provenance, Profile):
+            origin = assignment.provenance
+            nets.setdefault(origin.net, []).append(_row(origin, point, points.get(origin.alone)))
     return dict(sorted(nets.items(), key=lambda item: int(item[0].rpartition("-")[2])))
 
 
-def _row(net: str, point: FrontPoint, assignment: BitAssignment, alone: FrontPoint | None) -> SwitchRow:
+def _row(origin: Profile, point: FrontPoint, alone: FrontPoint | None) -> SwitchRow:
     return SwitchRow(
-        net,
-        str(assignment.provenance["profile"]),
+        origin.net,
+        origin.profile,
         point.assignment,
         point.size_bytes,
         point.bitops,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from search_spaces.assignments import BIT_WIDTHS, BitAssignment, LayerBits, ModelReference, check_fits
 from search_spaces.errors import InputError
 from search_spaces.network.graph import read_graph
+from search_spaces.provenance import Provenance
 from tests.toys import SHAPE, Net
 
 WIDTHS = st.sampled_from([bits for bits in BIT_WIDTHS if bits])
@@ -25,7 +26,12 @@ ASSIGNMENTS = st.builds(
     layers=st.dictionaries(st.text(), LAYER_BITS),
     cost=st.dictionaries(st.text(), st.floats(0, 1e300)),
     metrics=st.dictionaries(st.text(), st.floats(0, 1)),
-    provenance=st.dictionaries(st.text(), st.text()),
+    provenance=st.builds(
+        Provenance,
+        kind=st.sampled_from(["search", "ilp"]),
+        run=st.text(),
+        limits=st.dictionaries(st.text(), st.floats(0, 1e300)),
+    ),
 )
 MINE = BitAssignment("mine", ModelReference("zoo:x", (3, 8, 8)), {"conv": LayerBits(4, 8), "fc": LayerBits(0, 0)})
 JSON = st.recursive(

@@ -9,6 +9,7 @@ from dnas.search.sensitivity import sensitivities
 from dnas.training.schedules import derived_seed
 from search_spaces.allocation.program import allocate, is_reachable
 from search_spaces.assignments import BitAssignment
+from search_spaces.provenance import ILP, RANDOM, UNIFORM, Provenance
 
 _SENSITIVITY_BATCHES, _SENSITIVITY_IMAGES = 2, 64
 
@@ -19,7 +20,7 @@ def control_assignments(context: JobContext) -> list[BitAssignment]:
     kept = []
     for bits in section.uniform:
         layers = space.uniform(bits)
-        kept.append(context.keep(f"uniform-{bits}", "uniform", layers, "uniform"))
+        kept.append(context.keep(f"uniform-{bits}", layers, Provenance(kind=UNIFORM, run=UNIFORM)))
     names = [f"ilp-{number}" for number in range(1, len(context.plan.budgets) + 1)]
     known = {record["assignment"] for record in context.events("decoded")}
     if section.ilp and names:
@@ -29,14 +30,15 @@ def control_assignments(context: JobContext) -> list[BitAssignment]:
                 context.tell_once([f"no control '{name}': {budget.label} can be met by a pruned net alone"])
                 continue
             cells = allocate(-losses, context.plan.table, budget)
-            kept.append(context.keep_cells(name, "ilp", cells, "ilp", budget))
+            kept.append(context.keep_cells(name, cells, Provenance(kind=ILP, run=ILP), budget))
     for number, budget in enumerate(context.plan.budgets, start=1):
         if section.random and not is_reachable(context.plan.table, budget):
             continue
         generator = np.random.default_rng(derived_seed(context.config.seed, "random", number))
         for draw in range(1, section.random + 1):
             cells = allocate(generator.random(space.allowed.shape), context.plan.table, budget)
-            kept.append(context.keep_cells(f"random-{number}-{draw}", "random", cells, "random", budget))
+            made = Provenance(kind=RANDOM, run=RANDOM)
+            kept.append(context.keep_cells(f"random-{number}-{draw}", cells, made, budget))
     return kept
 
 

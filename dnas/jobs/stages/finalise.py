@@ -33,8 +33,8 @@ from dnas.training.trainer import evaluate
 from results.pareto import FrontPoint, ParetoFront
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError, JobError
+from search_spaces.provenance import GIVEN, PROFILE, UNIFORM, Profile, Provenance, Quantizers
 
-KIND = "switchable"
 _GUESSED_PROFILES = 4
 
 
@@ -59,13 +59,13 @@ def check_finalise(context: JobContext) -> None:
                 "nothing will be measured that could be a profile; name some, as in finalise.profiles = ['w4a4']"
             )
         _check_widths(context, section, names)
-        if not any(record["net"] == f"{KIND}-1" for record in context.events("profiles")):
+        if not any(record["net"] == f"{PROFILE}-1" for record in context.events("profiles")):
             _check_files(context, section, names)
 
 
 def check_finalise_request(context: JobContext, request: FinaliseRequest) -> FinaliseRequest:
     """Refuse what `dnas finalise` cannot do; returns the request."""
-    known = [name for name, assignment in context.run.assignments().items() if _kind(assignment) != KIND]
+    known = [name for name, assignment in context.run.assignments().items() if not assignment.provenance.net]
     names = check_names(request.section, known)
     _check_widths(context, request.section, names)
     _check_files(context, request.section, names)
@@ -98,7 +98,7 @@ def sampled_ids(section: SearchSection, searches: int) -> list[str]:
 
 def makes_own(context: JobContext) -> bool:
     """Whether the job itself ends with a switchable net."""
-    return context.config.finalise.enabled or context.config.compression == KIND
+    return context.config.finalise.enabled or context.config.compression == "switchable"
 
 
 def sections(context: JobContext) -> dict[int, FinaliseSection]:
@@ -126,7 +126,9 @@ def finalise_all(context: JobContext, measurer: Measurer, points: Sequence[Front
             if own and isinstance(error, JobError):
                 raise
             context.journal({"event": "dropped", "number": number, "message": str(error)})
-            again = f"{KIND}-{number} is taken back: dnas resume finishes the rest, dnas finalise asks for another one"
+            again = (
+                f"{PROFILE}-{number} is taken back: dnas resume finishes the rest, dnas finalise asks for another one"
+            )
             raise type(error)(f"{error}; {again}") from error
     return found
 
@@ -136,7 +138,7 @@ class _Finaliser:
 
     def __init__(self, context: JobContext, measurer: Measurer, number: int, section: FinaliseSection) -> None:
         self.context, self.measurer, self.section = context, measurer, section
-        self.net = f"{KIND}-{number}"
+        self.net = f"{PROFILE}-{number}"
         self.choice = _choice(section, context)
 
     def run(self, points: Sequence[FrontPoint]) -> list[FrontPoint]:
@@ -163,7 +165,7 @@ class _Finaliser:
             return {name: context.run.assignment(name) for name in record["profiles"]}
         chosen: dict[str, BitAssignment] = {}
         front = [point.assignment for point in ParetoFront.from_points(points).front]
-        known = {name: item for name, item in context.run.assignments().items() if _kind(item) != KIND}
+        known = {name: item for name, item in context.run.assignments().items() if not item.provenance.net}
         for name in check_names(self.section, list(known)):
             for assignment in self._of(name, front, known):
                 chosen.setdefault(assignment.id, assignment)
@@ -176,26 +178,29 @@ class _Finaliser:
         context = self.context
         pair = uniform_pair(name)
         if pair is not None:
-            return [context.keep(uniform_name(*pair), "uniform", uniform_layers(context.plan.space, *pair), "uniform")]
+            made = Provenance(kind=UNIFORM, run=UNIFORM)
+            return [context.keep(uniform_name(*pair), uniform_layers(context.plan.space, *pair), made)]
         if name.endswith(".json"):
             read = _read(context, name)
             found = context.run.assignments().get(read.id)
-            if found is not None and _kind(found) == KIND:  # a profile of another net: what that is made of
-                found = context.run.assignment(found.provenance["alone"])
-            return [found or context.keep(read.id, "given", read.layers, "given")]
+            if found is not None and isinstance(found.provenance, Profile):  # of another net: what that is made of
+                found = context.run.assignment(found.provenance.alone)
+            return [found or context.keep(read.id, read.layers, Provenance(kind=GIVEN, run=GIVEN))]
         return [known[other] for other in matching(name, front, known)]
 
     def _keep(self, name: str, source: BitAssignment) -> BitAssignment:
         """The assignment of a profile: that of ``source`` within this net."""
-        more = {
-            "net": self.net,
-            "profile": name,
-            "alone": source.id,
-            "seeds": self.section.seeds,
-            "quantizer": asdict(self.choice),
-            "limits": source.provenance.get("limits", {}),
-        }
-        return self.context.keep(f"{self.net}-{name}", KIND, source.layers, self.net, None, more)
+        made = Profile(
+            kind=PROFILE,
+            run=self.net,
+            limits=source.provenance.limits,
+            quantizer=Quantizers(**asdict(self.choice)),
+            net=self.net,
+            profile=name,
+            alone=source.id,
+            seeds=self.section.seeds,
+        )
+        return self.context.keep(f"{self.net}-{name}", source.layers, made)
 
     def _train(self, profiles: Mapping[str, BitAssignment], seed: int) -> None:
         """Train the net of one seed, unless it was measured already."""
@@ -204,10 +209,9 @@ class _Finaliser:
         if all((assignment.id, seed) in done for assignment in profiles.values()):
             context.progress.advance(_work(context, section, len(profiles)) / section.seeds)
             return
-        by_name = {assignment.provenance["profile"]: assignment for assignment in profiles.values()}
         model = self.measurer.starting_model(section.start, seed)
         graph = context.plan.graph
-        net = SwitchableNet(model, graph, by_name, self.choice, private_norms=section.private_norms)
+        net = SwitchableNet(model, graph, profiles, self.choice, private_norms=section.private_norms)
         net = net.to(context.device)
         net.calibrate(model, context.calibration_images())
         trainer = SwitchableTrainer(
@@ -217,21 +221,23 @@ class _Finaliser:
             batch_size=context.config.data.batch_size,
             augmentation=context.augmentation,
             seed=derived_seed(context.config.seed, seed),
-            label=KIND,
+            label=PROFILE,
             device=context.device,
         )
-        stage = Stage("finalise", self.net, f"{self.net}-seed{seed}", _epoch_work(context, section, len(by_name)), seed)
+        stage = Stage(
+            "finalise", self.net, f"{self.net}-seed{seed}", _epoch_work(context, section, len(profiles)), seed
+        )
         context.train(trainer, stage)
         net.recalibrate(self.measurer.batchnorm_images())
         save_switchable(context.run, net, self.net, seed)
         net.eval()
-        for name, assignment in by_name.items():
+        for name, assignment in profiles.items():
             if (assignment.id, seed) in done:
                 continue
             view = net.view_of(name)
             top1 = evaluate(view, context.data.val, context.config.data.batch_size, context.device).top1
             context.journal(
-                {"event": "measured", "assignment": assignment.id, "kind": KIND, "seed": seed, "val_top1": top1}
+                {"event": "measured", "assignment": assignment.id, "kind": PROFILE, "seed": seed, "val_top1": top1}
             )
         context.run.delete_checkpoint(stage.checkpoint)
 
@@ -243,10 +249,6 @@ def _read(context: JobContext, path: str) -> BitAssignment:
     if known is not None and known.layers != read.layers:
         raise InputError(f"{path}: the run has another assignment called '{read.id}'; give the file's another id")
     return read
-
-
-def _kind(assignment: BitAssignment) -> str:
-    return str(assignment.provenance.get("kind", ""))
 
 
 def _choice(section: FinaliseSection, context: JobContext) -> QuantizerChoice:

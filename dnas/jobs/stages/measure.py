@@ -25,6 +25,7 @@ from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_units
 from search_spaces.models.load import load_model
+from search_spaces.provenance import Profile
 
 BATCHNORM_BATCHES = 30
 
@@ -53,42 +54,42 @@ class Measurer:
         if first != assignment.id:
             metrics["same_as"] = first  # type: ignore[assignment]
         self.context.run.save_assignment(assignment.with_metrics(**metrics))
-        limits, provenance = assignment.provenance["limits"], assignment.provenance
+        origin = assignment.provenance
         cost = dict(assignment.cost)
         filters = {spec.name: spec.out_channels for spec in self.context.plan.graph.layers}
         return FrontPoint(
             assignment=assignment.id,
-            kind=provenance["kind"],
+            kind=origin.kind,
             size_bytes=cost.pop("size_bytes"),
             bitops=cost.pop("bitops"),
             macs=cost.pop("macs"),
             val_top1=estimate,
-            feasible=Budget(limits, "").met_by(assignment.cost),
-            budget=provenance["budget"],
+            feasible=Budget(origin.limits, "").met_by(assignment.cost),
+            budget=origin.budget,
             extra_costs=cost,
-            limits=limits,
-            parent=provenance.get("parent", provenance.get("alone")),
+            limits=origin.limits,
+            parent=origin.source,
             kept_filters=kept_share(assignment.layers, filters),
         )
 
     def _first(self, assignment: BitAssignment) -> str:
         """The id of the first assignment with the same bits in every layer; one sparse or shared is like no other."""
-        if any(bits.sparse for bits in assignment.layers.values()) or "net" in assignment.provenance:
+        if any(bits.sparse for bits in assignment.layers.values()) or assignment.provenance.net:
             return assignment.id
         kept = sorted(kept_rows_of(assignment.layers).items())
-        key = json.dumps([sorted(assignment.pairs.items()), kept, assignment.provenance.get("parent")])
+        key = json.dumps([sorted(assignment.pairs.items()), kept, assignment.provenance.parent])
         return self._first_with.setdefault(key, assignment.id)
 
     def _measure_seed(self, assignment: BitAssignment, first: str, seed: int) -> float:
         context = self.context
         for record in context.events("measured"):
             if record["seed"] == seed and record["assignment"] == first:
-                if assignment.id == first and "net" not in assignment.provenance:  # that is the work of its net
+                if assignment.id == first and not assignment.provenance.net:  # that is the work of its net
                     context.progress.advance(self.work)
                 return float(record["val_top1"])
         network = self._trained(assignment, seed)
         top1 = evaluate(network, context.data.val, context.config.data.batch_size, context.device).top1
-        kind = assignment.provenance["kind"]
+        kind = assignment.provenance.kind
         context.journal(
             {"event": "measured", "assignment": assignment.id, "kind": kind, "seed": seed, "val_top1": top1}
         )
@@ -101,7 +102,8 @@ class Measurer:
 
     def seeds_of(self, assignment: BitAssignment) -> int:
         """How many nets are trained of an assignment: what its switchable net says, or the job."""
-        return int(assignment.provenance.get("seeds", self.context.config.finetune.seeds))
+        origin = assignment.provenance
+        return origin.seeds if isinstance(origin, Profile) else self.context.config.finetune.seeds
 
     def _trained(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
@@ -129,8 +131,8 @@ class Measurer:
     def _fixed(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The quantized net before fine-tuning, calibrated."""
         context = self.context
-        if "parent" in assignment.provenance:
-            return self._from_parent(assignment, seed)
+        if assignment.provenance.parent:
+            return self._from_parent(assignment, assignment.provenance.parent, seed)
         model = self.starting_model(context.config.finetune.start, seed)
         network = quantize_fixed(model, context.plan.graph, assignment.layers, context.choice).to(context.device)
         calibrate(network, context.calibration_images())
@@ -153,10 +155,10 @@ class Measurer:
         inherit(network, with_prefix(warm[0], "supernet.network"))
         return network
 
-    def _from_parent(self, assignment: BitAssignment, seed: int) -> nn.Module:
+    def _from_parent(self, assignment: BitAssignment, name: str, seed: int) -> nn.Module:
         """The parent's trained net: without the filters that this assignment removes, or at other bits."""
         context, graph = self.context, self.context.plan.graph
-        parent = context.run.assignment(assignment.provenance["parent"])
+        parent = context.run.assignment(name)
         network, rows = self.stored(parent, seed), kept_rows_of(assignment.layers)
         if assignment.pairs == parent.pairs and not kept_rows_of(parent.layers):
             return remove_filters(network, graph.channels, kept_units(graph.channels, rows))

@@ -28,6 +28,7 @@ from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import JobError
 from search_spaces.groups import kept_rows
+from search_spaces.provenance import FEWER_BITS, PRUNED, PRUNED_RANDOM, PRUNED_UNIFORM, FewerBits, Pruned
 
 BAYESIAN, RANDOM = "bayesian", "random"
 
@@ -48,13 +49,13 @@ def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
         for number, budget in enumerate(pruning.budgets, start=pruning.first):
             name = f"{pruning.parent.id}-pruned"
             chosen = _chosen(pruning, f"{name}-{number}", found, budget, trials)
-            yield _keep(pruning, f"{name}-{number}", "pruned", chosen, orders, budget)
+            yield _keep(pruning, f"{name}-{number}", PRUNED, chosen, orders, budget)
             if "uniform" in section.controls:
                 uniform = pruning.space.named(pruning.space.uniform(budget.limits))
-                yield _keep(pruning, f"{name}-uniform-{number}", "pruned-uniform", uniform, orders, budget)
+                yield _keep(pruning, f"{name}-uniform-{number}", PRUNED_UNIFORM, uniform, orders, budget)
             if random:
                 chosen = _chosen(pruning, f"{name}-random-{number}", random, budget, trials)
-                yield _keep(pruning, f"{name}-random-{number}", "pruned-random", chosen, orders, budget)
+                yield _keep(pruning, f"{name}-random-{number}", PRUNED_RANDOM, chosen, orders, budget)
             if "fewer-bits" in section.controls:
                 yield from _fewer_bits(pruning, f"{pruning.parent.id}-fewer-bits-{number}", budget)
         if not pruning.budgets:
@@ -62,7 +63,7 @@ def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
             context.progress.drop((section.finalists - len(front)) * _measuring_work(context))
             for number, trial in enumerate(front, start=pruning.first):
                 name = f"{pruning.parent.id}-pruned-{number}"
-                yield _keep(pruning, name, "pruned", trial.counts, orders, None)
+                yield _keep(pruning, name, PRUNED, trial.counts, orders, None)
 
 
 def removal_orders(pruning: Pruning, measurer: Measurer) -> dict[str, tuple[int, ...]]:
@@ -187,9 +188,16 @@ def _keep(
     rows = kept_rows(pruning.context.plan.graph.channels, kept)
     layers = {layer: replace(bits, kept_channels=rows.get(layer)) for layer, bits in pruning.parent.layers.items()}
     ratios = {group: 1 - counts[group] / len(order) for group, order in orders.items()}
-    units = {group: [counts[group], len(order)] for group, order in orders.items()}
-    more = {"parent": pruning.parent.id, "criterion": pruning.section.criterion, "ratios": ratios, "kept_units": units}
-    return pruning.context.keep(name, kind, layers, pruning.label, budget, more)
+    units = {group: (counts[group], len(order)) for group, order in orders.items()}
+    made = Pruned(
+        kind=kind,
+        run=pruning.label,
+        parent=pruning.parent.id,
+        criterion=pruning.section.criterion,
+        ratios=ratios,
+        kept_units=units,
+    )
+    return pruning.context.keep(name, layers, made, budget)
 
 
 def _fewer_bits(pruning: Pruning, name: str, budget: Budget) -> Iterator[BitAssignment]:
@@ -205,8 +213,7 @@ def _fewer_bits(pruning: Pruning, name: str, budget: Budget) -> Iterator[BitAssi
     known = name in {record["assignment"] for record in context.events("decoded")}
     losses = np.zeros(context.plan.space.allowed.shape) if known else pruning.sensitivity_losses
     layers = context.plan.space.layers_of(allocate(-losses, table, whole))
-    more = {"parent": parent.id}
-    yield context.keep(name, "fewer-bits", layers, pruning.label, budget, more)
+    yield context.keep(name, layers, FewerBits(kind=FEWER_BITS, run=pruning.label, parent=parent.id), budget)
 
 
 def _measuring_work(context: JobContext) -> float:

@@ -14,6 +14,7 @@ from dnas.jobs.stages.prune import trial_work
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning, prunable_groups
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError, nearest
+from search_spaces.provenance import UNIFORM, Provenance
 
 
 @dataclass(frozen=True)
@@ -193,4 +194,4 @@ def _uniform(context: JobContext, bits: int) -> BitAssignment:
 
 def _kept_uniform(context: JobContext, bits: int) -> BitAssignment:
     layers: Mapping[str, LayerBits] = context.plan.space.uniform(bits)
-    return context.keep(f"uniform-{bits}", "uniform", layers, "uniform")
+    return context.keep(f"uniform-{bits}", layers, Provenance(kind=UNIFORM, run=UNIFORM))

@@ -24,6 +24,7 @@ from search_spaces.channels.slicing import pruned_graph, remove_filters
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.groups import kept_units
+from search_spaces.provenance import SAMPLED, SEARCH, Provenance
 from search_spaces.spaces import Pair
 
 
@@ -69,7 +70,7 @@ class BitSearch:
         else:
             context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
         found = context.assignments_of("decoded")
-        return [a for a in found if a.provenance["kind"] in ("search", "sampled") and a.provenance["run"] in labels]
+        return [a for a in found if a.provenance.kind in (SEARCH, SAMPLED) and a.provenance.run in labels]
 
     def _from_largest(self, labels: Mapping[str, Budget | None]) -> dict[str, Budget | None]:
         """The labels in the order of their budgets, the largest first: each is bounded by what the one before found."""
@@ -125,7 +126,7 @@ class BitSearch:
         last: dict[str, Any] = {}
         for last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
             self._sample_architectures(supernet, label, last["epoch"])
-        self._keep(label, "search", supernet.decode(budget, bound), label, budget)
+        self._keep(label, SEARCH, supernet.decode(budget, bound), label, budget)
         if last:
             record = EpochRecord(**{field.name: last[field.name] for field in fields(EpochRecord)})
             context.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget))
@@ -140,11 +141,11 @@ class BitSearch:
         generator = torch.Generator().manual_seed(derived_seed(self.context.config.seed, label, "draw", epoch))
         for number in range(1, section.samples + 1):
             name = f"{label.replace('search', 'sampled')}-epoch{epoch}-{number}"
-            self._keep(name, "sampled", supernet.draw(generator), label, None)
+            self._keep(name, SAMPLED, supernet.draw(generator), label, None)
 
     def _keep(self, name: str, kind: str, cells: Cells, run: str, budget: Budget | None) -> None:
         """Save and journal an assignment given as one cell per decision, with the filters that are left."""
         chosen: Mapping[str, LayerBits] = self.plan.space.layers_of(cells)
         layers = {layer: replace(bits, kept_channels=self.rows.get(layer)) for layer, bits in chosen.items()}
-        more = {"parent": self.base.id} if self.base else {}
-        self.context.keep(name, kind, layers, run, budget, more)
+        made = Provenance(kind=kind, run=run, parent=self.base.id) if self.base else Provenance(kind=kind, run=run)
+        self.context.keep(name, layers, made, budget)

@@ -17,6 +17,7 @@ from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.sparse import compression, costs_by_layer, sparse_prices
 from search_spaces.errors import InputError
+from search_spaces.provenance import SQUANTIZER, Provenance
 from search_spaces.spaces import matches
 from search_spaces.sparse_codes import SparseWeights
 
@@ -27,23 +28,23 @@ def squantizer_assignments(context: JobContext) -> list[BitAssignment]:
     Their sizes are those on the weights before training; :func:`as_measured` gives the final ones.
     """
     section = context.config.squantizer
-    weights = starting_weights(context)
+    weights, made = starting_weights(context), Provenance(kind=SQUANTIZER, run=SQUANTIZER)
     known = {record["assignment"] for record in context.events("decoded")}
     kept = []
     for bits in dict.fromkeys(section.weight_bits):
         for sigma in dict.fromkeys(section.sigma):
             name = f"sq{bits}-sigma{str(sigma).removesuffix('.0')}"
             layers = as_stored(weights, sparse_layers(context, bits, sigma))
-            kept.append(context.keep(name, "squantizer", layers, "squantizer"))
+            kept.append(context.keep(name, layers, made))
         for number, budget in enumerate(sparse_budgets(context.config, context.plan.table), start=1):
             name = f"sq{bits}-budget{number}"
             layers = {} if name in known else _within(context, weights, bits, budget)
-            kept.append(context.keep(name, "squantizer", layers, "squantizer", budget))
+            kept.append(context.keep(name, layers, made, budget))
             if section.trials:
                 name = f"sq{bits}-layers{number}"
                 layers = _by_trials(context, name, weights, bits, budget) if name not in known else {}
                 context.progress.advance(trial_work(context) * section.trials if name in known else 0.0)
-                kept.append(context.keep(name, "squantizer", layers, "squantizer", budget))
+                kept.append(context.keep(name, layers, made, budget))
     return kept
 
 
@@ -123,7 +124,7 @@ def _within(context: JobContext, weights: Mapping[str, Tensor], bits: int, budge
 def settle(network: nn.Module, assignment: BitAssignment, context: JobContext) -> None:
     """Switch sparsity on for good; where the trained weights are over the budget, raise every σ until they are not."""
     activate(network)
-    limits = assignment.provenance["limits"]
+    limits = assignment.provenance.limits
     sparse = {name for name, bits in assignment.layers.items() if bits.sparse is not None}
     if not limits or not sparse:
         return

@@ -65,7 +65,7 @@ def test_a_finished_run_is_pruned_again_and_again(copied: Run, unpruned: Run) ->
         ("uniform-1-pruned-2", {"size_bytes": 0.6}),
     ):
         found = copied.assignment(name)
-        parent = copied.assignment(found.provenance["parent"])
+        parent = copied.assignment(found.provenance.parent)
         assert all(found.cost[cost] <= share * parent.cost[cost] for cost, share in limits.items())
     binary = copied.assignment("uniform-1").pairs
     assert {binary[name] for name in GROUPS[1:]} == {(1, 1)}

@@ -20,7 +20,6 @@ from dnas.jobs.context import JobContext, load_network, load_splits
 from dnas.jobs.planning import plan_job
 from dnas.jobs.profile_names import uniform_layers
 from dnas.jobs.run import run_job
-from dnas.jobs.stages.finalise import KIND
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.training.trainer import evaluate
@@ -31,6 +30,7 @@ from results.run.status import run_status
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
 from search_spaces.network.graph import read_graph
+from search_spaces.provenance import PROFILE
 from tests.dnas.jobs.test_job_failures import dnas as command
 from tests.dnas.jobs.test_job_failures import sentence
 from tests.dnas.jobs.test_prune_jobs import context_of, events, points
@@ -62,9 +62,9 @@ def test_every_profile_is_measured_in_the_net_and_alone(finalised: Run) -> None:
         "search-1": "search",
         "uniform-4": "uniform",
         "w3a4": "uniform",
-        "switchable-1-search-1": KIND,
-        "switchable-1-uniform-4": KIND,
-        "switchable-1-w3a4": KIND,
+        "switchable-1-search-1": PROFILE,
+        "switchable-1-uniform-4": PROFILE,
+        "switchable-1-w3a4": PROFILE,
     }
     found = {point["assignment"]: point for point in points(finalised)}
     for name in ("search-1", "uniform-4", "w3a4"):
@@ -182,7 +182,7 @@ def test_assignments_of_files_and_pruned_ones(copied: Run) -> None:
     result = command("finalise", "run", "--profiles", "search-1,search-1-pruned-1", "--set", "epochs=1")
     assert result.exit_code == 0, result.output
     net = "switchable-3"
-    assert kinds(copied)[f"{net}-search-1-pruned-1"] == KIND
+    assert kinds(copied)[f"{net}-search-1-pruned-1"] == PROFILE
 
 
 def test_a_whole_net_is_exported(copied: Run) -> None:
@@ -209,7 +209,7 @@ def test_a_whole_net_is_exported(copied: Run) -> None:
 def test_a_net_starts_from_the_supernet(copied: Run) -> None:
     result = command("finalise", "run", "--profiles", "w4a4", "--set", "epochs=1", "--set", "start=supernet")
     assert result.exit_code == 0, result.output
-    assert kinds(copied)["switchable-2-w4a4"] == KIND
+    assert kinds(copied)["switchable-2-w4a4"] == PROFILE
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_architectures_that_a_search_draws_can_be_profiles(
     settings = ("search.sample_every=1", "search.samples=1", "controls.ilp=false", "finalise.epochs=1")
     config = smaller(*settings, "finalise.enabled=true", "finalise.profiles=['sampled-*']")
     run = carried_out(config, tmp_path / "run")
-    assert kinds(run)["switchable-1-sampled-1-epoch1-1"] == KIND
+    assert kinds(run)["switchable-1-sampled-1-epoch1-1"] == PROFILE
 
 
 def test_uniform_profiles_leave_the_fixed_layers(smaller: Job, finalised: Run) -> None:

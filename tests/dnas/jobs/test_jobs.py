@@ -86,7 +86,7 @@ def test_every_control_is_measured_beside_every_search(toy_run: Run) -> None:
 
 def test_every_budget_is_met(toy_run: Run) -> None:
     for point in points(toy_run):
-        limits = toy_run.assignment(point["assignment"]).provenance["limits"]
+        limits = toy_run.assignment(point["assignment"]).provenance.limits
         assert bool(limits) == (point["kind"] != "uniform")
         assert Budget(limits, "").met_by(point)
         assert point["feasible"]

@@ -82,7 +82,7 @@ def test_no_layer_is_wider_under_a_smaller_budget(monotone: Run, unbounded: Run)
     chain = [monotone.assignment(name) for name in FROM_LARGEST]
     assert [wider_in_the_smaller(s, g) for g, s in pairwise(chain)] == [[], []]
     for assignment in chain:
-        assert assignment.cost["size_bytes"] <= assignment.provenance["limits"]["size_bytes"]
+        assert assignment.cost["size_bytes"] <= assignment.provenance.limits["size_bytes"]
     assert chain[0].layers != chain[1].layers != chain[2].layers
     free = [unbounded.assignment(name) for name in FROM_LARGEST]
     assert any(wider_in_the_smaller(s, g) for g, s in pairwise(free))
@@ -153,7 +153,7 @@ def test_a_search_of_a_pruned_net_is_monotone_too(smaller: Job, carried_out: Car
     names = [f"pruned-{name}" for name in FROM_LARGEST]
     assert searched(run) == names
     chain = [run.assignment(name) for name in names]
-    assert all(assignment.provenance["parent"] == "uniform-8-pruned-1" for assignment in chain)
+    assert all(assignment.provenance.parent == "uniform-8-pruned-1" for assignment in chain)
     assert [wider_in_the_smaller(s, g) for g, s in pairwise(chain)] == [[], []]
 
 
@@ -178,7 +178,7 @@ def test_the_search_from_python_is_monotone_too() -> None:
 
     free, bounded = found(False), found(True)
     assert [assignment.id for assignment in bounded] == ["search-1", "search-2", "search-3"]
-    assert [assignment.provenance["budget"] for assignment in bounded] == ["bitops 1.0%", "bitops 1.6%", "bitops 1.3%"]
+    assert [assignment.provenance.budget for assignment in bounded] == ["bitops 1.0%", "bitops 1.6%", "bitops 1.3%"]
     assert bounded[1] == free[1]
     assert any(wider_in_the_smaller(free[small], free[large]) for small, large in ((2, 1), (0, 2)))
     assert not any(wider_in_the_smaller(bounded[small], bounded[large]) for small, large in ((2, 1), (0, 2)))

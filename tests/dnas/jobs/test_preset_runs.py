@@ -87,7 +87,7 @@ def test_a_preset_runs_to_its_end(
     kinds = Counter(point.kind for point in run.load_front().points)
     assert kinds == Counter(search=1, sampled=1, uniform=len(config.controls.uniform))
     drawn = run.assignment("sampled-1-epoch1-1")
-    assert drawn.provenance["kind"] == "sampled"
+    assert drawn.provenance.kind == "sampled"
     assert drawn.pairs.keys() == run.assignment("search-1").pairs.keys()
 
 
@@ -143,7 +143,7 @@ def test_an_autoprune_preset_runs_to_its_end(
     for point in points:
         if point.kind == "pruned":
             assignment = run.assignment(point.assignment)
-            assert Budget(assignment.provenance["limits"], "").met_by(assignment.cost)
+            assert Budget(assignment.provenance.limits, "").met_by(assignment.cost)
             assert assignment.pairs == parent.pairs
             assert any(bits.kept_channels is not None for bits in assignment.layers.values())
 
@@ -213,4 +213,4 @@ def test_every_part_of_a_search_runs(
     front = run.load_front()
     assert {"search", "ilp", "uniform"} <= {point.kind for point in front.points}
     for point in front.points:
-        assert Budget(run.assignment(point.assignment).provenance["limits"], "").met_by(point.costs)
+        assert Budget(run.assignment(point.assignment).provenance.limits, "").met_by(point.costs)

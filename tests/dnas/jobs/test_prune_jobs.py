@@ -108,7 +108,7 @@ def context_of(run: Run, config: JobConfig) -> JobContext:
 
 def pruned(run: Run) -> list[BitAssignment]:
     found = (run.assignment(name) for name in sorted(ids(run)))
-    return [assignment for assignment in found if assignment.provenance["kind"].startswith("pruned")]
+    return [assignment for assignment in found if assignment.provenance.kind.startswith("pruned")]
 
 
 def units_of(assignment: BitAssignment, channels: ChannelGroups) -> dict[str, tuple[int, ...]]:
@@ -149,10 +149,10 @@ def test_pruned_assignments_say_which_filters_stay(whole: Run) -> None:
     for assignment in pruned(whole):
         assert assignment.pairs == parent.pairs
         assert assignment.cost == table.price(assignment.layers)
-        assert list(assignment.provenance["kept_units"]) == GROUPS
+        assert list(assignment.provenance.kept_units) == GROUPS
         stays = {name: set(units) for name, units in units_of(assignment, channels).items()}
-        for name, (kept, units) in assignment.provenance["kept_units"].items():
-            assert assignment.provenance["ratios"][name] == 1 - kept / units
+        for name, (kept, units) in assignment.provenance.kept_units.items():
+            assert assignment.provenance.ratios[name] == 1 - kept / units
             assert len(stays.get(name, range(units))) == kept
         for layer, bits in assignment.layers.items():
             gone = {
@@ -183,7 +183,7 @@ def test_trials_are_journaled_and_the_best_finalist_is_kept(whole: Run) -> None:
             assignment = whole.assignment(name)
             within: dict[str, Event] = {}
             for trial in sorted(trials, key=lambda trial: trial["loss"]):
-                if all(trial["cost"][cost] <= limit for cost, limit in assignment.provenance["limits"].items()):
+                if all(trial["cost"][cost] <= limit for cost, limit in assignment.provenance.limits.items()):
                     within.setdefault(json.dumps(trial["proposal"]["counts"]), trial)
             best = list(within.values())[:2]
             finalists = [r for r in events(whole, "finalist") if r["run"].startswith(f"{name}-finalist-")]
@@ -191,12 +191,12 @@ def test_trials_are_journaled_and_the_best_finalist_is_kept(whole: Run) -> None:
                 assert [r["number"] for r in finalists] == [trial["proposal"]["number"] for trial in best]
                 scores = [(r["top1"], -r["loss"]) for r in finalists]
                 best = [best[scores.index(max(scores))]]
-            kept = {group: kept for group, (kept, _) in assignment.provenance["kept_units"].items()}
+            kept = {group: kept for group, (kept, _) in assignment.provenance.kept_units.items()}
             assert kept == best[0]["proposal"]["counts"]
     uniform = [r["trial"]["proposal"] for r in events(whole, "trial") if r["trial"]["proposal"]["source"] == "uniform"]
     for proposal in uniform[:2]:
         control = whole.assignment(f"search-1-pruned-uniform-{1 + proposal['budget']}")
-        assert {name: kept for name, (kept, _) in control.provenance["kept_units"].items()} == proposal["counts"]
+        assert {name: kept for name, (kept, _) in control.provenance.kept_units.items()} == proposal["counts"]
 
 
 def test_the_progress_rises_to_one(whole: Run, seen: list[Event]) -> None:
@@ -271,12 +271,12 @@ def test_a_search_after_pruning_starts_from_the_first_pruned_net(
     run = carried_out(config, tmp_path / "run")
     assert ids(run) == {"uniform-4", "uniform-4-pruned-1", "pruned-search-1"}
     base, found = run.assignment("uniform-4-pruned-1"), run.assignment("pruned-search-1")
-    assert [*base.provenance["kept_units"]] == GROUPS[:4]  # the excluded ones are no ratios to report
-    assert base.provenance["kept_units"]["layer2.0.conv1"] == [4, 8]
+    assert [*base.provenance.kept_units] == GROUPS[:4]  # the excluded ones are no ratios to report
+    assert base.provenance.kept_units["layer2.0.conv1"] == (4, 8)
     kept = {name: bits.kept_channels for name, bits in base.layers.items()}
     assert any(kept.values())
     assert {name: bits.kept_channels for name, bits in found.layers.items()} == kept
-    assert found.provenance["parent"] == base.id
+    assert found.provenance.parent == base.id
     made = context_of(run, config)
     assert units_of(base, made.plan.graph.channels).keys() <= {*GROUPS[:4]}
     assert found.cost == made.plan.table.price(found.layers)

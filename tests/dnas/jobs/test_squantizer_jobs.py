@@ -96,7 +96,7 @@ def test_the_layers_have_their_sigmas_and_the_sizes_of_the_trained_weights(unint
 
 def test_a_budget_is_met_by_the_net_of_every_seed(uninterrupted: Run) -> None:
     assignment = uninterrupted.assignment("sq3-budget1")
-    limit = assignment.provenance["limits"]["size_bytes"]
+    limit = assignment.provenance.limits["size_bytes"]
     assert 0.8 * limit < min(assignment.metrics["compression"]["size_bytes_of_seeds"])
     assert max(assignment.metrics["compression"]["size_bytes_of_seeds"]) <= limit
 
@@ -168,7 +168,7 @@ def test_a_sigma_for_each_layer_is_searched_within_the_budget(
     whole = carried_out(config, tmp_path / "whole")
     trials = [record["trial"] for record in whole.journal.records() if record["event"] == "trial"]
     assert len(trials) == 4
-    limit = whole.assignment("sq3-layers1").provenance["limits"]["size_bytes"]
+    limit = whole.assignment("sq3-layers1").provenance.limits["size_bytes"]
     assert all(0.95 * limit < trial["cost"]["size_bytes"] <= limit for trial in trials)
     decoded = {r["assignment"]: r["cost"] for r in whole.journal.records() if r["event"] == "decoded"}
     best = min(trials, key=lambda trial: trial["loss"])

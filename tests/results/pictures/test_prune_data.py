@@ -55,7 +55,7 @@ def test_ratios_with_the_uniform_control_of_the_same_budget():
 
 
 def test_ratios_of_a_file_without_units_have_no_text():
-    bare = assignment("x", ratios={"b": 0.5}, kind="pruned")
+    bare = assignment("x", ratios={"b": 0.5}, kind="pruned", parent="s")
     assert ratio_panels(["x"], {"x": bare})[0].groups[0].text == ""
 
 

@@ -1,0 +1,45 @@
+"""Frozen records of plain values, as files hold them: read once into a type, written by it, refused in one sentence."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from search_spaces.errors import InputError
+
+_SHOWN = 60
+
+
+class Record(BaseModel):
+    """A frozen record. Keys that it does not know are kept: within a version of a file, keys may be added."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @classmethod
+    def read(cls, data: Any) -> Self:
+        """Read what :meth:`to_json` wrote; :class:`InputError` names the first value that is missing or wrong."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(_sentence(error)) from error
+        except RecursionError as error:
+            raise InputError("it is nested too deeply") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that were given, as plain values."""
+        return self.model_dump(exclude_unset=True)
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem: where, what was found, what is wanted."""
+    first = error.errors(include_url=False)[0]
+    place, kind = ".".join(map(str, first["loc"])), first["type"]
+    if kind == "missing":
+        return f"it has no '{place}'"
+    if kind == "extra_forbidden":
+        return f"'{place}' is not a key that it may have"
+    found = repr(first["input"])
+    shown = found[:_SHOWN] + "..." * (len(found) > _SHOWN)
+    wanted = "an object" if kind in ("model_type", "dict_type") else first["msg"].removeprefix("Input should be ")
+    return f"{place} = {shown} is not {wanted}" if place else f"{shown} is not {wanted}"
