@@ -14,6 +14,16 @@ class JobError(RuntimeError):
     """The input was fine but the job could not go on, such as a NaN loss or a full disk (exit code 1)."""
 
 
+def one_line(error: BaseException) -> str:
+    """Put an exception of somebody else's code on one line, with its type.
+
+    >>> one_line(KeyError("a")), one_line(ZeroDivisionError())
+    ("KeyError: 'a'", 'ZeroDivisionError')
+    """
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def nearest(value: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the choice nearest to ``value``, or an empty string.
 

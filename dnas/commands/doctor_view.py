@@ -31,7 +31,7 @@ MOST_NAMES = 3
 
 
 def consult(model: str | None, shape: str | None, budgets: Sequence[str], job: str | None, as_json: bool) -> bool:
-    """Examine the network of a source or of a job, show the report, and tell whether it can be searched."""
+    """Examine the network of a source or of a job, show the report; tell whether it and its budgets can be searched."""
     config = load_job(job) if job is not None else None
     if model is None and config is None:
         raise InputError("name a MODEL such as torchvision:resnet18, or a job with --job")
@@ -40,7 +40,7 @@ def consult(model: str | None, shape: str | None, budgets: Sequence[str], job: s
         show_json(report.to_json())
     else:
         show(render_report(report))
-    return report.searchable
+    return report.searchable and all(budget.reachable for budget in report.budgets)
 
 
 def _examined(

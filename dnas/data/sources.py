@@ -15,9 +15,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from dnas.data.augmentation import SMALL_PIXELS
+from dnas.data.checks import check_splits
 from dnas.data.image_files import FolderImages, decode
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.models.load import import_callable, importable_working_directory
 
 _COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -81,7 +82,7 @@ def _torchvision(source: str, name: str, root: Path, download: bool) -> Pool:
     except Exception as error:  # missing, cut short or altered files fail anywhere in torchvision's readers
         if not download:
             # torchvision's own sentence would advise an argument that is not ours.
-            reason = "" if "download=True" in str(error) else f" ({_one_line(error)})"
+            reason = "" if "download=True" in str(error) else f" ({one_line(error)})"
             raise InputError(
                 f"dataset '{source}' is not in '{root}', or not whole{reason}; set download = true to fetch it, or "
                 "root to the folder that holds it"
@@ -119,7 +120,7 @@ def _download(source: str, name: str, root: Path) -> None:
             for folder_made in created:
                 folder_made.rmdir()
         raise InputError(
-            f"dataset '{source}' could not be downloaded to '{root}' ({_one_line(error)}); check the network, or set "
+            f"dataset '{source}' could not be downloaded to '{root}' ({one_line(error)}); check the network, or set "
             "root to a folder that holds it"
         ) from error
 
@@ -177,9 +178,10 @@ def _called(source: str) -> Pool | DataSplits:
             content = function()
         except InputError:
             raise
-        except Exception as error:  # the user's own code may fail in any way
-            raise InputError(f"dataset '{source}' failed: {_one_line(error)}") from error
+        except (Exception, SystemExit) as error:  # the user's own code may fail in any way
+            raise InputError(f"dataset '{source}' failed: {one_line(error)}") from error
     if isinstance(content, DataSplits):
+        check_splits(content)
         return content
     if not isinstance(content, tuple | list) or len(content) != 4:
         raise InputError(
@@ -204,7 +206,7 @@ def _checked(source: str, split: str, images: Any, labels: Any) -> tuple[Tensor,
     try:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     except Exception as error:
-        raise InputError(f"dataset '{source}': {split} data are no tensors: {_one_line(error)}") from error
+        raise InputError(f"dataset '{source}': {split} data are no tensors: {one_line(error)}") from error
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise InputError(f"dataset '{source}': {split} images must be (N, C, H, W) and labels (N,), got {shapes}")
@@ -229,8 +231,3 @@ def _normalisation(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]
         means.append(mean)
         stds.append(max(1e-3, float((weights * (values - mean) ** 2).sum() / weights.sum()) ** 0.5))
     return tuple(means), tuple(stds)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

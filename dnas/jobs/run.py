@@ -39,6 +39,7 @@ from dnas.jobs.stages.prune_requests import (
 from dnas.jobs.stages.search import BitSearch
 from dnas.jobs.stages.squantizer import check_budgets, sigma_work, squantizer_assignments
 from dnas.quantization.mixture import compiled_mixture
+from dnas.training.rehearsal import few_images, rehearse
 from dnas.training.trainer import Trainer, evaluate
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.front import draw_fronts, save_figure
@@ -104,6 +105,8 @@ def _run(context: JobContext) -> ParetoFront:
     check_budgets(context)
     check_section(context)
     check_finalise(context)
+    if not context.events("epoch"):
+        _rehearse(context)
     context.progress.add(prune_work(context) + sigma_work(context) + finalise_work(context))
     context.tell_once(_introduction(context))
     measurer = Measurer(context)
@@ -119,6 +122,25 @@ def _run(context: JobContext) -> ParetoFront:
     save_figure(draw_fronts({context.run.name: front}, x=front.x), context.run.picture_path)
     context.journal({"event": "finished"})
     return front
+
+
+def _rehearse(context: JobContext) -> None:
+    """Refuse a network or data that training would stumble over, as :func:`rehearse` says."""
+    config, search_data = context.config, context.search_data
+    sets = {"fine-tuning": context.data.train}
+    epochs = [config.pretrain.epochs, config.finetune.epochs]
+    if "search" in config.order:
+        sets |= {"the weights": search_data.weights, "θ": search_data.theta, "validation": search_data.validation}
+        epochs.append(config.search.warmup_epochs)
+    rehearse(
+        context.network,
+        context.data,
+        sets,
+        config.data.batch_size,
+        augmentation=context.augmentation,
+        device=context.device,
+        trains=any(epochs),
+    )
 
 
 def _controls(context: JobContext, measurer: Measurer) -> list[FrontPoint]:
@@ -183,6 +205,7 @@ def _introduction(context: JobContext) -> list[str]:
             f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'})"
         )
     graph, data = context.plan.graph, context.data
+    told += few_images(data)
     told += [f"unsupported: {name}: {why}" for name, why in graph.unsupported.items()]
     if context.config.compression == "squantizer":
         sparse = sum(len(decision.layers) for decision in context.plan.space.decisions)

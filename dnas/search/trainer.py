@@ -34,6 +34,7 @@ from dnas.training.trainer import (
     training_batches,
     weight_groups,
     with_prefix,
+    without_single,
 )
 from search_spaces.costs.budgets import Budget
 
@@ -278,10 +279,11 @@ class SupernetTrainer:
 
     def _judge(self, sample: Sample) -> float:
         """Accuracy of the supernet under ``sample``, with the BatchNorm statistics of each batch."""
-        supernet = self.supernet
+        supernet, images = self.supernet, self.data.validation
+        batch_size = without_single(len(images), self.data.batch_size)
         supernet.eval()
         with batch_statistics(supernet.network), supernet.sampled(sample):
-            return evaluate(supernet, self.data.validation, self.data.batch_size, self.device).top1
+            return evaluate(supernet, images, batch_size, self.device).top1
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""

@@ -23,7 +23,7 @@ from dnas.data.image_sets import ImageSet
 from dnas.quantization.calibration import batch_statistics
 from dnas.switchable.net import SwitchableNet
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import Trainer, checked_value, evaluate
+from dnas.training.trainer import Trainer, checked_value, evaluate, without_single
 
 
 class SwitchableTrainer(Trainer):
@@ -50,9 +50,10 @@ class SwitchableTrainer(Trainer):
         """Accuracy of every profile with batch statistics: those of a profile that is rarely drawn lag behind."""
         self.network.eval()
         top1 = {}
+        batch_size = without_single(len(images), self.batch_size)
         with batch_statistics(self.network):
             for name in self.network.profiles:
-                top1[name] = evaluate(self.network.view_of(name), images, self.batch_size, self.device).top1
+                top1[name] = evaluate(self.network.view_of(name), images, batch_size, self.device).top1
         return {"top1": sum(top1.values()) / len(top1), "profiles": top1}
 
     def _tensors(self) -> Mapping[str, Tensor]:

@@ -257,8 +257,18 @@ def first_non_finite(network: nn.Module, x: Tensor) -> str:
 
 
 def inputs_of(batches: Iterable[tuple[Tensor, Tensor]], most: int) -> list[Tensor]:
-    """The images of the first ``most`` batches."""
-    return [x for _, (x, _) in zip(range(most), batches, strict=False)]
+    """The images of the first ``most`` batches, but for a last one of a single image, useless to BatchNorm."""
+    images = [x for _, (x, _) in zip(range(most), batches, strict=False)]
+    return [x for x in images if len(x) > 1] or images
+
+
+def without_single(images: int, batch_size: int) -> int:
+    """The batch size nearest above that leaves no last batch of one image, which has no batch statistics.
+
+    >>> without_single(10, 4), without_single(9, 4), without_single(1, 4)
+    (4, 5, 4)
+    """
+    return next((size for size in range(batch_size, images) if images % size != 1), max(batch_size, images))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.models.load import import_callable, importable_working_directory
@@ -156,7 +156,7 @@ class CostTable:
     def _layer(self, cost: Cost, spec: LayerSpec, pair: Pair) -> float:
         key = (cost.name, spec, *pair)
         if key not in self._memo:
-            value = cost.of_layer(spec, *pair)
+            value = _asked(cost, spec, pair)
             if not np.isfinite(value) or value < 0:
                 raise InputError(
                     f"cost '{cost.name}' of layer '{spec.name}' at {pair} is {value}; it must be finite and >= 0"
@@ -209,6 +209,19 @@ class CostTable:
         if name not in self.costs:
             raise InputError(f"unknown cost '{name}'; known are {', '.join(self.costs)}{nearest(name, self.costs)}")
         return self.costs[name]
+
+
+def _asked(cost: Cost, spec: LayerSpec, pair: Pair) -> float:
+    """What a cost says of a layer; :class:`InputError` where its function fails or gives no number."""
+    try:
+        return cost.of_layer(spec, *pair)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may fail in any way
+        raise InputError(
+            f"cost '{cost.name}' failed for layer '{spec.name}' at {pair}: {one_line(error)}; it is called as "
+            "function(layer, weight_bits, activation_bits) and returns a number"
+        ) from error
 
 
 def build_costs(

@@ -18,7 +18,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.models.zoo import ZOO
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
@@ -81,7 +81,7 @@ def import_callable(source: str, what: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the user's own code runs here, and may fail in any way
         hint = nearest(module_name, ("zoo", "torchvision", "timm", "imagefolder"))
-        raise InputError(f"{what} '{source}': cannot import module '{module_name}': {_reason(error)}{hint}") from error
+        raise InputError(f"{what} '{source}': cannot import module '{module_name}': {one_line(error)}{hint}") from error
     found = getattr(module, name, None)
     if found is None:
         hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
@@ -179,10 +179,10 @@ def _call(source: str, constructor: Callable[..., Any], values: Mapping[str, Any
         return constructor(**{**defaults, **values})
     except InputError as error:
         raise InputError(f"model '{source}': {error}") from error
-    except Exception as error:  # a constructor may reject its arguments in any way
+    except (Exception, SystemExit) as error:  # a constructor may reject its arguments in any way
         hint = _argument_hint(constructor, values) if isinstance(error, TypeError) else ""
         given = f" with the arguments {dict(values)}" if values else ""
-        raise InputError(f"model '{source}' cannot be built{given}: {_reason(error)}{hint}") from error
+        raise InputError(f"model '{source}' cannot be built{given}: {one_line(error)}{hint}") from error
 
 
 def _argument_hint(constructor: Callable[..., Any], values: Mapping[str, Any]) -> str:
@@ -227,9 +227,3 @@ def _state_dict(content: Any, path: Path, own: Mapping[str, Any]) -> dict[str, T
         if all(key.startswith(prefix) and key not in own for key in weights):
             weights = {key.removeprefix(prefix): value for key, value in weights.items()}
     return weights
-
-
-def _reason(error: BaseException) -> str:
-    """Put an exception on one line, with its type."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

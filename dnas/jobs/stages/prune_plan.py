@@ -20,6 +20,7 @@ from search_spaces.costs.pruned import PrunedCosts
 from search_spaces.errors import InputError, nearest
 from search_spaces.groups import ChannelGroups
 
+_ROUNDING = 1e-9  # of percentages
 COSTS = ("size_bytes", "bitops", "macs")
 
 
@@ -115,5 +116,12 @@ def own_budgets(context: JobContext, parent: BitAssignment, section: PruneSectio
         for name in entry:
             if name not in COSTS:
                 raise InputError(f"prune.budgets: '{name}' is not one of {', '.join(COSTS)}{nearest(name, COSTS)}")
-        budgets.append(parse_budget(entry, context.plan.table, own=parent.cost))
+        budget = parse_budget(entry, context.plan.table, own=parent.cost)
+        for name, limit in budget.limits.items():
+            if limit > parent.cost[name] * (1 + _ROUNDING):
+                raise InputError(
+                    f"prune.budgets: '{budget.label}' is more than the {parent.cost[name]:,.0f} that {parent.id} takes "
+                    "with all its filters; ask for less than 100%"
+                )
+        budgets.append(budget)
     return budgets

@@ -1,0 +1,73 @@
+"""Whether splits can be used: the sets of images may be the user's own, with code of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnas.data.augmentation import Augmentation
+from dnas.data.image_sets import DataSplits, ImageSet
+from search_spaces.errors import InputError, one_line
+
+
+def named_splits(data: DataSplits) -> dict[str, ImageSet]:
+    """The three splits by the names that sentences give them."""
+    return {"training": data.train, "validation": data.val, "test": data.test}
+
+
+def check_splits(data: DataSplits) -> None:
+    """Raise :class:`InputError` where a split is empty, its labels are none, or no batch can be had of it."""
+    for name, split in named_splits(data).items():
+        try:
+            labels, count = split.labels, len(split)
+        except Exception as error:  # the user's own set of images
+            raise InputError(f"data: the {name} split cannot be read: {one_line(error)}") from error
+        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+            raise InputError(f"data: labels of the {name} images must be integers (N,); got {described(labels)}")
+        if not count or len(labels) != count:
+            raise InputError(f"data: the {name} split has {count} images and {len(labels)} labels; give one for each")
+        if labels.dtype == torch.bool or int(labels.min()) < 0:
+            raise InputError(
+                f"data: labels of the {name} images must be classes from 0 on; the least is {labels.min()}"
+            )
+        first_images(name, split, 1)
+
+
+def first_images(
+    name: str,
+    images: ImageSet,
+    count: int,
+    augmentation: Augmentation | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """The first images (N, C, H, W) of a set with their labels (N,), as training takes them."""
+    try:
+        first = images.subset(torch.arange(min(count, len(images))))
+        x, y = next(iter(first.batches(count, seed=0, augmentation=augmentation, device=device)))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"data: the {name} images cannot be read: {one_line(error)}") from error
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or tuple(x.shape[1:]) != tuple(images.input_shape):
+        raise InputError(
+            f"data: a batch of the {name} images must be images (N, {', '.join(map(str, images.input_shape))}) and "
+            f"labels (N,); got {described(x)} and {described(y)}"
+        )
+    return x, y
+
+
+def described(value: Any) -> str:
+    """Say what a value is, in a few words.
+
+    >>> described(torch.zeros(2, 3)), described({"out": 1}), described([1, 2]), described("x")
+    ('a float32 tensor of shape (2, 3)', "a dict of 'out'", 'a list of 2 values', 'a str')
+    """
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a {type(value).__name__} of {', '.join(repr(key) for key in value)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} values"
+    return f"a {type(value).__name__}"

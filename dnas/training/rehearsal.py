@@ -1,0 +1,122 @@
+"""One step before the first: what cannot be trained on these images is refused before any training, and told why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dnas.data.augmentation import Augmentation
+from dnas.data.checks import check_splits, described, first_images, named_splits
+from dnas.data.image_sets import DataSplits, ImageSet
+from dnas.quantization.conversion import fresh_copy
+from dnas.training.trainer import CPU, own_randomness
+from search_spaces.errors import InputError, one_line
+
+FEW_IMAGES = 5
+_IMAGES = 2  # the fewest that BatchNorm can learn from
+
+
+def rehearse(
+    network: nn.Module,
+    data: DataSplits,
+    training: Mapping[str, ImageSet],
+    batch_size: int,
+    *,
+    augmentation: Augmentation | None = None,
+    device: torch.device = CPU,
+    trains: bool = True,
+) -> None:
+    """Run one step of measuring and one of training on two images, on a copy; the network is left untouched.
+
+    ``training`` names the sets whose batches BatchNorm will take its statistics from; ``trains`` says whether any
+    weights will be trained. Raises :class:`InputError` for splits that cannot be used, a network in which nothing can
+    be trained, batches of one image under BatchNorm, labels without an output, outputs that are not logits (N,
+    classes), and whatever the network's own code raises.
+    """
+    check_splits(data)
+    twin = fresh_copy(network).to(device).train()
+    if trains and not any(parameter.requires_grad for parameter in twin.parameters()):
+        raise InputError(
+            "the network has no parameter that requires a gradient, so there is nothing to train; call "
+            "requires_grad_(True) on what is to be trained"
+        )
+    _check_batches(twin, training, batch_size)
+    with own_randomness(0, device):
+        x, y = first_images("training", data.train, min(_IMAGES, batch_size), augmentation, device)
+        with torch.no_grad():
+            _check_labels(data, _logits(twin.eval(), x, "eval"))
+        logits = _logits(twin.train(), x, "training")
+        _check_labels(data, logits)
+        if trains:
+            _check_gradient(F.cross_entropy(logits, y))
+
+
+def few_images(data: DataSplits) -> list[str]:
+    """A sentence for each split that is too small for its figures to mean much."""
+    return [
+        f"there are only {len(split)} {name} images, so one of them is {100 / len(split):.0f} % of an accuracy; "
+        "use more data"
+        for name, split in named_splits(data).items()
+        if len(split) < FEW_IMAGES
+    ]
+
+
+def _check_labels(data: DataSplits, logits: Tensor) -> None:
+    outputs = logits.shape[1]
+    for name, split in named_splits(data).items():
+        most = int(split.labels.max())
+        if most >= outputs:
+            raise InputError(
+                f"data: label {most} of the {name} images has no output: the network has {outputs} (0 to "
+                f"{outputs - 1}); give it more (such as model.arguments = {{num_classes = {most + 1}}}), or count "
+                "labels from 0"
+            )
+
+
+def _check_batches(twin: nn.Module, training: Mapping[str, ImageSet], batch_size: int) -> None:
+    """Refuse batches of one image where BatchNorm would take its statistics from them."""
+    norms = [name for name, module in twin.named_modules() if isinstance(module, _BatchNorm) and module.training]
+    smallest = min(training, key=lambda name: len(training[name]))
+    if not norms or min(batch_size, len(training[smallest])) >= _IMAGES:
+        return
+    if batch_size < _IMAGES:
+        raise InputError(
+            f"batch_size = {batch_size} trains with one image per batch, which BatchNorm (module '{norms[0]}') has no "
+            "statistics from; set data.batch_size to 2 or more"
+        )
+    raise InputError(
+        f"there is only 1 image for {smallest}, which BatchNorm (module '{norms[0]}') has no statistics from; use more "
+        "data (data.train_limit, data.validation_fraction, search.theta_fraction)"
+    )
+
+
+def _logits(twin: nn.Module, x: Tensor, mode: str) -> Tensor:
+    """The outputs (N, classes) of the network; :class:`InputError` where it fails or gives something else."""
+    try:
+        outputs: Any = twin(x)
+    except Exception as error:  # the user's own network
+        raise InputError(
+            f"the network fails in {mode} mode on images of shape {tuple(x.shape)}: {one_line(error)}; correct its "
+            "forward pass, or the data"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x) or outputs.is_complex():
+        raise InputError(
+            f"the network returns {described(outputs)} in {mode} mode; wrap it so that it returns one tensor of "
+            f"logits (N, classes), here ({len(x)}, classes)"
+        )
+    return outputs.float()
+
+
+def _check_gradient(loss: Tensor) -> None:
+    try:
+        loss.backward()
+    except Exception as error:
+        raise InputError(
+            f"the loss cannot be differentiated: {one_line(error)}; the output must depend on parameters that require "
+            "a gradient, without torch.no_grad or detach between them"
+        ) from error
