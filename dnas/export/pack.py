@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dnas.export.sparse_storage import as_stored
 from dnas.quantization.conversion import QuantizerChoice
-from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.quantization.layers import SMALLEST_CLIP, QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import Grid, encode
 from dnas.quantization.sparsity import SparseQuantizer, dense_bits, sparse_codes
 from results.packed.file import DEFAULT_PROFILE, PackedFile, to_planes, write_packed
@@ -35,7 +35,6 @@ from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.network.graph import LAYER_TYPES
 
 _GEOMETRY = ("stride", "padding", "dilation", "output_padding", "groups", "padding_mode")
-_SMALLEST_CLIP = 1e-6
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ class _Packer:
 
 def smallest_clip(clip: Tensor) -> Tensor:
     """A clip as it is used."""
-    return clip.detach().clamp_min(_SMALLEST_CLIP)
+    return clip.detach().clamp_min(SMALLEST_CLIP)
 
 
 def array_of(tensor: Tensor) -> np.ndarray:

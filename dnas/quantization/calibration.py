@@ -1,12 +1,12 @@
 """Ranges from data, and BatchNorm statistics re-estimated: what a quantized net needs before it is trained or measured.
 
-The clip is the one of 40 shares of the largest magnitude with the least mean squared error (the geometric mean of
+The clip is the one of 40 fractions of the largest magnitude with the least mean squared error (the geometric mean of
 the errors, where one clip serves several widths). The gain then places the levels of each width by least squares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,52 +15,87 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.quantization.conversion import fresh_copy
-from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, thinned
+from dnas.quantization.layers import SMALLEST_CLIP, QuantizedLayer, TensorQuantizer
 from dnas.quantization.logarithmic import LogarithmicQuantizer
 from dnas.quantization.quantizers import Grid
+from dnas.quantization.samples import TensorSample, joined, sampled, thinned, whole
+from search_spaces.errors import InputError
+from search_spaces.models.load import check_finite
 
-_SHARES = torch.linspace(1.0, 0.025, 40)
-_MOST_SAMPLES = 131072
+_FRACTIONS = torch.linspace(1.0, 0.025, 40)
 
 
-def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     """Set every quantizer's sign, clip and gain: weights from themselves, inputs from ``batches`` of (N, C, H, W).
 
-    The inputs are those of the float network: nothing is quantized while it is observed. A BatchNorm that has never
-    been trained uses the statistics of the batch, as it will in training: its own say nothing about its input.
+    A batch is a tensor, or what a ``DataLoader`` gives: a tuple that begins with one. The inputs are those of the float
+    network: nothing is quantized while it is observed. A BatchNorm that has never been trained uses the statistics of
+    the batch, as it will in training: its own say nothing about its input. Raises :class:`InputError`, and changes
+    nothing, where there is no batch, or where an image, a weight or a layer's input is not finite.
     """
-    layers = [module for module in network.modules() if isinstance(module, QuantizedLayer)]
-    calibrate_weights(network)
-    inputs = [layer.quantize_input for layer in layers]
+    check_finite(network)
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
     untrained = [norm for norm in _tracking_norms(network) if _is_untrained(norm)]
-    with torch.no_grad(), _evaluating(network), observing(layers), _using_batch_statistics(untrained):
-        for x in batches:
+    with torch.no_grad(), _evaluating(network), _using_batch_statistics(untrained), observing(layers.values()):
+        for x in images_of(batches):
             network(x)
-        for quantizer in inputs:
-            samples = torch.cat(quantizer.observed or [torch.zeros(1)])
-            samples = samples.to(quantizer.gain.device)
-            quantizer.set_sign(bool(samples.min() < 0))
-            fit(quantizer, samples.flatten())
+        found = {name: joined(layer.quantize_input.observed or []) for name, layer in layers.items()}
+    _check_samples(found)
+    calibrate_weights(network)
+    with torch.no_grad():
+        for name, sample in found.items():
+            fit_input(layers[name].quantize_input, sample)
 
 
-def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """What these layers of a float ``model`` read on batches (N, C, H, W), thinned out to a flat tensor each.
+def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Any]) -> dict[str, TensorSample]:
+    """A sample of what these layers of a float ``model`` read on batches (N, C, H, W).
 
-    The model is left untouched; a BatchNorm that has never been trained uses the statistics of the batch.
+    The model is left untouched; a BatchNorm that has never been trained uses the statistics of the batch. Raises
+    :class:`InputError` as :func:`calibrate` does.
     """
+    check_finite(model)
     twin = fresh_copy(model)
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    found: dict[str, list[TensorSample]] = {name: [] for name in names}
 
     def watch(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, inputs: found[name].append(thinned(inputs[0].detach()))
+        return lambda module, inputs: found[name].append(sampled(inputs[0]))
 
     for name in found:
         twin.get_submodule(name).register_forward_pre_hook(watch(name))
     untrained = [norm for norm in _tracking_norms(twin) if _is_untrained(norm)]
     with torch.no_grad(), _evaluating(twin), _using_batch_statistics(untrained):
-        for x in batches:
+        for x in images_of(batches):
             twin(x)
-    return {name: torch.cat(parts or [torch.zeros(1)]) for name, parts in found.items()}
+    inputs = {name: joined(samples) for name, samples in found.items()}
+    _check_samples(inputs)
+    return inputs
+
+
+def images_of(batches: Iterable[Any]) -> Iterator[Tensor]:
+    """The images (N, C, H, W) of each batch; :class:`InputError` for none at all, or one that is not finite."""
+    empty = True
+    for number, batch in enumerate(batches, start=1):
+        empty = False
+        x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(x, Tensor):
+            raise InputError(f"batch {number} is {type(batch).__name__}; a batch is a tensor of images (N, C, H, W)")
+        bad = (~x.isfinite()).reshape(len(x), -1).any(1) if x.ndim else ~x.isfinite()[None]
+        if bad.any():
+            raise InputError(
+                f"image {int(bad.nonzero()[0]) + 1} of batch {number} holds values that are not finite; "
+                "remove it, or check how images are normalised"
+            )
+        yield x
+    if empty:
+        raise InputError("there is no batch of images to calibrate on; give at least one (a generator is used up once)")
+
+
+def _check_samples(found: Mapping[str, TensorSample]) -> None:
+    for name, sample in found.items():
+        if not sample.values.isfinite().all():
+            raise InputError(
+                f"the input of layer '{name}' is not finite, though images and weights are: a layer before it overflows"
+            )
 
 
 @contextmanager
@@ -96,57 +131,57 @@ def observing(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
             quantizer.observed = None
 
 
-def fit(quantizer: TensorQuantizer, x: Tensor) -> None:
-    """Set the clip (where it is learned) and the gain of ``quantizer`` for the tensor ``x``."""
+def fit_input(quantizer: TensorQuantizer, sample: TensorSample) -> None:
+    """Set the sign, the clip (where it is learned) and the gain of a layer's input quantizer."""
+    quantizer.set_sign(sample.least < 0)
+    fit(quantizer, sample.to(quantizer.gain.device))
+
+
+def fit(quantizer: TensorQuantizer, x: Tensor | TensorSample) -> None:
+    """Set the clip (where it is learned) and the gain of ``quantizer`` for the tensor ``x``, or a sample of one."""
     if isinstance(quantizer, LogarithmicQuantizer):
         quantizer.fit(x)
     else:
         fit_together([quantizer], x)
 
 
-def fit_together(quantizers: Sequence[TensorQuantizer], x: Tensor) -> None:
+def fit_together(quantizers: Sequence[TensorQuantizer], x: Tensor | TensorSample) -> None:
     """Set the one clip that these quantizers share (where it is learned), and the gain of each, for a tensor ``x``."""
     quantizers = [quantizer for quantizer in quantizers if quantizer.widths]
     if not quantizers:
         return
     first = quantizers[0]
     grids = [[q.quantizer.grid(width, q.signed) for width in q.widths] for q in quantizers]
-    prepared, clip = first.prepare(x)
-    rows = _subsample(prepared.reshape(clip.shape[0], -1))
+    prepared, clip = first.prepare(x.values if isinstance(x, TensorSample) else x)
+    rows = prepared.reshape(clip.shape[0], -1)
+    sample = TensorSample(rows, x.weights) if isinstance(x, TensorSample) else thinned(whole(rows))
     if first.quantizer.clip == "learned":
-        clip = best_clip(rows, [grid for own in grids for grid in own], first.signed)
+        clip = best_clip(sample, [grid for own in grids for grid in own], first.signed)
         first.clip.copy_(clip)
     for quantizer, own in zip(quantizers, grids, strict=True):
         for k, grid in enumerate(own):
-            levels = _levels(rows, clip, grid, quantizer.signed)
-            energy = (levels * levels).sum()
-            gain = (rows * levels).sum() / energy if energy > 0 else torch.ones(())
+            levels = _levels(sample.values, clip, grid, quantizer.signed)
+            energy = (sample.weights * levels * levels).sum()
+            gain = (sample.weights * sample.values * levels).sum() / energy if energy > 0 else torch.ones(())
             quantizer.gain[k] = gain if gain > 0 else 1.0
 
 
-def best_clip(rows: Tensor, grids: list[Grid], signed: bool) -> Tensor:
-    """The clip (R, 1) with the least error over all ``grids`` for each row of ``rows`` (R, M)."""
-    top = (rows.abs() if signed else rows.clamp_min(0)).amax(1, keepdim=True).clamp_min(1e-6)
+def best_clip(sample: TensorSample, grids: list[Grid], signed: bool) -> Tensor:
+    """The clip (R, 1) with the least error over all ``grids`` for each row of a ``sample`` (R, M)."""
+    rows, weights = sample.values, sample.weights
+    top = (rows.abs() if signed else rows.clamp_min(0)).amax(1, keepdim=True).clamp_min(SMALLEST_CLIP)
+    fractions = _FRACTIONS.to(rows.device)
     scores = []
-    for share in _SHARES.to(rows.device):
-        clip = top * share
-        errors = [(rows - _levels(rows, clip, grid, signed)).square().mean(1) for grid in grids]
-        scores.append(torch.stack(errors).clamp_min(1e-20).log().mean(0))
-    return top * _SHARES.to(rows.device)[torch.stack(scores).argmin(0)][:, None]
+    for fraction in fractions:
+        clip = top * fraction
+        errors = [(weights * (rows - _levels(rows, clip, grid, signed)).square()).sum(1) for grid in grids]
+        scores.append((torch.stack(errors) / weights.sum(1)).clamp_min(1e-20).log().mean(0))
+    return top * fractions[torch.stack(scores).argmin(0)][:, None]
 
 
 def _levels(rows: Tensor, clip: Tensor, grid: Grid, signed: bool) -> Tensor:
     u = (rows / clip).clamp(-1.0 if signed else 0.0, 1.0)
     return clip * (torch.floor(u * grid.scale + grid.offset).clamp_max(grid.top) * grid.step + grid.start)
-
-
-def _subsample(rows: Tensor) -> Tensor:
-    """Evenly spread columns, at most about ``_MOST_SAMPLES`` values in all; the last rows' extremes may be left out."""
-    step = max(1, rows.numel() // _MOST_SAMPLES)
-    if step == 1:
-        return rows
-    extremes = torch.stack([rows.amin(1), rows.amax(1)], dim=1)
-    return torch.cat([rows[:, ::step], extremes], dim=1)
 
 
 @contextmanager
@@ -183,25 +218,32 @@ def _using_batch_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
 
 
 def recalibrate_batchnorm(
-    network: nn.Module, batches: Iterable[Tensor], run: Callable[[Tensor], Any] | None = None
+    network: nn.Module, batches: Iterable[Any], run: Callable[[Tensor], Any] | None = None
 ) -> None:
     """Replace BatchNorm's running statistics by their plain average over ``batches`` of (N, C, H, W).
 
     Idempotent on the same batches; nothing else of the network changes. ``run`` runs a batch: by default the network.
+    Raises :class:`InputError`, the statistics as they were, where there is no batch or one that is not finite.
     """
     run = run or network
     norms = _tracking_norms(network)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
+    before = [{key: value.clone() for key, value in norm._buffers.items() if value is not None} for norm in norms]
     with torch.no_grad(), _evaluating(network):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
         try:
-            for x in batches:
+            for x in images_of(batches):
                 run(x)
+        except BaseException:
+            for norm, buffers in zip(norms, before, strict=True):
+                for key, value in buffers.items():
+                    norm.get_buffer(key).copy_(value)
+            raise
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

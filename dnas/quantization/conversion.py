@@ -102,12 +102,13 @@ def quantized_layer(
 
 
 def quantize_fixed(
-    model: nn.Module, graph: LayerGraph, layers: Mapping[str, LayerBits], choice: QuantizerChoice
+    model: nn.Module, graph: LayerGraph, layers: Mapping[str, LayerBits], choice: QuantizerChoice | None = None
 ) -> nn.Module:
     """Return a copy of ``model`` in which every layer runs at its bits; ranges are not yet calibrated.
 
-    Filters that the layers do not keep are removed.
+    Filters that the layers do not keep are removed. Without a ``choice``, the quantizers are those of a search.
     """
+    choice = choice or QuantizerChoice()
     twin = fresh_copy(model)
     kept = kept_units(graph.channels, kept_rows_of(layers))
     if kept:
@@ -120,7 +121,7 @@ def quantize_fixed(
             pair = (bits.weight_bits,), (bits.activation_bits,)
             wrapped = quantized_layer(original, graph[name], *pair, choice)
             if bits.sparse is not None:
-                wrapped.quantize_weight = SparseQuantizer(bits.weight_bits, bits.sparse)
+                wrapped.quantize_weight = SparseQuantizer(bits.weight_bits, bits.sparse).to(wrapped.weight.device)
             replace_module(twin, name, wrapped)
     _share_quantizers(twin, graph, layers)
     for branch in graph.branches:

@@ -17,12 +17,13 @@ from torch.nn import functional as F
 
 from dnas.quantization.mixture import mix
 from dnas.quantization.quantizers import Quantizer
+from dnas.quantization.samples import TensorSample, sampled
 from dnas.quantization.sparsity import SparseQuantizer
 from search_spaces.channels.slicing import Selection, slice_layer
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 
-_SMALLEST_CLIP = 1e-6
+SMALLEST_CLIP = 1e-6
 
 
 class TensorQuantizer(nn.Module):
@@ -64,7 +65,7 @@ class TensorQuantizer(nn.Module):
         self.register_buffer("alone", torch.ones(len(bits)), persistent=False)
         self.clip_gradient_scale = self.gain_gradient_scale = 1.0
         self.lent: Tensor | None = None
-        self.observed: list[Tensor] | None = None
+        self.observed: list[TensorSample] | None = None
         self.set_sign(signed)
 
     def set_sign(self, signed: bool) -> None:
@@ -98,7 +99,7 @@ class TensorQuantizer(nn.Module):
             clip = torch.where(self.clip > 0, self.clip, largest.to(self.clip.dtype))
         else:
             clip = _scale_gradient(self.clip, self.clip_gradient_scale)
-        return prepared, clip.clamp_min(_SMALLEST_CLIP)
+        return prepared, clip.clamp_min(SMALLEST_CLIP)
 
     def hold(self, x: Tensor) -> None:
         """Fix a clip that is read from the data at what it is for ``x``: what is removed later then changes nothing."""
@@ -127,7 +128,7 @@ class TensorQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` (any shape)."""
         if self.observed is not None:
-            self.observed.append(thinned(x.detach()))
+            self.observed.append(sampled(x))
             return x
         if self.bits == (FLOAT_BITS,):
             return x
@@ -173,18 +174,19 @@ def _scale_gradient(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1.0 else cast(Tensor, _ScaleGradient.apply(x, scale))
 
 
-def thinned(x: Tensor, most: int = 65536) -> Tensor:
-    """At most about ``most`` evenly spread elements of x, and always its extremes."""
-    flat = x.flatten()
-    thinned = flat[:: max(1, flat.numel() // most)]
-    return torch.cat([thinned, flat.amin()[None], flat.amax()[None]]).float()
+def _linear(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _convolution(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return cast(Tensor, layer._conv_forward(x, weight, bias))
 
 
 _OPERATIONS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]] = {
-    nn.Linear: lambda layer, x, weight, bias: F.linear(x, weight, bias),
-    nn.Conv1d: lambda layer, x, weight, bias: layer._conv_forward(x, weight, bias),
-    nn.Conv2d: lambda layer, x, weight, bias: layer._conv_forward(x, weight, bias),
-    nn.Conv3d: lambda layer, x, weight, bias: layer._conv_forward(x, weight, bias),
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
 }
 """Layers whose forward is one operation; transposed convolutions and subclasses with a forward of their own run
 that forward with the quantized weight in place of theirs."""
@@ -203,7 +205,8 @@ class QuantizedLayer(nn.Module):
         super().__init__()
         self.weight = cast(nn.Parameter, layer.weight)
         self.bias = cast("nn.Parameter | None", layer.bias)
-        self.quantize_input, self.quantize_weight = quantize_input, quantize_weight
+        device = self.weight.device  # the network may be on another one than the CPU by now
+        self.quantize_input, self.quantize_weight = quantize_input.to(device), quantize_weight.to(device)
         self._register_extras(layer)
         # In a tuple, so that the original is no submodule: its parameters would be registered twice.
         self._original = (layer,)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dnas.quantization.layers import TensorQuantizer
 from dnas.quantization.quantizers import Quantizer
+from dnas.quantization.samples import TensorSample, whole
 
 _THRESHOLDS = {1: 1.0, 2: 0.33, 3: 0.15}
 """t of signed tensors by width; at 1 bit every magnitude is 1 and the sign is left."""
@@ -69,14 +70,15 @@ class LogarithmicQuantizer(TensorQuantizer):
         if rows is not None and self.channel_axis is not None:
             self.least = self.least.index_select(0, rows.to(self.least.device))
 
-    def fit(self, x: Tensor) -> None:
-        """Set the gain for the tensor ``x`` by least squares."""
+    def fit(self, x: Tensor | TensorSample) -> None:
+        """Set the gain for the tensor ``x``, or a sample of one, by least squares."""
         if not self.widths:
             return
         with torch.no_grad():
-            rows = self._matrix(x)
-            levels = self.levels(rows)
-            gain = (rows * levels).sum() / (levels * levels).sum()
+            sample = x if isinstance(x, TensorSample) else whole(self._matrix(x))
+            levels = self.levels(sample.values)
+            energy = (sample.weights * levels * levels).sum()
+            gain = (sample.weights * sample.values * levels).sum() / energy
             self.gain.fill_(gain.item() if gain > 0 else 1.0)
 
     def levels(self, rows: Tensor) -> Tensor:

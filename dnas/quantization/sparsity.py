@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnas.quantization.samples import TensorSample
 from search_spaces.errors import InputError
 from search_spaces.sparse_codes import SparseWeights, smallest
 
@@ -114,7 +115,7 @@ class SparseQuantizer(nn.Module):
         self.bits, self.order, self.gradient = (bits,), sparse.order, sparse.gradient
         self.register_buffer("sigma", torch.tensor(float(sparse.sigma), dtype=torch.float64))
         self.register_buffer("active", torch.tensor(True))
-        self.observed: list[Tensor] | None = None
+        self.observed: list[TensorSample] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """Sparse, quantized weights of the same shape; ``weight`` itself while observing or not yet active."""

@@ -19,6 +19,7 @@ from dnas.quantization.calibration import fit
 from dnas.quantization.conversion import QuantizerChoice, fresh_copy, tensor_quantizer
 from dnas.quantization.quantizers import Quantizer
 from search_spaces.layers import FLOAT_BITS
+from search_spaces.models.load import check_finite
 from search_spaces.spaces import PrecisionSpace
 
 
@@ -33,8 +34,10 @@ def sensitivities(
 ) -> np.ndarray:
     """Expected increase of the loss (nats) of every cell of every decision, float64 (D, Kw, Ka).
 
-    ``batches`` are (images (N, C, H, W), labels (N,)) of training data; the model is left untouched.
+    ``batches`` are (images (N, C, H, W), labels (N,)) of training data; the model is left untouched. Raises
+    :class:`InputError` for a weight that is not finite.
     """
+    check_finite(model)
     twin = fresh_copy(model).eval()
     names = [name for decision in space.decisions for name in decision.layers]
     layers = {name: twin.get_submodule(name) for name in names}

@@ -140,6 +140,7 @@ class Supernet(nn.Module):
                 self.network.get_submodule(decision.branch.terminal).register_forward_hook(gate)
             self._gates.append(gate)
         self._register_costs()
+        self.to(next(model.parameters()).device)
 
     def _swap(
         self, index: int, name: str, graph: LayerGraph, choice: QuantizerChoice

@@ -211,9 +211,10 @@ class SupernetTrainer:
         self.weight_optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             sample = self.supernet.sample(temperature, self.section.sampling, generator)
-        loss = self._cross_entropy(batch, sample)
-        loss.backward()
-        value = self._checked(loss, batch, sample)
+        with self.supernet.sampled(sample):  # until the step ends: checkpointed modules run again in backward
+            loss = self._cross_entropy(batch)
+            loss.backward()
+            value = checked_value(loss, self.supernet.network, batch[0])
         self.weight_optimizer.step()
         return value
 
@@ -231,26 +232,23 @@ class SupernetTrainer:
             parameter.requires_grad_(False)
         try:
             sample = self.supernet.sample(temperature, self.section.sampling, generator)
-            loss = loss_of(self._cross_entropy(batch, sample), sample, progress)
-            loss.backward()
+            with self.supernet.sampled(sample):
+                loss = loss_of(self._cross_entropy(batch), sample, progress)
+                loss.backward()
+                value = checked_value(loss, self.supernet.network, batch[0])
         finally:
             for parameter in weights:
                 parameter.requires_grad_(True)
-        value = self._checked(loss, batch, sample)
         self.theta_optimizer.step()
         return value
 
-    def _checked(self, loss: Tensor, batch: tuple[Tensor, Tensor], sample: Sample) -> float:
-        with self.supernet.sampled(sample):  # which the search for the layer to blame needs
-            return checked_value(loss, self.supernet.network, batch[0])
-
-    def _cross_entropy(self, batch: tuple[Tensor, Tensor], sample: Sample) -> Tensor:
+    def _cross_entropy(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         self.supernet.train()
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.section.mixed_precision and self.device.type == "cuda"
         )
-        with autocast, self.supernet.sampled(sample):
+        with autocast:
             return F.cross_entropy(self.supernet(x).float(), y)
 
     def _record(self, epochs: int, losses: list[float], temperature: float | None, started: float) -> EpochRecord:

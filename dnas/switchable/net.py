@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from dnas.quantization.calibration import fit, fit_together, layer_inputs, recalibrate_batchnorm
+from dnas.quantization.calibration import fit, fit_input, fit_together, layer_inputs, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, fresh_copy
 from dnas.quantization.layers import SkippedLayer, TensorQuantizer
 from dnas.switchable.views import SharedQuantizers, build_view, key_of, once_each, own_parts, part_of, share_norms
@@ -181,8 +181,7 @@ class SwitchableNet(nn.Module):
                     weight = self.shared[key_of(f"{spec.name}.weight")].detach()
                     _fit_weight(self.quantizers.of_weight(spec.name), weight)
                 for quantizer in self.quantizers.of_input(spec.name):
-                    quantizer.set_sign(bool(inputs[spec.name].min() < 0))
-                    fit(quantizer, inputs[spec.name].to(quantizer.gain.device))
+                    fit_input(quantizer, inputs[spec.name])
 
     def recalibrate(self, batches: Iterable[Tensor]) -> None:
         """Replace every BatchNorm's statistics by their average over ``batches`` (N, C, H, W) and over its profiles."""

@@ -96,6 +96,7 @@ class Picked(nn.Module):
     """Part of a tensor: the entries at ``positions`` (int64, the part's shape) of a tensor of ``shape``, row-major.
 
     Used as a parametrization, so that a layer with fewer filters reads its weight from the whole one each time.
+    ``positions`` lie on the CPU; the module then goes where the tensor is.
     """
 
     def __init__(self, positions: Tensor, shape: tuple[int, ...]) -> None:
@@ -164,15 +165,18 @@ def _share(module: nn.Module, key: str, full: Tensor, pick: Picked | None) -> No
     else:
         module._buffers[key] = full
     if pick is not None:
-        parametrize.register_parametrization(module, key, pick, unsafe=True)
+        parametrize.register_parametrization(module, key, pick.to(full.device), unsafe=True)
 
 
 def _numbered(base: nn.Module) -> nn.Module:
-    """A copy in which every entry of a parameter is its own position, so that a pruned copy tells what it keeps."""
-    twin = copy.deepcopy(base)
+    """A copy in which every entry of a parameter is its own position, so that a pruned copy tells what it keeps.
+
+    It lies on the CPU, where positions are read, wherever the network is.
+    """
+    twin = copy.deepcopy(base).to_empty(device="cpu")
     for parameter in twin.parameters():
         count = parameter.numel()
-        parameter.data = torch.arange(count, dtype=torch.float64, device=parameter.device).reshape(parameter.shape)
+        parameter.data = torch.arange(count, dtype=torch.float64).reshape(parameter.shape)
     return twin
 
 

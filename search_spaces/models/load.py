@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.models.zoo import ZOO
@@ -56,10 +57,31 @@ def load_model(
         module = _call(source, constructor, values, defaults)
     if not isinstance(module, nn.Module):
         raise InputError(f"model '{source}' returned a {type(module).__name__}, not a torch.nn.Module")
-    if checkpoint is None:
-        return LoadedModel(module, source)
-    sha256, missing, unexpected = load_checkpoint(module, Path(checkpoint))
-    return LoadedModel(module, source, sha256, missing, unexpected)
+    loaded = LoadedModel(module, source)
+    if checkpoint is not None:
+        loaded = LoadedModel(module, source, *load_checkpoint(module, Path(checkpoint)))
+    try:
+        check_finite(module)
+    except InputError as error:
+        raise InputError(f"model '{source}'{f', checkpoint {checkpoint}' if checkpoint else ''}: {error}") from error
+    return loaded
+
+
+def check_finite(network: nn.Module) -> None:
+    """Raise :class:`InputError` that names the first parameter or BatchNorm statistic that is not finite."""
+    statistics = (
+        (f"{name}.{key}" if name else key, norm.get_buffer(key))
+        for name, norm in network.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats
+        for key in ("running_mean", "running_var")
+        if getattr(norm, key) is not None
+    )
+    for name, tensor in (*network.named_parameters(), *statistics):
+        count = 0 if tensor.is_meta else int((~tensor.isfinite()).sum())
+        if count:
+            raise InputError(
+                f"'{name}' holds {count} of {tensor.numel()} values that are not finite; train or load the net again"
+            )
 
 
 def available_models() -> dict[str, list[str]]:

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from dnas.quantization.calibration import batch_statistics, best_clip, calibrate, fit, observing, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, decode, encode, integer_grid
+from dnas.quantization.samples import whole
 from search_spaces.assignments import LayerBits
+from search_spaces.errors import InputError
 from search_spaces.network.graph import read_graph
 from tests.toys import SHAPE, Net, build_supernet, inputs, seeded, trained
 
@@ -33,7 +36,7 @@ def state(network: nn.Module) -> dict[str, Tensor]:
 def test_the_clip_is_the_best_of_forty_for_each_row(bits: int, signed: bool) -> None:
     rows = torch.randn(3, 200, generator=seeded())
     grid = integer_grid(bits, signed)
-    clips = best_clip(rows, [grid], signed)
+    clips = best_clip(whole(rows), [grid], signed)
     for row, clip in zip(rows, clips, strict=True):
         top = row.abs().max() if signed else row.max()
         candidates = [top * share / 40 for share in range(1, 41)]
@@ -180,3 +183,59 @@ def test_batch_statistics_are_put_back_after_an_error() -> None:
         raise ValueError("stop")
     assert state(network).keys() == before.keys()
     assert not network.stem_norm.training
+
+
+def spoiled(model: nn.Module, parameter: str, value: float) -> nn.Module:
+    with torch.no_grad():
+        dict(model.state_dict(keep_vars=True))[parameter].flatten()[1] = value
+    return model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["first.weight", "second.bias", "stem_norm.weight", "first_norm.running_var"])
+def test_a_network_that_is_not_finite_is_refused_by_name(name: str, value: float) -> None:
+    network = spoiled(fixed_net(), name, value)
+    before = state(network)
+    with pytest.raises(InputError, match=rf"'{name}' holds 1 of \d+ values that are not finite"):
+        calibrate(network, [inputs()])
+    assert all(torch.equal(before[key], tensor) for key, tensor in state(network).items() if key != name)
+
+
+@pytest.mark.parametrize("use", [calibrate, recalibrate_batchnorm])
+def test_an_image_that_is_not_finite_is_named_and_nothing_is_lost(use: object) -> None:
+    network = fixed_net()
+    bad = inputs(8, 1)
+    bad[5, 0, 2, 2] = float("nan")
+    before = state(network)
+    with pytest.raises(InputError, match="image 6 of batch 2 holds values that are not finite"):
+        use(network, [inputs(), bad])
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(network).items())
+
+
+def test_a_layer_that_overflows_is_named() -> None:
+    network = fixed_net()
+    with torch.no_grad():
+        network.first_norm.weight.fill_(3e38)
+    with pytest.raises(InputError, match="input of layer 'second' is not finite"):
+        calibrate(network, [inputs()])
+
+
+@pytest.mark.parametrize("use", [calibrate, recalibrate_batchnorm])
+@pytest.mark.parametrize("batches", [[], (), iter(())], ids=["list", "tuple", "generator"])
+def test_no_batch_is_refused_and_nothing_is_lost(use: object, batches: object) -> None:
+    network = fixed_net()
+    before = state(network)
+    with pytest.raises(InputError, match="no batch of images"):
+        use(network, batches)
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(network).items())
+
+
+def test_a_data_loader_calibrates_like_its_images() -> None:
+    images = inputs(12)
+    loader = DataLoader(TensorDataset(images, torch.zeros(12)), batch_size=6)
+    networks = fixed_net(), fixed_net()
+    calibrate(networks[0], loader)
+    calibrate(networks[1], images.split(6))
+    assert all(torch.equal(value, networks[1].state_dict()[name]) for name, value in networks[0].state_dict().items())
+    with pytest.raises(InputError, match="batch 1 is str"):
+        calibrate(networks[0], ["images"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -177,3 +180,34 @@ def test_a_subclass_keeps_parameters_and_buffers_of_its_own() -> None:
     assert any(parameter.shape == (2, 1, 1) and parameter.grad is not None for parameter in wrapped.parameters())
     wrapped.double()
     assert wrapped(x.double()).dtype == torch.float64
+
+
+def loaded(network: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return cast(nn.Module, torch.load(file, weights_only=False))
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "through",
+    [copy.copy, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), loaded],
+    ids=["copy", "deepcopy", "pickle", "torch.save"],
+)
+def test_a_quantized_layer_survives_every_way_to_copy_it(kind: str, through: Callable[[nn.Module], nn.Module]) -> None:
+    make, shape = KINDS[kind]
+    wrapped = wrap(make(), shape, 3, 4, per_channel=True)
+    x = torch.randn(2, *shape, generator=seeded(1))
+    assert torch.equal(through(wrapped)(x), wrapped(x))
+
+
+@every_kind
+def test_the_wrapper_is_made_where_the_layer_is(kind: str) -> None:
+    """The meta device stands for any that is not the CPU: an operation on tensors of both fails."""
+    make, shape = KINDS[kind]
+    layer = make()
+    spec = read_graph(nn.Sequential(layer), shape).layers[0]
+    wrapped = quantized_layer(layer.to("meta"), spec, (4,), (4,), QuantizerChoice("nested", "pact", True))
+    assert {tensor.device.type for tensor in (*wrapped.parameters(), *wrapped.buffers())} == {"meta"}
+    assert wrapped(torch.empty(2, *shape, device="meta")).device.type == "meta"

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dnas.config.job import SearchSection
 from dnas.data.augmentation import Augmentation
@@ -224,3 +226,27 @@ def test_skipping_can_be_searched_with_every_loss_and_both_engines() -> None:
                 (record,) = run(trainer(built, epochs=1, loss=loss, sampling=sampling))
                 assert math.isfinite(record.loss)
                 assert all(p.isfinite().all() for p in built.parameters())
+
+
+class Checkpointed(Net):
+    """Its residual branch runs again in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem_norm(self.stem(x)))
+        y = checkpoint(lambda x: self.relu(self.first_norm(self.first(x))), x, use_reentrant=False)
+        y = checkpoint(lambda y: self.second_norm(self.second(y)), y, use_reentrant=False)
+        return self.head(F.adaptive_avg_pool2d(self.relu(y + x), 1).flatten(1))
+
+
+@pytest.mark.parametrize("engine", ["composite", "branches"])
+def test_a_network_that_runs_again_in_backward_is_searched_alike(engine: Any) -> None:
+    outcomes = []
+    for model in (trained(Net()), trained(Checkpointed())):
+        built = build_supernet(model, engine=engine, **OPTIONS)
+        calibrate(built.network, [inputs()])
+        searching = trainer(built)
+        records = [*searching.warmup(), *run(searching)]
+        outcomes.append((timeless(records), {name: p.detach().clone() for name, p in built.named_parameters()}))
+    assert outcomes[0][1].keys() == outcomes[1][1].keys()
+    for name, parameter in outcomes[0][1].items():
+        torch.testing.assert_close(outcomes[1][1][name], parameter, rtol=1e-4, atol=1e-5)

@@ -390,3 +390,14 @@ def test_a_parameter_with_a_name_that_cannot_be_kept_is_refused(name: str) -> No
     model.register_parameter(name, nn.Parameter(torch.ones(1)))
     with pytest.raises(InputError, match=f"cannot hold a parameter called '{name}'"):
         SwitchableNet(model, read_graph(model, (1, 6, 6)), toy_profiles(model), NESTED)
+
+
+def test_parts_are_read_on_another_device() -> None:
+    """The meta device stands for any that is not the CPU: an operation on tensors of both fails."""
+    for choice in (NESTED, QuantizerChoice("nested", "pact", True)):
+        model, graph = model_and_graph("residual")
+        profiles = {**assignments("residual", {"whole": (4, 4)}, choice), "part": pruned("residual", (4, 4), choice)}
+        net = SwitchableNet(copy.deepcopy(model).to("meta"), graph, profiles, choice).eval()
+        assert {tensor.device.type for tensor in (*net.parameters(), *net.buffers())} == {"meta"}
+        for name in profiles:
+            assert net.use(name)(inputs_for(graph).to("meta")).shape == model(inputs_for(graph)).shape

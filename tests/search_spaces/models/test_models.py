@@ -250,3 +250,12 @@ def test_published_checkpoints_fit_exactly(name: str, file: str) -> None:
     assert loaded.checkpoint_sha256.startswith(file.removesuffix(".th").partition("-")[2])
     published: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     assert torch.equal(loaded.module.state_dict()["linear.bias"], published["module.linear.bias"])
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "layer1.0.bn1.running_var"])
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    state = load_model("zoo:tiny_resnet").module.state_dict()
+    state[name].view(-1)[0] = float("nan")
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match=rf"bad.pth: '{name}' holds 1 of \d+ values that are not finite"):
+        load_model("zoo:tiny_resnet", checkpoint=tmp_path / "bad.pth")
