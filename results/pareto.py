@@ -14,6 +14,8 @@ from search_spaces.errors import InputError, nearest
 from search_spaces.provenance import KINDS
 
 SCHEMA = "dnas.front/1"
+FLOAT = "float"
+"""What the network as it came is called beside the assignments of a run."""
 COSTS = ("size_bytes", "bitops", "macs")
 _FLAGS = ("on_front", "feasible")
 

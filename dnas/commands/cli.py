@@ -53,7 +53,6 @@ class Kind(StrEnum):
 
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")]
-AssignmentArgument = Annotated[str, typer.Argument(metavar="ASSIGNMENT", help="An id, or the beginning of one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
 
 
@@ -306,11 +305,13 @@ def export(
 @told
 def evaluate(
     run: RunArgument,
-    assignment: AssignmentArgument,
+    assignment: Annotated[
+        str, typer.Argument(metavar="ASSIGNMENT|float", help="An id, or the beginning of one; or the float network.")
+    ],
     split: Annotated[Split, typer.Option(help="What to measure on.")] = Split.val,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure an assignment of a run again."""
+    """Measure an assignment of a run, or its float network, again."""
     from dnas.commands import launching
 
     launching.evaluate(_folder(run), assignment, split.value, as_json)

@@ -133,6 +133,8 @@ def telling_line(event: Event) -> str:
         mean = top1.get("mean") if isinstance(top1, Mapping) else top1
         seed = f" (seed {event['seed']})" if event.get("seed") is not None else ""
         return f"measured {label}{seed}" + (f": {100 * mean:.2f} % on validation" if mean is not None else "")
+    if kind == "lost":
+        return f"{event['file']} is {event['why']}: it is made again"
     if kind == "resumed":
         return "resumed from the journal"
     return ""

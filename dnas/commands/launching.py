@@ -18,9 +18,10 @@ from dnas.config.job import JobConfig
 from dnas.jobs import run as jobs
 from dnas.jobs.stages.finalise import FinaliseRequest
 from dnas.jobs.stages.prune_requests import PruneRequest
-from results.pareto import ParetoFront
+from results.pareto import FLOAT, ParetoFront
 from results.run.environment import environment
 from results.run.folder import ASSIGNMENTS, CHECKPOINTS, JOB, Run
+from results.run.lost import lost_files
 from results.run.status import run_status
 from results.tables.report import front_rows, render_table, verdicts
 from search_spaces.errors import InputError, JobError
@@ -50,13 +51,14 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
 
 
 def resume(folder: Path, as_json: bool) -> None:
-    """Go on with an interrupted job and show its front; a finished one is only shown."""
+    """Go on with an interrupted job and show its front; a finished one that has lost nothing is only shown."""
     with Run.open(folder, write=True) as run:
-        if run_status(run).state == "finished":
+        config = load_job(str(folder / JOB))
+        if run_status(run).state == "finished" and not lost_files(run):
             tell(f"{folder} is finished; nothing is left to do")
             front = run.load_front()
         else:
-            front = _carry_out(load_job(str(folder / JOB)), run, as_json)
+            front = _carry_out(config, run, as_json)
     _conclude(run, front, as_json)
 
 
@@ -103,9 +105,9 @@ def _budget_table(text: str) -> str:
 
 
 def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
-    """Measure an assignment of a run once more on the validation or the test split."""
+    """Measure an assignment of a run, or its float network, once more on the validation or the test split."""
     run = Run.open(folder)
-    name = run.complete_id(assignment)
+    name = FLOAT if assignment == FLOAT else run.assignment(run.complete_id(assignment)).id
     with open_display(as_json) as display:
         result = jobs.evaluate_assignment(run, name, split, display.report)
     if as_json:

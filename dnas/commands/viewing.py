@@ -16,7 +16,7 @@ from results.pareto import ParetoFront
 from results.pictures.plot_data import bit_text
 from results.pictures.prune_data import filters_of, parents_of
 from results.run.folder import Run, list_runs
-from results.run.status import run_status
+from results.run.status import RunStatus, run_status
 from results.tables.report import front_rows, render_table, verdicts
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.errors import InputError
@@ -27,8 +27,12 @@ Filters = Mapping[str, tuple[int, int]]
 
 
 def status(folders: Sequence[Path], parent: Path, as_json: bool) -> None:
-    """Show where runs stand; all of ``parent`` where none is named."""
-    rows = [_status_row(folder) for folder in folders or list_runs(parent)]
+    """Show where runs stand; all of ``parent`` where none is named.
+
+    Of several runs a damaged one is told in its row; one that is asked for alone is refused.
+    """
+    alone = len(folders) == 1
+    rows = [_status_row(folder) if alone else _row_or_damage(folder) for folder in folders or list_runs(parent)]
     if as_json:
         show_json(rows)
     elif rows:
@@ -42,6 +46,8 @@ def show_run(folder: Path, as_json: bool) -> None:
     run = Run.open(folder)
     front = run.load_front()
     words = verdicts(front)
+    for why in run.damaged_assignments().values():
+        tell(why)
     if as_json:
         show_json({"run": str(folder), "front": front.to_json(), "verdicts": words})
         return
@@ -74,6 +80,13 @@ def front_assignments(run: Run, front: ParetoFront) -> list[BitAssignment]:
 
 def _status_row(folder: Path) -> dict[str, Any]:
     return {"run": str(folder), **asdict(run_status(Run.open(folder)))}
+
+
+def _row_or_damage(folder: Path) -> dict[str, Any]:
+    try:
+        return _status_row(folder)
+    except InputError as error:
+        return {"run": str(folder), **asdict(RunStatus("damaged", message=str(error)))}
 
 
 def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -61,6 +61,8 @@ def job_file_reference() -> str:
 def _load(source: str, overrides: Sequence[str]) -> JobConfig:
     title, text = _read(source)
     data = _parse(text, title)
+    if not data:
+        raise InputError(f"job file {title} is empty: it sets no key; dnas init writes a commented one")
     settings = [(_override_path(override), override) for override in overrides]
     for path, override in settings:
         _apply(data, path, override)

@@ -25,6 +25,7 @@ from dnas.search.trainer import EpochRecord, SearchData, SupernetTrainer
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import EpochResult, StepReport, Trainer, inputs_of
 from results.run.folder import Run
+from results.run.lost import sound_records, standing
 from search_spaces.allocation.program import Cells
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.budgets import Budget
@@ -68,7 +69,7 @@ class JobContext:
         self._check_widths()
         self.reference = ModelReference(config.model.source, self.data.input_shape, self.loaded.checkpoint_sha256)
         self.augmentation, self.search_data = self._images()
-        self.records = run.journal.records()
+        self.records = standing(sound_records(run))
         pays = compilation_pays(config, self.plan, len(self.data.train))
         self.compiles = {"on": True, "off": False}.get(config.search.compile, pays)
         search_data = self.search_data

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -38,12 +39,15 @@ from dnas.jobs.stages.prune_requests import (
 )
 from dnas.jobs.stages.search import BitSearch
 from dnas.jobs.stages.squantizer import check_budgets, sigma_work, squantizer_assignments
+from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.training.rehearsal import few_images, rehearse
 from dnas.training.trainer import Trainer, evaluate
-from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
+from results.pareto import FLOAT, Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.front import draw_fronts, save_figure
-from results.run.folder import Run
+from results.run.environment import environment
+from results.run.folder import CHECKPOINTS, ENVIRONMENT, Run
+from results.run.lost import lost_files, unknown_files
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, JobError
 from search_spaces.provenance import PRUNED
@@ -63,6 +67,7 @@ def run_job(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    _give_up_lost(run, report)
     context = JobContext(config, run, report)
     if isinstance(request, FinaliseRequest):
         context.journal(check_finalise_request(context, request).to_json())
@@ -79,24 +84,43 @@ def run_job(
         raise
 
 
+def _give_up_lost(run: Run, report: Report) -> None:
+    """Journal what the run has lost, so that its stages make it again; tell of results that no record knows."""
+    for lost in lost_files(run):
+        if lost.path.startswith(CHECKPOINTS):
+            run.delete_checkpoint(Path(lost.path).stem)
+        if lost.path == ENVIRONMENT:
+            run.save_environment(environment())
+        run.journal.append(lost.to_json())
+        report(lost.to_json())
+    unknown = unknown_files(run, run.journal.records())
+    if len(unknown) > 1:
+        text = f"the journal does not tell of {len(unknown)} files ({unknown[0]}, ...): they are made again"
+        report({"event": "note", "text": text})
+
+
 def _sentence(error: Exception) -> str:
     """The error's own sentence where it was made for the user, else with its type before it."""
     return str(error) if isinstance(error, (InputError, JobError)) else f"{type(error).__name__}: {error}"
 
 
 def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report) -> dict[str, Any]:
-    """Measure a finished assignment of a run again, over its seeds, on ``val`` or ``test``."""
-    assignment = run.assignment(assignment_id)
+    """Measure an assignment of a run, over its seeds, or its ``float`` network again, on ``val`` or ``test``."""
+    assignment = None if assignment_id == FLOAT else run.assignment(assignment_id)
     context = JobContext(load_job(str(run.folder / "job.toml")), run, report)
     images = {"val": context.data.val, "test": context.data.test}.get(split)
     if images is None:
         raise InputError(f"split '{split}' is not one of val, test")
-    measurer = Measurer(context)
-    seeds = range(measurer.seeds_of(assignment))
-    values = [measurer.measure_again(assignment, seed, images).top1 for seed in seeds]
+    if assignment is None:
+        network = stored_float(run, context.network, context.config.pretrain.epochs)
+        values = [evaluate(network, images, context.config.data.batch_size, context.device).top1]
+    else:
+        measurer = Measurer(context)
+        seeds = range(measurer.seeds_of(assignment))
+        values = [measurer.measure_again(assignment, seed, images).top1 for seed in seeds]
     estimate = Estimate.from_values(values)
     top1 = {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}
-    return {"assignment": assignment.id, "split": split, "top1": top1, "images": len(images)}
+    return {"assignment": assignment_id, "split": split, "top1": top1, "images": len(images)}
 
 
 def _run(context: JobContext) -> ParetoFront:

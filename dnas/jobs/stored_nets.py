@@ -9,6 +9,7 @@ from torch import nn
 
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.switchable.net import SwitchableNet
+from dnas.training.trainer import with_prefix
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
@@ -25,12 +26,21 @@ def stored_net(
         return stored_switchable(run, network, graph, origin.net, seed).alone(origin.profile)
     saved = run.load_checkpoint(f"net-{assignment.metrics.get('same_as', assignment.id)}-seed{seed}")
     if saved is None:
-        raise InputError(
-            f"assignment '{assignment.id}' has not been measured yet; run `dnas resume {run.folder}` first"
-        )
+        raise InputError(_missing(run, f"assignment '{assignment.id}'", measured="val_top1" in assignment.metrics))
     fixed = quantize_fixed(network, graph, assignment.layers, choice)
     fixed.load_state_dict(saved[0])
     return fixed.eval()
+
+
+def stored_float(run: Run, network: nn.Module, epochs: int) -> nn.Module:
+    """The job's float ``network`` as the run pretrained it for so many epochs (0: as it came), in eval mode."""
+    if epochs:
+        saved = run.load_checkpoint("pretrain")
+        if saved is None or saved[1]["epoch"] < epochs:
+            lost = any(record["event"] == "float" for record in run.journal.records())
+            raise InputError(_missing(run, "the float network", measured=lost))
+        network.load_state_dict(with_prefix(saved[0], "network"))
+    return network.eval()
 
 
 def save_switchable(run: Run, net: SwitchableNet, name: str, seed: int) -> None:
@@ -51,11 +61,17 @@ def stored_switchable(run: Run, network: nn.Module, graph: LayerGraph, name: str
     """
     saved = run.load_checkpoint(f"net-{name}-seed{seed}")
     if saved is None:
-        raise InputError(f"{run.folder} has no trained net '{name}' yet; run `dnas resume {run.folder}` first")
+        own = [item for item in run.assignments().values() if item.provenance.net == name]
+        raise InputError(_missing(run, f"'{name}'", measured=any("val_top1" in item.metrics for item in own)))
     tensors, values = saved
-    found = run.assignments()
-    profiles = {key: found[identity] for key, identity in values["profiles"].items()}
+    profiles = {key: run.assignment(identity) for key, identity in values["profiles"].items()}
     choice = QuantizerChoice(**values["quantizer"])
     net = SwitchableNet(network, graph, profiles, choice, private_norms=values["private_norms"])
     net.load_tensors(tensors)
     return net.eval()
+
+
+def _missing(run: Run, what: str, *, measured: bool) -> str:
+    """Why there is no trained net of ``what``, and the command that makes one."""
+    lost = f"the trained net of {what} is gone from {run.folder}; train it again with: dnas resume {run.folder}"
+    return lost if measured else f"{what} has not been measured yet; go on with: dnas resume {run.folder}"

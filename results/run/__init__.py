@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from search_spaces.lazy import attach
 
 if TYPE_CHECKING:
-    from results.run.checkpoints import read_checkpoint, write_checkpoint
+    from results.run.checkpoints import check_checkpoint, read_checkpoint, write_checkpoint
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["check_checkpoint", "read_checkpoint", "write_checkpoint"]
 
-__getattr__, __dir__ = attach(__name__, {"results.run.checkpoints": ("read_checkpoint", "write_checkpoint")})
+__getattr__, __dir__ = attach(
+    __name__, {"results.run.checkpoints": ("check_checkpoint", "read_checkpoint", "write_checkpoint")}
+)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,30 @@ def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors (on the CPU) and the metadata of ``path``; raise :class:`InputError` if it is damaged."""
+    with _sound(path), safe_open(path, framework="pt", device="cpu") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise :class:`InputError` if ``path`` is damaged, as far as its header and its length tell."""
+    with _sound(path), safe_open(path, framework="pt", device="cpu") as file:
+        _metadata(file)
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    found = parse_json((file.metadata() or {})[METADATA_KEY])
+    if not isinstance(found, dict):
+        raise ValueError("its metadata is not an object")
+    return found
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    """Make whatever reading the file at ``path`` raises the sentence that says how to have it again."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        metadata = parse_json(header[METADATA_KEY])
+        yield
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError) as error:
         reason = f"no '{METADATA_KEY}' entry" if isinstance(error, KeyError) else str(error)
         raise InputError(
-            f"the checkpoint {path} is damaged ({reason}); delete it and resume to repeat its stage"
+            f"the checkpoint {path} is damaged ({reason}); repeat what made it with: dnas resume {path.parent.parent}"
         ) from error
-    if not isinstance(metadata, dict):
-        raise InputError(f"the checkpoint {path} is damaged (its metadata is not an object); delete it and resume")
-    return tensors, metadata

@@ -79,8 +79,7 @@ class Run:
         if not folder.exists():
             names = [run.name for run in list_runs(folder.parent)]
             raise InputError(f"there is no run at {folder}{nearest(folder.name, names)}")
-        if not is_run(folder):
-            raise InputError(f"{folder} is not a run folder: it has no {JOURNAL} beside a {JOB}")
+        _refuse_incomplete(folder)
         if not write:
             return cls(folder)
         run = cls(folder, FolderLock(folder / LOCK))
@@ -125,6 +124,10 @@ class Run:
         """Return the resolved job file this run was created with."""
         return read_text(self.folder / JOB)
 
+    def save_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write what is known of the versions and the machine again."""
+        write_json(self._writable_folder() / ENVIRONMENT, dict(environment))
+
     def environment(self) -> dict[str, Any]:
         """Return the versions and the machine this run was created on."""
         found = read_json(self.folder / ENVIRONMENT)
@@ -144,6 +147,10 @@ class Run:
         path = self._checkpoint_path(name)
         return room.read_checkpoint(path) if path.exists() else None
 
+    def has_checkpoint(self, name: str) -> bool:
+        """Whether there is a checkpoint of that name, be it damaged or not."""
+        return self._checkpoint_path(name).exists()
+
     def delete_checkpoint(self, name: str) -> None:
         """Remove a checkpoint; one that is not there is fine."""
         path = self._checkpoint_path(name, write=True)
@@ -159,23 +166,31 @@ class Run:
         return path
 
     def assignments(self) -> dict[str, BitAssignment]:
-        """Return all assignments of this run by id, sorted; raise :class:`InputError` naming a damaged file."""
-        return {path.stem: _read_assignment(path) for path in self._assignment_paths()}
+        """Return all assignments of this run that can be read, by id, sorted; see :meth:`damaged_assignments`."""
+        return {path.stem: found for path in self.assignment_paths() if (found := _readable(path))}
+
+    def damaged_assignments(self) -> dict[str, str]:
+        """Return why, for each assignment whose file cannot be read."""
+        return {path.stem: why for path in self.assignment_paths() if (why := self._damage(path))}
 
     def assignment(self, id: str) -> BitAssignment:
         """Return the assignment of exactly this id; else raise :class:`InputError`."""
-        paths = {path.stem: path for path in self._assignment_paths()}
+        paths = {path.stem: path for path in self.assignment_paths()}
         if id not in paths:
+            if any(record.get("assignment") == id for record in self.journal.records()):
+                raise InputError(
+                    f"{self.folder / ASSIGNMENTS / id}.json is gone; make it again with: dnas resume {self.folder}"
+                )
             known = f"; it has {', '.join(paths)}" if 0 < len(paths) <= 12 else ""
             raise InputError(f"{self.folder} has no assignment '{id}'{nearest(id, paths)}{known}")
-        return _read_assignment(paths[id])
+        return self._read(paths[id])
 
     def complete_id(self, beginning: str) -> str:
         """The id that a person meant: this one, or the only one that begins so; an unknown one is returned as it is.
 
         Raises :class:`InputError` where several begin so.
         """
-        ids = [path.stem for path in self._assignment_paths()]
+        ids = [path.stem for path in self.assignment_paths()]
         found = [id for id in ids if beginning and id.startswith(beginning)]
         if beginning in ids or not found:
             return beginning
@@ -199,10 +214,47 @@ class Run:
         try:
             return ParetoFront.from_json(read_json(path))
         except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{_named(path, error)}; write it again with: dnas resume {self.folder}") from error
 
-    def _assignment_paths(self) -> list[Path]:
+    def check_file(self, path: str) -> None:
+        """Raise :class:`InputError` where the file at this path inside the folder cannot be read."""
+        whole = self.folder / path
+        if whole.parent.name == CHECKPOINTS:
+            room.check_checkpoint(whole)
+        elif whole.parent.name == ASSIGNMENTS:
+            _read_assignment(whole)
+        elif path == FRONT_JSON:
+            self.load_front()
+        elif path == ENVIRONMENT:
+            self.environment()
+
+    def assignment_paths(self) -> list[Path]:
+        """Return the files of all assignments, sorted."""
         return sorted(path for path in (self.folder / ASSIGNMENTS).glob("*.json") if not path.name.startswith("."))
+
+    def checkpoint_paths(self) -> list[Path]:
+        """Return the files of all checkpoints, sorted."""
+        paths = (self.folder / CHECKPOINTS).glob("*.safetensors")
+        return sorted(path for path in paths if not path.name.startswith("."))
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether there is anything that a job computed."""
+        return bool(self.assignment_paths() or self.checkpoint_paths()) or (self.folder / FRONT_JSON).exists()
+
+    def _read(self, path: Path) -> BitAssignment:
+        """The assignment of a file; the error says how to have it again."""
+        try:
+            return _read_assignment(path)
+        except InputError as error:
+            raise InputError(f"{_named(path, error)}; make it again with: dnas resume {self.folder}") from error
+
+    def _damage(self, path: Path) -> str:
+        try:
+            self._read(path)
+        except InputError as error:
+            return str(error)
+        return ""
 
     def _checkpoint_path(self, name: str, *, write: bool = False) -> Path:
         folder = self._writable_folder(CHECKPOINTS) if write else self.folder / CHECKPOINTS
@@ -231,8 +283,28 @@ def is_run(folder: Path) -> bool:
 
 
 def list_runs(parent: Path) -> list[Path]:
-    """Return the run folders directly inside ``parent``, sorted by name; empty where there is no such folder."""
-    return sorted(path for path in parent.iterdir() if is_run(path)) if parent.is_dir() else []
+    """Return the run folders directly inside ``parent``, sorted by name; empty where there is no such folder.
+
+    A folder that lost its job or its journal is one of them: :meth:`Run.open` says what it lacks.
+    """
+    if not parent.is_dir():
+        return []
+    return sorted(path for path in parent.iterdir() if any((path / name).is_file() for name in (JOURNAL, JOB)))
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    """Raise unless ``folder`` has both files without which nothing of a run can be told or gone on with."""
+    if is_run(folder):
+        return
+    elsewhere = "or start again with another --run"
+    if (folder / JOURNAL).is_file():
+        raise InputError(
+            f"{folder} has lost its {JOB}: restore it from a copy, or put the job file that the run was started with "
+            "there, its --set values written in"
+        )
+    if (folder / JOB).is_file() and any((folder / name).glob("*") for name in (ASSIGNMENTS, CHECKPOINTS)):
+        raise InputError(f"{folder} has lost its {JOURNAL}: restore it from a copy, {elsewhere}")
+    raise InputError(f"{folder} is not a run folder: it has no {JOURNAL} beside a {JOB}")
 
 
 def _refuse_occupied(folder: Path) -> None:
@@ -259,7 +331,19 @@ def _safe(what: str, name: str) -> str:
 
 
 def _read_assignment(path: Path) -> BitAssignment:
+    found = BitAssignment.from_json(read_json(path))
+    if found.id != path.stem:
+        raise InputError(f"it holds the assignment '{found.id}'")
+    return found
+
+
+def _readable(path: Path) -> BitAssignment | None:
     try:
-        return BitAssignment.from_json(read_json(path))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        return _read_assignment(path)
+    except InputError:
+        return None
+
+
+def _named(path: Path, error: InputError) -> str:
+    """The error's sentence, with the path in front unless it says it already."""
+    return str(error) if str(path) in str(error) else f"{path}: {error}"

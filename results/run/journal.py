@@ -98,4 +98,5 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
         record = parse_json(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and "event" in record else None
+    sound = isinstance(record, dict) and isinstance(record.get("event"), str)
+    return record if sound and isinstance(record.get("time"), (int, float)) else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from results.run.folder import Run
+from results.run.lost import sound_records
 
 _LIFE = ("started", "resumed", "finished", "failed")
 _PLACES = ("stage", "epoch", "trial")
@@ -16,7 +17,8 @@ _PLACES = ("stage", "epoch", "trial")
 class RunStatus:
     """Where a run stands; ``started`` and ``updated`` are seconds since the epoch (None before the first record).
 
-    ``state`` is "finished", "running" (a process holds the lock), "failed", or "interrupted" (ended without either).
+    ``state`` is "finished", "running" (a process holds the lock), "failed", or "interrupted" (ended without either);
+    "damaged" where its files do not tell.
     ``trial`` counts the trials of pruning so far, where these are what the run is at.
     ``message`` is what made it fail, else the last sentence told to the user.
     """
@@ -33,10 +35,10 @@ class RunStatus:
 
 
 def run_status(run: Run) -> RunStatus:
-    """Return where ``run`` stands; raise :class:`InputError` if its journal is corrupt."""
+    """Return where ``run`` stands; raise :class:`InputError` if its journal is corrupt, emptied or replaced."""
     # The lock is asked first: a run that ends in between is then told as running, never as interrupted.
     held = run.writer is not None
-    return status_of(run.journal.records(), held)
+    return status_of(sound_records(run), held)
 
 
 def status_of(records: Sequence[dict[str, Any]], held: bool) -> RunStatus:

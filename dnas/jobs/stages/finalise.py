@@ -162,7 +162,7 @@ class _Finaliser:
         context = self.context
         record = next((r for r in context.events("profiles") if r["net"] == self.net), None)
         if record is not None:
-            return {name: context.run.assignment(name) for name in record["profiles"]}
+            return {name: self._again(name) for name in record["profiles"]}
         chosen: dict[str, BitAssignment] = {}
         front = [point.assignment for point in ParetoFront.from_points(points).front]
         known = {name: item for name, item in context.run.assignments().items() if not item.provenance.net}
@@ -173,6 +173,14 @@ class _Finaliser:
             raise InputError("nothing was measured that could be a profile; name some, such as finalise.profiles=w4a4")
         context.journal({"event": "profiles", "net": self.net, "profiles": list(chosen)})
         return chosen
+
+    def _again(self, name: str) -> BitAssignment:
+        """The assignment of a profile that was chosen before; a width or a file that the run has lost is read again."""
+        if any(record["assignment"] == name for record in self.context.events("decoded")):
+            return self.context.run.assignment(name)
+        named = [other for other in (name, *self.section.profiles) if other.endswith(".json") or uniform_pair(other)]
+        found = {item.id: item for other in named for item in self._of(other, (), {})}
+        return found.get(name) or self.context.run.assignment(name)
 
     def _of(self, name: str, front: Sequence[str], known: Mapping[str, BitAssignment]) -> list[BitAssignment]:
         context = self.context

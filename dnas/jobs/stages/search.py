@@ -61,7 +61,7 @@ class BitSearch:
         missing = {label: budget for label, budget in labels.items() if label not in searched}
         done = len(labels) - len(missing)
         context.progress.advance(context.work.search * context.config.search.epochs * done)
-        if missing:
+        if missing or self._warmup_is_lost():
             supernet = self._warm_supernet()
             warm = {name: value.clone() for name, value in supernet.state_dict().items()}
             for label, budget in missing.items():
@@ -71,6 +71,11 @@ class BitSearch:
             context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
         found = context.assignments_of("decoded")
         return [a for a in found if a.provenance.kind in (SEARCH, SAMPLED) and a.provenance.run in labels]
+
+    def _warmup_is_lost(self) -> bool:
+        """Whether the warm supernet, which fine-tuning may start from, is not kept though it was warmed up."""
+        warmed_up = self.context.config.search.warmup_epochs > 0
+        return warmed_up and not self.context.run.has_checkpoint(f"{self.prefix}warmup")
 
     def _from_largest(self, labels: Mapping[str, Budget | None]) -> dict[str, Budget | None]:
         """The labels in the order of their budgets, the largest first: each is bounded by what the one before found."""

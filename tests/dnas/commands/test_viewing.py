@@ -78,7 +78,7 @@ def folder(tmp_path: Path, table: CostTable) -> Path:
         for found in (whole, pruned):
             run.save_assignment(found)
         run.save_front(ParetoFront.from_points(points))
-        for record in ({"event": "stage", "stage": "prune", "state": "start"}, *trials()):
+        for record in ({"event": "started"}, {"event": "stage", "stage": "prune", "state": "start"}, *trials()):
             run.journal.append(dict(record))
     return tmp_path / "run"
 

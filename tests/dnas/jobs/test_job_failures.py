@@ -183,20 +183,17 @@ def test_a_run_that_cannot_be_read_is_told(smaller_run: Run) -> None:
     assert Path("run/front.json").read_bytes() == (smaller_run.folder / "front.json").read_bytes()
 
 
-def test_a_damaged_checkpoint_is_told_and_its_stage_can_be_repeated(
-    smaller_run: Run, smaller_settings: tuple[str, ...]
-) -> None:
+def test_a_damaged_checkpoint_is_told_and_its_stage_is_repeated(smaller_run: Run) -> None:
     shutil.copytree(smaller_run.folder, "run")
     lines = Path("run/journal.jsonl").read_text().splitlines(keepends=True)
     start = next(number for number, line in enumerate(lines) if '"measured"' in line)
     Path("run/journal.jsonl").write_text("".join(lines[:start]))
     pretrained = Path("run/checkpoints/pretrain.safetensors")
     pretrained.write_bytes(pretrained.read_bytes()[:100])
-    told = sentence(dnas("resume", "run"), code=2)
-    assert str(pretrained) in told
-    assert json.loads(dnas("status", "run", "--json").stdout)[0]["message"] in told
-    pretrained.unlink()
-    assert dnas("resume", "run").exit_code == 0
+    result = dnas("resume", "run")
+    assert result.exit_code == 0, result.output
+    assert "checkpoints/pretrain.safetensors is damaged: it is made again" in result.stdout
+    assert "the journal does not tell of" in result.stdout  # the nets that were measured behind its end
     assert Path("run/front.json").read_bytes() == (smaller_run.folder / "front.json").read_bytes()
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -214,11 +215,26 @@ def test_an_id_never_leaves_the_folder(run, id):
         run.save_checkpoint(id, {}, {})
 
 
-def test_a_damaged_assignment_is_told_by_path(run):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "it is not JSON"),
+        ("{}", "not an assignment file"),
+        ('{"schema": ', "it is not JSON"),
+        ("[]", "not an assignment file"),
+        (json.dumps({**assignment("a").to_json(), "layers": 3}), "is damaged"),
+        (json.dumps({**assignment("a").to_json(), "cost": {"size_bytes": "big"}}), "is damaged"),
+        (json.dumps(assignment("b").to_json()), "it holds the assignment 'b'"),
+    ],
+)
+def test_a_damaged_assignment_is_told_by_path_and_breaks_no_other(run, text, why):
     path = run.save_assignment(assignment("a"))
-    path.write_text("{}")
-    with pytest.raises(InputError, match=r"assignments/a\.json: not an assignment file"):
-        run.assignments()
+    run.save_assignment(assignment("sound"))
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"assignments/a\.json.*{why}.*; make it again with: dnas resume"):
+        run.assignment("a")
+    assert run.assignments() == {"sound": assignment("sound")}
+    assert why in run.damaged_assignments()["a"]
 
 
 def test_front(run):

@@ -1,0 +1,209 @@
+"""Whatever a run loses is made again by `dnas resume`, as it was; nothing goes in circles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dnas.commands import cli
+from dnas.config.job import JobConfig
+from results.run.folder import Run
+from results.run.lost import lost_files
+
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, Damage] = {
+    "gone": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "damaged": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + b"\x00"),
+}
+SETTINGS = (
+    "finetune.start=supernet",
+    "search.sample_every=1",
+    "search.samples=1",
+    "prune.enabled=true",
+    "prune.assignments=['search-1']",
+    "prune.budgets=[{size_bytes='80%'}]",
+    "prune.trials=3",
+    "prune.finalists=1",
+    "prune.controls=['uniform']",
+    "finalise.enabled=true",
+    "finalise.epochs=1",
+    "finalise.profiles=['search-1','w4a4']",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    smaller: Callable[..., JobConfig], carried_out: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return carried_out(smaller(*SETTINGS), tmp_path_factory.mktemp("whole") / "run").folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def dnas(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    passing = ("journal.jsonl", ".lock")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name not in passing]
+    return {str(path.relative_to(folder)): content(path) for path in files}
+
+
+def content(path: Path) -> bytes:
+    """What a file holds; of a checkpoint the tensors, as its header tells how many seconds an epoch took."""
+    data = path.read_bytes()
+    return data[8 + int.from_bytes(data[:8], "little") :] if path.suffix == ".safetensors" else data
+
+
+def losses() -> list[object]:
+    names = (
+        *("checkpoints/pretrain", "checkpoints/warmup", "checkpoints/net-search-1-seed0"),
+        *("checkpoints/net-uniform-4-seed0", "checkpoints/net-search-1-pruned-1-seed0"),
+        *("checkpoints/net-switchable-1-seed0", "assignments/search-1", "assignments/uniform-4", "assignments/w4a4"),
+        *("assignments/search-1-pruned-1", "assignments/switchable-1-search-1", "assignments/sampled-1-epoch1-1"),
+    )
+    files = [f"{name}.safetensors" if name.startswith("checkpoints") else f"{name}.json" for name in names]
+    files += ["front.json", "front.csv", "front.png", "environment.json"]
+    kinds = list(DAMAGES)
+    return [pytest.param(file, kinds[at % 3], id=f"{file}-{kinds[at % 3]}") for at, file in enumerate(files)]
+
+
+@pytest.mark.parametrize(("file", "damage"), losses())
+def test_a_lost_file_is_made_again_as_it_was(whole: Path, folder: Path, file: str, damage: str) -> None:
+    if file.endswith((".csv", ".png")):
+        damage = "empty"  # what else is in them is nobody's input
+    DAMAGES[damage](folder / file)
+    result = dnas("resume", folder)
+    assert result.exit_code == 0, result.output
+    assert f"{file} is {damage}: it is made again" in result.stdout
+    kept = {path: data for path, data in contents(whole).items() if path != "environment.json"}
+    assert {path: data for path, data in contents(folder).items() if path != "environment.json"} == kept
+    assert json.loads((folder / "environment.json").read_text())["torch"]
+    assert "nothing is left to do" in dnas("resume", folder).stderr
+
+
+def test_everything_lost_at_once_is_made_again(whole: Path, folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / "assignments")
+    assert dnas("resume", folder).exit_code == 0
+    assert contents(folder) == contents(whole)
+
+
+@pytest.mark.parametrize("net", ["search-1", "search-1-pruned-1", "switchable-1-w4a4", "switchable-1"])
+def test_commands_that_need_a_lost_net_say_what_makes_it_again(folder: Path, tmp_path: Path, net: str) -> None:
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    out = tmp_path / "net.safetensors"
+    export = ("export", folder, net, "--format", "packed", "--out", out)
+    result = dnas(*export)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"is gone from {folder}; train it again with: dnas resume {folder}\n")
+    assert dnas(*result.stderr.rpartition("dnas ")[2].split()).exit_code == 0  # does what it said
+    assert dnas(*export).exit_code == 0
+    assert out.stat().st_size
+
+
+def test_one_damaged_assignment_stops_no_other_command(folder: Path, tmp_path: Path) -> None:
+    damaged = folder / "assignments" / "uniform-4.json"
+    damaged.write_text("{")
+    for words in (
+        ("show", folder),
+        ("show", folder, "search-1"),
+        ("switch", folder),
+        ("status", folder),
+        ("plot", folder, "--out", tmp_path / "picture.png"),
+        ("export", folder, "search-1", "--format", "packed", "--out", tmp_path / "net.safetensors"),
+        ("export", folder, "--format", "packed", "--out", tmp_path / "nets.safetensors"),
+        ("evaluate", folder, "search-1"),
+    ):
+        result = dnas(*words)
+        assert result.exit_code == 0, (words, result.output)
+    assert f"{damaged} is damaged" in dnas("show", folder).stderr
+    refused = dnas("show", folder, "uniform-4")
+    assert refused.exit_code == 2
+    assert f"make it again with: dnas resume {folder}" in refused.stderr
+    assert dnas("finalise", folder, "--profiles", "search-1", "--set", "epochs=1").exit_code == 0
+    assert dnas("show", folder, "uniform-4").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        *(
+            b"",
+            b"garbage",
+            b"garbage\n",
+            b"\x00\xff\x00",
+            b"{}\n",
+            b'{"event": 3, "time": 1.0}\n',
+            b'{"event": "stage"}\n',
+        ),
+        b'{"event": "epoch", "time": 1.0, "stage": "search"}\n',
+    ],
+)
+def test_a_journal_that_was_emptied_or_replaced_is_refused_untouched(folder: Path, journal: bytes) -> None:
+    (folder / "journal.jsonl").write_bytes(journal)
+    before = contents(folder)
+    for words in (
+        ("resume", folder),
+        ("status", folder),
+        ("prune", folder, "search-1"),
+        ("evaluate", folder, "search-1"),
+    ):
+        result = dnas(*words)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), (words, result.output)
+        assert "restore the file from a copy, or start again with another --run" in result.stderr
+    assert contents(folder) == before
+    assert (folder / "journal.jsonl").read_bytes() == journal
+
+
+@pytest.mark.parametrize(("name", "part"), [("job.toml", "put the job file"), ("journal.jsonl", "start again")])
+def test_a_run_without_its_job_or_its_journal_is_told_and_stops_no_list_of_runs(
+    folder: Path, name: str, part: str
+) -> None:
+    text = (folder / name).read_bytes()
+    (folder / name).unlink()
+    for command in ("resume", "show", "status"):
+        result = dnas(command, folder)
+        assert result.exit_code == 2
+        assert f"has lost its {name}" in result.stderr
+        assert part in result.stderr
+    shutil.copytree(folder, folder.parent / "runs" / "other")
+    rows = json.loads(dnas("status", folder, folder.parent, "--json").stdout)
+    assert [row["state"] for row in rows] == ["damaged", "damaged"]
+    (folder / name).write_bytes(text)
+    assert "nothing is left to do" in dnas("resume", folder).stderr
+
+
+def test_a_run_whose_job_was_emptied_is_not_resumed_as_another_job(folder: Path) -> None:
+    (folder / "job.toml").write_text("")
+    result = dnas("resume", folder)
+    assert result.exit_code == 2
+    assert "job.toml is empty" in result.stderr
+
+
+def test_lost_files_of_a_whole_run_are_none(whole: Path) -> None:
+    assert lost_files(Run.open(whole)) == []
+
+
+def test_the_float_network_is_measured_again(folder: Path) -> None:
+    reference = Run.open(folder).load_front().reference
+    assert reference is not None
+    for split, top1 in (("val", reference.val_top1), ("test", reference.test_top1)):
+        shown = json.loads(dnas("evaluate", folder, "float", "--split", split, "--json").stdout)
+        assert (shown["assignment"], shown["top1"]["mean"]) == ("float", top1)
+    (folder / "checkpoints" / "pretrain.safetensors").unlink()
+    assert "train it again with: dnas resume" in dnas("evaluate", folder, "float").stderr
+    assert dnas("resume", folder).exit_code == 0
+    assert dnas("evaluate", folder, "float").exit_code == 0
