@@ -14,7 +14,7 @@ from dnas.export import onnx_tracing
 from dnas.export.fixed_layers import FixedLayer, fixed_layers
 from dnas.quantization.calibration import calibrate, fit
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
-from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer
 from dnas.quantization.quantizers import find_quantizer
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.layers import LayerGraph
@@ -45,7 +45,7 @@ def quantized_layer(
     with torch.no_grad():
         fit(weight, layer.weight)  # type: ignore[arg-type]
         fit(entry, samples(signed)[:-4])
-    return QuantizedLayer(layer, entry, weight).eval()
+    return quantize_layer(layer, entry, weight).eval()
 
 
 def samples(signed: bool) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dnas.export.sparse_storage import as_stored
 from dnas.quantization.conversion import QuantizerChoice
-from dnas.quantization.layers import SMALLEST_CLIP, QuantizedLayer, TensorQuantizer
+from dnas.quantization.layers import SMALLEST_CLIP, QuantizedLayer, TensorQuantizer, has_hooks
 from dnas.quantization.quantizers import Grid, encode
 from dnas.quantization.sparsity import SparseQuantizer, dense_bits, sparse_codes
 from results.packed.file import DEFAULT_PROFILE, PackedFile, to_planes, write_packed
@@ -246,11 +246,11 @@ def codes_of(quantizer: TensorQuantizer, weight: Tensor) -> np.ndarray:
 
 def geometry(layer: Any) -> dict[str, Any]:
     """How the layer runs over its input; ``standard`` says whether it does nothing else."""
-    original = layer._original[0] if isinstance(layer, QuantizedLayer) else layer
-    kind = next(kind for kind in LAYER_TYPES if isinstance(original, kind))
-    found = {name: getattr(original, name) for name in _GEOMETRY if hasattr(original, name)}
+    own_class = layer.original_class if isinstance(layer, QuantizedLayer) else type(layer)
+    kind = next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
+    found = {name: getattr(layer, name) for name in _GEOMETRY if hasattr(layer, name)}
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-    return {**listed, "standard": type(original).forward is kind.forward}
+    return {**listed, "standard": own_class.forward is kind.forward and not has_hooks(layer)}
 
 
 def folded_norm(name: str, norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,25 @@
-"""From an unedited network to its quantized twin: layers are swapped by ``isinstance`` on a copy."""
+"""From an unedited network to its quantized twin: its layers are found by ``isinstance`` and changed on a copy."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from dnas.quantization.layers import BranchedLayer, DroppedBranch, QuantizedLayer, SkippedLayer, TensorQuantizer
+from dnas.quantization.layers import (
+    BranchedLayer,
+    DroppedBranch,
+    QuantizedLayer,
+    TensorQuantizer,
+    become_identity,
+    branch_layer,
+    copy_without_hooks,
+    has_hooks,
+    quantize_layer,
+    skip_layer,
+)
 from dnas.quantization.logarithmic import LogarithmicQuantizer
 from dnas.quantization.quantizers import Quantizer, find_quantizer
 from dnas.quantization.sparsity import SparseQuantizer
@@ -53,15 +63,13 @@ class QuantizerChoice:
 def fresh_copy(model: nn.Module) -> nn.Module:
     """A copy of ``model`` that is safe to quantize; the caller's model keeps its state, mode and attributes.
 
-    In-place activations are turned off (they would overwrite tensors that a quantizer's gradient needs), and fused
-    transformer kernels too (in eval mode they read the weights past the layers). ``nn.MultiheadAttention`` is unfolded
-    into its two linear layers.
+    Fused transformer kernels are turned off (in eval mode they read the weights past the layers), and
+    ``nn.MultiheadAttention`` is unfolded into its two linear layers. In-place activations stay: a network may read
+    what they overwrite, and whatever trains in the network trains in its twin.
     """
     twin = copy.deepcopy(model)
     unfold_attention(twin)
     for module in twin.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         if isinstance(module, nn.TransformerEncoder):
@@ -77,14 +85,14 @@ def tensor_quantizer(
     return module(quantizer, bits, signed=signed, channel_axis=channel_axis, rows=rows)
 
 
-def quantized_layer(
+def layer_quantizers(
     layer: nn.Module,
     spec: LayerSpec,
     weight_bits: tuple[int, ...],
     activation_bits: tuple[int, ...],
     choice: QuantizerChoice,
-) -> QuantizedLayer:
-    """Wrap one layer with candidate widths for its weight and its input."""
+) -> tuple[TensorQuantizer, TensorQuantizer]:
+    """The quantizers of one layer's input and of its weight, with these candidate widths."""
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
     per_channel = choice.per_channel
     rows = spec.weight_shape[axis] if per_channel else 1
@@ -98,7 +106,18 @@ def quantized_layer(
     inputs = tensor_quantizer(source, activation_bits, signed=True)
     if source.clip_gradient == "full":
         inputs.clip_gradient_scale = spec.input_elements**-0.5
-    return QuantizedLayer(layer, inputs, weight)
+    return inputs, weight
+
+
+def quantized_layer(
+    layer: nn.Module,
+    spec: LayerSpec,
+    weight_bits: tuple[int, ...],
+    activation_bits: tuple[int, ...],
+    choice: QuantizerChoice,
+) -> QuantizedLayer:
+    """Quantize one layer, in place, with candidate widths for its weight and its input."""
+    return quantize_layer(layer, *layer_quantizers(layer, spec, weight_bits, activation_bits, choice))
 
 
 def quantize_fixed(
@@ -114,15 +133,14 @@ def quantize_fixed(
     if kept:
         twin, graph = remove_filters(twin, graph.channels, kept), pruned_graph(graph, kept)
     for name, bits in layers.items():
-        original = twin.get_submodule(name)
+        layer = twin.get_submodule(name)
         if bits.weight_bits == 0:
-            replace_module(twin, name, SkippedLayer(original))
+            skip_layer(layer)
         elif (bits.weight_bits, bits.activation_bits) != (FLOAT_BITS, FLOAT_BITS):
             pair = (bits.weight_bits,), (bits.activation_bits,)
-            wrapped = quantized_layer(original, graph[name], *pair, choice)
+            quantized = quantized_layer(layer, graph[name], *pair, choice)
             if bits.sparse is not None:
-                wrapped.quantize_weight = SparseQuantizer(bits.weight_bits, bits.sparse).to(wrapped.weight.device)
-            replace_module(twin, name, wrapped)
+                quantized.quantize_weight = SparseQuantizer(bits.weight_bits, bits.sparse).to(quantized.weight.device)
     _share_quantizers(twin, graph, layers)
     for branch in graph.branches:
         if all(layers[name].weight_bits == 0 for name in branch.layers):
@@ -141,15 +159,6 @@ def _share_quantizers(twin: nn.Module, graph: LayerGraph, layers: Mapping[str, L
             layer.quantize_weight = other.quantize_weight
 
 
-def replace_module(twin: nn.Module, name: str, new: nn.Module) -> None:
-    """Put ``new`` in the place of the module called ``name``, under every name that it is registered by."""
-    old = twin.get_submodule(name)
-    for parent in list(twin.modules()):
-        for key, child in parent._modules.items():
-            if child is old:
-                parent._modules[key] = new
-
-
 def swap_composite(
     twin: nn.Module,
     spec: LayerSpec,
@@ -157,22 +166,24 @@ def swap_composite(
     activation_bits: tuple[int, ...],
     choice: QuantizerChoice,
 ) -> QuantizedLayer:
-    """Replace a layer of ``twin`` by one convolution over mixtures of all candidates."""
-    wrapped = quantized_layer(twin.get_submodule(spec.name), spec, weight_bits, activation_bits, choice)
-    replace_module(twin, spec.name, wrapped)
-    return wrapped
+    """Let a layer of ``twin`` be one convolution over mixtures of all candidates."""
+    return quantized_layer(twin.get_submodule(spec.name), spec, weight_bits, activation_bits, choice)
 
 
 def swap_branches(twin: nn.Module, spec: LayerSpec, pairs: list[Pair], choice: QuantizerChoice) -> BranchedLayer:
-    """Replace a layer of ``twin`` and the BatchNorm behind it by one copy of both per candidate pair."""
-    layer: Any = twin.get_submodule(spec.name)
-    norm = twin.get_submodule(spec.norm) if spec.norm else nn.Identity()
-    branches = [quantized_layer(copy.deepcopy(layer), spec, (w,), (a,), choice) for w, a in pairs]
-    wrapped = BranchedLayer(branches, [copy.deepcopy(norm) for _ in pairs])
-    replace_module(twin, spec.name, wrapped)
-    if spec.norm:
-        replace_module(twin, spec.norm, nn.Identity())
-    return wrapped
+    """Let a layer of ``twin`` be one copy per candidate pair.
+
+    Each has its own copy of the BatchNorm behind, unless hooks stand between the two.
+    """
+    layer = twin.get_submodule(spec.name)
+    norm = twin.get_submodule(spec.norm) if spec.norm else None
+    if norm is not None and (has_hooks(layer) or has_hooks(norm)):
+        norm = None
+    branches = [quantized_layer(copy_without_hooks(layer), spec, (w,), (a,), choice) for w, a in pairs]
+    norms = [copy.deepcopy(norm) if norm is not None else nn.Identity() for _ in pairs]
+    if norm is not None:
+        become_identity(norm)
+    return branch_layer(layer, branches, norms)
 
 
 def apply(model: nn.Module, assignment: BitAssignment, choice: QuantizerChoice | None = None) -> nn.Module:

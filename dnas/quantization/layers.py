@@ -8,20 +8,23 @@ The coefficients of several candidates are lent for the time of one forward pass
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, cast
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from dnas.quantization.mixture import mix
 from dnas.quantization.quantizers import Quantizer
 from dnas.quantization.samples import TensorSample, sampled
 from dnas.quantization.sparsity import SparseQuantizer
-from search_spaces.channels.slicing import Selection, slice_layer
+from search_spaces.channels.slicing import Selection, cut_layer, slice_layer
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
+from search_spaces.network.calls import first_input, input_name, with_first_input
 
 SMALLEST_CLIP = 1e-6
 
@@ -174,54 +177,27 @@ def _scale_gradient(x: Tensor, scale: float) -> Tensor:
     return x if scale == 1.0 else cast(Tensor, _ScaleGradient.apply(x, scale))
 
 
-def _linear(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight, bias)
-
-
-def _convolution(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return cast(Tensor, layer._conv_forward(x, weight, bias))
-
-
-_OPERATIONS: dict[type[nn.Module], Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]] = {
-    nn.Linear: _linear,
-    nn.Conv1d: _convolution,
-    nn.Conv2d: _convolution,
-    nn.Conv3d: _convolution,
-}
-"""Layers whose forward is one operation; transposed convolutions and subclasses with a forward of their own run
-that forward with the quantized weight in place of theirs."""
-
-
 class QuantizedLayer(nn.Module):
     """A convolution (1-D to 3-D, grouped, depthwise, transposed) or a linear layer with quantized weight and input.
 
-    Everything else about the layer (stride, padding, ...) is read from the original, which stays reachable through
-    attribute access as before the swap.
+    :func:`quantize_layer` makes it of a layer in place: the object stays, with its hooks, attributes, buffers and
+    whoever holds it, and its class becomes a subclass of this class and of its own.
     """
 
-    def __init__(
-        self, layer: nn.Module, quantize_input: TensorQuantizer, quantize_weight: TensorQuantizer | SparseQuantizer
-    ) -> None:
-        super().__init__()
-        self.weight = cast(nn.Parameter, layer.weight)
-        self.bias = cast("nn.Parameter | None", layer.bias)
-        device = self.weight.device  # the network may be on another one than the CPU by now
-        self.quantize_input, self.quantize_weight = quantize_input.to(device), quantize_weight.to(device)
-        self._register_extras(layer)
-        # In a tuple, so that the original is no submodule: its parameters would be registered twice.
-        self._original = (layer,)
-        own_forward = next(k for k in _KINDS if isinstance(layer, k))
-        self._operation = _OPERATIONS.get(own_forward) if type(layer).forward is own_forward.forward else None
+    original_class: ClassVar[type[nn.Module]]
+    _first_argument: ClassVar[str]
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    quantize_input: TensorQuantizer
+    quantize_weight: TensorQuantizer | SparseQuantizer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the layer on a quantized input with a quantized weight."""
-        x, weight = self.quantize_input(x), self.quantized_weight()
-        layer = self._original[0]
-        if self._operation is not None:
-            return self._operation(layer, x, weight.to(x.dtype), self.bias)
-        tensors = {name: getattr(self, name) for name in (*layer._parameters, *layer._buffers)}
-        given = {name: tensor for name, tensor in {**tensors, "weight": weight}.items() if tensor is not None}
-        return cast(Tensor, torch.func.functional_call(layer, given, (x,)))
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Run the layer's own forward on a quantized first input with a quantized weight."""
+        x = self.quantize_input(first_input(self, inputs, options))
+        inputs, options = with_first_input(self, inputs, options, x)
+        run = vars(self).get("patched_forward") or super().forward
+        with _holding(self, self.quantized_weight()):
+            return run(*inputs, **options)
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it."""
@@ -235,81 +211,172 @@ class QuantizedLayer(nn.Module):
             selection.sliced[id(self.quantize_weight)] = None
             self.quantize_weight.hold(self.weight)
             self.quantize_weight.keep_rows(selection.filters)
-        slice_layer(self._original[0], selection)
-        self.weight = cast(nn.Parameter, self._original[0].weight)
-        self.bias = cast("nn.Parameter | None", self._original[0].bias)
+        cut_layer(self, selection)
 
-    def _register_extras(self, layer: nn.Module) -> None:
-        """Register what a subclass holds beyond weight and bias, so that it is trained, saved and moved too."""
-        for name, parameter in layer._parameters.items():
-            if name not in ("weight", "bias"):
-                self.register_parameter(name, parameter)
-        for name, buffer in layer._buffers.items():
-            self.register_buffer(name, buffer, persistent=name not in layer._non_persistent_buffers_set)
-        for name, child in layer._modules.items():
-            self.register_module(name, child)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_") or "_original" not in self.__dict__:
-                raise
-            return getattr(self.__dict__["_original"][0], name)
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles name the two classes: the one made of them is in no module."""
+        return _blank, (QuantizedLayer, self.original_class), self.__getstate__()
 
 
-_KINDS: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
+def quantize_layer(
+    layer: nn.Module, quantize_input: TensorQuantizer, quantize_weight: TensorQuantizer | SparseQuantizer
+) -> QuantizedLayer:
+    """Let ``layer`` quantize its input and its weight from now on, in place."""
+    patched = vars(layer).pop("forward", None)  # set on the object, it would hide the forward of the new class
+    quantized = cast(QuantizedLayer, _become(layer, QuantizedLayer))
+    if patched is not None:
+        quantized.patched_forward = patched
+    device = quantized.weight.device  # the network may be on another one than the CPU by now
+    quantized.quantize_input, quantized.quantize_weight = quantize_input.to(device), quantize_weight.to(device)
+    return quantized
+
+
+_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _class_of(role: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
+    """The class of layers of class ``original`` in the given role."""
+    if (role, original) not in _CLASSES:
+        name = f"{role.__name__.removesuffix('Layer')}{original.__name__}"
+        told = {"original_class": original, "_first_argument": input_name(original), "__module__": role.__module__}
+        _CLASSES[role, original] = type(name, (role, original), told)
+    return _CLASSES[role, original]
+
+
+def _become(layer: nn.Module, role: type[nn.Module]) -> nn.Module:
+    layer.__class__ = _class_of(role, type(layer))
+    return layer
+
+
+def _blank(role: type[nn.Module], original: type[nn.Module]) -> nn.Module:
+    """An object without attributes, for a copy to fill."""
+    kind = _class_of(role, original)
+    return kind.__new__(kind)
+
+
+@contextmanager
+def _holding(layer: nn.Module, weight: Tensor) -> Iterator[None]:
+    """Let the layer's own code find ``weight`` as its weight inside this context.
+
+    What an object holds itself hides its parameters, but not the properties of a parametrized class.
+    """
+    found, kind = {"weight": weight}, type(layer)
+    if parametrize.is_parametrized(layer):
+        found = {key: getattr(layer, key) for key in cast(nn.ModuleDict, layer.parametrizations)} | found
+    before = {key: vars(layer)[key] for key in found if key in vars(layer)}
+    vars(layer).update(found)
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    try:
+        yield
+    finally:
+        layer.__class__ = kind
+        for key in found:
+            vars(layer).pop(key)
+        vars(layer).update(before)
 
 
 class SkippedLayer(nn.Module):
-    """A layer at 0 bits: zeros of the shape that the layer would give; nothing is computed and nothing is stored."""
+    """A layer at 0 bits: zeros of the shape that the layer would give; nothing is computed and nothing is stored.
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self._shape_only = (_on_meta(layer),)
+    :func:`skip_layer` makes it of a layer in place.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
+    original_class: ClassVar[type[nn.Module]]
+    _first_argument: ClassVar[str]
+    _shape_only: tuple[nn.Module]
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """Return zeros."""
+        x = first_input(self, inputs, options)
+        given = with_first_input(self, inputs, options, torch.empty(x.shape, device="meta", dtype=torch.float32))
         with torch.no_grad():
-            shape = self._shape_only[0](torch.empty(x.shape, device="meta", dtype=torch.float32)).shape
-        return x.new_zeros(shape)
+            shape = self._shape_only[0](*given[0], **given[1]).shape
+        return cast(Tensor, x.new_zeros(shape))
 
     def keep_channels(self, selection: Selection) -> None:
         """Give zeros for fewer filters."""
         slice_layer(self._shape_only[0], selection)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As :class:`QuantizedLayer`."""
+        return _blank, (SkippedLayer, self.original_class), self.__getstate__()
 
-def _on_meta(layer: nn.Module) -> nn.Module:
-    from_layer = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()
-    }
-    return copy.deepcopy(layer, cast(Any, from_layer))
+
+def skip_layer(layer: nn.Module) -> SkippedLayer:
+    """Let ``layer`` give zeros from now on, in place; it forgets its weights."""
+    meta = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()}
+    # In a tuple, so that it is no submodule: nothing of it is stored.
+    shape_only = (copy_without_hooks(layer, meta),)
+    vars(layer).pop("forward", None)
+    _forget_tensors(layer)
+    skipped = cast(SkippedLayer, _become(layer, SkippedLayer))
+    skipped._shape_only = shape_only
+    return skipped
 
 
 class BranchedLayer(nn.Module):
-    """One layer per candidate pair, each with its own weight and BatchNorm, in a weighted sum (DNAS, eq. 4)."""
+    """One layer per candidate pair, each with its own weight and BatchNorm, in a weighted sum (DNAS, eq. 4).
 
-    def __init__(self, branches: list[QuantizedLayer], norms: list[nn.Module]) -> None:
-        super().__init__()
-        self.branches, self.norms = nn.ModuleList(branches), nn.ModuleList(norms)
-        self.lent: Tensor | None = None
+    :func:`branch_layer` makes it of a layer in place.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run every branch on ``x`` and add their outputs weighted by the lent coefficients (K,)."""
+    original_class: ClassVar[type[nn.Module]]
+    _first_argument: ClassVar[str]
+    branches: nn.ModuleList
+    norms: nn.ModuleList
+    lent: Tensor | None
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """Run every branch and add their outputs weighted by the lent coefficients (K,)."""
+        pairs = list(zip(self.branches, self.norms, strict=True))
+        outputs = (norm(branch(*inputs, **options)) for branch, norm in pairs)
         if any(cast(QuantizedLayer, branch).quantize_input.observed is not None for branch in self.branches):
-            return cast(Tensor, sum(n(b(x)) for b, n in zip(self.branches, self.norms, strict=True)) / len(self.norms))
+            return cast(Tensor, sum(outputs) / len(pairs))
         if self.lent is None:
             raise RuntimeError("no sample is lent to the supernet; run it inside `with supernet.sampled(sample):`")
-        outputs = (norm(branch(x)) for branch, norm in zip(self.branches, self.norms, strict=True))
         return cast(Tensor, sum(coefficient * output for coefficient, output in zip(self.lent, outputs, strict=True)))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As :class:`QuantizedLayer`."""
+        return _blank, (BranchedLayer, self.original_class), self.__getstate__()
+
+
+def branch_layer(layer: nn.Module, branches: list[QuantizedLayer], norms: list[nn.Module]) -> BranchedLayer:
+    """Let ``layer`` be the weighted sum of ``branches`` with a norm behind each from now on, in place."""
+    vars(layer).pop("forward", None)
+    _forget_tensors(layer)
+    branched = cast(BranchedLayer, _become(layer, BranchedLayer))
+    branched.branches, branched.norms, branched.lent = nn.ModuleList(branches), nn.ModuleList(norms), None
+    return branched
+
+
+def become_identity(module: nn.Module) -> None:
+    """Let ``module`` return its input from now on, in place; it forgets its tensors."""
+    _forget_tensors(module)
+    module.__class__ = nn.Identity
+
+
+def _forget_tensors(module: nn.Module) -> None:
+    for held in (module._parameters, module._buffers, module._modules):
+        held.update(dict.fromkeys(held))
+
+
+_HOOKS = tuple(key for key in vars(nn.Module()) if key.endswith(("_hooks", "_with_kwargs", "_always_called")))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called before or after the module's own forward or backward."""
+    return any(vars(module)[key] for key in _HOOKS)
+
+
+def copy_without_hooks(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy on which nothing hangs: a hook may hold the whole network."""
+    hooks = {key: vars(module)[key] for key in _HOOKS}
+    vars(module).update({key: OrderedDict() for key in _HOOKS})
+    try:
+        return copy.deepcopy(module, memo)
+    finally:
+        vars(module).update(hooks)
 
 
 class BranchGate:

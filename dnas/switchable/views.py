@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from dnas.quantization.conversion import QuantizerChoice, quantize_fixed, quantized_layer, replace_module
+from dnas.quantization.conversion import QuantizerChoice, layer_quantizers, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.errors import InputError
@@ -51,11 +51,11 @@ class SharedQuantizers(nn.Module):
     def _add(self, base: nn.Module, graph: LayerGraph, name: str, bits: LayerBits, choice: QuantizerChoice) -> None:
         key = f"{key_of(self.owners[name])}@{bits.weight_bits}", f"{key_of(name)}@{bits.activation_bits}"
         pair = (bits.weight_bits,), (bits.activation_bits,)
-        layer = quantized_layer(base.get_submodule(name), graph[name], *pair, choice)
+        inputs, weight = layer_quantizers(base.get_submodule(name), graph[name], *pair, choice)
         if key[0] not in self.weights:
-            self.weights[key[0]] = self._sharing_clip(self.owners[name], cast(nn.Module, layer.quantize_weight))
+            self.weights[key[0]] = self._sharing_clip(self.owners[name], weight)
         if key[1] not in self.inputs:
-            self.inputs[key[1]] = layer.quantize_input
+            self.inputs[key[1]] = inputs
 
     def _sharing_clip(self, owner: str, quantizer: nn.Module) -> nn.Module:
         if isinstance(quantizer, TensorQuantizer) and quantizer.quantizer.nests and quantizer.widths:
@@ -148,11 +148,7 @@ def build_view(
             if parameter.shape != full.shape and numbered is not None:
                 positions = cast(Tensor, numbered[name]._parameters[key]).detach().round().long()
                 pick = Picked(positions, tuple(full.shape))
-            original = module._original[0]._parameters if isinstance(module, QuantizedLayer) else {}
-            wrapped = original.pop(key, None) is not None  # no second copy stays behind, nor hides the part
             _share(module, key, full, pick)
-            if wrapped:
-                original[key] = full
         if isinstance(module, QuantizedLayer):
             quantizers.give(name, module, layers[name])
     return view
@@ -184,7 +180,15 @@ def share_norms(first: nn.Module, view: nn.Module) -> None:
     """Put the BatchNorms of ``first`` into ``view``, in the place of its own."""
     for name, module in list(first.named_modules()):
         if isinstance(module, _BatchNorm):
-            replace_module(view, name, module)
+            _replace(view, view.get_submodule(name), module)
+
+
+def _replace(view: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in the place of ``old``, under every name that it is registered by."""
+    for parent in list(view.modules()):
+        for key, child in parent._modules.items():
+            if child is old:
+                parent._modules[key] = new
 
 
 def once_each(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -209,8 +213,6 @@ def own_parts(module: nn.Module) -> None:
     for key, part in parts.items():
         is_parameter = isinstance(lists[key].original, nn.Parameter)
         _share(module, key, nn.Parameter(part) if is_parameter else part, None)
-        if isinstance(module, QuantizedLayer) and key in module._original[0]._parameters:
-            module._original[0]._parameters[key] = module._parameters[key]
 
 
 def part_of(module: nn.Module, key: str) -> tuple[Tensor | None, Tensor | None]:

@@ -94,7 +94,12 @@ def slice_layer(layer: nn.Module, selection: Selection) -> None:
     """Cut a convolution, a linear layer, or a :class:`Sliceable`, in place."""
     if isinstance(layer, Sliceable):
         layer.keep_channels(selection)
-        return
+    else:
+        cut_layer(layer, selection)
+
+
+def cut_layer(layer: nn.Module, selection: Selection) -> None:
+    """Cut the weight and bias of a convolution or a linear layer, in place."""
     module: Any = layer
     axes = (1, 0) if isinstance(layer, _TRANSPOSED) else (0, 1)
     along = dict(zip(axes, (selection.filters, selection.weight_inputs), strict=True))

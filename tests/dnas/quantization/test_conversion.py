@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
-from dnas.quantization.conversion import QuantizerChoice, apply, fresh_copy, quantize_fixed
+from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, SkippedLayer
 from dnas.search.sensitivity import sensitivities
 from dnas.search.supernet import Supernet
@@ -81,7 +81,7 @@ def test_nothing_that_is_done_with_a_model_touches_it(engine: Any) -> None:
     assert_untouched(model, before)
 
 
-def test_in_place_activations_are_off_in_the_copy_and_gradients_are_right() -> None:
+def test_in_place_activations_change_no_gradient() -> None:
     class Plain(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -193,12 +193,6 @@ def test_apply_gives_the_net_of_an_assignment_and_refuses_another_networks() -> 
     assert apply(model, assignment).head.quantize_weight.bits == (2,)
     with pytest.raises(InputError, match="names layer 'stem'"):
         apply(SharedWeight(), assignment)
-
-
-def test_fresh_copies_carry_no_in_place_activation() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Dropout(inplace=True), nn.Hardswish(inplace=True))
-    assert not any(getattr(module, "inplace", False) for module in fresh_copy(model).modules())
-    assert [module.inplace for module in model[1:]] == [True, True, True]
 
 
 def test_float64_models_are_quantized_in_float64() -> None:

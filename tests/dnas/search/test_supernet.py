@@ -152,7 +152,7 @@ def test_one_convolution_of_mixtures_is_the_mixture_of_convolutions(layer: nn.Mo
     x = torch.randn(2, *shape, generator=seeded(), dtype=torch.float64)
     wrapped.quantize_weight.set_sign(True)  # its grid, anew in float64
     calibrate(wrapped, [x])
-    upstream = torch.randn(wrapped._original[0](x).shape, generator=seeded(1), dtype=torch.float64)
+    upstream = torch.randn(layer(x.float()).shape, generator=seeded(1), dtype=torch.float64)
     shares = [torch.randn(len(w), generator=seeded(k), dtype=torch.float64).softmax(0) for k, w in enumerate(widths)]
 
     def run(mixture: Any) -> list[Tensor]:
@@ -165,7 +165,7 @@ def test_one_convolution_of_mixtures_is_the_mixture_of_convolutions(layer: nn.Mo
         return wrapped(data)
 
     def separate(p: Tensor, q: Tensor, data: Tensor) -> Tensor:
-        operation: Any = F.linear if isinstance(layer, nn.Linear) else wrapped._original[0]._conv_forward
+        operation: Any = F.linear if isinstance(layer, nn.Linear) else wrapped._conv_forward
         total = wrapped.bias if isinstance(layer, nn.Linear) else wrapped.bias[:, None, None]
         for (i, w_bits), (j, a_bits) in itertools.product(enumerate(widths[0]), enumerate(widths[1])):
             weight = candidate(wrapped.quantize_weight, wrapped.weight, w_bits)
