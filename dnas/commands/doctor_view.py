@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dnas.commands.terminal import amount_text, show, show_json
+from dnas.config.fields import Amount
 from dnas.config.file import load_job
-from dnas.config.job import Amount, JobConfig
+from dnas.config.job import JobConfig
 from dnas.jobs.doctor import (
     FIXED,
     SEARCHED,

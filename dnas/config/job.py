@@ -4,81 +4,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from search_spaces.assignments import BIT_WIDTHS
-from search_spaces.costs.budgets import parse_amount
-
-LARGEST = 2**63 - 1
-
-
-def _bit_width(bits: int) -> int:
-    if bits not in BIT_WIDTHS:
-        raise ValueError(f"{bits} is not a bit-width; choose from {', '.join(map(str, BIT_WIDTHS))}")
-    return bits
-
-
-def _some_bits(bits: int) -> int:
-    if bits == 0:
-        raise ValueError("0 is possible only among weight_bits, where it skips a residual branch")
-    return bits
-
-
-def _both_or_neither(pair: tuple[int, int]) -> tuple[int, int]:
-    if (pair[0] == 0) != (pair[1] == 0):
-        raise ValueError(f"{list(pair)}: a skipped branch has 0 bits for both")
-    return pair
-
-
-def _usable_path(text: str) -> str:
-    if not text.strip() or "\0" in text:
-        raise ValueError("expected the path of a file or folder")
-    try:
-        return str(Path(text).expanduser())
-    except RuntimeError as error:
-        raise ValueError(f"the home folder in '{text}' is not known") from error
-
-
-def _readable_amount(amount: float | int | str) -> float | int | str:
-    try:
-        parse_amount(amount, 1.0, 1.0)
-    except OverflowError as error:
-        raise ValueError("expected an amount that a float can hold") from error
-    return amount
-
-
-def _not_empty(entry: dict[str, float | int | str]) -> dict[str, float | int | str]:
-    if not entry:
-        raise ValueError("a budget is empty; write for example { size_bytes = '12%' }")
-    return entry
-
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Ratio = Annotated[float, Field(ge=0, lt=1)]
-Sigma = Annotated[float, Field(ge=-10, le=100)]
-Count = Annotated[int, Field(ge=0, le=LARGEST)]
-AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
-Bits = Annotated[int, AfterValidator(_bit_width)]
-SomeBits = Annotated[Bits, AfterValidator(_some_bits)]
-Pair = Annotated[tuple[Bits, Bits], AfterValidator(_both_or_neither)]
-FilePath = Annotated[str, AfterValidator(_usable_path)]
-Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]
-Budget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]
-
-
-WeightQuantizer = Literal["lsq", "nested", "dorefa", "binary", "logarithmic"]
-ActivationQuantizer = Literal["pact", "lsq", "nested", "dorefa", "binary", "tanh", "logarithmic"]
-
-
-class Section(BaseModel):
-    """A table of the job file: unknown keys are refused, values cannot be changed afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from dnas.config.fields import (
+    ActivationQuantizer,
+    AtLeastOne,
+    Bits,
+    Budget,
+    Count,
+    FilePath,
+    Fraction,
+    NonNegative,
+    Pair,
+    Positive,
+    Ratio,
+    Section,
+    Sigma,
+    SomeBits,
+    WeightQuantizer,
+)
+from dnas.config.training import Distillation, Optimization, TrainingSection
 
 
 class ModelSection(Section):
@@ -160,22 +107,13 @@ class QuantizerSection(Section):
     )
 
 
-class TrainingSection(Section):
-    """A training schedule: SGD with momentum and a cosine learning rate."""
-
-    epochs: Count = Field(default=10, description="Passes over the training data.")
-    learning_rate: Positive = Field(default=0.1, description="Learning rate at the start of the cosine.")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Momentum of SGD.")
-    weight_decay: NonNegative = Field(default=5e-4, description="L2 penalty on weights (never on clips or θ).")
-
-
 class PretrainSection(TrainingSection):
     """Training of the float network before the search; skipped with 0 epochs, the usual choice with a checkpoint."""
 
     epochs: Count = Field(default=15, description="Epochs of float training before the search.")
 
 
-class SearchSection(Section):
+class SearchSection(Optimization):
     """The differentiable search over the supernet."""
 
     engine: Literal["composite", "branches"] = Field(default="composite", description="`composite`: one convolution per layer whatever the number of candidates; `branches`: a convolution with its own weights and BatchNorm per candidate (DNAS as published).")  # fmt: skip
@@ -193,11 +131,10 @@ class SearchSection(Section):
     theta_fraction: Fraction = Field(default=0.2, description="Share of the training data that trains θ; the rest trains weights.")  # fmt: skip
     temperature_start: Positive = Field(default=5.0, description="Gumbel-softmax temperature at the start.")
     temperature_end: Positive = Field(default=0.5, description="Temperature at the end of an exponential decay.")
-    learning_rate: Positive = Field(default=0.05, description="Learning rate of the weights (SGD, cosine).")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="Momentum of the weights.")
-    weight_decay: NonNegative = Field(default=5e-4, description="L2 penalty on the weights.")
+    learning_rate: Positive = Field(default=0.05, description="Learning rate of the weights at the start of the schedule.")  # fmt: skip
     theta_learning_rate: Positive = Field(default=0.05, description="Learning rate of θ (Adam).")
     theta_weight_decay: NonNegative = Field(default=0.0, description="L2 penalty on θ.")
+    distillation: Distillation = Field(default=0.0, description="λ of a loss (1 - λ) task + λ distillation from the float network, for weights and θ.")  # fmt: skip
     sample_every: Count = Field(default=0, description="Draw architectures from P(θ) every so many epochs (0: only decode at the end).")  # fmt: skip
     samples: Count = Field(default=5, description="Architectures drawn each time.")
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="Fuse the mixture of candidates with torch.compile; `auto` does so where the job is long enough to repay it.")  # fmt: skip
@@ -208,7 +145,8 @@ class FinetuneSection(TrainingSection):
     """Training of each fixed quantized net before it is measured."""
 
     epochs: Count = Field(default=5, description="Epochs of quantization-aware training of each assignment.")
-    learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the cosine.")
+    learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the schedule.")
+    distillation: Distillation = Field(default=0.0, description="λ of a loss (1 - λ) task + λ distillation from the float network.")  # fmt: skip
     start: Literal["pretrained", "supernet", "fresh"] = Field(default="pretrained", description="Weights to start from: the float network, the supernet, or a new initialization.")  # fmt: skip
     seeds: AtLeastOne = Field(
         default=3, description="Independent fine-tunings of each assignment; the report gives mean ± std."
@@ -275,10 +213,10 @@ class FinaliseSection(TrainingSection):
     activation_bits: tuple[SomeBits, ...] = Field(default=(), description="See `weight_bits`.")
     method: Literal["profiles", "sp_nets", "quantizable"] = Field(default="profiles", description="Training: `profiles` (the widest, the narrowest and some others in each step), or as published: `sp_nets` and `quantizable` (all of them in each step).")  # fmt: skip
     epochs: Count = Field(default=10, description="Epochs of training all profiles together.")
-    learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the cosine.")
+    learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the schedule.")
     weights: WeightQuantizer = Field(default="nested", description="Quantizer of weights; with `nested` one stored integer serves all widths of a weight.")  # fmt: skip
     activations: ActivationQuantizer = Field(default="pact", description="Quantizer of input activations.")
-    teacher: Literal["widest", "next", "ensemble", "none"] = Field(default="widest", description="Who teaches the others beside the labels: the widest profile, each the next narrower one, the mean of all, or nobody.")  # fmt: skip
+    teacher: Literal["widest", "next", "ensemble", "float", "none"] = Field(default="widest", description="Who teaches the others beside the labels: the widest profile, each the next narrower one, the mean of all, the float network (the widest too), or nobody.")  # fmt: skip
     distillation: Annotated[float, Field(ge=0, le=10)] | None = Field(default=None, examples=[0.5], description="λ: the loss is CE + λ KL in `sp_nets` (default 1), and (1 - λ) CE + λ KL elsewhere (default 0.5).")  # fmt: skip
     sampled: Count = Field(default=1, description="Profiles drawn in each step beside the widest and the narrowest (`method = 'profiles'`).")  # fmt: skip
     all_profiles: bool = Field(default=False, description="Train every profile in every step with `method = 'profiles'` too; to compare with.")  # fmt: skip

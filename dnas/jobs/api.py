@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import nn
 
-from dnas.config.job import Amount, FinetuneSection, SearchSection, TrainingSection
+from dnas.config.fields import Amount
+from dnas.config.job import FinetuneSection, SearchSection
 from dnas.data.augmentation import Augmentation
 from dnas.data.image_sets import DataSplits
 from dnas.jobs.planning import read_budgets
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
-from dnas.quantization.conversion import QuantizerChoice, apply
+from dnas.quantization.conversion import QuantizerChoice, apply, fresh_copy
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import SearchData, SupernetTrainer
+from dnas.training.distillation import Teacher
 from dnas.training.trainer import CPU, Measurement, Trainer, evaluate, inputs_of
 from search_spaces.allocation.monotone import check_bounds, from_largest
 from search_spaces.assignments import BitAssignment, ModelReference
@@ -58,7 +61,9 @@ def search_bits(
     images = SearchData.split(data.train, data.val, section.theta_fraction, batch_size, augmentation, seed=seed)
     supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device)
     calibrate(supernet.network, inputs_of(images.weights.batches(batch_size, device=device), _CALIBRATION_BATCHES))
-    for _ in SupernetTrainer(supernet, section, images, seed=seed, label="warmup", device=device).warmup():
+    teacher = _teacher(model, section.distillation, device)
+    trainer = partial(SupernetTrainer, supernet, section, images, seed=seed, device=device, teacher=teacher)
+    for _ in trainer(label="warmup").warmup():
         pass
     warm = {name: value.clone() for name, value in supernet.state_dict().items()}
     reference = ModelReference(type(model).__name__, data.input_shape)
@@ -67,7 +72,7 @@ def search_bits(
     for number in from_largest(limits, table) if section.monotone else range(len(limits)):
         supernet.load_state_dict(warm)
         budget, label = limits[number], f"search-{number + 1}"
-        for _ in SupernetTrainer(supernet, section, images, seed=seed, label=label, device=device).search(budget):
+        for _ in trainer(label=label).search(budget):
             pass
         layers = precision_space.layers_of(supernet.decode(budget, bound))
         bound = precision_space.pairs_of(layers) if section.monotone else None
@@ -80,7 +85,7 @@ def finetune(
     model: nn.Module,
     assignment: BitAssignment,
     data: DataSplits,
-    section: TrainingSection | None = None,
+    section: FinetuneSection | None = None,
     *,
     batch_size: int = 128,
     augmentation: Augmentation | None = None,
@@ -92,20 +97,26 @@ def finetune(
     Returns the quantized net in eval mode and its accuracy. Raises :class:`InputError` when the assignment was made
     for another network.
     """
+    section = section or FinetuneSection()
     network = apply(model, assignment).to(device)
     batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device)
     images = inputs_of(batches, _BATCHNORM_BATCHES)
     calibrate(network, images[:_CALIBRATION_BATCHES])
     trainer = Trainer(
         network,
-        section or FinetuneSection(),
+        section,
         images=data.train,
         batch_size=batch_size,
         augmentation=augmentation,
         seed=seed,
         device=device,
+        teacher=_teacher(model, section.distillation, device),
     )
     for _ in trainer.epochs():
         pass
     recalibrate_batchnorm(network, images)
     return network.eval(), evaluate(network, data.val, batch_size, device)
+
+
+def _teacher(model: nn.Module, weight: float, device: torch.device) -> Teacher | None:
+    return Teacher(fresh_copy(model).to(device), weight) if weight else None

@@ -20,6 +20,7 @@ from dnas.data.image_sets import DataSplits
 from dnas.data.load import load_data
 from dnas.jobs.planning import Plan, compilation_pays, plan_job
 from dnas.jobs.progress import EpochWork, Progress, Report, planned_work
+from dnas.jobs.training import check_training
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.trainer import EpochRecord, SearchData, SupernetTrainer
 from dnas.training.schedules import derived_seed
@@ -59,6 +60,7 @@ class JobContext:
 
     def __init__(self, config: JobConfig, run: Run, report: Report) -> None:
         _check_start(config)
+        check_training(config)
         self.config, self.run, self.report = config, run, report
         self.device = choose_device(config.device)
         quantizer = config.quantizer

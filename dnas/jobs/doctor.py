@@ -10,7 +10,8 @@ import numpy as np
 import torchvision
 from torch import nn
 
-from dnas.config.job import Amount, CostsSection, SpaceSection
+from dnas.config.fields import Amount
+from dnas.config.job import CostsSection, SpaceSection
 from dnas.jobs.planning import cost_table, space_options
 from search_spaces.allocation.program import check_reachable
 from search_spaces.costs.budgets import parse_budget

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from dnas.config.job import Amount, CostsSection, JobConfig, PruneSection, SpaceSection
+from dnas.config.fields import Amount
+from dnas.config.job import CostsSection, JobConfig, PruneSection, SpaceSection
 from search_spaces.allocation.monotone import check_bounds
 from search_spaces.allocation.program import check_reachable
 from search_spaces.channels.slicing import pruned_graph

@@ -6,33 +6,33 @@ The weights and θ have their own optimizer and their own share of the training 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnas.config.job import SearchSection
+from dnas.config.training import Optimization
 from dnas.data.augmentation import Augmentation
 from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.quantization.calibration import batch_statistics
 from dnas.search.losses import ThetaLoss, theta_loss
 from dnas.search.supernet import Sample, Supernet
-from dnas.training.schedules import cosine, derived_seed, exponential
+from dnas.training.distillation import Teacher, taught
+from dnas.training.optimization import Updates
+from dnas.training.schedules import derived_seed, exponential
 from dnas.training.trainer import (
     CPU,
     StepReport,
     checked_value,
     evaluate,
-    optimizer_state,
     own_randomness,
-    restore_optimizer,
-    set_learning_rate,
     steps_per_epoch,
     training_batches,
-    weight_groups,
     with_prefix,
     without_single,
 )
@@ -108,14 +108,12 @@ class SupernetTrainer:
         seed: int = 0,
         label: str = "search",
         device: torch.device = CPU,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.supernet, self.section, self.data = supernet, section, data
+        self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
         self.seed, self.label, self.device = seed, label, device
-        groups = weight_groups(supernet.network, section.weight_decay)
-        self.weight_optimizer = torch.optim.SGD(groups, lr=section.learning_rate, momentum=section.momentum)
-        self.theta_optimizer = torch.optim.Adam(
-            supernet.theta.parameters(), lr=section.theta_learning_rate, weight_decay=section.theta_weight_decay
-        )
+        self.weights = Updates(supernet.network, section)
+        self.theta = Updates(supernet.theta, theta_optimization(section))
         self.epoch = 0
 
     def warmup(self, report: StepReport | None = None) -> Iterator[EpochRecord]:
@@ -130,12 +128,13 @@ class SupernetTrainer:
             losses = []
             with own_randomness(seed, self.device):
                 for step, batch in enumerate(self._weight_batches(seed)):
-                    rate = cosine(self.section.learning_rate, (self.epoch + step / steps) / epochs)
-                    losses.append(self._weight_step(batch, temperature, generator, rate))
+                    place = step, steps, (self.epoch + step / steps) / epochs
+                    losses.append(self._weight_step(batch, temperature, generator, place))
                     if report:
                         report(step + 1, steps, losses[-1])
             self.epoch += 1
             yield self._record(epochs, losses, None, started)
+        self.weights.finish()
         self.epoch = 0  # a search that follows begins at its own first epoch
 
     def search(self, budget: Budget | None, report: StepReport | None = None) -> Iterator[EpochRecord]:
@@ -150,19 +149,21 @@ class SupernetTrainer:
             losses = self._search_epoch(loss_of, temperature, report)
             self.epoch += 1
             yield self._record(epochs, losses, temperature, started)
+        self.weights.finish()
 
     def _search_epoch(self, loss_of: ThetaLoss, temperature: float, report: StepReport | None) -> list[float]:
         seed = derived_seed(self.seed, self.label, self.epoch)
         generator = torch.Generator().manual_seed(seed)
         steps = self.steps
         losses: list[float] = []
+        weight_steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
+        done = 0
         with own_randomness(seed, self.device):
             for step, (kind, batch) in enumerate(self._schedule(seed)):
                 progress = (self.epoch + step / steps) / self.section.epochs
                 if kind == "weights":
-                    value = self._weight_step(
-                        batch, temperature, generator, cosine(self.section.learning_rate, progress)
-                    )
+                    value = self._weight_step(batch, temperature, generator, (done, weight_steps, progress))
+                    done += 1
                 else:
                     value = self._theta_step(batch, temperature, generator, loss_of, progress)
                     losses.append(value)
@@ -205,18 +206,23 @@ class SupernetTrainer:
         return training_batches(self.data.theta, self.data.batch_size, seed, self.data.augmentation, self.device)
 
     def _weight_step(
-        self, batch: tuple[Tensor, Tensor], temperature: float, generator: torch.Generator, rate: float
+        self,
+        batch: tuple[Tensor, Tensor],
+        temperature: float,
+        generator: torch.Generator,
+        place: tuple[int, int, float],
     ) -> float:
-        set_learning_rate(self.weight_optimizer, rate)
-        self.weight_optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            sample = self.supernet.sample(temperature, self.section.sampling, generator)
-        with self.supernet.sampled(sample):  # until the step ends: checkpointed modules run again in backward
-            loss = self._cross_entropy(batch)
-            loss.backward()
-            value = checked_value(loss, self.supernet.network, batch[0])
-        self.weight_optimizer.step()
-        return value
+        """Train the weights on one batch; ``place`` is its number, the epoch's batches, and the progress in [0, 1)."""
+
+        def add_gradients(part: float) -> float:
+            with torch.no_grad():
+                sample = self.supernet.sample(temperature, self.section.sampling, generator)
+            with self.supernet.sampled(sample):  # until the step ends: checkpointed modules run again in backward
+                loss = self._loss(batch)
+                (loss * part).backward()
+                return checked_value(loss, self.supernet.network, batch[0])
+
+        return self.weights.step(*place, add_gradients)
 
     def _theta_step(
         self,
@@ -226,30 +232,28 @@ class SupernetTrainer:
         loss_of: ThetaLoss,
         progress: float,
     ) -> float:
-        self.theta_optimizer.zero_grad(set_to_none=True)
-        weights = [p for p in self.supernet.weights if p.requires_grad]
-        for parameter in weights:
-            parameter.requires_grad_(False)
-        try:
-            sample = self.supernet.sample(temperature, self.section.sampling, generator)
-            with self.supernet.sampled(sample):
-                loss = loss_of(self._cross_entropy(batch), sample, progress)
-                loss.backward()
-                value = checked_value(loss, self.supernet.network, batch[0])
-        finally:
-            for parameter in weights:
-                parameter.requires_grad_(True)
-        self.theta_optimizer.step()
-        return value
+        def add_gradients(part: float) -> float:
+            with frozen(self.supernet.weights):
+                sample = self.supernet.sample(temperature, self.section.sampling, generator)
+                with self.supernet.sampled(sample):
+                    loss = loss_of(self._loss(batch), sample, progress)
+                    (loss * part).backward()
+                    return checked_value(loss, self.supernet.network, batch[0])
 
-    def _cross_entropy(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.theta.step(0, 1, progress, add_gradients)
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         self.supernet.train()
         autocast = torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.section.mixed_precision and self.device.type == "cuda"
         )
         with autocast:
-            return F.cross_entropy(self.supernet(x).float(), y)
+            logits = self.supernet(x).float()
+            loss = F.cross_entropy(logits, y, label_smoothing=self.section.label_smoothing)
+            if self.teacher:
+                loss = taught(loss, logits, self.teacher.outputs(x).float(), self.teacher.weight)
+            return loss
 
     def _record(self, epochs: int, losses: list[float], temperature: float | None, started: float) -> EpochRecord:
         supernet = self.supernet
@@ -280,21 +284,45 @@ class SupernetTrainer:
         supernet, images = self.supernet, self.data.validation
         batch_size = without_single(len(images), self.data.batch_size)
         supernet.eval()
-        with batch_statistics(supernet.network), supernet.sampled(sample):
+        with self.weights.averaged(), batch_statistics(supernet.network), supernet.sampled(sample):
             return evaluate(supernet, images, batch_size, self.device).top1
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
-        tensors = {f"supernet.{name}": value.clone() for name, value in self.supernet.state_dict().items()}
+        with self.weights.averaged():
+            tensors = {f"supernet.{name}": value.clone() for name, value in self.supernet.state_dict().items()}
         values: dict[str, Any] = {"epoch": self.epoch}
-        for name, optimizer in (("weight", self.weight_optimizer), ("theta", self.theta_optimizer)):
-            state, values[name] = optimizer_state(optimizer, name)
+        for name, updates in (("weight", self.weights), ("theta", self.theta)):
+            state, values[name] = updates.state(name)
             tensors.update(state)
         return tensors, values
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
         self.supernet.load_state_dict(with_prefix(tensors, "supernet"))
-        restore_optimizer(self.weight_optimizer, tensors, values["weight"], "weight")
-        restore_optimizer(self.theta_optimizer, tensors, values["theta"], "theta")
+        self.weights.restore(tensors, values["weight"], "weight")
+        self.theta.restore(tensors, values["theta"], "theta")
         self.epoch = values["epoch"]
+
+
+def theta_optimization(section: SearchSection) -> Optimization:
+    """How θ is trained: Adam at a constant learning rate (DNAS, section 4.2)."""
+    return Optimization(
+        optimizer="Adam",
+        schedule="constant",
+        learning_rate=section.theta_learning_rate,
+        weight_decay=section.theta_weight_decay,
+    )
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, these parameters want no gradients."""
+    wanting = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)

@@ -22,6 +22,7 @@ from dnas.config.job import FinaliseSection
 from dnas.data.image_sets import ImageSet
 from dnas.quantization.calibration import batch_statistics
 from dnas.switchable.net import SwitchableNet
+from dnas.training.distillation import divergence, taught
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Trainer, checked_value, evaluate, without_single
 
@@ -35,8 +36,9 @@ class SwitchableTrainer(Trainer):
     def _begin(self, seed: int) -> None:
         self._draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
 
-    def _gradients(self, x: Tensor, y: Tensor) -> float:
-        return accumulate_gradients(self.network, self.chosen(self._draws), x, y, self.section)
+    def _gradients(self, x: Tensor, y: Tensor, part: float) -> float:
+        told = self.teacher.outputs(x) if self.teacher else None
+        return accumulate_gradients(self.network, self.chosen(self._draws), x, y, self.section, told, part)
 
     def chosen(self, generator: torch.Generator) -> list[str]:
         """The profiles of one step, from the widest to the narrowest."""
@@ -51,7 +53,7 @@ class SwitchableTrainer(Trainer):
         self.network.eval()
         top1 = {}
         batch_size = without_single(len(images), self.batch_size)
-        with batch_statistics(self.network):
+        with self.updates.averaged(), batch_statistics(self.network):
             for name in self.network.profiles:
                 top1[name] = evaluate(self.network.view_of(name), images, batch_size, self.device).top1
         return {"top1": sum(top1.values()) / len(top1), "profiles": top1}
@@ -74,45 +76,50 @@ def passes_per_step(section: FinaliseSection, profiles: int) -> int:
 
 
 def accumulate_gradients(
-    network: SwitchableNet, names: Sequence[str], x: Tensor, y: Tensor, section: FinaliseSection
+    network: SwitchableNet,
+    names: Sequence[str],
+    x: Tensor,
+    y: Tensor,
+    section: FinaliseSection,
+    told: Tensor | None = None,
+    part: float = 1.0,
 ) -> float:
     """Add the gradients of the mean loss of these profiles (widest first) on images (N, C, H, W), labels (N,).
 
+    ``told`` are the float network's outputs, where it is the teacher; ``part`` is how much of the gradients to add.
     Returns the mean loss. One backward pass after each forward pass, so that one graph is held at a time, except with
     the ensemble as the teacher, which is known only after all.
     """
     if section.teacher == "ensemble":
-        return _with_ensemble(network, names, x, y, section)
-    teacher: Tensor | None = None
+        return _with_ensemble(network, names, x, y, section, part)
+    teacher = told
     total = 0.0
     for name in names:
         logits = network.view_of(name)(x)
         loss = profile_loss(logits, y, teacher, section) / len(names)
-        loss.backward()
+        (loss * part).backward()
         total += checked_value(loss, network.view_of(name), x)
-        if teacher is None or section.teacher == "next":
-            teacher = None if section.teacher == "none" else logits.detach()
+        if section.teacher == "next" or (section.teacher == "widest" and teacher is None):
+            teacher = logits.detach()
     return total
 
 
 def _with_ensemble(
-    network: SwitchableNet, names: Sequence[str], x: Tensor, y: Tensor, section: FinaliseSection
+    network: SwitchableNet, names: Sequence[str], x: Tensor, y: Tensor, section: FinaliseSection, part: float
 ) -> float:
     outputs = [network.view_of(name)(x) for name in names]
     mean = torch.stack([logits.detach().softmax(1) for logits in outputs]).mean(0)
     losses = [profile_loss(logits, y, mean.log(), section) for logits in outputs]
     loss = torch.stack(losses).mean()
-    loss.backward()
+    (loss * part).backward()
     return checked_value(loss, network.view_of(names[0]), x)
 
 
 def profile_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, section: FinaliseSection) -> Tensor:
     """Cross-entropy on the labels (N,), and the KL divergence from the teacher's prediction, both of (N, classes)."""
-    loss = F.cross_entropy(logits, labels)
+    loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
     if teacher is None:
         return loss
-    told = F.kl_div(logits.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="batchmean")
     if section.method == "sp_nets":
-        return loss + (1.0 if section.distillation is None else section.distillation) * told
-    share = 0.5 if section.distillation is None else section.distillation
-    return (1 - share) * loss + share * told
+        return loss + (1.0 if section.distillation is None else section.distillation) * divergence(logits, teacher)
+    return taught(loss, logits, teacher, 0.5 if section.distillation is None else section.distillation)

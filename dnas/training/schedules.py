@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 
 def cosine(start: float, progress: float) -> float:
@@ -13,6 +14,24 @@ def cosine(start: float, progress: float) -> float:
     (1.0, 0.5)
     """
     return start * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def stepped(start: float, progress: float, milestones: Sequence[float], factor: float) -> float:
+    """``start``, times ``factor`` at each milestone that is behind.
+
+    >>> stepped(1.0, 0.4, (0.5, 0.75), 0.5), stepped(1.0, 0.75, (0.5, 0.75), 0.5)
+    (1.0, 0.25)
+    """
+    return start * factor ** sum(progress >= milestone for milestone in milestones)
+
+
+def warmed_up(end: float, progress: float) -> float:
+    """Rise linearly from a hundredth of ``end`` to it.
+
+    >>> warmed_up(1.0, 0.0), warmed_up(1.0, 0.5)
+    (0.01, 0.505)
+    """
+    return end * (0.01 + 0.99 * progress)
 
 
 def exponential(start: float, end: float, progress: float) -> float:

@@ -6,17 +6,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnas.config.job import TrainingSection
+from dnas.config.training import TrainingSection
 from dnas.data.augmentation import Augmentation
 from dnas.data.image_sets import ImageSet
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
-from dnas.training.schedules import cosine, derived_seed
+from dnas.training.distillation import Teacher, taught
+from dnas.training.optimization import Updates
+from dnas.training.schedules import derived_seed
 from search_spaces.errors import JobError
 
 CPU = torch.device("cpu")
@@ -60,21 +63,12 @@ def evaluate(
     return Measurement(int(correct) / count, float(loss) / count, count)
 
 
-def weight_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: no weight decay on the quantizers' clips and gains."""
-    clips = {id(p) for m in network.modules() if isinstance(m, TensorQuantizer) for p in m.parameters()}
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if id(p) not in clips], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) in clips], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
 class Trainer:
-    """Trains a network with SGD and a cosine, one resumable epoch at a time.
+    """Trains a network as its section says, one resumable epoch at a time.
 
-    ``on_progress`` is told the share of the training that is done, in [0, 1), before each step.
+    ``on_progress`` is told the part of the training that is done, in [0, 1), before each step; ``teacher`` is a network
+    to learn from beside the labels. With a moving average of the weights, that is what is measured after each epoch
+    and what the network has in the end.
     Every epoch draws its randomness from (seed, label, epoch) alone; with :meth:`state` restored, the remaining
     epochs are bit for bit those of an uninterrupted run (on a CPU with the same number of threads).
     """
@@ -91,13 +85,13 @@ class Trainer:
         label: str = "training",
         device: torch.device = CPU,
         on_progress: Callable[[float], None] = lambda progress: None,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.on_progress = on_progress
+        self.on_progress, self.teacher = on_progress, teacher
         self.network, self.section, self.images = network, section, images
         self.batch_size, self.augmentation = batch_size, augmentation
         self.seed, self.label, self.device = seed, label, device
-        groups = weight_groups(network, section.weight_decay)
-        self.optimizer = torch.optim.SGD(groups, lr=section.learning_rate, momentum=section.momentum)
+        self.updates = Updates(network, section)
         self.epoch = 0
 
     def epochs(self, report: StepReport | None = None) -> Iterator[EpochResult]:
@@ -106,6 +100,7 @@ class Trainer:
             loss = self._one_epoch(report)
             self.epoch += 1
             yield EpochResult(self.epoch, loss)
+        self.updates.finish()
 
     def _one_epoch(self, report: StepReport | None) -> float:
         seed = derived_seed(self.seed, self.label, self.epoch)
@@ -118,11 +113,8 @@ class Trainer:
                 training_batches(self.images, self.batch_size, seed, self.augmentation, self.device)
             ):
                 progress = (self.epoch + step / steps) / self.section.epochs
-                set_learning_rate(self.optimizer, cosine(self.section.learning_rate, progress))
                 self.on_progress(progress)
-                self.optimizer.zero_grad(set_to_none=True)
-                value = self._gradients(x, y)
-                self.optimizer.step()
+                value = self.updates.step(step, steps, progress, partial(self._gradients, x, y))
                 total += value
                 if report:
                     report(step + 1, steps, value)
@@ -131,10 +123,13 @@ class Trainer:
     def _begin(self, seed: int) -> None:
         """What a kind of training does before each epoch, whose seed this is."""
 
-    def _gradients(self, x: Tensor, y: Tensor) -> float:
-        """Add the gradients of the loss on images (N, C, H, W) and labels (N,); returns the loss."""
-        loss = F.cross_entropy(self.network(x), y)
-        loss.backward()
+    def _gradients(self, x: Tensor, y: Tensor, part: float) -> float:
+        """Add ``part`` of the gradients of the loss on images (N, C, H, W) and labels (N,); returns the loss."""
+        logits = self.network(x)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.section.label_smoothing)
+        if self.teacher:
+            loss = taught(loss, logits, self.teacher.outputs(x), self.teacher.weight)
+        (loss * part).backward()
         return checked_value(loss, self.network, x)
 
     def _tensors(self) -> Mapping[str, Tensor]:
@@ -145,20 +140,22 @@ class Trainer:
         self.network.load_state_dict(tensors)
 
     def measured(self, images: ImageSet) -> dict[str, Any]:
-        """Accuracy on ``images``, of the network as it is now."""
+        """Accuracy on ``images`` of the network as it is now, or of its averaged weights."""
         self.network.eval()
-        return {"top1": evaluate(self.network, images, self.batch_size, self.device).top1}
+        with self.updates.averaged():
+            return {"top1": evaluate(self.network, images, self.batch_size, self.device).top1}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
-        tensors = {f"network.{name}": value.clone() for name, value in self._tensors().items()}
-        momentum, values = optimizer_state(self.optimizer, "optimizer")
-        return {**tensors, **momentum}, {"epoch": self.epoch, "optimizer": values}
+        with self.updates.averaged():
+            tensors = {f"network.{name}": value.clone() for name, value in self._tensors().items()}
+        others, values = self.updates.state("optimizer")
+        return {**tensors, **others}, {"epoch": self.epoch, "optimizer": values}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
         self._load(with_prefix(tensors, "network"))
-        restore_optimizer(self.optimizer, tensors, values["optimizer"], "optimizer")
+        self.updates.restore(tensors, values["optimizer"], "optimizer")
         self.epoch = values["epoch"]
 
 
@@ -174,38 +171,6 @@ def training_batches(
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Number of batches that :func:`training_batches` yields."""
     return max(1, images // batch_size)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split an optimizer's state into tensors, named ``prefix.INDEX.KEY``, and plain values of the same names."""
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{prefix}.{index}.{key}"] = value.clone()
-            else:
-                values[f"{prefix}.{index}.{key}"] = value
-    return tensors, values
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any], prefix: str
-) -> None:
-    """Put back what :func:`optimizer_state` took out."""
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in [*tensors.items(), *values.items()]:
-        if name.startswith(f"{prefix}."):
-            index, key = name[len(prefix) + 1 :].split(".", 1)
-            # A copy: the optimizer would go on in the tensors it is given.
-            state.setdefault(int(index), {})[key] = value.clone() if isinstance(value, Tensor) else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

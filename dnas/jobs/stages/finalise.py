@@ -25,6 +25,7 @@ from dnas.jobs.progress import FORWARD, TRAIN_QUANTIZED
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.prune_requests import expected_ids
 from dnas.jobs.stored_nets import save_switchable
+from dnas.jobs.training import teacher_of
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.switchable.net import SwitchableNet, check_profiles
 from dnas.switchable.training import SwitchableTrainer, passes_per_step
@@ -231,6 +232,7 @@ class _Finaliser:
             seed=derived_seed(context.config.seed, seed),
             label=PROFILE,
             device=context.device,
+            teacher=teacher_of(context.network, float(section.teacher == "float")),
         )
         stage = Stage(
             "finalise", self.net, f"{self.net}-seed{seed}", _epoch_work(context, section, len(profiles)), seed

@@ -12,6 +12,7 @@ from dnas.data.image_sets import ImageSet
 from dnas.jobs.context import JobContext, Stage
 from dnas.jobs.stages.squantizer import as_measured, settle
 from dnas.jobs.stored_nets import stored_net
+from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import fresh_copy, quantize_fixed
 from dnas.quantization.sparsity import delayed
@@ -119,6 +120,7 @@ class Measurer:
             label="finetune",  # not the assignment's name: equal assignments must train equally
             device=context.device,
             on_progress=delayed(network, context.config.squantizer.delay),
+            teacher=teacher_of(context.network, context.config.finetune.distillation),
         )
         stage = Stage("finetune", assignment.id, f"{assignment.id}-seed{seed}", context.work.finetune, seed)
         context.train(trainer, stage)

@@ -21,6 +21,7 @@ from dnas.jobs.progress import FORWARD
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
 from dnas.jobs.stages.prune_trials import Orders, Trials, open_trials
+from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.trainer import Trainer, evaluate
 from search_spaces.allocation.program import allocate, is_reachable
@@ -170,6 +171,7 @@ def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Tr
         seed=config.seed,
         label="finalist",
         device=context.device,
+        teacher=teacher_of(context.network, config.finetune.distillation),
     )
     context.train(trainer, Stage("prune", name, name, context.work.finetune))
     recalibrate_batchnorm(network, trials.objective.batchnorm_images)

@@ -11,6 +11,7 @@ import torch
 from dnas.jobs.context import JobContext, Stage
 from dnas.jobs.planning import Plan
 from dnas.jobs.stages.measure import Measurer, inherit
+from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import fresh_copy
 from dnas.search.diagnosis import diagnose
@@ -117,7 +118,13 @@ class BitSearch:
     def _trainer(self, supernet: Supernet, label: str) -> SupernetTrainer:
         context, config = self.context, self.context.config
         return SupernetTrainer(
-            supernet, config.search, context.search_data, seed=config.seed, label=label, device=context.device
+            supernet,
+            config.search,
+            context.search_data,
+            seed=config.seed,
+            label=label,
+            device=context.device,
+            teacher=teacher_of(context.network, config.search.distillation),
         )
 
     def _search_one(

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dnas.config.job import TrainingSection
+from dnas.config.training import TrainingSection
 from dnas.export.sparse_storage import as_stored, largest_sigma, raised_within, sigma_within, with_sigmas
 from dnas.jobs.stages.sigma_search import SigmaSpace
 from dnas.quantization.calibration import calibrate, observing

@@ -19,6 +19,7 @@ from dnas.data.augmentation import Augmentation
 from dnas.quantization.calibration import calibrate
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import EpochRecord, SearchData, SupernetTrainer
+from dnas.training.distillation import Teacher
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import JobError
 from tests.toys import Net, build_supernet, images, inputs, trained
@@ -144,13 +145,17 @@ def test_weights_and_theta_alternate_as_the_job_says() -> None:
     for updates in ("frozen", "epoch", "step"):
         alternating = trainer(weight_updates=updates, epochs=1)
         seen: list[str] = []
-        for kind in ("weight", "theta"):
-            optimizer = getattr(alternating, f"{kind}_optimizer")
+        for kind in ("weights", "theta"):
+            optimizer = getattr(alternating, kind).optimizer
             optimizer.register_step_post_hook(lambda *_, kind=kind, seen=seen: seen.append(kind))
         list(run(alternating))
         steps[updates] = seen
         assert len(seen) == alternating.steps
-    assert steps == {"frozen": ["theta"] * 2, "epoch": ["weight"] * 6 + ["theta"] * 2, "step": ["weight", "theta"] * 6}
+    assert steps == {
+        "frozen": ["theta"] * 2,
+        "epoch": ["weights"] * 6 + ["theta"] * 2,
+        "step": ["weights", "theta"] * 6,
+    }
 
 
 def test_theta_and_weights_see_disjoint_images_of_every_class() -> None:
@@ -250,3 +255,31 @@ def test_a_network_that_runs_again_in_backward_is_searched_alike(engine: Any) ->
     assert outcomes[0][1].keys() == outcomes[1][1].keys()
     for name, parameter in outcomes[0][1].items():
         torch.testing.assert_close(outcomes[1][1][name], parameter, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("updates", ["epoch", "step"])
+def test_a_search_with_every_kind_of_update_goes_on_bit_for_bit(updates: Any) -> None:
+    keys: dict[str, Any] = {
+        "weight_updates": updates, "optimizer": "AdamW", "learning_rate": 0.01, "accumulation": 4, "averaging": 0.8,
+        "gradient_clipping": 1.0, "label_smoothing": 0.1,
+    }  # fmt: skip
+    teacher = Teacher(trained(Net()), 0.5)
+
+    def make() -> SupernetTrainer:
+        values = SearchSection(warmup_epochs=2, epochs=3, **keys)
+        return SupernetTrainer(supernet(), values, DATA, label="mine", device=CPU, teacher=teacher)
+
+    whole, stopped, resumed = make(), make(), make()
+    records = list(run(whole))
+    first = next(run(stopped))
+    resumed.restore(*copy.deepcopy(stopped.state()))
+    assert timeless([first, *run(resumed)]) == timeless(records)
+    assert same(resumed.supernet.state_dict(), whole.supernet.state_dict())
+
+
+def test_the_warmup_leaves_the_average_of_the_weights() -> None:
+    warm = trainer(averaging=0.8)
+    *_, last = warm.warmup()
+    assert warm.weights.average is not None
+    assert all(map(torch.equal, warm.weights.average.mean, warm.weights.average.live))
+    assert last.top1 == timeless([warm._record(2, [], None, 0.0)])[0].top1

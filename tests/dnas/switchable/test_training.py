@@ -202,3 +202,30 @@ def test_a_loss_that_is_not_finite_names_a_layer() -> None:
         net.shared["first/weight"].fill_(float("nan"))
     with pytest.raises(JobError, match="layer 'first'"):
         list(SwitchableTrainer(net, section(), images=images(), batch_size=8).epochs())
+
+
+def test_the_float_network_may_teach_every_profile_the_widest_too() -> None:
+    net, (x, y) = net_of(), data()
+    torch.manual_seed(1)
+    told = Net(4).eval()(x).detach()
+    accumulate_gradients(net, ["b8", "b2"], x, y, section(teacher="float"), told)
+    found = gradients(net)
+    net.zero_grad(set_to_none=True)
+    for name in ("b8", "b2"):
+        logits = net.view_of(name)(x)
+        divergence = (told.softmax(1) * (told.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
+        ((F.cross_entropy(logits, y) + divergence) / 4).backward()
+    for name, value in gradients(net).items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_every_kind_of_update_goes_on_bit_for_bit() -> None:
+    keys = {"epochs": 3, "optimizer": "AdamW", "learning_rate": 0.01, "accumulation": 2, "averaging": 0.8}
+    whole, stopped, resumed = (
+        SwitchableTrainer(net_of(), section(**keys, method="sp_nets"), images=images(), batch_size=8) for _ in range(3)
+    )
+    losses = [result.loss for result in whole.epochs()]
+    first = next(stopped.epochs())
+    resumed.restore(*copy.deepcopy(stopped.state()))
+    assert [first.loss, *(result.loss for result in resumed.epochs())] == losses
+    assert all(torch.equal(value, whole.network.tensors()[name]) for name, value in resumed.network.tensors().items())

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnas.config.job import TrainingSection
+from dnas.config.training import TrainingSection
 from dnas.data.augmentation import Augmentation
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import TensorQuantizer
-from dnas.training.trainer import Trainer, evaluate, first_non_finite, steps_per_epoch, training_batches, weight_groups
+from dnas.training.optimization import weight_groups
+from dnas.training.trainer import Trainer, evaluate, first_non_finite, steps_per_epoch, training_batches
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import JobError
 from search_spaces.network.graph import read_graph
@@ -123,7 +124,7 @@ def test_a_step_of_plain_sgd_is_the_textbook_one() -> None:
 
 def test_clips_are_not_decayed() -> None:
     quantized = network()
-    decayed, free = weight_groups(quantized, 0.1)
+    decayed, free = weight_groups(quantized, TrainingSection(weight_decay=0.1))
     clips = {id(module.clip) for module in quantized.modules() if isinstance(module, TensorQuantizer)}
     assert {id(p) for p in free["params"]} == clips
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
@@ -133,7 +134,7 @@ def test_clips_are_not_decayed() -> None:
 def test_frozen_parameters_are_not_trained() -> None:
     model = Net()
     model.stem.weight.requires_grad_(False)
-    assert model.stem.weight not in {p for group in weight_groups(model, 0.1) for p in group["params"]}
+    assert model.stem.weight not in {p for group in weight_groups(model, TrainingSection()) for p in group["params"]}
 
 
 @pytest.mark.parametrize("count", [5, 16, 17, 48])

@@ -1,0 +1,79 @@
+"""What the fields of a job file are made of: the frozen table and the kinds of values, with their limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from search_spaces.assignments import BIT_WIDTHS
+from search_spaces.costs.budgets import parse_amount
+
+LARGEST = 2**63 - 1
+
+
+def _bit_width(bits: int) -> int:
+    if bits not in BIT_WIDTHS:
+        raise ValueError(f"{bits} is not a bit-width; choose from {', '.join(map(str, BIT_WIDTHS))}")
+    return bits
+
+
+def _some_bits(bits: int) -> int:
+    if bits == 0:
+        raise ValueError("0 is possible only among weight_bits, where it skips a residual branch")
+    return bits
+
+
+def _both_or_neither(pair: tuple[int, int]) -> tuple[int, int]:
+    if (pair[0] == 0) != (pair[1] == 0):
+        raise ValueError(f"{list(pair)}: a skipped branch has 0 bits for both")
+    return pair
+
+
+def _usable_path(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError("expected the path of a file or folder")
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"the home folder in '{text}' is not known") from error
+
+
+def _readable_amount(amount: float | int | str) -> float | int | str:
+    try:
+        parse_amount(amount, 1.0, 1.0)
+    except OverflowError as error:
+        raise ValueError("expected an amount that a float can hold") from error
+    return amount
+
+
+def _not_empty(entry: dict[str, float | int | str]) -> dict[str, float | int | str]:
+    if not entry:
+        raise ValueError("a budget is empty; write for example { size_bytes = '12%' }")
+    return entry
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Sigma = Annotated[float, Field(ge=-10, le=100)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
+Bits = Annotated[int, AfterValidator(_bit_width)]
+SomeBits = Annotated[Bits, AfterValidator(_some_bits)]
+Pair = Annotated[tuple[Bits, Bits], AfterValidator(_both_or_neither)]
+FilePath = Annotated[str, AfterValidator(_usable_path)]
+Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]
+Budget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]
+
+
+WeightQuantizer = Literal["lsq", "nested", "dorefa", "binary", "logarithmic"]
+ActivationQuantizer = Literal["pact", "lsq", "nested", "dorefa", "binary", "tanh", "logarithmic"]
+
+
+class Section(BaseModel):
+    """A table of the job file: unknown keys are refused, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,47 @@
+"""How a job trains: what is refused beforehand, and the float network as a teacher."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dnas.config.job import JobConfig
+from dnas.training.distillation import Teacher
+from dnas.training.optimizers import check_optimizer
+from search_spaces.errors import InputError
+
+
+def check_training(config: JobConfig) -> None:
+    """Raise :class:`InputError` for an optimizer that cannot train, or a teacher that knows nothing."""
+    sections = {
+        "pretrain": config.pretrain if config.pretrain.epochs else None,
+        "search": config.search if "search" in config.order else None,
+        "finetune": config.finetune,
+        "finalise": config.finalise if config.finalise.enabled or config.compression == "switchable" else None,
+    }
+    for name, section in sections.items():
+        if section is not None:
+            check_optimizer(section, f"[{name}]")
+    taught = {
+        "search.distillation": sections["search"] is not None and config.search.distillation > 0,
+        "finetune.distillation": config.finetune.distillation > 0,
+        "finalise.teacher = 'float'": sections["finalise"] is not None and config.finalise.teacher == "float",
+    }
+    for key, wanted in taught.items():
+        if wanted and _is_untrained(config):
+            raise InputError(
+                f"{key} needs a trained float network to learn from; set pretrain.epochs or model.checkpoint"
+            )
+
+
+def _is_untrained(config: JobConfig) -> bool:
+    """Whether the float network is known to be as it was initialized; one of the user's own may have its weights."""
+    prefix, arguments = config.model.source.partition(":")[0], config.model.arguments
+    comes_untrained = prefix in ("zoo", "torchvision", "timm") and not (
+        arguments.get("weights") or arguments.get("pretrained")
+    )
+    return comes_untrained and not config.pretrain.epochs and config.model.checkpoint is None
+
+
+def teacher_of(network: nn.Module, weight: float) -> Teacher | None:
+    """The float network as a teacher of this weight; nobody at 0."""
+    return Teacher(network, weight) if weight else None
