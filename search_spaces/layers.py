@@ -47,6 +47,22 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter of a network, under its first name (of attention modules: as unfolded into layers).
+
+    ``owner`` is the layer that accounts for it (its weight, its bias, or those of the BatchNorm folded into it), a
+    name in :attr:`LayerGraph.unsupported`, or its own name. ``reason`` says why it is no part of a layer, and is empty
+    where it is. One that is not ``deployed`` is never read in eval mode, such as those of an auxiliary head.
+    """
+
+    name: str
+    elements: int
+    owner: str
+    reason: str = ""
+    deployed: bool = True
+
+
+@dataclass(frozen=True)
 class ResidualBranch:
     """A branch that ends in an addition and can be dropped: the module that gives its output, and its layers."""
 
@@ -58,8 +74,10 @@ class ResidualBranch:
 class LayerGraph:
     """Everything the search needs to know of an unedited network; made by :func:`search_spaces.read_graph`.
 
-    ``unsupported`` maps each weighted module that cannot be quantized to the reason.
-    ``other_bytes`` is what all parameters outside ``layers`` (and outside their folded BatchNorms) take in fp32.
+    ``parameters`` are all parameters of the network, each once. ``unsupported`` maps every layer that cannot be
+    quantized, and every other parameter with two axes or more that no layer holds, to the reason.
+    ``unused`` names the parameters and BatchNorms that are never read in eval mode: they are not deployed.
+    ``other_bytes`` is what everything deployed outside ``layers`` (and outside their folded BatchNorms) takes in fp32.
     ``uncounted_macs`` are multiply-accumulates of operations outside ``layers``, such as attention products.
     ``channels`` are the filters that can be removed.
     ``couplings_unknown`` says why residual branches could not be read; empty where they could.
@@ -75,6 +93,8 @@ class LayerGraph:
     channels: ChannelGroups = field(default_factory=ChannelGroups)
     uncounted_macs: int = 0
     couplings_unknown: str = ""
+    parameters: tuple[ParameterSpec, ...] = ()
+    unused: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> LayerSpec:
         return self.by_name[name]

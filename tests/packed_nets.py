@@ -100,6 +100,21 @@ def attention() -> nn.Module:
     return nn.Sequential(nn.Flatten(2), nn.Linear(36, 8), encoder, nn.Flatten(), nn.Linear(8, 3))
 
 
+class Auxiliary(Net):
+    """A head that only training runs, and one BatchNorm behind two layers."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=5)
+        self.second_norm = self.first_norm
+        self.auxiliary = nn.Sequential(
+            nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4), nn.PReLU(4), nn.Flatten(), nn.Linear(144, 3)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + self.auxiliary(self.stem(x)) if self.training else y
+
+
 CASES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (lambda: Net(channels=5), (1, 6, 6)),
     "shapes": (Shapes, (3, 8, 8)),
@@ -109,6 +124,7 @@ CASES: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "own forward": (own_forward, (1, 6, 6)),
     "own parameter": (own_parameter, (1, 6, 6)),
     "attention": (attention, (1, 6, 6)),
+    "auxiliary": (Auxiliary, (1, 6, 6)),
     "norm last": (lambda: tiny_resnet(num_classes=3, width=4, norm_last=True), (1, 8, 8)),
 }
 

@@ -16,6 +16,8 @@ from dnas.config.job import JobConfig
 from dnas.jobs.doctor import (
     FIXED,
     SEARCHED,
+    UNSUPPORTED,
+    UNUSED,
     ChannelsReport,
     DoctorReport,
     LayerReport,
@@ -93,7 +95,8 @@ def _budget(text: str) -> dict[str, Amount]:
 
 def render_report(report: DoctorReport) -> Group:
     """Return all of a report, the layers first and the verdict last."""
-    parts: list[RenderableType] = [_layer_table(report), *_couplings(report), *_channels(report.channels), Text()]
+    parts: list[RenderableType] = [_layer_table(report), *_others(report), *_couplings(report)]
+    parts += [*_channels(report.channels), Text()]
     if report.uniform:
         parts += [_cost_table(report), Text()]
     return Group(*parts, *(Text(line) for line in verdict_lines(report)))
@@ -111,12 +114,20 @@ def verdict_lines(report: DoctorReport) -> list[str]:
             lines.append(f"Budget {budget.budget} ({limits}) can be met; the least possible is {least}.")
         else:
             lines.append(f"{budget.reason[0].upper()}{budget.reason[1:]}.")
+    lines.append(_parameter_line(report.parameters))
     if report.searchable:
         counts = {status: sum(layer.status == status for layer in report.layers) for status in (SEARCHED, FIXED)}
         lines.append(f"Searchable: {counts[SEARCHED]} layers in {report.decisions} decisions, {counts[FIXED]} fixed.")
     else:
         lines.append(f"Not searchable: {report.reason}.")
     return lines
+
+
+def _parameter_line(counts: Mapping[str, int]) -> str:
+    told = [f"{counts[SEARCHED]:,} searched", f"{counts[FIXED]:,} fixed"]
+    told += [f"{counts[UNSUPPORTED]:,} in no layer that can be quantized (fp32)"] if counts[UNSUPPORTED] else []
+    told += [f"{counts[UNUSED]:,} unused in eval mode (not deployed)"] if counts[UNUSED] else []
+    return f"Parameters: {sum(counts.values()):,}, of which {', '.join(told)}."
 
 
 def _layer_table(report: DoctorReport) -> Table:
@@ -128,7 +139,7 @@ def _layer_table(report: DoctorReport) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     for layer in report.layers:
-        numbers = (f"{layer.weights:,}", f"{layer.macs:,}") if layer.kind else ("", "")
+        numbers = (f"{layer.weights:,}", f"{layer.macs:,}") if layer.kind else (f"{layer.parameters:,}", "")
         shapes = f"{_shape(layer.input_shape)} → {_shape(layer.output_shape)}" if layer.kind else ""
         table.add_row(layer.name, layer.kind, shapes, *numbers, _status(layer), style=_style(layer))
     return table
@@ -141,11 +152,26 @@ def _status(layer: LayerReport) -> str:
     if layer.bits is not None:
         widths = "fp32" if layer.bits == (32, 32) else f"W{layer.bits[0]} A{layer.bits[1]}"
         return f"fixed at {widths}: {layer.reason}"
-    return f"unsupported: {layer.reason}"
+    return f"{layer.status}: {layer.reason}"
 
 
 def _style(layer: LayerReport) -> str | None:
     return None if layer.status == SEARCHED else "dim"
+
+
+def _others(report: DoctorReport) -> Iterable[Text]:
+    """Parameters of no layer, reason by reason."""
+    others = report.other_parameters
+    lines = []
+    for reason in dict.fromkeys(other.reason for other in others):
+        alike = [other for other in others if other.reason == reason]
+        count = sum(other.parameters for other in alike)
+        lines.append(f"{reason}: {count:,} parameters ({_some([other.name for other in alike])})")
+    yield from _listing("Parameters outside the layers", lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 def _couplings(report: DoctorReport) -> Iterable[Text]:
@@ -191,7 +217,7 @@ def _frozen_lines(frozen: Mapping[str, str]) -> list[str]:
     lines = []
     for reason in dict.fromkeys(frozen.values()):
         names = [name for name, why in frozen.items() if why == reason]
-        shown = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+        shown = _some(names)
         lines.append(f"{reason}: {shown}" if len(names) == 1 else f"{reason}: {len(names)} layers ({shown})")
     return lines
 

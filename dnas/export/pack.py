@@ -266,15 +266,15 @@ def folded_norm(name: str, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def other_norms(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[str, nn.Module]]:
-    """Every BatchNorm that no layer accounts for, by name."""
-    owned = {spec.norm for spec in graph.layers}
+    """Every deployed BatchNorm that no layer accounts for, by name."""
+    owned = {spec.norm for spec in graph.layers} | graph.unused
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and name not in owned:
             yield name, module
 
 
 def other_parameters(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter outside layers, quantizers and BatchNorms, by name; one with several names once."""
+    """Every deployed parameter outside layers, quantizers and BatchNorms, by name; one with several names once."""
     layers = set(graph.by_name)
     seen: set[int] = set()
     check_counted(network)
@@ -285,8 +285,9 @@ def other_parameters(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[st
             if parameter is None or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            if name not in layers or key not in ("weight", "bias"):
-                yield f"{name}.{key}" if name else key, parameter
+            full = f"{name}.{key}" if name else key
+            if full not in graph.unused and (name not in layers or key not in ("weight", "bias")):
+                yield full, parameter
 
 
 def check_counted(network: nn.Module) -> None:

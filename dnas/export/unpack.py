@@ -82,6 +82,7 @@ def _unpack(
     profile = packed.description["profiles"][name]
     assignment = BitAssignment.from_json(profile["assignment"])
     graph = read_graph(model, assignment.model.input_shape)
+    profile = _norms_moved(profile, graph)
     check_fits(assignment, graph)
     choice = QuantizerChoice(**packed.description["quantizer"])
     network = quantize_fixed(model, graph, assignment.layers, choice)
@@ -106,6 +107,7 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
     assignments = {name: BitAssignment.from_json(profile["assignment"]) for name, profile in told.items()}
     graph = read_graph(model, next(iter(assignments.values())).model.input_shape)
     choice = QuantizerChoice(**packed.description["quantizer"])
+    told = {name: _norms_moved(profile, graph) for name, profile in told.items()}
     net = SwitchableNet(model, graph, assignments, choice, private_norms=bool(packed.description["private_norms"]))
     parameters = net.other_parameters()
     with torch.no_grad():
@@ -129,6 +131,16 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
     return net.eval()
 
 
+def _norms_moved(profile: Mapping[str, Any], graph: LayerGraph) -> Mapping[str, Any]:
+    """The profile with a BatchNorm that is no layer's alone among the others; earlier files kept it with a layer."""
+    layers, norms = dict(profile["layers"]), dict(profile["norms"])
+    for name, chosen in profile["layers"].items():
+        if chosen["norm"] and name in graph.by_name and graph[name].norm is None:
+            layers[name] = {**chosen, "norm": None}
+            norms.setdefault(chosen["norm"]["module"], {key: chosen["norm"][key] for key in ("scale", "shift")})
+    return {**profile, "layers": layers, "norms": norms}
+
+
 def _check_network(
     packed: PackedFile,
     profile: Mapping[str, Any],
@@ -146,6 +158,7 @@ def _check_network(
         "parameters": (set(packed.description["parameters"]), parameters),
     }
     for what, (stored, found) in expected.items():
+        stored -= graph.unused - found  # earlier files hold what is read in training only, too
         if stored != found:
             some = sorted(stored ^ found)[0]
             where = "the file has" if some in stored else "this network has"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,11 +20,12 @@ from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
 from search_spaces.groups import ChannelGroups
 from search_spaces.layers import LayerGraph, LayerSpec, ResidualBranch
+from search_spaces.network.examples import Example
 from search_spaces.network.graph import read_graph
 from search_spaces.spaces import Pair, PrecisionSpace, SpaceOptions, build_space, matches
 
 UNIFORM_BITS = (2, 4, 8, 32)
-SEARCHED, FIXED, UNSUPPORTED = "searched", "fixed", "unsupported"
+SEARCHED, FIXED, UNSUPPORTED, UNUSED = STATUSES = "searched", "fixed", "unsupported", "unused"
 
 Shape = tuple[int, ...]
 
@@ -33,7 +35,8 @@ class LayerReport:
     """One layer as the search will treat it; shapes are those of one sample.
 
     ``decision`` names the choice that a searched layer belongs to, ``bits`` are (weights, activations) of a fixed
-    one. An unsupported layer has its reason and nothing else.
+    one. ``parameters`` counts its weights, its bias and the BatchNorm folded into it, where no other layer accounts for
+    them. One that is unsupported (or unused: nothing reads it in eval mode) has its parameters and the reason alone.
     """
 
     name: str
@@ -44,9 +47,20 @@ class LayerReport:
     output_shape: Shape = ()
     weights: int = 0
     macs: int = 0
+    parameters: int = 0
     decision: str | None = None
     choices: int = 0
     bits: Pair | None = None
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """A parameter of no layer: it stays in fp32, or is not deployed (unused)."""
+
+    name: str
+    status: str
+    parameters: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,11 @@ class BudgetReport:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All that is known of a network without training it; ``reason`` says why it cannot be searched."""
+    """All that is known of a network without training it; ``reason`` says why it cannot be searched.
+
+    ``layers`` and ``other_parameters`` account for every parameter of the network once; ``parameters`` sums them up by
+    status.
+    """
 
     source: str
     input_shape: Shape
@@ -98,6 +116,8 @@ class DoctorReport:
     uncounted_macs: int
     budgets: tuple[BudgetReport, ...]
     channels: ChannelsReport
+    other_parameters: tuple[ParameterReport, ...]
+    parameters: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
@@ -106,7 +126,7 @@ class DoctorReport:
 
 def examine(
     model: nn.Module,
-    input_shape: Shape,
+    example: Example,
     *,
     source: str = "",
     space: SpaceSection | None = None,
@@ -114,25 +134,27 @@ def examine(
     per_channel: bool = False,
     budgets: Sequence[Mapping[str, Amount]] = (),
 ) -> DoctorReport:
-    """Examine ``model`` on inputs of ``input_shape`` (no batch dimension); the model is not changed.
+    """Examine ``model`` on ``example``: the shape of an input (no batch dimension), or what :func:`read_graph` takes.
 
-    A network with nothing to search is reported, not raised. Raises :class:`InputError` where the network cannot run
-    on such an input, or a budget is not one.
+    The model is not changed. A network with nothing to search is reported, not raised. Raises :class:`InputError` where
+    the network cannot run on such an input, or a budget is not one.
     """
-    graph = read_graph(model, input_shape)
+    graph = read_graph(model, example)
     options = space_options(space or SpaceSection())
     reason = ""
     try:
         decided = build_space(graph, options)
     except InputError as error:
         reason, decided = str(error), _empty_space(graph)
+    layers = (*_layers(graph, decided, options), *_unsupported(graph))
+    others = tuple(_other_parameters(graph))
     table = cost_table(graph, decided, costs or CostsSection(), per_channel)
     return DoctorReport(
         source=source,
-        input_shape=tuple(input_shape),
+        input_shape=graph.input_shape,
         searchable=not reason,
         reason=reason,
-        layers=(*_layers(graph, decided, options), *_unsupported(graph)),
+        layers=layers,
         decisions=len(decided.decisions),
         branches=graph.branches,
         residual_ties=graph.residual_ties,
@@ -143,6 +165,8 @@ def examine(
         uncounted_macs=graph.uncounted_macs,
         budgets=tuple(_budget(entry, table) for entry in budgets) if not reason else (),
         channels=_channels(graph.channels),
+        other_parameters=others,
+        parameters=_sums(layers, others),
     )
 
 
@@ -196,6 +220,7 @@ def _empty_space(graph: LayerGraph) -> PrecisionSpace:
 
 def _layers(graph: LayerGraph, space: PrecisionSpace, options: SpaceOptions) -> Iterable[LayerReport]:
     decision_of = {name: number for number, decision in enumerate(space.decisions) for name in decision.layers}
+    parameters = _owned(graph)
     for layer in graph.layers:
         facts: dict[str, Any] = {
             "name": layer.name,
@@ -204,6 +229,7 @@ def _layers(graph: LayerGraph, space: PrecisionSpace, options: SpaceOptions) -> 
             "output_shape": layer.output_shape,
             "weights": layer.weight_elements,
             "macs": layer.macs,
+            "parameters": parameters[layer.name],
         }
         if layer.name in decision_of:
             number = decision_of[layer.name]
@@ -231,8 +257,33 @@ def _why_fixed(layer: LayerSpec, graph: LayerGraph, options: SpaceOptions) -> st
     return "the network cannot be searched"
 
 
-def _unsupported(graph: LayerGraph) -> Iterable[LayerReport]:
-    return (LayerReport(name=name, status=UNSUPPORTED, reason=why) for name, why in graph.unsupported.items())
+def _unsupported(graph: LayerGraph) -> Iterator[LayerReport]:
+    parameters, deployed = _owned(graph), {spec.owner for spec in graph.parameters if spec.deployed}
+    for name, why in graph.unsupported.items():
+        status = UNSUPPORTED if name in deployed or not parameters[name] else UNUSED
+        yield LayerReport(name=name, status=status, reason=why, parameters=parameters[name])
+
+
+def _other_parameters(graph: LayerGraph) -> Iterator[ParameterReport]:
+    for spec in graph.parameters:
+        if spec.owner == spec.name and spec.name not in graph.unsupported and spec.reason:
+            yield ParameterReport(spec.name, UNSUPPORTED if spec.deployed else UNUSED, spec.elements, spec.reason)
+
+
+def _sums(layers: Iterable[LayerReport], others: Iterable[ParameterReport]) -> dict[str, int]:
+    """Status → the parameters that have it."""
+    sums = dict.fromkeys(STATUSES, 0)
+    for status, count in [*((e.status, e.parameters) for e in layers), *((e.status, e.parameters) for e in others)]:
+        sums[status] += count
+    return sums
+
+
+def _owned(graph: LayerGraph) -> Counter[str]:
+    """Owner → the parameters that it accounts for."""
+    owned: Counter[str] = Counter()
+    for spec in graph.parameters:
+        owned[spec.owner] += spec.elements
+    return owned
 
 
 def _budget(entry: Mapping[str, Amount], table: CostTable) -> BudgetReport:

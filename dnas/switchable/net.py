@@ -76,7 +76,7 @@ class SwitchableNet(nn.Module):
         self.profiles = {name: Profile(name, assignments[name]) for name in by_width(graph, assignments)}
         layers = {name: profile.assignment.layers for name, profile in self.profiles.items()}
         base = fresh_copy(model)
-        owned = {spec.norm for spec in graph.layers}
+        owned = {spec.norm for spec in graph.layers} | graph.unused
         norms = ((key, norm) for key, norm in base.named_modules() if isinstance(norm, _BatchNorm) and key not in owned)
         self.other_norms = {key: norm.num_features for key, norm in norms}
         # Every parameter once and under its own name, before the views, which hold them too.
@@ -205,8 +205,8 @@ class SwitchableNet(nn.Module):
         self.load_state_dict(dict(tensors), strict=False)
 
     def other_parameters(self) -> dict[str, nn.Parameter]:
-        """Every shared parameter that is no layer's weight or bias, by its name in the network."""
-        own = {f"{spec.name}.{key}" for spec in self.graph.layers for key in ("weight", "bias")}
+        """Every deployed shared parameter that is no layer's weight or bias, by its name in the network."""
+        own = {f"{spec.name}.{key}" for spec in self.graph.layers for key in ("weight", "bias")} | self.graph.unused
         named = {key.replace("/", "."): parameter for key, parameter in self.shared.items()}
         return {name: parameter for name, parameter in named.items() if name not in own}
 

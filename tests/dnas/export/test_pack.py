@@ -254,8 +254,36 @@ def test_another_network_is_refused(tmp_path: Path, other: nn.Module, sentence: 
     assert sentence in str(caught.value)
 
 
+def test_what_only_training_reads_is_not_stored(tmp_path: Path) -> None:
+    found = packed_net(tmp_path / "a", "auxiliary", (3, 4))
+    assert not any("auxiliary" in name for name in found.file.tensors)
+    assert found.graph["first"].norm is None
+    assert sum("first_norm" in name for name in found.file.tensors) == 2
+    assert not any("second_norm" in name for name in found.file.tensors)
+
+
+def test_files_that_store_more_than_what_is_deployed_still_load(tmp_path: Path) -> None:
+    """As they were written once: with the heads of training, and a BatchNorm of two layers with each of them."""
+    model, graph = model_and_graph("auxiliary")
+    layers, choice = same_bits(graph, 3, 4), QuantizerChoice()
+    network = quantize_fixed(model, graph, layers, choice)
+    calibrate(network, [inputs_for(graph, 8, 5)])
+    norms = {"first": "first_norm", "second": "first_norm"}
+    specs = [
+        dataclasses.replace(spec, norm=norms[spec.name], norm_channels=5) if spec.name in norms else spec
+        for spec in graph.layers
+    ]
+    unused = sum(spec.elements for spec in graph.parameters if not spec.deployed)
+    earlier = dataclasses.replace(graph, layers=tuple(specs), unused=frozenset(), other_bytes=4 * unused)
+    assignment = assignment_of(earlier, layers, choice)
+    save_packed(tmp_path / "a", network.eval(), earlier, assignment, choice)
+    x = inputs_for(graph)
+    with torch.no_grad():
+        assert torch.equal(load_packed(tmp_path / "a", model)(x), network(x))
+
+
 def with_parameter(net: Net) -> Net:
-    net.register_parameter("scale", nn.Parameter(torch.ones(2)))
+    net.relu = nn.PReLU()  # type: ignore[assignment]
     return net
 
 
@@ -272,9 +300,9 @@ def without_norm(net: Net) -> Net:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (with_parameter, "the parameters are those of another network (only this network has 'scale')"),
+        (with_parameter, "the parameters are those of another network (only this network has 'relu.weight')"),
         (without_bias, "layer 'head' has a bias in the file or in this network, but not in both"),
-        (without_norm, "behind layer 'first' the BatchNorm is another one than in the file"),
+        (without_norm, "the BatchNorms are those of another network (only the file has 'first_norm')"),
     ],
 )
 def test_a_network_with_other_parts_is_refused(tmp_path: Path, change: Callable[[Net], Net], sentence: str) -> None:

@@ -10,10 +10,11 @@ from torch import nn
 
 from dnas.commands.doctor_view import render_report, verdict_lines
 from dnas.config.job import SpaceSection
-from dnas.jobs.doctor import FIXED, SEARCHED, UNSUPPORTED, DoctorReport, default_input_shape, examine
+from dnas.jobs.doctor import FIXED, SEARCHED, UNSUPPORTED, UNUSED, DoctorReport, default_input_shape, examine
 from search_spaces.errors import InputError
 from search_spaces.models.load import load_model
 from search_spaces.models.zoo import resnet20, tiny_resnet
+from tests.search_spaces.parameter_toys import ZOO
 from tests.toys import SHAPE, Untraceable
 
 
@@ -124,6 +125,34 @@ def test_what_is_unsupported_and_not_counted_is_told() -> None:
     assert report.uncounted_macs > 0
     assert "Not counted in any cost" in verdict_lines(report)[0]
     json.dumps(report.to_json())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_parameters_of_all_rows_are_those_of_the_network(name: str) -> None:
+    network, example, *_ = ZOO[name]
+    report = examine(network, example)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    assert sum(report.parameters.values()) == total
+    assert sum(row.parameters for row in (*report.layers, *report.other_parameters)) == total
+    assert f"Parameters: {total:,}, of which" in told(report)
+    json.dumps(report.to_json())
+
+
+def test_parameters_are_told_by_what_becomes_of_them() -> None:
+    report = examine(ZOO["auxiliary"][0], (4,))
+    assert report.parameters == {SEARCHED: 0, FIXED: 30, UNSUPPORTED: 0, UNUSED: 20 + 8 + 4 + 10}
+    assert {layer.name: layer.status for layer in report.layers} == {
+        **dict.fromkeys(("body", "head"), FIXED),
+        **dict.fromkeys(("auxiliary.0", "auxiliary.4"), UNUSED),
+    }
+    shown = " ".join(told(report).split())
+    assert "Parameters: 72, of which 0 searched, 30 fixed, 42 unused in eval mode (not deployed)." in shown
+    assert "nothing reads it in eval mode: 12 parameters (auxiliary.2.weight, auxiliary.2.bias, " in shown
+    lstm = examine(ZOO["lstm"][0], (5, 4))
+    assert lstm.parameters[UNSUPPORTED] == 312
+    rows = {layer.name: (layer.status, layer.parameters) for layer in lstm.layers}
+    assert rows["a.weight_hh_l0"] == (UNSUPPORTED, 96)
+    assert "a.weight_hh_l0" in told(lstm)
 
 
 def test_a_network_without_layers_is_reported_and_priced() -> None:

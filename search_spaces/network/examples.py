@@ -1,0 +1,88 @@
+"""What a network is called with while it is read: zeros of a shape, or the caller's own example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from search_spaces.errors import InputError
+
+Example = Sequence[int] | Tensor | Sequence[Any] | Mapping[str, Any]
+"""The shape of one input (no batch dimension), or what the network is called with: one tensor, a sequence of
+positional arguments, or a mapping of keyword arguments; tensors with their batch dimension first."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a network, for one sample."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments, in order."""
+        return [value for value in tree_leaves((self.args, dict(self.kwargs))) if isinstance(value, Tensor)]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the first tensor without its batch dimension."""
+        return tuple(self.tensors[0].shape[1:])
+
+    def run(self, model: nn.Module) -> Any:
+        """Call ``model``."""
+        return model(*self.args, **self.kwargs)
+
+    def on(self, device: torch.device) -> Call:
+        """The same call with copies of its tensors on ``device``; those on the meta device have no values."""
+        return self._map(lambda tensor: tensor.detach().to(device, copy=True))
+
+    def _map(self, change: Any) -> Call:
+        args, kwargs = tree_map(
+            lambda value: change(value) if isinstance(value, Tensor) else value, (self.args, dict(self.kwargs))
+        )
+        return Call(args, kwargs)
+
+    def first_sample(self) -> Call:
+        """The first sample of a batch; the call as it is where its tensors differ in their first dimension."""
+        batches = {tensor.shape[0] if tensor.dim() else None for tensor in self.tensors}
+        if len(batches) > 1 or None in batches or 0 in batches:
+            return self
+        return self._map(lambda tensor: tensor[:1])
+
+
+def read_example(example: Example, model: nn.Module) -> Call:
+    """The call that ``example`` stands for; :class:`InputError` for anything else.
+
+    A shape becomes zeros of the type of the network's parameters, on their device.
+    """
+    if isinstance(example, Tensor):
+        call = Call((example,))
+    elif isinstance(example, Mapping):
+        call = Call((), dict(example))
+    elif isinstance(example, (tuple, list)) and all(_is_size(side) for side in example):
+        parameter = next(model.parameters(), torch.empty(0))
+        sides = tuple(int(side) for side in example)
+        return Call((torch.zeros((1, *sides), device=parameter.device, dtype=parameter.dtype),))
+    elif isinstance(example, (tuple, list)):
+        call = Call(tuple(example))
+    else:
+        raise InputError(
+            f"{type(example).__name__} is no example of a network's input; give the shape of one input such as "
+            "(3, 224, 224), a tensor, a tuple of positional arguments or a dict of keyword arguments"
+        )
+    if not call.tensors or not call.tensors[0].dim():
+        raise InputError(
+            "the example holds no tensor with a batch dimension; give the tensors the network is called with"
+        )
+    return call.first_sample()
+
+
+def _is_size(side: Any) -> bool:
+    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and bool(side >= 0)

@@ -1,0 +1,243 @@
+"""Run a network once and note what happens to every layer, every parameter and every BatchNorm.
+
+What is seen are the operations that reach the device (a dispatch mode), so that a weight is recognised by its memory,
+whatever view of it is read and wherever the code that reads it stands.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from search_spaces.network.examples import Call
+
+# Operations that make a tensor of the shape or type of another: they read none of its values.
+_MAKERS = ("new_", "empty", "zeros", "ones", "full", "rand")
+_VALUES = {Tensor.tolist, Tensor.numpy, Tensor.__array__}  # they reach no operation
+
+
+@dataclass
+class LayerRecord:
+    """What one layer did: its calls, and how its weight was read in them and outside them."""
+
+    module: nn.Module
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    running: bool = False
+    products: int = 0
+    reads_outside: int = 0
+    macs: int = 0
+    first_call: int = -1
+    norms: list[str] = field(default_factory=list)
+    other_readers: int = 0
+
+
+@dataclass
+class Observation:
+    """One forward pass in eval mode.
+
+    ``read`` holds the memory (see :func:`memory`) of all parameters and buffers that were read, ``multiplied`` of
+    those that were factors of a product outside the layers; ``macs`` counts the multiply-accumulates of all products.
+    ``depends_on_data`` says that the code asked for values of tensors, so that another input may take another path.
+    ``norm_calls`` counts the calls of each BatchNorm.
+    """
+
+    layers: dict[str, LayerRecord]
+    read: set[int] = field(default_factory=set)
+    multiplied: set[int] = field(default_factory=set)
+    norm_calls: dict[str, int] = field(default_factory=dict)
+    macs: int = 0
+    depends_on_data: bool = False
+
+    def folded_norm(self, record: LayerRecord) -> str | None:
+        """The BatchNorm that reads every output of a layer, and nothing else, and that nothing else reads beside."""
+        names = set(record.norms)
+        if len(names) != 1 or record.other_readers:
+            return None
+        (name,) = names
+        calls = len(record.outputs)
+        return name if len(record.norms) == self.norm_calls[name] == calls else None
+
+
+def memory(tensor: Tensor) -> int:
+    """A number that all views of a tensor share; 0 for one that has no memory of its own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # such as a sparse tensor
+        return 0
+
+
+def observe(network: nn.Module, call: Call, layer_types: tuple[type[nn.Module], ...]) -> Observation:
+    """Run ``network`` (which is put in eval mode) once and say what was seen."""
+    records = {name: LayerRecord(module) for name, module in network.named_modules() if isinstance(module, layer_types)}
+    seen = Observation(records)
+    network.eval()
+    watch = _Watch(network, seen)
+    with warnings.catch_warnings(), torch.no_grad(), _hooks(network, watch), _Values(seen), watch:
+        warnings.simplefilter("ignore")  # the network's own run says it again, where it is the user's to see
+        given = call.run(network)
+    for tensor in (value for value in tree_leaves(given) if isinstance(value, Tensor)):
+        watch.note_reading(tensor)
+    # Without values the input cannot have chosen the path: what was asked for are constants.
+    seen.depends_on_data &= not any(tensor.is_meta for tensor in call.tensors)
+    return seen
+
+
+class _Watch(TorchDispatchMode):
+    """Sees every operation: who reads a weight, who reads a layer's output, how much is multiplied."""
+
+    def __init__(self, network: nn.Module, seen: Observation) -> None:
+        super().__init__()
+        self.supports_higher_order_operators = True
+        self.seen = seen
+        self.norm_inputs: list[int] = []
+        self.producers: dict[int, LayerRecord] = {}
+        self.held = {memory(tensor) for tensor in (*network.parameters(), *network.buffers())}
+        self.owners: dict[int, list[LayerRecord]] = {}
+        for record in seen.layers.values():
+            weight = record.module._parameters.get("weight")
+            if weight is not None:
+                self.owners.setdefault(memory(weight), []).append(record)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):  # an operator of functions, such as torch.cond
+            return NotImplemented
+        if func._overloadpacket not in flop_registry:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        output = func(*args, **kwargs)
+        operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        self._note_data(func, operands)
+        if not func.is_view and not func._overloadpacket.__name__.startswith(_MAKERS):
+            macs = self._macs(func, args, kwargs, output)
+            for operand in operands:
+                self.note_reading(operand, macs)
+        return output
+
+    def _macs(self, func: Any, args: Any, kwargs: Any, output: Any) -> int | None:
+        """Multiply-accumulates of a product; None for another operation."""
+        count = flop_registry.get(func._overloadpacket)
+        if count is None:
+            return None
+        macs = int(count(*args, **kwargs, out_val=output)) // 2
+        self.seen.macs += macs
+        return macs
+
+    def note_reading(self, operand: Tensor, macs: int | None = None) -> None:
+        """Note that the values of ``operand`` are read, in a product of so many ``macs``."""
+        place = memory(operand)
+        if place in self.held:
+            self.seen.read.add(place)
+            if macs is not None and not any(record.running for record in self.seen.layers.values()):
+                self.seen.multiplied.add(place)
+            self._note_weight(place, operand, macs)
+        elif place in self.producers and place not in self.norm_inputs:
+            self.producers[place].other_readers += 1
+
+    def _note_weight(self, place: int, operand: Tensor, macs: int | None) -> None:
+        owners = self.owners.get(place, [])
+        running = [record for record in owners if record.running]
+        for record in running:
+            weight = cast(Tensor, record.module._parameters["weight"])
+            if macs is not None and operand.numel() == weight.numel():
+                record.products += 1
+                record.macs += macs
+        for record in owners if not running else ():
+            record.reads_outside += 1
+
+    def _note_data(self, func: Any, operands: list[Tensor]) -> None:
+        dynamic = torch.Tag.dynamic_output_shape in func.tags
+        if func._overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put):
+            dynamic = any(operand.dtype in (torch.bool, torch.uint8) for operand in operands[1:])
+        self.seen.depends_on_data |= dynamic or torch.Tag.data_dependent_output in func.tags
+
+
+class _Values(TorchFunctionMode):
+    """Sees the values of tensors go to Python past all operations."""
+
+    def __init__(self, seen: Observation) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.depends_on_data |= func in _VALUES
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _hooks(network: nn.Module, watch: _Watch) -> Iterator[None]:
+    """Tell the watch which layer and which BatchNorm is running."""
+    produced: dict[int, LayerRecord] = {}
+    handles: list[Any] = []
+    for name, module in network.named_modules():
+        if name in watch.seen.layers:
+            before, after = _layer_hooks(watch, watch.seen.layers[name], produced)
+        elif isinstance(module, _BatchNorm):
+            before, after = _norm_hooks(watch, name, produced)
+        else:
+            continue
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_hooks(
+    watch: _Watch, record: LayerRecord, produced: dict[int, LayerRecord]
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.running = True
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        record.running = False
+        given = _first_tensor(args, kwargs)
+        if given is None or not isinstance(output, Tensor):
+            return
+        if not record.inputs:
+            record.first_call = len(produced)
+        record.inputs.append(given)
+        record.outputs.append(output)  # kept, so that no later tensor can take its id or its memory
+        produced[id(output)] = record
+        watch.producers[memory(output)] = record
+
+    return before, after
+
+
+def _norm_hooks(
+    watch: _Watch, name: str, produced: dict[int, LayerRecord]
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls = watch.seen.norm_calls
+        calls[name] = calls.get(name, 0) + 1
+        given = _first_tensor(args, kwargs)
+        record = produced.get(id(given))
+        if record is not None:
+            record.norms.append(name)
+        watch.norm_inputs.append(-1 if given is None or record is None else memory(given))
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        watch.norm_inputs.pop()
+
+    return before, after
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
