@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from search_spaces.errors import InputError
 
 _SHOWN = 60
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_as(kind: type[Model], data: Any, what: str = "") -> Model:
+    """Read plain values as a type; :class:`InputError` names the first one that is missing or wrong, after ``what``."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise InputError(what + _sentence(error)) from error
+    except RecursionError as error:
+        raise InputError(f"{what}it is nested too deeply") from error
 
 
 class Record(BaseModel):
@@ -19,12 +32,7 @@ class Record(BaseModel):
     @classmethod
     def read(cls, data: Any) -> Self:
         """Read what :meth:`to_json` wrote; :class:`InputError` names the first value that is missing or wrong."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise InputError(_sentence(error)) from error
-        except RecursionError as error:
-            raise InputError("it is nested too deeply") from error
+        return read_as(cls, data)
 
     def to_json(self) -> dict[str, Any]:
         """The keys that were given, as plain values."""

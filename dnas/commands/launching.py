@@ -18,6 +18,7 @@ from dnas.config.job import JobConfig
 from dnas.jobs import run as jobs
 from dnas.jobs.stages.finalise import FinaliseRequest
 from dnas.jobs.stages.prune_requests import PruneRequest
+from results.events import Epoch, Measured
 from results.pareto import FLOAT, ParetoFront
 from results.run.environment import environment
 from results.run.folder import ASSIGNMENTS, CHECKPOINTS, JOB, Run
@@ -161,7 +162,7 @@ def _paths(run: Run) -> list[str]:
 
 def _discard_if_empty(run: Run, keep_folder: bool) -> None:
     """Remove what was made of a run that has neither an epoch nor a file to lose."""
-    kept: list[Any] = [record for record in run.journal.records() if record["event"] in ("epoch", "measured")]
+    kept: list[Any] = [event for event in run.journal.events() if isinstance(event, Epoch | Measured)]
     for name in (ASSIGNMENTS, CHECKPOINTS):
         kept += (run.folder / name).glob("*")
     if kept:

@@ -100,7 +100,7 @@ def _bit_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
 
 def _curve_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
     for name, run in runs.items():
-        curves = search_curves(run.journal.records())
+        curves = search_curves(run.journal.events())
         if not curves:
             raise InputError(f"{run.folder} has not begun its search, so there are no curves")
         for label, course in curves.items():
@@ -127,7 +127,7 @@ def _ratio_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
 def _trial_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
     drawn = 0
     for name, run in runs.items():
-        for label, budgets in prune_trials(run.journal.records()).items():
+        for label, budgets in prune_trials(run.journal.events()).items():
             drawn += 1
             title = _file_name(f"trials-{label}", name, runs)
             yield title, lambda budgets=budgets: draw_trials(budgets)  # type: ignore[misc]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.trainer import EpochRecord, SearchData, SupernetTrainer
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import EpochResult, StepReport, Trainer, inputs_of
+from results.events import Decoded, Epoch, Event, Note, read_epoch
 from results.run.folder import Run
-from results.run.lost import sound_records, standing
+from results.run.lost import sound_events, standing
 from search_spaces.allocation.program import Cells
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.budgets import Budget
@@ -35,6 +36,8 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerSpec
 from search_spaces.models.load import LoadedModel, load_model
 from search_spaces.provenance import Provenance, Quantizers
+
+Happened = TypeVar("Happened", bound=Event)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class JobContext:
         self._check_widths()
         self.reference = ModelReference(config.model.source, self.data.input_shape, self.loaded.checkpoint_sha256)
         self.augmentation, self.search_data = self._images()
-        self.records = standing(sound_records(run))
+        self.history: list[Event] = standing(sound_events(run))
         pays = compilation_pays(config, self.plan, len(self.data.train))
         self.compiles = {"on": True, "off": False}.get(config.search.compile, pays)
         search_data = self.search_data
@@ -108,22 +111,27 @@ class JobContext:
             if "search" in self.config.order:
                 self.choice.check_mixture(space.weight_bits, space.activation_bits)
 
-    def journal(self, record: Mapping[str, Any]) -> None:
+    def journal(self, event: Event) -> None:
         """Write an event to the journal and report it."""
-        self.run.journal.append(record)
-        self.records.append(dict(record))
-        self.report(record)
+        self.run.journal.append(event.to_json())
+        self.history.append(event)
+        self.report(event.to_json())
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
+    def events(self, kind: type[Happened]) -> list[Happened]:
         """Journaled events of one kind."""
-        return [record for record in self.records if record["event"] == kind]
+        return [event for event in self.history if isinstance(event, kind)]
+
+    @property
+    def decoded(self) -> list[str]:
+        """The ids of the assignments that are saved and journaled, in order."""
+        return [event.assignment for event in self.events(Decoded)]
 
     def tell_once(self, sentences: list[str]) -> None:
         """Journal each sentence for the user, unless it was told before."""
-        told = {record["text"] for record in self.events("note")}
+        told = {note.text for note in self.events(Note)}
         for text in sentences:
             if text not in told:
-                self.journal({"event": "note", "text": text})
+                self.journal(Note(text=text))
 
     def keep_cells(self, name: str, cells: Cells, made: Provenance, budget: Budget | None = None) -> BitAssignment:
         """Save and journal a decoded assignment given as one cell per decision, once."""
@@ -136,7 +144,7 @@ class JobContext:
 
         ``made`` says where it comes from, but for the budget, the seed and the job's quantizers.
         """
-        if name in {record["assignment"] for record in self.events("decoded")}:
+        if name in self.decoded:
             return self.run.assignment(name)
         layers = {spec.name: _with_channels(layers[spec.name], spec) for spec in self.plan.graph.layers}
         known = {
@@ -150,18 +158,13 @@ class JobContext:
         by_layer = costs_by_layer(self.plan.table, layers)
         assignment = BitAssignment(name, self.reference, layers, self._price(layers), {}, made, by_layer)
         self.run.save_assignment(assignment)
-        cost = dict(assignment.cost)
-        self.journal({"event": "decoded", "assignment": name, "kind": made.kind, "run": made.run, "cost": cost})
+        self.journal(Decoded(assignment=name, kind=made.kind, run=made.run, cost=dict(assignment.cost)))
         return assignment
 
     def _price(self, layers: Mapping[str, LayerBits]) -> dict[str, float]:
         """All costs; with sparse weights also the sizes without their index."""
         table = self.plan.table
         return sparse_prices(table, layers) if self.config.compression == "squantizer" else table.price(layers)
-
-    def assignments_of(self, event: str) -> list[BitAssignment]:
-        """The assignments that events of this kind name, in order."""
-        return [self.run.assignment(record["assignment"]) for record in self.events(event)]
 
     def calibration_images(self) -> list[Tensor]:
         """The first training batches, without augmentation."""
@@ -204,8 +207,8 @@ class JobContext:
         stage: Stage,
         trainer: Trainer | SupernetTrainer,
         epochs: Callable[[], Iterable[EpochResult | EpochRecord]],
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the journal record of every epoch that is left, once it is saved and journaled.
+    ) -> Iterator[Epoch]:
+        """Yield the journal's event of every epoch that is left, once it is saved and journaled.
 
         The epoch that a checkpoint restores comes first: what follows an epoch may have been cut off by a kill.
         """
@@ -214,27 +217,25 @@ class JobContext:
             tensors, values = saved
             trainer.restore({key: value.to(self.device) for key, value in tensors.items()}, values)
             self.progress.advance(stage.epoch_work * trainer.epoch)
-            self._journal_epoch(values["record"])
-            yield values["record"]
+            yield self._journaled(read_epoch(values["record"]))
         for result in epochs():
             fields = self._epoch_fields(trainer, result)
-            record = {"event": "epoch", "stage": stage.name, "run": stage.run, "seed": stage.seed, **fields}
-            if stage.budget:
-                record["budget"] = dict(stage.budget)
+            fields |= {"budget": dict(stage.budget)} if stage.budget else {}
+            epoch = Epoch(stage=stage.name, run=stage.run, seed=stage.seed, **fields)
             tensors, values = trainer.state()
-            self.run.save_checkpoint(stage.checkpoint, tensors, {**values, "record": record})
-            self._journal_epoch(record)
-            yield record
+            self.run.save_checkpoint(stage.checkpoint, tensors, {**values, "record": epoch.to_json()})
+            yield self._journaled(epoch)
 
     def _epoch_fields(self, trainer: Trainer | SupernetTrainer, result: EpochResult | EpochRecord) -> dict[str, Any]:
         if isinstance(result, EpochRecord) or isinstance(trainer, SupernetTrainer):
             return result.to_json()
         return {**result.to_json(), "epochs": trainer.section.epochs, **trainer.measured(self.search_data.validation)}
 
-    def _journal_epoch(self, record: Mapping[str, Any]) -> None:
-        key = ("stage", "run", "seed", "epoch")
-        if not any(all(known[k] == record[k] for k in key) for known in self.events("epoch")):
-            self.journal(record)
+    def _journaled(self, epoch: Epoch) -> Epoch:
+        """The epoch, in the journal once."""
+        if not any(known.place == epoch.place for known in self.events(Epoch)):
+            self.journal(epoch)
+        return epoch
 
 
 def _with_channels(bits: LayerBits, spec: LayerSpec) -> LayerBits:

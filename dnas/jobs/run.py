@@ -43,6 +43,7 @@ from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.training.rehearsal import few_images, rehearse
 from dnas.training.trainer import Trainer, evaluate
+from results.events import VERSION, Epoch, Failed, Finished, FloatMeasured, Note, Resumed, StageEvent, Started
 from results.pareto import FLOAT, Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.front import draw_fronts, save_figure
 from results.run.environment import environment
@@ -70,9 +71,9 @@ def run_job(
     _give_up_lost(run, report)
     context = JobContext(config, run, report)
     if isinstance(request, FinaliseRequest):
-        context.journal(check_finalise_request(context, request).to_json())
+        context.journal(check_finalise_request(context, request).event())
     elif request:
-        context.journal(check_request(context, request).to_json())
+        context.journal(check_request(context, request).event())
     try:
         with compiled_mixture(context.compiles):
             return _run(context)
@@ -80,23 +81,23 @@ def run_job(
         raise  # nobody listens any more: an interruption, not a failure
     except Exception as error:
         with contextlib.suppress(JobError):  # the journal's own disk may be what failed
-            context.journal({"event": "failed", "message": _sentence(error)})
+            context.journal(Failed(message=_sentence(error)))
         raise
 
 
 def _give_up_lost(run: Run, report: Report) -> None:
     """Journal what the run has lost, so that its stages make it again; tell of results that no record knows."""
     for lost in lost_files(run):
-        if lost.path.startswith(CHECKPOINTS):
-            run.delete_checkpoint(Path(lost.path).stem)
-        if lost.path == ENVIRONMENT:
+        if lost.file.startswith(CHECKPOINTS):
+            run.delete_checkpoint(Path(lost.file).stem)
+        if lost.file == ENVIRONMENT:
             run.save_environment(environment())
         run.journal.append(lost.to_json())
         report(lost.to_json())
-    unknown = unknown_files(run, run.journal.records())
+    unknown = unknown_files(run, run.journal.events())
     if len(unknown) > 1:
         text = f"the journal does not tell of {len(unknown)} files ({unknown[0]}, ...): they are made again"
-        report({"event": "note", "text": text})
+        report(Note(text=text).to_json())
 
 
 def _sentence(error: Exception) -> str:
@@ -125,11 +126,11 @@ def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report
 
 def _run(context: JobContext) -> ParetoFront:
     """Every stage in turn."""
-    context.journal({"event": "resumed" if context.records else "started"})
+    context.journal(Resumed(version=VERSION) if context.history else Started(version=VERSION))
     check_budgets(context)
     check_section(context)
     check_finalise(context)
-    if not context.events("epoch"):
+    if not context.events(Epoch):
         _rehearse(context)
     context.progress.add(prune_work(context) + sigma_work(context) + finalise_work(context))
     context.tell_once(_introduction(context))
@@ -144,7 +145,7 @@ def _run(context: JobContext) -> ParetoFront:
     front = _stage(context, "test", lambda: _front(context, measurer, points))
     context.run.save_front(front)
     save_figure(draw_fronts({context.run.name: front}, x=front.x), context.run.picture_path)
-    context.journal({"event": "finished"})
+    context.journal(Finished())
     return front
 
 
@@ -213,9 +214,9 @@ def _prune_requested(context: JobContext, measurer: Measurer, known: Collection[
 
 
 def _stage(context: JobContext, name: str, work: Callable[[], Result]) -> Result:
-    context.journal({"event": "stage", "stage": name, "state": "start"})
+    context.journal(StageEvent(stage=name, state="start"))
     result = work()
-    context.journal({"event": "stage", "stage": name, "state": "done"})
+    context.journal(StageEvent(stage=name, state="done"))
     return result
 
 
@@ -277,13 +278,13 @@ def _front(context: JobContext, measurer: Measurer, points: list[FrontPoint]) ->
 
 def _float_reference(context: JobContext) -> FloatReference:
     """The float network's size and accuracies; journaled, so that the test split is read once."""
-    known = context.events("float")
+    known = context.events(FloatMeasured)
     if known:
-        val, test = known[0]["val_top1"], known[0]["test_top1"]
+        val, test = known[0].val_top1, known[0].test_top1
     else:
         context.network.eval()
         batch_size = context.config.data.batch_size
         val = evaluate(context.network, context.data.val, batch_size, context.device).top1
         test = evaluate(context.network, context.data.test, batch_size, context.device).top1
-        context.journal({"event": "float", "val_top1": val, "test_top1": test})
+        context.journal(FloatMeasured(val_top1=val, test_top1=test))
     return FloatReference(context.plan.table.uniform(32, ["size_bytes"])["size_bytes"], val, test)

@@ -10,6 +10,7 @@ from torch import nn
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.switchable.net import SwitchableNet
 from dnas.training.trainer import with_prefix
+from results.events import FloatMeasured
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
@@ -37,7 +38,7 @@ def stored_float(run: Run, network: nn.Module, epochs: int) -> nn.Module:
     if epochs:
         saved = run.load_checkpoint("pretrain")
         if saved is None or saved[1]["epoch"] < epochs:
-            lost = any(record["event"] == "float" for record in run.journal.records())
+            lost = any(isinstance(event, FloatMeasured) for event in run.journal.events())
             raise InputError(_missing(run, "the float network", measured=lost))
         network.load_state_dict(with_prefix(saved[0], "network"))
     return network.eval()

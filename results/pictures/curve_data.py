@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
+from results.events import Epoch, Event
 from results.units import scaled_unit
 
 Column = tuple[float | None, ...]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,16 @@ class SearchCurves:
     activation_bits: Mapping[str, tuple[int | None, ...]]
 
 
-def search_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, SearchCurves]:
+def search_curves(events: Iterable[Event]) -> dict[str, SearchCurves]:
     """Return the curves of each search label in the journal, in order of appearance.
 
     An epoch that was repeated after a resume counts once, as last recorded. Where a label was searched with several
     seeds, each is told apart as ``"LABEL (seed N)"``.
     """
-    found: dict[tuple[str, Any], dict[int, Mapping[str, Any]]] = {}
-    for record in records:
-        if record.get("event") == "epoch" and record.get("stage") == "search":
-            key = (str(record.get("run", "search")), record.get("seed"))
-            found.setdefault(key, {})[int(record["epoch"])] = record
+    found: dict[tuple[str, int], dict[int, Epoch]] = {}
+    for event in events:
+        if isinstance(event, Epoch) and event.stage == "search":
+            found.setdefault((event.run, event.seed), {})[event.epoch] = event
     labels = [label for label, _ in found]
     curves = {}
     for (label, seed), epochs in found.items():
@@ -55,25 +56,26 @@ def search_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, SearchCurve
     return curves
 
 
-def _curves(label: str, records: Sequence[Mapping[str, Any]]) -> SearchCurves:
+def _curves(label: str, epochs: Sequence[Epoch]) -> SearchCurves:
+    bits = _table([epoch.bits for epoch in epochs])
     return SearchCurves(
         label=label,
-        epochs=tuple(int(record["epoch"]) for record in records),
-        soft_top1=_column(records, "top1", 100.0),
-        argmax_top1=_column(records, "argmax_top1", 100.0),
-        costs=_cost_curves(records),
-        temperature=_column(records, "temperature"),
-        entropy=_column(records, "entropy"),
-        decision_entropy=_table(records, "decision_entropy"),
-        weight_bits={name: tuple(v and v[0] for v in row) for name, row in _table(records, "bits").items()},
-        activation_bits={name: tuple(v and v[1] for v in row) for name, row in _table(records, "bits").items()},
+        epochs=tuple(epoch.epoch for epoch in epochs),
+        soft_top1=_percent([epoch.top1 for epoch in epochs]),
+        argmax_top1=_percent([epoch.argmax_top1 for epoch in epochs]),
+        costs=_cost_curves(epochs),
+        temperature=tuple(epoch.temperature for epoch in epochs),
+        entropy=tuple(epoch.entropy for epoch in epochs),
+        decision_entropy=_table([epoch.decision_entropy for epoch in epochs]),
+        weight_bits={name: tuple(v and v[0] for v in row) for name, row in bits.items()},
+        activation_bits={name: tuple(v and v[1] for v in row) for name, row in bits.items()},
     )
 
 
-def _cost_curves(records: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
+def _cost_curves(epochs: Sequence[Epoch]) -> tuple[Curve, ...]:
     """Return expected costs: one alone in its unit; several as a share of their budgets, on one axis."""
-    expected = _table(records, "expected")
-    budgets = {name: float(value) for record in records for name, value in (record.get("budget") or {}).items()}
+    expected = _table([epoch.expected for epoch in epochs])
+    budgets = {name: value for epoch in epochs for name, value in (epoch.budget or {}).items()}
     names = [name for name in expected if name in budgets] or list(expected)[:1]
     curves = []
     for name in names:
@@ -88,13 +90,11 @@ def _cost_curves(records: Sequence[Mapping[str, Any]]) -> tuple[Curve, ...]:
     return tuple(curves)
 
 
-def _column(records: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> Column:
-    values = [record.get(key) for record in records]
-    return tuple(None if value is None else scale * float(value) for value in values)
+def _percent(values: Sequence[float | None]) -> Column:
+    return tuple(None if value is None else 100.0 * value for value in values)
 
 
-def _table(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[Any, ...]]:
-    """Return name → value per epoch of a nested mapping, None where an epoch lacks the name."""
-    tables = [record.get(key) or {} for record in records]
+def _table(tables: Sequence[Mapping[str, Value]]) -> dict[str, tuple[Value | None, ...]]:
+    """Return name → value per epoch, None where an epoch lacks the name."""
     names = dict.fromkeys(name for table in tables for name in table)
     return {name: tuple(table.get(name) for table in tables) for name in names}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from results.events import Event, Trial, TrialResult
 from results.pareto import hypervolume
 from results.units import amount_text, scaled_unit
 from search_spaces.assignments import BitAssignment, LayerBits
@@ -119,45 +119,44 @@ def _uniform_control(name: str, origin: Pruned, others: Iterable[BitAssignment])
     return {}
 
 
-def prune_trials(records: Iterable[Mapping[str, Any]]) -> dict[str, list[BudgetTrials]]:
+def prune_trials(events: Iterable[Event]) -> dict[str, list[BudgetTrials]]:
     """Return the trials of each prune run in the journal, budget by budget; a trial written twice counts once."""
-    found: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}
-    for record in records:
-        if record.get("event") == "trial":
-            trial = record["trial"]
-            found.setdefault(record["run"], {})[record["kind"], trial["proposal"]["number"]] = trial
+    found: dict[str, dict[tuple[str, int], TrialResult]] = {}
+    for event in events:
+        if isinstance(event, Trial):
+            found.setdefault(event.run, {})[event.kind, event.trial.proposal.number] = event.trial
     return {run: _budgets(run, trials) for run, trials in found.items()}
 
 
-def _budgets(run: str, trials: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[BudgetTrials]:
-    budgets = sorted({trial["proposal"]["budget"] for trial in trials.values()})
+def _budgets(run: str, trials: Mapping[tuple[str, int], TrialResult]) -> list[BudgetTrials]:
+    budgets = sorted({trial.proposal.budget for trial in trials.values()})
     result = []
     for budget in budgets:
-        own: dict[str, list[Mapping[str, Any]]] = {}
+        own: dict[str, list[TrialResult]] = {}
         for (kind, _), trial in sorted(trials.items(), key=lambda entry: entry[0]):
-            if trial["proposal"]["budget"] == budget:
+            if trial.proposal.budget == budget:
                 own.setdefault(kind, []).append(trial)
         result.append(_budget_trials(run, own))
     return result
 
 
-def _budget_trials(run: str, own: Mapping[str, Sequence[Mapping[str, Any]]]) -> BudgetTrials:
+def _budget_trials(run: str, own: Mapping[str, Sequence[TrialResult]]) -> BudgetTrials:
     trials = [trial for found in own.values() for trial in found]
-    limits = {tuple(trial["proposal"]["limits"].items()) for trial in trials}
+    limits = {tuple(trial.proposal.limits.items()) for trial in trials}
     whole_front = len(limits) > 1
     worst = _corner(trials) if whole_front else None
     curves = tuple(
-        TrialCurve(kind, tuple(trial["loss"] for trial in found), _dominated(found, *worst) if worst else _best(found))
+        TrialCurve(kind, tuple(trial.loss for trial in found), _dominated(found, *worst) if worst else _best(found))
         for kind, found in sorted(own.items())
     )
-    uniform = [t["loss"] for t in trials if t["proposal"]["source"] == "uniform" and t["loss"] is not None]
+    uniform = [t.loss for t in trials if t.proposal.source == "uniform" and t.loss is not None]
     return BudgetTrials(
         run=run,
-        title="the whole front" if whole_front else _limits_text(trials[0]["proposal"]["limits"]),
+        title="the whole front" if whole_front else _limits_text(trials[0].proposal.limits),
         value_label="share of the area dominated so far" if worst else "lowest loss so far",
         rises=worst is not None,
         curves=curves,
-        uniform=None if whole_front or not uniform else float(uniform[0]),
+        uniform=None if whole_front or not uniform else uniform[0],
         forecast=_forecast(own.get(BAYESIAN, ())),
     )
 
@@ -168,41 +167,41 @@ def _limits_text(limits: Mapping[str, float]) -> str:
     )
 
 
-def _best(trials: Sequence[Mapping[str, Any]]) -> Losses:
+def _best(trials: Sequence[TrialResult]) -> Losses:
     best: list[float | None] = []
     for trial in trials:
-        known = [value for value in (trial["loss"], *best[-1:]) if value is not None]
+        known = [value for value in (trial.loss, *best[-1:]) if value is not None]
         best.append(min(known, default=None))
     return tuple(best)
 
 
-def _corner(trials: Sequence[Mapping[str, Any]]) -> tuple[str, float, float] | None:
+def _corner(trials: Sequence[TrialResult]) -> tuple[str, float, float] | None:
     """The cost that is traded, and its largest value and the largest loss of all trials; None where all failed."""
-    name = next(iter(trials[0]["proposal"]["limits"]))
-    losses = [trial["loss"] for trial in trials if trial["loss"] is not None]
-    return (name, max(trial["cost"][name] for trial in trials), max(losses)) if losses else None
+    name = next(iter(trials[0].proposal.limits))
+    losses = [trial.loss for trial in trials if trial.loss is not None]
+    return (name, max(trial.cost[name] for trial in trials), max(losses)) if losses else None
 
 
-def _dominated(trials: Sequence[Mapping[str, Any]], name: str, cost: float, loss: float) -> Losses:
+def _dominated(trials: Sequence[TrialResult], name: str, cost: float, loss: float) -> Losses:
     """The area up to the corner that trials dominate, as a share of all there is down to zero cost and loss."""
     points: list[tuple[float, float]] = []
     shares = []
     for trial in trials:
-        points += [] if trial["loss"] is None else [(-trial["cost"][name], -trial["loss"])]
+        points += [] if trial.loss is None else [(-trial.cost[name], -trial.loss)]
         shares.append(hypervolume(points, (-cost, -loss)) / (cost * loss or 1.0))
     return tuple(shares)
 
 
-def _forecast(trials: Sequence[Mapping[str, Any]]) -> Forecast:
+def _forecast(trials: Sequence[TrialResult]) -> Forecast:
     foretold = [
-        (number, trial["proposal"]["predicted_mean"], trial["proposal"]["predicted_std"] or 0.0, trial["loss"])
+        (number, trial.proposal.predicted_mean, trial.proposal.predicted_std or 0.0, trial.loss)
         for number, trial in enumerate(trials, start=1)
-        if trial["proposal"]["predicted_mean"] is not None and trial["loss"] is not None
+        if trial.proposal.predicted_mean is not None and trial.loss is not None
     ]
     return Forecast(
         tuple(number for number, *_ in foretold),
         tuple(abs(mean - loss) for _, mean, _, loss in foretold),
-        tuple(float(std) for _, _, std, _ in foretold),
+        tuple(std for _, _, std, _ in foretold),
         rank_correlation([mean for _, mean, _, _ in foretold], [loss for *_, loss in foretold]),
     )
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from results import run as room
+from results.events import Decoded
 from results.files import TEMPORARY_SUFFIX, read_json, read_text, write_bytes, write_error, write_json, write_text
 from results.pareto import ParetoFront
 from results.run.journal import Journal
@@ -177,7 +178,7 @@ class Run:
         """Return the assignment of exactly this id; else raise :class:`InputError`."""
         paths = {path.stem: path for path in self.assignment_paths()}
         if id not in paths:
-            if any(record.get("assignment") == id for record in self.journal.records()):
+            if any(isinstance(event, Decoded) and event.assignment == id for event in self.journal.events()):
                 raise InputError(
                     f"{self.folder / ASSIGNMENTS / id}.json is gone; make it again with: dnas resume {self.folder}"
                 )

@@ -9,6 +9,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from results.events import Event, read_event
 from results.files import encode_json, parse_json, read_bytes, sync_folder, write_error
 from search_spaces.errors import InputError
 
@@ -48,6 +49,19 @@ class Journal:
     def records(self) -> list[dict[str, Any]]:
         """Return all complete records in order; raise :class:`InputError` for a corrupt line before the last."""
         return self._read()[0]
+
+    def events(self) -> list[Event]:
+        """Return what the records say, in order; raise :class:`InputError` naming the line that says nothing known."""
+        events = []
+        for number, record in enumerate(self.records(), start=1):
+            try:
+                events.append(read_event(record))
+            except InputError as error:
+                raise InputError(
+                    f"{self.path} at line {number}: {error}; "
+                    "restore the file from a copy, or start again with another --run"
+                ) from error
+        return events
 
     def _read(self) -> tuple[list[dict[str, Any]], int]:
         """Return the records and how many bytes they take."""

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from results.events import Epoch, Event, Failed, Finished, Note, Resumed, StageEvent, Started, Trial
 from results.run.folder import Run
-from results.run.lost import sound_records
+from results.run.lost import sound_events
 
-_LIFE = ("started", "resumed", "finished", "failed")
-_PLACES = ("stage", "epoch", "trial")
+Life = Started | Resumed | Finished | Failed
+Place = StageEvent | Epoch | Trial
 
 
 @dataclass(frozen=True)
@@ -38,39 +39,40 @@ def run_status(run: Run) -> RunStatus:
     """Return where ``run`` stands; raise :class:`InputError` if its journal is corrupt, emptied or replaced."""
     # The lock is asked first: a run that ends in between is then told as running, never as interrupted.
     held = run.writer is not None
-    return status_of(sound_records(run), held)
+    return status_of(sound_events(run), held)
 
 
-def status_of(records: Sequence[dict[str, Any]], held: bool) -> RunStatus:
-    """Return the status that these journal records tell, with the lock held or not."""
-    life = next((record for record in reversed(records) if record["event"] in _LIFE), None)
-    ended = life["event"] if life and life["event"] in ("finished", "failed") else None
-    state = "finished" if ended == "finished" else "running" if held else (ended or "interrupted")
-    message = "" if state == "finished" else _last(records, "note", "text", "")  # a note is old news by then
-    if life and state == "failed":
-        message = str(life.get("message", ""))
-    # The last of these kinds counts: a stage that has just begun has no epoch yet.
-    place: dict[str, Any] = next((record for record in reversed(records) if record["event"] in _PLACES), {})
-    trial = place.get("event") == "trial"
+def status_of(events: Sequence[Event], held: bool) -> RunStatus:
+    """Return the status that these events tell, with the lock held or not."""
+    life = next((event for event in reversed(events) if isinstance(event, Life)), None)
+    note = next((event.text for event in reversed(events) if isinstance(event, Note)), "")
+    if isinstance(life, Finished):
+        state, message = "finished", ""  # a note is old news by then
+    elif isinstance(life, Failed) and not held:
+        state, message = "failed", life.message
+    else:
+        state, message = "running" if held else "interrupted", note
     return RunStatus(
         state=state,
-        stage=_last(records, "stage", "stage", "prune") if trial else place.get("stage"),
-        label=place.get("run"),
-        epoch=place.get("epoch"),
-        epochs=place.get("epochs"),
-        trial=_trial_count(records, place) if trial else None,
+        **_place(events),
         message=message,
-        started=records[0].get("time") if records else None,
-        updated=records[-1].get("time") if records else None,
+        started=events[0].time if events else None,
+        updated=events[-1].time if events else None,
     )
 
 
-def _trial_count(records: Sequence[dict[str, Any]], last: dict[str, Any]) -> int:
+def _place(events: Sequence[Event]) -> dict[str, Any]:
+    """What the run is at. The last of these kinds of event counts: a stage that has just begun has no epoch yet."""
+    place = next((event for event in reversed(events) if isinstance(event, Place)), None)
+    if isinstance(place, Epoch):
+        return {"stage": place.stage, "label": place.run, "epoch": place.epoch, "epochs": place.epochs}
+    if isinstance(place, Trial):
+        stage = next((event.stage for event in reversed(events) if isinstance(event, StageEvent)), "prune")
+        return {"stage": stage, "label": place.run, "trial": _trial_count(events, place)}
+    return {"stage": place.stage} if place else {}
+
+
+def _trial_count(events: Sequence[Event], last: Trial) -> int:
     """How many trials of the same search there are by now, one journaled twice counted once."""
-    same = [r for r in records if r["event"] == "trial" and (r["run"], r["kind"]) == (last["run"], last["kind"])]
-    return len({record["trial"]["proposal"]["number"] for record in same})
-
-
-def _last(records: Sequence[dict[str, Any]], event: str, key: str, default: str) -> str:
-    found: dict[str, Any] = next((record for record in reversed(records) if record["event"] == event), {})
-    return str(found.get(key, default))
+    trials = [event for event in events if isinstance(event, Trial)]
+    return len({t.trial.proposal.number for t in trials if (t.run, t.kind) == (last.run, last.kind)})

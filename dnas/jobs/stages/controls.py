@@ -22,7 +22,7 @@ def control_assignments(context: JobContext) -> list[BitAssignment]:
         layers = space.uniform(bits)
         kept.append(context.keep(f"uniform-{bits}", layers, Provenance(kind=UNIFORM, run=UNIFORM)))
     names = [f"ilp-{number}" for number in range(1, len(context.plan.budgets) + 1)]
-    known = {record["assignment"] for record in context.events("decoded")}
+    known = set(context.decoded)
     if section.ilp and names:
         losses = np.zeros(space.allowed.shape) if known >= set(names) else sensitivity_losses(context)
         for name, budget in zip(names, context.plan.budgets, strict=True):

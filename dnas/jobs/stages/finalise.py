@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from dnas.config.job import FinaliseSection, SearchSection
 from dnas.jobs.context import JobContext, Stage
@@ -31,10 +30,12 @@ from dnas.switchable.net import SwitchableNet, check_profiles
 from dnas.switchable.training import SwitchableTrainer, passes_per_step
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import evaluate
+from results.events import Dropped, FinaliseRequested, Measured, Profiles
 from results.pareto import FrontPoint, ParetoFront
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError, JobError
 from search_spaces.provenance import GIVEN, PROFILE, UNIFORM, Profile, Provenance, Quantizers
+from search_spaces.records import read_as
 
 _GUESSED_PROFILES = 4
 
@@ -45,9 +46,9 @@ class FinaliseRequest:
 
     section: FinaliseSection
 
-    def to_json(self) -> dict[str, Any]:
-        """The journal's record."""
-        return {"event": "finalise", "section": self.section.model_dump(mode="json")}
+    def event(self) -> FinaliseRequested:
+        """The journal's event of it."""
+        return FinaliseRequested(section=self.section.model_dump(mode="json"))
 
 
 def check_finalise(context: JobContext) -> None:
@@ -60,7 +61,7 @@ def check_finalise(context: JobContext) -> None:
                 "nothing will be measured that could be a profile; name some, as in finalise.profiles = ['w4a4']"
             )
         _check_widths(context, section, names)
-        if not any(record["net"] == f"{PROFILE}-1" for record in context.events("profiles")):
+        if not any(event.net == f"{PROFILE}-1" for event in context.events(Profiles)):
             _check_files(context, section, names)
 
 
@@ -104,10 +105,13 @@ def makes_own(context: JobContext) -> bool:
 
 def sections(context: JobContext) -> dict[int, FinaliseSection]:
     """The switchable nets of a run by number: that of the job, and those that `dnas finalise` asked for since."""
-    requests = [FinaliseSection.model_validate(record["section"]) for record in context.events("finalise")]
-    withdrawn = {record["number"] for record in context.events("dropped")}
+    requests = [
+        read_as(FinaliseSection, event.section, f"the journal's event '{event.tag}': ")
+        for event in context.events(FinaliseRequested)
+    ]
+    dropped = {event.number for event in context.events(Dropped)}
     own = [context.config.finalise] if makes_own(context) else []
-    return {n: section for n, section in enumerate([*own, *requests], start=1) if n not in withdrawn}
+    return {n: section for n, section in enumerate([*own, *requests], start=1) if n not in dropped}
 
 
 def finalise_work(context: JobContext) -> float:
@@ -126,7 +130,7 @@ def finalise_all(context: JobContext, measurer: Measurer, points: Sequence[Front
             own = makes_own(context) and number == 1
             if own and isinstance(error, JobError):
                 raise
-            context.journal({"event": "dropped", "number": number, "message": str(error)})
+            context.journal(Dropped(number=number, message=str(error)))
             again = (
                 f"{PROFILE}-{number} is taken back: dnas resume finishes the rest, dnas finalise asks for another one"
             )
@@ -161,9 +165,9 @@ class _Finaliser:
     def _profiles(self, points: Sequence[FrontPoint]) -> dict[str, BitAssignment]:
         """Profile name → its assignment; chosen once and journaled, for the front may grow later."""
         context = self.context
-        record = next((r for r in context.events("profiles") if r["net"] == self.net), None)
-        if record is not None:
-            return {name: self._again(name) for name in record["profiles"]}
+        decided = next((event.profiles for event in context.events(Profiles) if event.net == self.net), None)
+        if decided is not None:
+            return {name: self._again(name) for name in decided}
         chosen: dict[str, BitAssignment] = {}
         front = [point.assignment for point in ParetoFront.from_points(points).front]
         known = {name: item for name, item in context.run.assignments().items() if not item.provenance.net}
@@ -172,12 +176,12 @@ class _Finaliser:
                 chosen.setdefault(assignment.id, assignment)
         if not chosen:
             raise InputError("nothing was measured that could be a profile; name some, such as finalise.profiles=w4a4")
-        context.journal({"event": "profiles", "net": self.net, "profiles": list(chosen)})
+        context.journal(Profiles(net=self.net, profiles=tuple(chosen)))
         return chosen
 
     def _again(self, name: str) -> BitAssignment:
         """The assignment of a profile that was chosen before; a width or a file that the run has lost is read again."""
-        if any(record["assignment"] == name for record in self.context.events("decoded")):
+        if name in self.context.decoded:
             return self.context.run.assignment(name)
         named = [other for other in (name, *self.section.profiles) if other.endswith(".json") or uniform_pair(other)]
         found = {item.id: item for other in named for item in self._of(other, (), {})}
@@ -214,7 +218,7 @@ class _Finaliser:
     def _train(self, profiles: Mapping[str, BitAssignment], seed: int) -> None:
         """Train the net of one seed, unless it was measured already."""
         context, section = self.context, self.section
-        done = {(r["assignment"], r["seed"]) for r in context.events("measured")}
+        done = {(event.assignment, event.seed) for event in context.events(Measured)}
         if all((assignment.id, seed) in done for assignment in profiles.values()):
             context.progress.advance(_work(context, section, len(profiles)) / section.seeds)
             return
@@ -246,9 +250,7 @@ class _Finaliser:
                 continue
             view = net.view_of(name)
             top1 = evaluate(view, context.data.val, context.config.data.batch_size, context.device).top1
-            context.journal(
-                {"event": "measured", "assignment": assignment.id, "kind": PROFILE, "seed": seed, "val_top1": top1}
-            )
+            context.journal(Measured(assignment=assignment.id, kind=PROFILE, seed=seed, val_top1=top1))
         context.run.delete_checkpoint(stage.checkpoint)
 
 

@@ -18,6 +18,7 @@ from dnas.quantization.conversion import fresh_copy, quantize_fixed
 from dnas.quantization.sparsity import delayed
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of, with_prefix
+from results.events import Measured, Tested
 from results.pareto import Estimate, FrontPoint
 from results.pictures.prune_data import kept_share
 from search_spaces.assignments import BitAssignment, kept_rows_of
@@ -83,17 +84,15 @@ class Measurer:
 
     def _measure_seed(self, assignment: BitAssignment, first: str, seed: int) -> float:
         context = self.context
-        for record in context.events("measured"):
-            if record["seed"] == seed and record["assignment"] == first:
+        for known in context.events(Measured):
+            if known.seed == seed and known.assignment == first:
                 if assignment.id == first and not assignment.provenance.net:  # that is the work of its net
                     context.progress.advance(self.work)
-                return float(record["val_top1"])
+                return known.val_top1
         network = self._trained(assignment, seed)
         top1 = evaluate(network, context.data.val, context.config.data.batch_size, context.device).top1
         kind = assignment.provenance.kind
-        context.journal(
-            {"event": "measured", "assignment": assignment.id, "kind": kind, "seed": seed, "val_top1": top1}
-        )
+        context.journal(Measured(assignment=assignment.id, kind=kind, seed=seed, val_top1=top1))
         return top1
 
     @property
@@ -183,14 +182,14 @@ class Measurer:
     def test(self, assignment: BitAssignment) -> list[float]:
         """Accuracy on the test split for every seed; journaled, so that it is read once."""
         context, values = self.context, []
-        known = {(r["assignment"], r["seed"]): r["test_top1"] for r in context.events("tested")}
+        known = {(event.assignment, event.seed): event.test_top1 for event in context.events(Tested)}
         for seed in range(self.seeds_of(assignment)):
             key = (assignment.id, seed)
             if key not in known:
                 top1 = self.measure_again(assignment, seed, context.data.test).top1
-                context.journal({"event": "tested", "assignment": assignment.id, "seed": seed, "test_top1": top1})
+                context.journal(Tested(assignment=assignment.id, seed=seed, test_top1=top1))
                 known[key] = top1
-            values.append(float(known[key]))
+            values.append(known[key])
         return values
 
     def measure_again(self, assignment: BitAssignment, seed: int, images: ImageSet) -> Measurement:

@@ -21,17 +21,17 @@ from dnas.jobs.progress import FORWARD
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
 from dnas.jobs.stages.prune_trials import Orders, Trials, open_trials
+from dnas.jobs.stages.trial_events import BAYESIAN, RANDOM, known_trials, trial_event
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.trainer import Trainer, evaluate
+from results.events import Finalist
 from search_spaces.allocation.program import allocate, is_reachable
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import JobError
 from search_spaces.groups import kept_rows
 from search_spaces.provenance import FEWER_BITS, PRUNED, PRUNED_RANDOM, PRUNED_UNIFORM, FewerBits, Pruned
-
-BAYESIAN, RANDOM = "bayesian", "random"
 
 
 def prune_all(context: JobContext, measurer: Measurer, targets: Sequence[PruneTarget]) -> list[BitAssignment]:
@@ -87,11 +87,7 @@ def removal_orders(pruning: Pruning, measurer: Measurer) -> dict[str, tuple[int,
 def _trials(pruning: Pruning, kind: str, name: str, trials: Trials) -> list[PruningTrial]:
     """All trials of one proposer, those of the journal first."""
     context, section = pruning.context, pruning.section
-    known = [
-        PruningTrial.from_json(record["trial"])
-        for record in context.events("trial")
-        if record["run"] == pruning.label and record["kind"] == kind
-    ]
+    known = known_trials(context, pruning.label, kind)
     context.progress.advance(len(known) * trial_work(context, section))
     proposer = pruning.proposer(name)
     if kind == BAYESIAN:
@@ -99,7 +95,7 @@ def _trials(pruning: Pruning, kind: str, name: str, trials: Trials) -> list[Prun
     found = list(known)
     for trial in run_trials(proposer, trials, total=pruning.total, batch=section.batch, known=known):
         found.append(trial)
-        context.journal({"event": "trial", "run": pruning.label, "kind": kind, "trial": trial.to_json()})
+        context.journal(trial_event(pruning.label, kind, trial))
         context.progress.step(trial_work(context, section), **_trial_facts(pruning, kind, found))
     if len(found) < pruning.total:
         context.progress.drop((pruning.total - len(found)) * trial_work(context, section))
@@ -155,11 +151,11 @@ def _finalist_work(pruning: Pruning) -> float:
 def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Trials) -> tuple[float, float]:
     """Validation accuracy and negated loss of a finalist after a short fine-tuning; journaled."""
     context = pruning.context
-    for record in context.events("finalist"):
-        if record["run"] == name:
+    for finalist in context.events(Finalist):
+        if finalist.run == name:
             context.run.delete_checkpoint(name)  # a kill may have come before it was
             context.progress.advance(_finalist_work(pruning))
-            return float(record["top1"]), -float(record["loss"])
+            return finalist.top1, -finalist.loss
     network = trials.objective.pruned(trial.counts)
     config = context.config
     trainer = Trainer(
@@ -176,8 +172,15 @@ def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Tr
     context.train(trainer, Stage("prune", name, name, context.work.finetune))
     recalibrate_batchnorm(network, trials.objective.batchnorm_images)
     measured = evaluate(network.eval(), context.data.val, config.data.batch_size, context.device)
-    proxy = {"proxy_loss": trial.loss, "proxy_top1": trial.top1, "number": trial.proposal.number}
-    context.journal({"event": "finalist", "run": name, "top1": measured.top1, "loss": measured.loss, **proxy})
+    found = Finalist(
+        run=name,
+        top1=measured.top1,
+        loss=measured.loss,
+        proxy_loss=trial.loss,
+        proxy_top1=trial.top1,
+        number=trial.proposal.number,
+    )
+    context.journal(found)
     context.run.delete_checkpoint(name)
     return measured.top1, -measured.loss
 
@@ -212,7 +215,7 @@ def _fewer_bits(pruning: Pruning, name: str, budget: Budget) -> Iterator[BitAssi
         context.tell_once([f"no control with fewer bits for {parent.id} at {budget.label}: the space has no such bits"])
         context.progress.drop(_measuring_work(context))
         return
-    known = name in {record["assignment"] for record in context.events("decoded")}
+    known = name in context.decoded
     losses = np.zeros(context.plan.space.allowed.shape) if known else pruning.sensitivity_losses
     layers = context.plan.space.layers_of(allocate(-losses, table, whole))
     yield context.keep(name, layers, FewerBits(kind=FEWER_BITS, run=pruning.label, parent=parent.id), budget)

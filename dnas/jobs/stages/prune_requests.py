@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from bayesopt.criteria import find_criterion, rankings
 from dnas.config.job import PruneSection
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages.prune import trial_work
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning, prunable_groups
+from results.events import PruneRequested, Withdrawn
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError, nearest
 from search_spaces.provenance import UNIFORM, Provenance
+from search_spaces.records import read_as
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class PruneRequest:
     assignment: str | None = None
     bits: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """The journal's record of it."""
+    def event(self) -> PruneRequested:
+        """The journal's event of it."""
         section = self.section.model_dump(mode="json")
-        return {"event": "prune", "assignment": self.assignment, "bits": self.bits, "section": section}
+        return PruneRequested(assignment=self.assignment, bits=self.bits, section=section)
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> PruneRequest:
+    def of(cls, event: PruneRequested) -> PruneRequest:
         """Read it back."""
-        return cls(PruneSection.model_validate(record["section"]), record["assignment"], record["bits"])
+        return cls(
+            read_as(PruneSection, event.section, f"the journal's event '{event.tag}': "), event.assignment, event.bits
+        )
 
 
 def check_section(context: JobContext) -> None:
@@ -88,17 +91,17 @@ def _can_be_pruned(context: JobContext, target: PruneTarget) -> bool:
 
 def requested(context: JobContext) -> bool:
     """Whether `dnas prune` asked for anything that was not taken back."""
-    return len(_requests(context)) > len(context.events("withdrawn"))
+    return len(_requests(context)) > len(context.events(Withdrawn))
 
 
 def withdraw(context: JobContext, number: int, error: Exception) -> None:
     """Take back a request that failed: a run must not fail of it for ever."""
-    context.journal({"event": "withdrawn", "wish": number, "message": str(error)})
+    context.journal(Withdrawn(request=number, message=str(error)))
 
 
 def requested_targets(context: JobContext) -> dict[int, PruneTarget]:
     """What `dnas prune` asked for and was not taken back, by its number; results of one assignment are numbered on."""
-    withdrawn = {record["wish"] for record in context.events("withdrawn")}
+    withdrawn = {event.request for event in context.events(Withdrawn)}
     section = context.config.prune
     own = len(section.budgets) or section.finalists
     numbers: dict[str, int] = {}
@@ -170,7 +173,7 @@ def _fits(name: str, section: PruneSection) -> bool:
 
 
 def _requests(context: JobContext) -> list[PruneRequest]:
-    return [PruneRequest.from_json(record) for record in context.events("prune")]
+    return [PruneRequest.of(event) for event in context.events(PruneRequested)]
 
 
 def _requested_bits(context: JobContext) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 
@@ -18,6 +17,7 @@ from dnas.search.diagnosis import diagnose
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import EpochRecord, SupernetTrainer
 from dnas.training.schedules import derived_seed
+from results.events import Epoch, Searched
 from search_spaces.allocation.monotone import check_bounds, from_largest
 from search_spaces.allocation.program import Cells, is_reachable, unreachable
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
@@ -51,7 +51,7 @@ class BitSearch:
         """Search for every budget; what is decoded already is not searched again."""
         context = self.context
         budgets: tuple[Budget | None, ...] = context.plan.budgets or (None,)
-        searched = {record["run"] for record in context.events("searched")}
+        searched = {event.run for event in context.events(Searched)}
         labels = {f"{self.prefix}search-{number}": budget for number, budget in enumerate(budgets, start=1)}
         if context.config.search.monotone:
             labels = self._from_largest(labels)
@@ -70,7 +70,7 @@ class BitSearch:
                 self._search_one(supernet, label, budget, self._bound(list(labels), label))
         else:
             context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
-        found = context.assignments_of("decoded")
+        found = map(context.run.assignment, context.decoded)
         return [a for a in found if a.provenance.kind in (SEARCH, SAMPLED) and a.provenance.run in labels]
 
     def _warmup_is_lost(self) -> bool:
@@ -135,14 +135,14 @@ class BitSearch:
         stage = Stage("search", label, label, context.work.search, budget=budget.limits if budget else {})
         trainer = self._trainer(supernet, label)
         steps = context.steps(stage, trainer, context.config.search.epochs)
-        last: dict[str, Any] = {}
+        last: Epoch | None = None
         for last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
-            self._sample_architectures(supernet, label, last["epoch"])
+            self._sample_architectures(supernet, label, last.epoch)
         self._keep(label, SEARCH, supernet.decode(budget, bound), label, budget)
         if last:
-            record = EpochRecord(**{field.name: last[field.name] for field in fields(EpochRecord)})
+            record = EpochRecord(**{field.name: getattr(last, field.name) for field in fields(EpochRecord)})
             context.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget))
-        context.journal({"event": "searched", "run": label})
+        context.journal(Searched(run=label))
         context.run.delete_checkpoint(label)
 
     def _sample_architectures(self, supernet: Supernet, label: str, epoch: int) -> None:

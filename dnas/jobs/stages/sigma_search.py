@@ -21,6 +21,7 @@ from bayesopt.trials import PruningTrial, best_trials, run_trials
 from dnas.export.sparse_storage import EPSILON, LEAST_SIGMA, Layers, as_stored, set_sigmas
 from dnas.jobs.context import JobContext
 from dnas.jobs.progress import FORWARD
+from dnas.jobs.stages.trial_events import BAYESIAN, known_trials, trial_event
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
 from dnas.quantization.sparsity import moments, sparse_codes
@@ -51,11 +52,11 @@ def layer_sigmas(
     proposer: Proposer = make_proposer(
         "scikit-optimize", space.ratios, [budget.limits], seed=seed, total=section.trials
     )
-    known = [PruningTrial.from_json(r["trial"]) for r in context.events("trial") if r["run"] == name]
+    known = known_trials(context, name, BAYESIAN)
     context.progress.advance(trial_work(context) * len(known))
     trials = list(known)
     for trial in run_trials(proposer, _Trials(context, space), total=section.trials, known=known):
-        context.journal({"event": "trial", "run": name, "kind": "bayesian", "trial": trial.to_json()})
+        context.journal(trial_event(name, BAYESIAN, trial))
         trials.append(trial)
         context.progress.step(trial_work(context), **_facts(name, section.trials, trials))
     context.progress.drop(trial_work(context) * (section.trials - len(trials)))

@@ -29,7 +29,7 @@ def squantizer_assignments(context: JobContext) -> list[BitAssignment]:
     """
     section = context.config.squantizer
     weights, made = starting_weights(context), Provenance(kind=SQUANTIZER, run=SQUANTIZER)
-    known = {record["assignment"] for record in context.events("decoded")}
+    known = set(context.decoded)
     kept = []
     for bits in dict.fromkeys(section.weight_bits):
         for sigma in dict.fromkeys(section.sigma):

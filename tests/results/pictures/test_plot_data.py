@@ -1,5 +1,6 @@
 import pytest
 
+from results.events import Epoch, Started, read_event
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.curve_data import search_curves
 from results.pictures.plot_data import bit_map, bit_text, front_picture
@@ -126,7 +127,7 @@ def test_bit_map():
 
 
 def epoch(number, **changes):
-    return {
+    record = {
         "event": "epoch",
         "stage": "search",
         "run": "search-1",
@@ -143,13 +144,14 @@ def epoch(number, **changes):
         "decision_entropy": {"conv1": 0.25},
         "bits": {"conv1": [4, 8]},
         "seconds": 1.0,
-    } | changes
+    }
+    return read_event(record | changes)
 
 
 def test_curves_of_one_search():
     curves = search_curves(
         [
-            {"event": "started"},
+            Started(),
             epoch(1, stage="warmup"),
             epoch(1),
             epoch(2, argmax_top1=0.25, bits={"conv1": [2, 8], "fc": [4, 4]}),
@@ -186,6 +188,6 @@ def test_searches_are_told_apart_by_label_and_seed():
 
 
 def test_missing_fields_are_gaps():
-    bare = {"event": "epoch", "stage": "search", "run": "s", "epoch": 1, "budget": None}
+    bare = Epoch(stage="search", run="s", epoch=1, budget=None)
     curves = search_curves([bare])["s"]
     assert (curves.temperature, curves.entropy, curves.costs, dict(curves.weight_bits)) == ((None,), (None,), (), {})

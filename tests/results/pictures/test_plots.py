@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import results
+from results.events import read_event
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.curve_data import search_curves
 from results.pictures.front import draw_bits, draw_fronts, draw_search_curves, save_figure
@@ -88,7 +89,7 @@ def test_every_cell_of_the_heat_map_shows_its_bits():
 
 
 def record(epoch, **changes):
-    return {
+    known = {
         "event": "epoch",
         "stage": "search",
         "run": "search-1",
@@ -101,7 +102,8 @@ def record(epoch, **changes):
         "entropy": 0.5,
         "decision_entropy": {"conv1": 0.25, "fc": 0.75},
         "bits": {"conv1": [4, 8], "fc": [0, 0]},
-    } | changes
+    }
+    return read_event(known | changes)
 
 
 @pytest.mark.parametrize(

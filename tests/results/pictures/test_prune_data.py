@@ -1,5 +1,6 @@
 import pytest
 
+from results.events import StageEvent, Started, read_event
 from results.pictures.prune_data import (
     filters_of,
     kept_share,
@@ -64,12 +65,13 @@ def trial(number, loss, budget=0, kind="bayesian", source="model", predicted=Non
     proposal = {"number": number, "budget": budget, "limits": {"size_bytes": limit}, "source": source}
     proposal |= {"predicted_mean": mean, "predicted_std": std}
     measured = {"cost": {"size_bytes": size}, "loss": loss}
-    return {"event": "trial", "run": "prune-s", "kind": kind, "trial": {"proposal": proposal, **measured}}
+    trial = {"proposal": proposal, **measured}
+    return read_event({"event": "trial", "run": "prune-s", "kind": kind, "trial": trial})
 
 
 def test_the_best_so_far_of_every_proposer_and_budget():
     records = [
-        {"event": "stage", "stage": "prune"},
+        StageEvent(stage="prune"),
         trial(0, 2.0, source="uniform"),
         trial(1, 5.0, budget=1, source="uniform", limit=50.0),
         trial(2, None),
@@ -144,5 +146,5 @@ def test_rank_correlation(first, second, expected):
 
 
 def test_a_run_without_pruning_has_nothing():
-    assert prune_trials([{"event": "started"}]) == {}
+    assert prune_trials([Started()]) == {}
     assert ratio_panels(["u"], RUN) == []

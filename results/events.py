@@ -1,0 +1,276 @@
+"""What a journal holds: one frozen type per event, read once from its line and written by it.
+
+This is the one place that knows the keys of a journal; docs/file-formats.md tells them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from search_spaces.errors import InputError, nearest
+from search_spaces.records import Record
+
+VERSION = 2
+"""Of the journal; version 1 called the ``request`` of ``withdrawn`` a ``wish``, and told no version."""
+
+
+class Event(Record):
+    """Something that happened, at ``time`` in seconds since the epoch (None before it is in a journal)."""
+
+    tag: ClassVar[str] = ""
+
+    time: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The journal's record of it."""
+        return {"event": self.tag, **super().to_json()}
+
+
+class Started(Event):
+    """The first event of a run, with the version of its journal."""
+
+    tag = "started"
+    version: int = 1
+
+
+class Resumed(Event):
+    """A process went on with the run."""
+
+    tag = "resumed"
+    version: int = 1
+
+
+class Finished(Event):
+    """Nothing is left to do."""
+
+    tag = "finished"
+
+
+class Failed(Event):
+    """The job ended with an error."""
+
+    tag = "failed"
+    message: str = ""
+
+
+class Note(Event):
+    """A sentence for the user."""
+
+    tag = "note"
+    text: str
+
+
+class StageEvent(Event):
+    """A stage begins (``state`` is "start") or ends ("done")."""
+
+    tag = "stage"
+    stage: str
+    state: str = "start"
+
+
+class Epoch(Event):
+    """One epoch of training, numbered from 1, of ``run`` in ``stage``.
+
+    What only some kinds of training tell is None or empty elsewhere.
+    """
+
+    tag = "epoch"
+    stage: str
+    run: str
+    seed: int = 0
+    epoch: int
+    epochs: int | None = None
+    loss: float | None = None
+    top1: float | None = None
+    profiles: Mapping[str, float] = Field(default_factory=dict)
+    argmax_top1: float | None = None
+    expected: Mapping[str, float] = Field(default_factory=dict)
+    budget: Mapping[str, float] | None = None
+    temperature: float | None = None
+    entropy: float | None = None
+    decision_entropy: Mapping[str, float] = Field(default_factory=dict)
+    bits: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
+    seconds: float | None = None
+
+    @property
+    def place(self) -> tuple[str, str, int, int]:
+        """What tells this epoch from all others of a job."""
+        return self.stage, self.run, self.seed, self.epoch
+
+
+class Decoded(Event):
+    """An assignment was found and saved."""
+
+    tag = "decoded"
+    assignment: str
+    kind: str
+    run: str
+    cost: Mapping[str, float] = Field(default_factory=dict)
+
+
+class Searched(Event):
+    """A search is done."""
+
+    tag = "searched"
+    run: str
+
+
+class Measured(Event):
+    """One net of an assignment was measured on validation images."""
+
+    tag = "measured"
+    assignment: str
+    kind: str = ""
+    seed: int
+    val_top1: float
+
+
+class Tested(Event):
+    """One net of an assignment was measured on the test split."""
+
+    tag = "tested"
+    assignment: str
+    seed: int
+    test_top1: float
+
+
+class FloatMeasured(Event):
+    """The float network was measured."""
+
+    tag = "float"
+    val_top1: float
+    test_top1: float
+
+
+class PruneRequested(Event):
+    """What `dnas prune` asked for: an assignment, or uniform ``bits``, by the keys of ``[prune]``."""
+
+    tag = "prune"
+    assignment: str | None = None
+    bits: int | None = None
+    section: Mapping[str, Any]
+
+
+class Withdrawn(Event):
+    """The prune request of this number, from 0, failed and is not tried again."""
+
+    tag = "withdrawn"
+    request: int
+    message: str = ""
+
+
+class FinaliseRequested(Event):
+    """What `dnas finalise` asked for, by the keys of ``[finalise]``."""
+
+    tag = "finalise"
+    section: Mapping[str, Any]
+
+
+class Profiles(Event):
+    """The assignments that were chosen as profiles of a switchable net."""
+
+    tag = "profiles"
+    net: str
+    profiles: tuple[str, ...]
+
+
+class Dropped(Event):
+    """The switchable net of this number failed and is not tried again."""
+
+    tag = "dropped"
+    number: int
+    message: str = ""
+
+
+class Lost(Event):
+    """A file of the run, by its path inside the folder, was "gone", "empty" or "damaged"."""
+
+    tag = "lost"
+    file: str
+    why: str = "gone"
+
+
+class Proposal(Record):
+    """A configuration to try within ``limits``; of a model's proposal, what the model foretold."""
+
+    number: int
+    budget: int = 0
+    limits: Mapping[str, float] = Field(default_factory=dict)
+    counts: Mapping[str, int] = Field(default_factory=dict)
+    x: tuple[float, ...] = ()
+    source: str = ""
+    predicted_mean: float | None = None
+    predicted_std: float | None = None
+
+
+class TrialResult(Record):
+    """A proposal and what came of it; ``loss`` is None where it failed."""
+
+    proposal: Proposal
+    cost: Mapping[str, float] = Field(default_factory=dict)
+    loss: float | None = None
+    top1: float | None = None
+    failed: str = ""
+
+
+class Trial(Event):
+    """One configuration was tried: of ``run``, by the search ("bayesian") or the control ("random")."""
+
+    tag = "trial"
+    run: str
+    kind: str
+    trial: TrialResult
+
+
+class Finalist(Event):
+    """One of the best trials was fine-tuned shortly."""
+
+    tag = "finalist"
+    run: str
+    top1: float
+    loss: float
+    proxy_top1: float | None = None
+    proxy_loss: float | None = None
+    number: int = 0
+
+
+_TYPES: Mapping[str, type[Event]] = {kind.tag: kind for kind in Event.__subclasses__()}
+
+
+def read_event(record: Mapping[str, Any]) -> Event:
+    """The event of a journal's record; :class:`InputError` for an unknown event, a missing or a wrong value."""
+    known = dict(record)
+    tag = str(known.pop("event", ""))
+    if tag not in _TYPES:
+        raise InputError(
+            f"'{tag}' is not an event that this version of dnas knows; "
+            f"read the run with the version that wrote it{nearest(tag, _TYPES)}"
+        )
+    try:
+        event = _TYPES[tag].read(_upgraded(tag, known))
+    except InputError as error:
+        raise InputError(f"event '{tag}': {error}") from error
+    if isinstance(event, Started | Resumed) and event.version > VERSION:
+        raise InputError(
+            f"a newer version of dnas wrote the run (journal version {event.version}, this one reads up to {VERSION}); "
+            "read it with that version"
+        )
+    return event
+
+
+def read_epoch(record: Mapping[str, Any]) -> Epoch:
+    """The epoch that a checkpoint was saved after; :class:`InputError` for anything else."""
+    event = read_event(record)
+    if not isinstance(event, Epoch):
+        raise InputError(f"'{event.tag}' is not the event of an epoch")
+    return event
+
+
+def _upgraded(tag: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of an event as this version names them."""
+    if tag == Withdrawn.tag and "wish" in values:
+        return {"request": values.pop("wish"), **values}
+    return values
