@@ -13,7 +13,7 @@ from results.events import Decoded
 from results.files import TEMPORARY_SUFFIX, read_json, read_text, write_bytes, write_error, write_json, write_text
 from results.pareto import ParetoFront
 from results.run.journal import Journal
-from results.run.locks import FolderLock, lock_holder
+from results.run.locks import OWNER, FolderLock, Owner, lock_holder
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, nearest
 
@@ -112,8 +112,8 @@ class Run:
         return self._lock is not None and self._lock.held
 
     @property
-    def writer(self) -> int | None:
-        """The process that is writing to this run (0 where its id is not known), or None."""
+    def writer(self) -> Owner | None:
+        """The process that is writing to this run, or None."""
         return lock_holder(self.folder / LOCK)
 
     @property
@@ -319,7 +319,7 @@ def _refuse_occupied(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another folder with --run")
     names = {path.name for path in folder.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
-    unborn = LOCK in names and names <= {LOCK, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
+    unborn = LOCK in names and names <= {LOCK, OWNER, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
     if names and not unborn:
         raise InputError(f"{folder} is not empty and is not a run; choose another folder with --run")
 

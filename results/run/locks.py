@@ -1,20 +1,61 @@
-"""One process writes to a run at a time: an exclusive ``flock`` that the kernel frees however the process ends."""
+"""One process writes to a run at a time: a lock that the kernel frees however the process ends, and who holds it."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
-import weakref
+import platform
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
 
 from search_spaces.errors import InputError, JobError
 
-RETRIES = 3
-RETRY_SECONDS = 0.02
+OWNER = ".owner"
+PATIENCE_SECONDS = 0.1  # a reader that asks who holds the lock has it for an instant; a writer has it for long
 
-_open_locks: weakref.WeakSet[FolderLock] = weakref.WeakSet()
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that writes to a run, and its host; 0 and "" where they are not known.
+
+    >>> str(Owner(12, "mill"))
+    'pid 12 on mill'
+    """
+
+    pid: int = 0
+    host: str = ""
+
+    def __str__(self) -> str:
+        return f"pid {self.pid or 'unknown'}" + (f" on {self.host}" if self.host else "")
+
+    @classmethod
+    def here(cls) -> Self:
+        """The process that asks."""
+        return cls(os.getpid(), platform.node())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The owner that the file names, as far as it does."""
+        try:
+            pid, _, host = path.read_text(encoding="utf-8").partition("\n")
+        except (OSError, UnicodeDecodeError):
+            return cls()
+        return cls(int(pid) if pid.isdecimal() else 0, host.strip())
+
+    def may_live(self) -> bool:
+        """Whether the process may be there: of one on another host that is not known."""
+        if not self.pid or self.host != platform.node():
+            return bool(self.pid)
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except (OSError, OverflowError):
+            pass  # somebody else's
+        return True
 
 
 class FolderLock:
@@ -25,71 +66,51 @@ class FolderLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor: int | None = None
+        self._lock = FileLock(path, thread_local=False)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=PATIENCE_SECONDS / 5)
+        except Timeout as error:
+            raise InputError(_refusal(path)) from error
         except OSError as error:
-            raise JobError(f"cannot write {path}: {error.strerror}") from error
-        try:
-            _take(descriptor, path)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except OSError as error:
-            os.close(descriptor)
             raise JobError(f"cannot lock {path}: {error.strerror}; put the run on another disk with --run") from error
-        except InputError:
-            os.close(descriptor)
-            raise
-        self._descriptor = descriptor
-        _open_locks.add(self)
+        try:
+            owner = Owner.here()
+            path.with_name(OWNER).write_text(f"{owner.pid}\n{owner.host}\n", encoding="utf-8")
+        except OSError as error:
+            self._lock.release()
+            raise JobError(f"cannot write {path.with_name(OWNER)}: {error.strerror}") from error
 
     def release(self) -> None:
-        """Free the lock; the file stays, since removing it could free a lock that someone else just took."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Free the lock; its file stays, since removing it could free a lock that someone else just took."""
+        if self.held:
+            with contextlib.suppress(OSError):
+                self.path.with_name(OWNER).unlink(missing_ok=True)
+            self._lock.release()
 
     @property
     def held(self) -> bool:
-        """Whether this object still holds the lock."""
-        return self._descriptor is not None
+        """Whether this object still holds the lock; a forked child does not."""
+        return self._lock.is_locked
 
 
-def lock_holder(path: Path) -> int | None:
-    """Return the process id that holds the lock at ``path`` (0 where it is not known), or None where it is free."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+def lock_holder(path: Path) -> Owner | None:
+    """Return the process that holds the lock at ``path``, or None where it is free.
+
+    Where this process may not write, and so cannot try the lock, the owner counts while it may be alive.
+    """
+    if not path.exists():
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(descriptor, 32, 0).strip()
-        return int(text) if text.isdigit() else 0
+        with FileLock(path, thread_local=False).acquire(blocking=False):
+            return None
+    except Timeout:
+        return Owner.read(path.with_name(OWNER))
     except OSError:
-        return None
-    finally:
-        os.close(descriptor)
-    return None
+        owner = Owner.read(path.with_name(OWNER))
+        return owner if owner.may_live() else None
 
 
-def _take(descriptor: int, path: Path) -> None:
-    for attempt in range(RETRIES):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        # A reader that asks who holds the lock has it for an instant; a writer has it for long.
-        if attempt < RETRIES - 1:
-            time.sleep(RETRY_SECONDS)
-    holder = lock_holder(path) or 0
-    who = "this process already works" if holder == os.getpid() else f"another process (pid {holder}) is working"
-    raise InputError(f"{who} on this run ({path.parent}); wait for it or choose another folder with --run")
-
-
-def _forget_in_child() -> None:
-    # A forked data-loader worker that outlived a killed parent would otherwise keep the run locked.
-    for lock in list(_open_locks):
-        lock.release()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
+def _refusal(path: Path) -> str:
+    owner = Owner.read(path.with_name(OWNER))
+    who = "this process already works" if owner == Owner.here() else f"another process ({owner}) is working"
+    return f"{who} on this run ({path.parent}); wait for it or choose another folder with --run"

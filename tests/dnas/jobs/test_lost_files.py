@@ -55,7 +55,7 @@ def dnas(*arguments: object) -> Result:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    passing = ("journal.jsonl", ".lock")
+    passing = ("journal.jsonl", ".lock", ".owner")
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in passing]
     return {str(path.relative_to(folder)): content(path) for path in files}
 

@@ -1,16 +1,18 @@
 import json
-import os
+import platform
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.run.environment import environment
 from results.run.folder import Run, list_runs
-from results.run.locks import FolderLock, lock_holder
+from results.run.locks import OWNER, FolderLock, Owner, lock_holder
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError, JobError
 
@@ -120,11 +122,14 @@ def test_the_nearest_run_is_suggested(run):
 
 
 def test_a_second_writer_is_refused_by_process_id(run, holder):
-    with pytest.raises(InputError, match=rf"another process \(pid {holder.pid}\) is working on this run"):
+    with pytest.raises(
+        InputError,
+        match=rf"another process \(pid {holder.pid} on {re.escape(platform.node())}\) is working on this run",
+    ):
         Run.open(run.folder, write=True)
     with pytest.raises(InputError, match="already holds a run"):
         Run.create(run.folder, "", {})
-    assert Run.open(run.folder).writer == holder.pid
+    assert Run.open(run.folder).writer == Owner(holder.pid, platform.node())
 
 
 def test_a_killed_writer_frees_the_run(run, holder):
@@ -132,7 +137,7 @@ def test_a_killed_writer_frees_the_run(run, holder):
     holder.wait()
     with Run.open(run.folder, write=True) as again:
         assert again.writable
-        assert again.writer == os.getpid()
+        assert again.writer == Owner.here()
     assert again.writer is None
 
 
@@ -153,7 +158,7 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
         [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True
     ) as process:
         assert process.stdout.readline() == "forked\n"
-        assert lock_holder(path) == process.pid
+        assert lock_holder(path) == Owner(process.pid, platform.node())
         process.kill()
         process.wait()
         FolderLock(path).release()
@@ -162,8 +167,37 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
 
 def test_an_unlocked_folder_has_no_holder(tmp_path):
     assert lock_holder(tmp_path / ".lock") is None
-    (tmp_path / ".lock").write_text("not a number")
+    assert list(tmp_path.iterdir()) == []  # asking leaves nothing behind
+    (tmp_path / ".lock").write_text("4711\n")  # of an older version, or left by a kill
+    (tmp_path / OWNER).write_text("4711\nelsewhere\n")
     assert lock_holder(tmp_path / ".lock") is None
+    lock = FolderLock(tmp_path / ".lock")
+    for text in ("", "not a number", "\udcff".encode("utf-8", "surrogateescape")):
+        (tmp_path / OWNER).write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert lock_holder(tmp_path / ".lock") == Owner()
+        with pytest.raises(InputError, match=r"another process \(pid unknown\) is working on this run"):
+            FolderLock(tmp_path / ".lock")
+    lock.release()
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_reader_that_may_not_write_is_told_too(tmp_path, monkeypatch):
+    def refuse(self, **options):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / ".lock"
+    lock = FolderLock(path)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    assert lock_holder(path) == Owner.here()
+    for text, held in (("1\n", True), (f"{2**22 + 1}\n", False), (f"{10**30}\n", True), ("?\n", False)):
+        (tmp_path / OWNER).write_text(text + platform.node())
+        assert (lock_holder(path) is not None) == held, text
+    (tmp_path / OWNER).write_text("77\nelsewhere\n")
+    assert str(lock_holder(path)) == "pid 77 on elsewhere"
+    with pytest.raises(JobError, match=r"cannot lock .*\.lock: Permission denied; put the run on another disk"):
+        FolderLock(path)
+    lock.release()
+    assert not lock.held
 
 
 def test_leftovers_of_a_kill_are_removed_by_the_next_writer(run):
