@@ -41,7 +41,11 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
     folder = folder or RUNS / config.name
     with _told_of(folder):
         existed = folder.exists()
-        run = Run.create(folder, dump_job(config), environment())
+        try:
+            run = Run.create(folder, dump_job(config), environment())
+        except InputError:
+            jobs.check_job(config)  # what is wrong with the job itself is told first
+            raise
     with run:
         try:
             front = _carry_out(config, run, as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -29,6 +29,13 @@ def _both_or_neither(pair: tuple[int, int]) -> tuple[int, int]:
     if (pair[0] == 0) != (pair[1] == 0):
         raise ValueError(f"{list(pair)}: a skipped branch has 0 bits for both")
     return pair
+
+
+def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    for place, item in enumerate(items):
+        if item in items[:place]:
+            raise ValueError(f"{list(item) if isinstance(item, tuple) else item} stands there twice; name it once")
+    return items
 
 
 def _usable_path(text: str) -> str:
@@ -63,6 +70,7 @@ Count = Annotated[int, Field(ge=0, le=LARGEST)]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
 Bits = Annotated[int, AfterValidator(_bit_width)]
 SomeBits = Annotated[Bits, AfterValidator(_some_bits)]
+OnceEach = AfterValidator(_distinct)
 Pair = Annotated[tuple[Bits, Bits], AfterValidator(_both_or_neither)]
 FilePath = Annotated[str, AfterValidator(_usable_path)]
 Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]

@@ -17,6 +17,7 @@ from dnas.config.fields import (
     FilePath,
     Fraction,
     NonNegative,
+    OnceEach,
     Pair,
     Positive,
     Ratio,
@@ -66,10 +67,10 @@ class DataSection(Section):
 class SpaceSection(Section):
     """What the search may choose. Patterns are shell patterns over layer names, or `type:Linear` for a layer type."""
 
-    weight_bits: tuple[Bits, ...] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of weights: any of 0 (skip the residual branch), 1-8, 16, 32 (not quantized).")  # fmt: skip
-    activation_bits: tuple[SomeBits, ...] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of input activations: any of 1-8, 16, 32.")  # fmt: skip
+    weight_bits: Annotated[tuple[Bits, ...], OnceEach] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of weights: any of 0 (skip the residual branch), 1-8, 16, 32 (not quantized).")  # fmt: skip
+    activation_bits: Annotated[tuple[SomeBits, ...], OnceEach] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of input activations: any of 1-8, 16, 32.")  # fmt: skip
     pairing: Literal["independent", "tied", "pairs"] = Field(default="independent", description="Weights and activations chosen independently, tied to the same width, or from `pairs`.")  # fmt: skip
-    pairs: tuple[Pair, ...] = Field(
+    pairs: Annotated[tuple[Pair, ...], OnceEach] = Field(
         default=(), description="For `pairing = 'pairs'`: the (weight, activation) pairs on offer."
     )
     granularity: Literal["layer", "block"] = Field(default="layer", description="One choice per layer, or one per residual branch.")  # fmt: skip
@@ -156,7 +157,9 @@ class FinetuneSection(TrainingSection):
 class ControlsSection(Section):
     """What every search is measured against, in the same way."""
 
-    uniform: tuple[SomeBits, ...] = Field(default=(2, 3, 4, 8), description="Uniform assignments of these widths.")
+    uniform: Annotated[tuple[SomeBits, ...], OnceEach] = Field(
+        default=(2, 3, 4, 8), description="Uniform assignments of these widths."
+    )
     ilp: bool = Field(
         default=True, description="A training-free integer program at every budget (HAWQ-V2 sensitivities)."
     )
@@ -166,9 +169,9 @@ class ControlsSection(Section):
 class SquantizerSection(Section):
     """SQuantizer, for `compression = 'squantizer'`: weights that are sparse and low-bit at once. First and last layer stay in fp32; `include`, `exclude` and `fix` of `[space]` hold, `[search]` does not."""
 
-    weight_bits: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(default=(4,), min_length=1, description="Bits of a weight that is not zero, 1 to 8; one net for each.")  # fmt: skip
+    weight_bits: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], OnceEach] = Field(default=(4,), min_length=1, description="Bits of a weight that is not zero, 1 to 8; one net for each.")  # fmt: skip
     activation_bits: SomeBits = Field(default=4, description="Bits of input activations (`quantizer.activations`), from the first training step on.")  # fmt: skip
-    sigma: tuple[Sigma, ...] = Field(default=(0.0,), description="σ of the threshold, mean magnitude + σ × standard deviation of the magnitudes; one net for each, besides those of `budgets`.")  # fmt: skip
+    sigma: Annotated[tuple[Sigma, ...], OnceEach] = Field(default=(0.0,), description="σ of the threshold, mean magnitude + σ × standard deviation of the magnitudes; one net for each, besides those of `budgets`.")  # fmt: skip
     sigmas: dict[str, Sigma] = Field(default={}, description="σ of single layers, whatever the others get: pattern = σ; the last pattern that fits counts.")  # fmt: skip
     budgets: tuple[Budget, ...] = Field(default=(), description="Limits on size_bytes or weight_bits, written as in `search.budgets`; σ is chosen for each.")  # fmt: skip
     trials: Count = Field(default=0, description="Trials of a σ for each layer, by Bayesian optimization within each budget; the net with one σ for all layers stands beside it (0: that net alone).")  # fmt: skip
@@ -209,8 +212,8 @@ class FinaliseSection(TrainingSection):
 
     enabled: bool = Field(default=False, description="Whether the job ends with a switchable net; `dnas finalise` makes one later from any run.")  # fmt: skip
     profiles: tuple[str, ...] = Field(default=("front",), description="What it runs: `front` (the points of the front), ids of assignments or patterns over them, uniform widths such as `w4a8`, or files of assignments (`.json`).")  # fmt: skip
-    weight_bits: tuple[SomeBits, ...] = Field(default=(), description="With `activation_bits`: a profile for every pair of them, beside those of `profiles`.")  # fmt: skip
-    activation_bits: tuple[SomeBits, ...] = Field(default=(), description="See `weight_bits`.")
+    weight_bits: Annotated[tuple[SomeBits, ...], OnceEach] = Field(default=(), description="With `activation_bits`: a profile for every pair of them, beside those of `profiles`.")  # fmt: skip
+    activation_bits: Annotated[tuple[SomeBits, ...], OnceEach] = Field(default=(), description="See `weight_bits`.")
     method: Literal["profiles", "sp_nets", "quantizable"] = Field(default="profiles", description="Training: `profiles` (the widest, the narrowest and some others in each step), or as published: `sp_nets` and `quantizable` (all of them in each step).")  # fmt: skip
     epochs: Count = Field(default=10, description="Epochs of training all profiles together.")
     learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the schedule.")

@@ -75,6 +75,13 @@ def _digits() -> Pool:
     return Pool(whole.subset(kept.nonzero().flatten()), whole.subset(test), classes=10)
 
 
+def _no_folder(root: Path) -> str:
+    """What is wrong with a root that is no folder, in words; empty where it is one."""
+    if root.is_dir():
+        return ""
+    return "is no folder" if root.exists() else f"does not exist (looked for {root.absolute()})"
+
+
 def _torchvision(source: str, name: str, root: Path, download: bool) -> Pool:
     """Open a torchvision dataset; only files whose MD5 torchvision knows are ever unpickled (the CIFAR batches)."""
     try:
@@ -83,6 +90,11 @@ def _torchvision(source: str, name: str, root: Path, download: bool) -> Pool:
         if not download:
             # torchvision's own sentence would advise an argument that is not ours.
             reason = "" if "download=True" in str(error) else f" ({one_line(error)})"
+            if wrong := _no_folder(root):
+                raise InputError(
+                    f"dataset '{source}': root '{root}' {wrong}; set download = true to fetch it, or root to the "
+                    "folder that holds it"
+                ) from error
             raise InputError(
                 f"dataset '{source}' is not in '{root}', or not whole{reason}; set download = true to fetch it, or "
                 "root to the folder that holds it"
@@ -129,6 +141,8 @@ def _image_folder(root: Path | None, image_size: int | None, workers: int) -> Po
     """List the files of both splits; a size that is not given is that of the first image if small, else 224."""
     if root is None:
         raise InputError("dataset 'imagefolder' needs root, the folder that holds train/CLASS/* and test/ or val/")
+    if wrong := _no_folder(root):
+        raise InputError(f"dataset 'imagefolder': root '{root}' {wrong}; give the folder that holds train/CLASS/*")
     test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test_folder is None:
         missing = "train/" if test_folder else "test/ or val/"

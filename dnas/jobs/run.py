@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
@@ -127,11 +128,7 @@ def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report
 def _run(context: JobContext) -> ParetoFront:
     """Every stage in turn."""
     context.journal(Resumed(version=VERSION) if context.history else Started(version=VERSION))
-    check_budgets(context)
-    check_section(context)
-    check_finalise(context)
-    if not context.events(Epoch):
-        _rehearse(context)
+    _check(context)
     context.progress.add(prune_work(context) + sigma_work(context) + finalise_work(context))
     context.tell_once(_introduction(context))
     measurer = Measurer(context)
@@ -147,6 +144,21 @@ def _run(context: JobContext) -> ParetoFront:
     save_figure(draw_fronts({context.run.name: front}, x=front.x), context.run.picture_path)
     context.journal(Finished())
     return front
+
+
+def check_job(config: JobConfig) -> None:
+    """Raise the :class:`InputError` that :func:`run_job` would raise before any training; nothing is kept."""
+    with TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
+        _check(JobContext(config, run, lambda event: None))
+
+
+def _check(context: JobContext) -> None:
+    """Refuse, before any training, what cannot work."""
+    check_budgets(context)
+    check_section(context)
+    check_finalise(context)
+    if not context.events(Epoch):
+        _rehearse(context)
 
 
 def _rehearse(context: JobContext) -> None:

@@ -366,7 +366,7 @@ def test_unreadable_image_is_named(tmp_path: Path, size: int, workers: int) -> N
 
 def test_senseless_image_folders_are_refused(tmp_path: Path) -> None:
     assert "needs root" in refusal("imagefolder")
-    assert "has no folder" in refusal("imagefolder", root=tmp_path / "none")
+    assert "does not exist" in refusal("imagefolder", root=tmp_path / "none")
     (tmp_path / "test").mkdir()
     assert "has no folder train/" in refusal("imagefolder", root=tmp_path)
     (tmp_path / "train").mkdir()

@@ -139,6 +139,57 @@ def test_wrong_input_is_refused_before_anything_is_made(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("model.source=zoo:tiny_resnat", "did you mean 'tiny_resnet'?"),
+        ("data.source=cifar10", "set download = true to fetch it, or root"),
+        ("search.budgets=[{size_bytes='1%'}]", "the least possible is 1,936"),
+        ("prune={enabled=true,assignments=['nothing']}", "fits no assignment"),
+    ],
+)
+def test_a_folder_that_holds_a_run_hides_no_mistake_of_the_job(
+    setting: str, part: str, smaller_run: Run, smaller_settings: tuple[str, ...]
+) -> None:
+    shutil.copytree(smaller_run.folder, "run")
+    own = tuple(other for other in smaller_settings if not other.startswith("prune"))
+    assert part in sentence(search((*own, setting)), code=2)
+    assert "already holds a run" in sentence(search(own), code=2)
+    assert Path("run/front.json").read_bytes() == (smaller_run.folder / "front.json").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "cifar10", "torchvision:MNIST", "fashionmnist"])
+def test_a_folder_of_data_that_does_not_exist_is_told_as_such(source: str, smaller_settings: tuple[str, ...]) -> None:
+    Path("file").write_text("no folder")
+    for root, part in (("nowhere/data", "does not exist (looked for /"), ("file", "is no folder")):
+        settings = (f"data.source={source}", f"data.root={root}")
+        assert f"root '{root}' {part}" in sentence(search((*smaller_settings, *settings)), code=2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("space.weight_bits=[2,2]", "space.weight_bits"),
+        ("space.activation_bits=[4,2,4]", "4 stands there twice"),
+        ("space.pairs=[[2,2],[4,4],[2,2]]", "[2, 2] stands there twice"),
+        ("controls.uniform=[4,4]", "controls.uniform"),
+        ("squantizer.weight_bits=[3,3]", "squantizer.weight_bits"),
+        ("squantizer.sigma=[0,0.0]", "squantizer.sigma"),
+        ("finalise.weight_bits=[8,8]", "finalise.weight_bits"),
+    ],
+)
+def test_what_is_listed_twice_is_refused(setting: str, told: str, smaller_settings: tuple[str, ...]) -> None:
+    assert told in sentence(search((*smaller_settings, setting)), code=2)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing but words\n", "\ufeff"])
+def test_an_empty_job_file_is_refused(text: str) -> None:
+    Path("job.toml").write_text(text)
+    for words in (("search", "job.toml"), ("search", "job.toml", "--seed", "1"), ("doctor", "--job", "job.toml")):
+        assert "job file job.toml is empty" in sentence(dnas(*words), code=2)
+    assert not Path("runs").exists()
+
+
 def test_weights_of_a_supernet_need_one_that_has_them(smaller_settings: tuple[str, ...]) -> None:
     start = (*smaller_settings, "finetune.start=supernet")
     assert "warmup_epochs of at least 1" in sentence(search((*start, "search.warmup_epochs=0")), code=2)
