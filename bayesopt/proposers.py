@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bayesopt.asktell import Proposer
@@ -29,8 +29,12 @@ PROPOSERS: dict[str, type[Proposer]] = {
 }
 
 
-def make_proposer(name: str, space: RatioSpace, targets: Sequence[Limits] | CostRange, **options: Any) -> Proposer:
-    """Return ``"scikit-optimize"``, ``"optuna"`` or ``"random"``, with the options of :class:`Proposer`."""
+def make_proposer(
+    name: str, space: RatioSpace, targets: Sequence[Limits] | Limits | CostRange, **options: Any
+) -> Proposer:
+    """Return ``"scikit-optimize"``, ``"optuna"`` or ``"random"`` for one or more budgets, as :class:`Proposer`."""
+    if isinstance(targets, Mapping):  # one budget
+        targets = [targets]
     if name not in PROPOSERS:
         raise InputError(f"there is no proposer '{name}'{nearest(name, PROPOSERS)}; choose from {', '.join(PROPOSERS)}")
     return PROPOSERS[name](space, targets, **options)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesopt.criteria import Criterion, Scorer, keep, rankings
+from bayesopt.ratios import is_number
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import InputError, nearest
 from search_spaces.groups import ChannelGroups, Kept
@@ -45,11 +46,13 @@ def choose(
     """
     if groups.unknown:
         raise InputError(f"the network cannot be pruned: {groups.unknown}")
-    wanted = dict.fromkeys(groups.names, ratios) if isinstance(ratios, (int, float)) else dict(ratios)
+    if not is_number(ratios) and not isinstance(ratios, Mapping):
+        raise InputError(f"ratios is {ratios!r}; give one ratio in [0, 1), or one by the name of each channel group")
+    wanted = dict(ratios) if isinstance(ratios, Mapping) else dict.fromkeys(groups.names, float(ratios))
     for name, ratio in wanted.items():
         if name not in groups.names:
-            raise InputError(f"ratios names no channel group '{name}'{nearest(name, groups.names)}")
-        if not 0 <= ratio < 1:
+            raise InputError(f"ratios names no channel group '{name}'{nearest(str(name), groups.names)}")
+        if not is_number(ratio) or not 0 <= ratio < 1:
             raise InputError(f"the ratio of channel group '{name}' is {ratio}; a ratio lies in [0, 1)")
     pruned = ChannelGroups(tuple(group for group in groups.groups if wanted.get(group.name, 0) > 0))
     found = rankings(network, pruned, criterion, batches=batches, seed=seed)

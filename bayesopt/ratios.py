@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from numbers import Real
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -49,30 +51,46 @@ class RatioSpace:
     fixed: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for key in ("names", "units"):  # lists and arrays are as good
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        self._check_groups()
+        for option in ("max_ratio", "min_keep", "round_to"):
+            self._check_length(option)
+        for row, name in enumerate(self.names):
+            self._check_ratio(f"max_ratio of group '{name}'", self._option("max_ratio", row))
+            for option, value in (("units", self.units[row]), *((o, self._option(o, row)) for o in _WHOLE)):
+                if not is_number(value) or not math.isfinite(value) or value != int(value) or value < 1:
+                    raise InputError(f"{option} of group '{name}' is {value}; it must be a whole number, at least 1")
+        for name, ratio in self.fixed.items():
+            if name not in self.names:
+                raise InputError(f"fixed names no channel group '{name}'{nearest(str(name), self.names)}")
+            self._check_ratio(f"the fixed ratio of group '{name}'", ratio)
+
+    def _check_groups(self) -> None:
+        if not callable(self.cost):
+            raise InputError(f"cost is {self.cost!r}; give a function of the kept units of every group")
         if len(set(self.names)) != len(self.names):
             raise InputError("two channel groups have the same name; every group needs its own")
         if len(self.units) != len(self.names):
             raise InputError(f"there are {len(self.names)} channel groups but {len(self.units)} numbers of units")
-        for option in ("max_ratio", "min_keep", "round_to"):
-            given = getattr(self, option)
-            if not isinstance(given, (int, float)) and len(given) != len(self.names):
-                raise InputError(f"{option} has {len(given)} entries for {len(self.names)} channel groups")
-        for row, name in enumerate(self.names):
-            ratio = self._option("max_ratio", row)
-            if not 0 <= ratio < 1:
-                raise InputError(f"max_ratio of group '{name}' is {ratio}; a ratio lies in [0, 1)")
-            for option, value in (("units", self.units[row]), *((o, self._option(o, row)) for o in _WHOLE)):
-                if value != int(value) or value < 1:
-                    raise InputError(f"{option} of group '{name}' is {value}; it must be a whole number, at least 1")
-        for name, ratio in self.fixed.items():
-            if name not in self.names:
-                raise InputError(f"fixed names no channel group '{name}'{nearest(name, self.names)}")
-            if not 0 <= ratio < 1:
-                raise InputError(f"the fixed ratio of group '{name}' is {ratio}; a ratio lies in [0, 1)")
 
-    def _option(self, option: str, row: int) -> float:
+    def _check_length(self, option: str) -> None:
+        given = getattr(self, option)
+        if is_number(given):
+            return
+        if isinstance(given, str | Mapping) or not hasattr(given, "__len__"):
+            raise InputError(f"{option} is {given!r}; give a number, or one for each channel group in their order")
+        if len(given) != len(self.names):
+            raise InputError(f"{option} has {len(given)} entries for {len(self.names)} channel groups")
+
+    def _check_ratio(self, what: str, ratio: Any) -> None:
+        if not is_number(ratio) or not 0 <= ratio < 1:
+            raise InputError(f"{what} is {ratio}; a ratio lies in [0, 1)")
+
+    def _option(self, option: str, row: int) -> Any:
         value = getattr(self, option)
-        return float(value if isinstance(value, (int, float)) else value[row])
+        value = value if is_number(value) else value[row]
+        return float(value) if is_number(value) else value
 
     def _kept(self, row: int, ratio: float) -> int:
         """Units of group ``row`` that stay at ``ratio``: never fewer than asked, in whole steps."""
@@ -107,19 +125,26 @@ class RatioSpace:
 
     def named(self, counts: Sequence[int]) -> dict[str, int]:
         """The counts by the names of their groups."""
+        if len(counts) != len(self.names):
+            raise InputError(f"there are {len(counts)} counts for {len(self.names)} channel groups")
         return {name: int(count) for name, count in zip(self.names, counts, strict=True)}
 
     def costs(self, counts: Sequence[int]) -> dict[str, float]:
         """The exact costs of kept counts, asked of ``cost`` once for each."""
-        return self._remembered(tuple(counts))
+        return self._remembered(tuple(map(int, counts)))
 
     def meets(self, counts: Sequence[int], limits: Limits) -> bool:
         """Whether no limit is exceeded."""
         costs = self.costs(counts) if limits else {}
+        for name in limits:
+            if name not in costs:
+                raise InputError(f"there is no cost '{name}'{nearest(str(name), costs)}; there are {', '.join(costs)}")
         return all(costs[name] <= limit for name, limit in limits.items())
 
     def counts(self, x: Sequence[float] | np.ndarray) -> tuple[int, ...]:
         """The counts that a point (D,) stands for: one per group, fixed ones included."""
+        if len(x) != len(self.free):
+            raise InputError(f"a point has a coordinate for each of {len(self.free)} free groups, got {len(x)}")
         kept = [levels[-1] for levels in self.levels]
         for row, coordinate in zip(self.free, x, strict=True):
             kept[row] = self._kept(row, self._option("max_ratio", row) * float(coordinate))
@@ -214,6 +239,11 @@ class RatioSpace:
                     break
                 open_rows.discard(row)  # costs only grow from here, so this step will not fit later either
         return counts
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a real number, of Python's or numpy's."""
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
 
 
 def along(x: np.ndarray, scale: float | np.ndarray) -> np.ndarray:

@@ -73,6 +73,8 @@ def run_trials(
     have followed. A loss that is not finite fails the trial and the search goes on; :class:`JobError` after three such
     in a row.
     """
+    if batch < 1 or total < 0:
+        raise InputError(f"total = {total} trials, {batch} at a time: ask for 0 or more, at least 1 at a time")
     whole = len(known) // batch * batch
     proposer.restore((trial.proposal, math.nan if trial.loss is None else trial.loss) for trial in known[:whole])
     begun, done = list(known[whole:]), whole

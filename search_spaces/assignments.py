@@ -40,6 +40,7 @@ class LayerBits:
                 raise InputError(
                     f"{name} = {bits!r} is not a bit-width; choose one of {', '.join(map(str, BIT_WIDTHS))}"
                 )
+            object.__setattr__(self, name, int(bits))  # numpy's integers have no JSON
         if (self.weight_bits == 0) != (self.activation_bits == 0):
             raise InputError(
                 f"weight_bits = {self.weight_bits} with activation_bits = {self.activation_bits}: "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -40,6 +41,56 @@ class SpaceOptions:
     exclude: tuple[str, ...] = ()
     fix: Mapping[str, Pair] = field(default_factory=dict)
     capability: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("weight_bits", "activation_bits"):
+            object.__setattr__(self, key, _widths(key, getattr(self, key)))
+        for key in ("groups", "ties", "include", "exclude"):
+            object.__setattr__(self, key, _texts(key, getattr(self, key)))
+        object.__setattr__(self, "pairs", tuple(_pair("pairs", pair) for pair in self.pairs))
+        object.__setattr__(self, "fix", {name: _pair(f"fix['{name}']", pair) for name, pair in self.fix.items()})
+        for key in ("first_layer", "last_layer"):
+            if getattr(self, key) != "search":
+                object.__setattr__(self, key, _width(key, getattr(self, key)))
+        for key, value, known in (
+            ("pairing", self.pairing, ("independent", "tied", "pairs")),
+            ("granularity", self.granularity, ("layer", "block")),
+            *(("ties", tie, ("residual", "shared_inputs")) for tie in self.ties),
+        ):
+            if value not in known:
+                hint = nearest(str(value), known)
+                raise InputError(f"space.{key} = {value!r} is not one of {', '.join(known)}{hint}")
+
+
+def _width(key: str, bits: Any) -> int:
+    if isinstance(bits, bool | float) or bits not in BIT_WIDTHS:
+        raise InputError(f"space.{key}: {bits!r} is not a bit-width; choose from {', '.join(map(str, BIT_WIDTHS))}")
+    return int(bits)
+
+
+def _widths(key: str, given: Any) -> tuple[int, ...]:
+    """Bit-widths as a tuple; a single one will do."""
+    if isinstance(given, int | np.integer):
+        given = (given,)
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise InputError(f"space.{key} = {given!r}: give a list of bit-widths, such as (2, 4, 8)")
+    return tuple(_width(key, bits) for bits in given)
+
+
+def _pair(key: str, given: Any) -> Pair:
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or len(given) != 2:
+        raise InputError(f"space.{key}: {given!r} is no pair of widths, such as (4, 8) for weights and activations")
+    return _width(key, given[0]), _width(key, given[1])
+
+
+def _texts(key: str, given: Any) -> tuple[str, ...]:
+    """Names or patterns as a tuple; a single one will do."""
+    if isinstance(given, str):
+        return (given,)
+    texts = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"space.{key} = {given!r}: give a list of texts, such as ('layer1.*',)")
+    return texts
 
 
 @dataclass(frozen=True)

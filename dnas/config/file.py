@@ -26,13 +26,14 @@ from search_spaces.errors import InputError, nearest
 DEFAULT_PRESET = "digits"
 
 
-def load_job(source: str | None = None, overrides: Sequence[str] = ()) -> JobConfig:
+def load_job(source: str | Path | None = None, overrides: Sequence[str] | str = ()) -> JobConfig:
     """Return the job of a TOML file, or of a preset (``digits`` for None), with ``KEY=VALUE`` overrides applied.
 
     Raises :class:`InputError` that names file, line, key, value and what is expected, for anything wrong.
     """
     try:
-        return _load(DEFAULT_PRESET if source is None else source, overrides)
+        given = [overrides] if isinstance(overrides, str) else overrides
+        return _load(DEFAULT_PRESET if source is None else str(source), given)
     except InputError as error:
         raise InputError(printable(str(error))) from error
 

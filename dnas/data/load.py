@@ -21,7 +21,7 @@ _MEMORY_LIMIT_BYTES = 4 * 2**30
 def load_data(
     source: str,
     *,
-    root: Path | None = None,
+    root: Path | str | None = None,
     download: bool = False,
     validation_fraction: float = 0.1,
     split_seed: int = 0,
@@ -41,7 +41,7 @@ def load_data(
     of an image folder. Raises InputError on whatever cannot be used or found.
     """
     _refuse_options(validation_fraction, image_size, train_limit, test_limit, workers)
-    pool = read_pool(source, root, download, image_size, workers)
+    pool = read_pool(str(source), None if root is None else Path(root), download, image_size, workers)
     if isinstance(pool, DataSplits):
         train = _limited(pool.train, train_limit, split_seed)
         test = _limited(pool.test, test_limit, split_seed)

@@ -15,16 +15,18 @@ from torch import nn
 from dnas.config.fields import Amount
 from dnas.config.job import FinetuneSection, SearchSection
 from dnas.data.augmentation import Augmentation
-from dnas.data.image_sets import DataSplits
+from dnas.data.given import GivenSplits, data_splits
 from dnas.jobs.planning import read_budgets
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, apply, fresh_copy
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import SearchData, SupernetTrainer
 from dnas.training.distillation import Teacher
+from dnas.training.rehearsal import rehearse
 from dnas.training.trainer import CPU, Measurement, Trainer, evaluate, inputs_of
 from search_spaces.allocation.monotone import check_bounds, from_largest
 from search_spaces.assignments import BitAssignment, ModelReference
+from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.network.graph import read_graph
 from search_spaces.provenance import SEARCH, Provenance, Quantizers
@@ -35,8 +37,8 @@ _CALIBRATION_BATCHES, _BATCHNORM_BATCHES = 4, 30
 
 def search_bits(
     model: nn.Module,
-    data: DataSplits,
-    budgets: Sequence[Mapping[str, Amount]],
+    data: GivenSplits,
+    budgets: Sequence[Mapping[str, Amount] | Budget] | Mapping[str, Amount] | Budget,
     *,
     space: SpaceOptions | None = None,
     quantizers: QuantizerChoice | None = None,
@@ -44,21 +46,26 @@ def search_bits(
     batch_size: int = 128,
     augmentation: Augmentation | None = None,
     seed: int = 0,
-    device: torch.device = CPU,
+    device: torch.device | str = CPU,
 ) -> list[BitAssignment]:
     """Search the bits of a trained ``model`` under each budget, such as ``{"size_bytes": "12%"}``.
 
-    The model is left untouched. Raises :class:`InputError`, before any training, for a budget that cannot be met.
+    ``data`` are splits, as of :func:`dnas.load_data`, or what people have at hand: a DataLoader, a dataset of torch, or
+    several of them as (training, validation). The model is left untouched. Raises :class:`InputError`, before any
+    training, for a budget that cannot be met, and for a network or data that cannot be trained.
     """
+    data, device = data_splits(data), torch.device(device)
     quantizers = quantizers or QuantizerChoice()
     graph = read_graph(model, data.input_shape)
     precision_space = build_space(graph, space or SpaceOptions())
     table = CostTable(graph, precision_space, build_costs(quantizers.per_channel))
-    limits = read_budgets([dict(budget) for budget in budgets], table)
+    limits = read_budgets([budgets] if isinstance(budgets, Mapping | Budget) else budgets, table)
     section = section or SearchSection()
     if section.monotone:
         check_bounds(table, limits)
     images = SearchData.split(data.train, data.val, section.theta_fraction, batch_size, augmentation, seed=seed)
+    sets = {"the weights": images.weights, "θ": images.theta, "validation": images.validation}
+    rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=section.warmup_epochs > 0)
     supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device)
     calibrate(supernet.network, inputs_of(images.weights.batches(batch_size, device=device), _CALIBRATION_BATCHES))
     teacher = _teacher(model, section.distillation, device)
@@ -84,20 +91,22 @@ def search_bits(
 def finetune(
     model: nn.Module,
     assignment: BitAssignment,
-    data: DataSplits,
+    data: GivenSplits,
     section: FinetuneSection | None = None,
     *,
     batch_size: int = 128,
     augmentation: Augmentation | None = None,
     seed: int = 0,
-    device: torch.device = CPU,
+    device: torch.device | str = CPU,
 ) -> tuple[nn.Module, Measurement]:
     """Apply ``assignment`` to a copy of ``model``, fine-tune it, and measure it on the validation split.
 
-    Returns the quantized net in eval mode and its accuracy. Raises :class:`InputError` when the assignment was made
-    for another network.
+    ``data`` are as for :func:`search_bits`. Returns the quantized net in eval mode and its accuracy. Raises
+    :class:`InputError` when the assignment was made for another network, and for data that cannot be trained on.
     """
-    section = section or FinetuneSection()
+    data, device, section = data_splits(data), torch.device(device), section or FinetuneSection()
+    sets = {"training": data.train}
+    rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=section.epochs > 0)
     network = apply(model, assignment).to(device)
     batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device)
     images = inputs_of(batches, _BATCHNORM_BATCHES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,9 +108,11 @@ def cost_table(graph: LayerGraph, space: PrecisionSpace, section: CostsSection, 
 
 
 def read_budgets(
-    entries: Sequence[dict[str, Amount]], table: CostTable, smallest: CostTable | None = None
+    entries: Sequence[Mapping[str, Amount] | Budget], table: CostTable, smallest: CostTable | None = None
 ) -> tuple[Budget, ...]:
     """Parse budgets and refuse those that no assignment meets, of the network or of the ``smallest`` it may become."""
+    if not isinstance(entries, list | tuple):
+        raise InputError(f"budgets must be a list such as [{{'size_bytes': '12%'}}], got {entries!r}")
     budgets = tuple(parse_budget(entry, table) for entry in entries)
     for budget in budgets:
         check_reachable(smallest or table, budget)

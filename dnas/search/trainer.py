@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from dnas.config.job import SearchSection
 from dnas.config.training import Optimization
 from dnas.data.augmentation import Augmentation
+from dnas.data.given import GivenImages, image_set
 from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.quantization.calibration import batch_statistics
 from dnas.search.losses import ThetaLoss, theta_loss
@@ -52,8 +53,8 @@ class SearchData:
     @classmethod
     def split(
         cls,
-        train: ImageSet,
-        val: ImageSet,
+        train: GivenImages,
+        val: GivenImages,
         theta_fraction: float = 0.2,
         batch_size: int = 128,
         augmentation: Augmentation | None = None,
@@ -61,6 +62,7 @@ class SearchData:
         most_validation: int = 2000,
     ) -> SearchData:
         """Split the training images by class; choices are made on at most ``most_validation`` validation images."""
+        train, val = image_set(train, "the training images"), image_set(val, "the validation images")
         chosen = stratified_indices(
             train.labels, max(1, round(theta_fraction * len(train))), derived_seed(seed, "theta")
         )
@@ -107,11 +109,11 @@ class SupernetTrainer:
         *,
         seed: int = 0,
         label: str = "search",
-        device: torch.device = CPU,
+        device: torch.device | str = CPU,
         teacher: Teacher | None = None,
     ) -> None:
         self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
-        self.seed, self.label, self.device = seed, label, device
+        self.seed, self.label, self.device = seed, label, torch.device(device)
         self.weights = Updates(supernet.network, section)
         self.theta = Updates(supernet.theta, theta_optimization(section))
         self.epoch = 0

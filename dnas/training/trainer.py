@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dnas.config.training import TrainingSection
 from dnas.data.augmentation import Augmentation
+from dnas.data.given import GivenImages, image_set
 from dnas.data.image_sets import ImageSet
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.training.distillation import Teacher, taught
@@ -49,9 +50,13 @@ class EpochResult:
 
 
 def evaluate(
-    network: Callable[[Tensor], Tensor], images: ImageSet, batch_size: int = 256, device: torch.device = CPU
+    network: Callable[[Tensor], Tensor],
+    images: GivenImages,
+    batch_size: int = 256,
+    device: torch.device | str = CPU,
 ) -> Measurement:
     """Measure ``network`` as it is (mode and all) on ``images``, in order, without gradients."""
+    images = image_set(images)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     with torch.no_grad():
@@ -78,19 +83,19 @@ class Trainer:
         network: nn.Module,
         section: TrainingSection,
         *,
-        images: ImageSet,
+        images: GivenImages,
         batch_size: int = 128,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         label: str = "training",
-        device: torch.device = CPU,
+        device: torch.device | str = CPU,
         on_progress: Callable[[float], None] = lambda progress: None,
         teacher: Teacher | None = None,
     ) -> None:
         self.on_progress, self.teacher = on_progress, teacher
-        self.network, self.section, self.images = network, section, images
+        self.network, self.section, self.images = network, section, image_set(images)
         self.batch_size, self.augmentation = batch_size, augmentation
-        self.seed, self.label, self.device = seed, label, device
+        self.seed, self.label, self.device = seed, label, torch.device(device)
         self.updates = Updates(network, section)
         self.epoch = 0
 

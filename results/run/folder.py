@@ -45,11 +45,12 @@ class Run:
         self.journal = Journal(folder / JOURNAL, read_only=lock is None)
 
     @classmethod
-    def create(cls, folder: Path, job_toml: str, environment: Mapping[str, Any]) -> Run:
+    def create(cls, folder: Path | str, job_toml: str, environment: Mapping[str, Any]) -> Run:
         """Make a new run folder, locked for writing; the folder may exist if it is empty.
 
         Raises :class:`InputError` over an existing run or a foreign folder, :class:`JobError` where the disk refuses.
         """
+        folder = Path(folder)
         _refuse_occupied(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -72,11 +73,12 @@ class Run:
         return cls(folder, lock)
 
     @classmethod
-    def open(cls, folder: Path, *, write: bool = False) -> Run:
+    def open(cls, folder: Path | str, *, write: bool = False) -> Run:
         """Open an existing run; ``write=True`` takes the lock.
 
         Raises :class:`InputError` where there is no run or another process is writing to it.
         """
+        folder = Path(folder)
         if not folder.exists():
             names = [run.name for run in list_runs(folder.parent)]
             raise InputError(f"there is no run at {folder}{nearest(folder.name, names)}")
@@ -183,7 +185,7 @@ class Run:
                     f"{self.folder / ASSIGNMENTS / id}.json is gone; make it again with: dnas resume {self.folder}"
                 )
             known = f"; it has {', '.join(paths)}" if 0 < len(paths) <= 12 else ""
-            raise InputError(f"{self.folder} has no assignment '{id}'{nearest(id, paths)}{known}")
+            raise InputError(f"{self.folder} has no assignment '{id}'{nearest(str(id), paths)}{known}")
         return self._read(paths[id])
 
     def complete_id(self, beginning: str) -> str:

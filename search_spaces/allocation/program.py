@@ -10,14 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_array, vstack
 
 from search_spaces.allocation.monotone import no_wider
 from search_spaces.allocation.solver import most_useful, not_decided
-from search_spaces.costs.budgets import Budget
+from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable
-from search_spaces.errors import InputError, JobError
+from search_spaces.errors import InputError, JobError, one_line
 from search_spaces.spaces import Pair
 
 Cells = list[tuple[int, int]]
@@ -29,15 +30,21 @@ _EPSILON = 1e-12  # what adding up in another order can change, relative to the 
 
 
 def allocate(
-    utilities: np.ndarray, table: CostTable, budget: Budget | None, bound: Sequence[Pair] | None = None
+    utilities: ArrayLike,
+    table: CostTable,
+    budget: Budget | Mapping[str, str | float] | None = None,
+    bound: Sequence[Pair] | None = None,
 ) -> Cells:
     """Return the cell of each decision that maximises the summed utility within ``budget``.
 
-    ``utilities`` is (D, Kw, Ka); cells outside ``space.allowed`` and those of utility -inf are never taken. The result
-    never exceeds the budget, and is nowhere wider than ``bound``, (weight bits, activation bits) per decision. Raises
-    :class:`InputError` with the nearest possible figure when nothing meets the budget, :class:`JobError` when the
-    solver could not tell in its time.
+    ``utilities`` is (D, Kw, Ka); ``budget`` may be written as in a job file. Cells outside ``space.allowed``
+    and those of utility -inf are never taken. The result never exceeds the budget, and is nowhere wider than ``bound``,
+    (weight bits, activation bits) per decision. Raises :class:`InputError` with the nearest possible figure when
+    nothing meets the budget, :class:`JobError` when the solver could not tell in its time.
     """
+    utilities = _checked(utilities, table)
+    if budget is not None:
+        budget = parse_budget(budget, table)
     if bound is not None:
         utilities = np.where(no_wider(table.space, bound), utilities, -np.inf)
     cells = _best(utilities, table, budget.limits if budget else {})
@@ -48,6 +55,22 @@ def allocate(
         assert budget is not None
         raise InputError(unreachable(table, budget))
     return cells
+
+
+def _checked(utilities: ArrayLike, table: CostTable) -> np.ndarray:
+    """The utilities in float64; :class:`InputError` where they are not (D, Kw, Ka), or not numbers."""
+    try:
+        found = np.asarray(utilities, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"utilities are no array of numbers: {one_line(error)}") from error
+    if found.shape != table.space.allowed.shape:
+        raise InputError(
+            f"utilities have the shape {found.shape}; the space has {table.space.allowed.shape} decisions, widths of "
+            "weights and widths of activations"
+        )
+    if np.isnan(found).any() or np.isposinf(found).any():
+        raise InputError("utilities must be finite, or -inf for a cell that is never taken; one is NaN or inf")
+    return found
 
 
 def dominated(table: CostTable, budget: Budget, bound: Sequence[Pair] | None = None) -> np.ndarray:

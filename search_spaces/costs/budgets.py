@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from search_spaces.costs.table import Cost, CostTable
 from search_spaces.errors import InputError
 
@@ -35,6 +37,11 @@ class Budget:
     limits: Mapping[str, float]
     label: str
 
+    def check(self, table: CostTable) -> None:
+        """Raise :class:`InputError` for a limit that is no amount, or on a cost that the table does not know."""
+        for name, limit in self.limits.items():
+            parse_amount(limit, 0.0, 0.0, table.require(name))
+
     def met_by(self, costs: Mapping[str, float]) -> bool:
         """Whether no limit is exceeded."""
         return all(costs[name] <= limit for name, limit in self.limits.items())
@@ -48,7 +55,7 @@ def parse_amount(text: str | float, fp32: float, uniform8: float, cost: Cost | N
     >>> parse_amount("25%", fp32=400.0, uniform8=100.0), parse_amount("2 KiB", 0, 0), parse_amount(7, 0, 0)
     (100.0, 2048.0, 7.0)
     """
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
+    if isinstance(text, (int, float, np.integer, np.floating)) and not isinstance(text, bool):
         try:
             amount = float(text)
         except OverflowError:
@@ -77,11 +84,18 @@ def _check_symbol(symbol: str, text: str | float, cost: Cost) -> None:
         )
 
 
-def parse_budget(entry: Mapping[str, str | float], table: CostTable, own: Mapping[str, float] | None = None) -> Budget:
-    """Read one budget of a job file, such as ``{size_bytes = "12%", bitops = "5%"}``.
+def parse_budget(
+    entry: Mapping[str, str | float] | Budget, table: CostTable, own: Mapping[str, float] | None = None
+) -> Budget:
+    """Read one budget of a job file, such as ``{size_bytes = "12%", bitops = "5%"}``; one that is read stays as it is.
 
     A plain percentage is of fp32, or of the costs ``own`` where these are given.
     """
+    if isinstance(entry, Budget):
+        entry.check(table)
+        return entry
+    if not isinstance(entry, Mapping):
+        raise InputError(f"budget {entry!r} does not say of which cost; write for example {{ size_bytes = '12%' }}")
     if not entry:
         raise InputError("a budget is empty; write for example { size_bytes = '12%' }")
     limits = {}

@@ -128,8 +128,12 @@ def latency_table(path: Path) -> Cost:
     return Cost("latency_ms", "ms", layer)
 
 
-def user_cost(name: str, source: str) -> Cost:
-    """A user's own cost, ``package.module:function(layer, weight_bits, activation_bits) -> float``, summed."""
+def user_cost(name: str, source: str | LayerCost) -> Cost:
+    """A user's own cost, summed: a function (layer, weight_bits, activation_bits) -> float, or its name."""
+    if callable(source):
+        return Cost(name, "", source)
+    if not isinstance(source, str) or ":" not in source:
+        raise InputError(f"cost '{name}' is {source!r}; give a function or its name as 'package.module:function'")
     with importable_working_directory():
         return Cost(name, "", import_callable(source, f"cost '{name}'"))
 
@@ -225,12 +229,16 @@ def _asked(cost: Cost, spec: LayerSpec, pair: Pair) -> float:
 
 
 def build_costs(
-    per_channel: bool = False, latency: Path | None = None, functions: Mapping[str, str] | None = None
+    per_channel: bool = False,
+    latency: Path | str | None = None,
+    functions: Mapping[str, str | LayerCost] | None = None,
 ) -> list[Cost]:
-    """All costs a job knows: the five built in, a latency table if given, and the user's own functions."""
+    """All costs a job knows: the five built in, a latency table if given, and the user's own functions by name."""
+    if not isinstance(functions or {}, Mapping):
+        raise InputError(f"functions are by the name of their cost, such as {{'energy': function}}; got {functions!r}")
     costs: list[Any] = [size_bytes(per_channel), BITOPS, MACS, WEIGHT_BITS, PEAK_ACTIVATION_BYTES]
     if latency is not None:
-        costs.append(latency_table(latency))
+        costs.append(latency_table(Path(latency)))
     for name, source in (functions or {}).items():
         if name in {cost.name for cost in costs}:
             raise InputError(f"costs.functions: '{name}' is the name of a built-in cost; choose another")

@@ -38,13 +38,14 @@ class LoadedModel:
 
 
 def load_model(
-    source: str, *, arguments: Mapping[str, Any] | None = None, checkpoint: Path | None = None
+    source: str, *, arguments: Mapping[str, Any] | None = None, checkpoint: Path | str | None = None
 ) -> LoadedModel:
     """Build the network named by ``source`` with ``arguments`` and load ``checkpoint`` into it.
 
     ``source`` is ``zoo:NAME``, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:callable``.
     Raises InputError where the source, the arguments or the checkpoint cannot be used.
     """
+    _check_given(source, arguments)
     prefix, separator, name = source.partition(":")
     if not separator or not prefix or not name:
         known = [f"{prefix}:{name}" for prefix in ("zoo", "torchvision") for name in _names(prefix)]
@@ -82,6 +83,13 @@ def check_finite(network: nn.Module) -> None:
             raise InputError(
                 f"'{name}' holds {count} of {tensor.numel()} values that are not finite; train or load the net again"
             )
+
+
+def _check_given(source: Any, arguments: Any) -> None:
+    if not isinstance(source, str):
+        raise InputError(f"a model is named by text such as 'zoo:resnet20', got {source!r}")
+    if not isinstance(arguments or {}, Mapping):
+        raise InputError(f"the arguments of model '{source}' must be a mapping of names to values, got {arguments!r}")
 
 
 def available_models() -> dict[str, list[str]]:

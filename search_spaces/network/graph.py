@@ -45,6 +45,7 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
 
     Raises :class:`InputError` when the network cannot run on such an input.
     """
+    _check_network(model)
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError("the network has lazy parameters; run it once on an example before the search")
     with torch.inference_mode(False):
@@ -70,6 +71,12 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
         parameters=parameters,
         unused=unused,
     )
+
+
+def _check_network(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        hint = "; give its .module" if isinstance(getattr(model, "module", None), nn.Module) else ""
+        raise InputError(f"a {type(model).__name__} is no network (torch.nn.Module){hint}")
 
 
 def _observe(model: nn.Module, call: Call) -> tuple[nn.Module, Call, Observation]:

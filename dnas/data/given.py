@@ -1,0 +1,244 @@
+"""Images as people have them at hand: a DataLoader, a dataset of torch, pairs of tensors, as a set of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
+
+from dnas.data.augmentation import Augmentation, crop_and_flip, cut_out, draw_augmentation
+from dnas.data.checks import described
+from dnas.data.image_sets import (
+    DataSplits,
+    ImageSet,
+    MemoryImages,
+    chunks,
+    draw_order,
+    refuse_batches,
+    stratified_indices,
+)
+from search_spaces.errors import InputError, one_line
+
+GivenImages = ImageSet | Dataset[Any] | Iterable[Any]
+"""Whatever :func:`image_set` takes."""
+GivenSplits = DataSplits | Mapping[str, GivenImages] | Sequence[GivenImages] | GivenImages
+"""Whatever :func:`data_splits` takes."""
+_HELD_OUT = 0.1
+_PAIRS = "give pairs of images (N, C, H, W) and labels (N,), as a DataLoader, a dataset of torch or a list of batches"
+
+
+def image_set(data: GivenImages, name: str = "the images") -> ImageSet:
+    """Return what was given as a set of images.
+
+    A map-style dataset, and a DataLoader over all of one, is read anew in every epoch, so that its random transforms
+    stay random; order and batches are ours. Anything else that yields (images, labels), in batches or one by one, is
+    read once into memory. Images are taken as they are, normalised already; uint8 ones are scaled to [0, 1]. Raises
+    :class:`InputError` for anything else.
+    """
+    if isinstance(data, ImageSet):
+        return data
+    if isinstance(data, DataLoader) and _covers_its_dataset(data):
+        return DatasetImages.of(data.dataset, name, data.num_workers)
+    if _is_map_style(data):
+        return DatasetImages.of(data, name)
+    if _is_pair(data):
+        return _in_memory([data], name)
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping | Tensor | np.ndarray):
+        return _in_memory(data, name)
+    raise InputError(f"{name} cannot be read from {described(data)}; {_PAIRS}")
+
+
+def data_splits(data: GivenSplits) -> DataSplits:
+    """Return what was given as splits: (training, validation) or (training, validation, test), or training alone.
+
+    Of training images alone a stratified tenth is held out for validation. Without a test split the validation split
+    stands in for it.
+    """
+    if isinstance(data, DataSplits):
+        return data
+    if isinstance(data, Mapping):
+        parts: list[Any] = [data.get(key) for key in ("train", "val", "test")]
+    elif _is_pair(data) or (isinstance(data, list) and data and _is_pair(data[0])):
+        parts = [data]
+    elif isinstance(data, tuple | list) and len(data) in (2, 3):
+        parts = list(data)
+    else:
+        parts = [data]
+    train = image_set(parts[0], "the training images")
+    if len(parts) < 2 or parts[1] is None:
+        train, val = _held_out(train)
+    else:
+        val = image_set(parts[1], "the validation images")
+    test = image_set(parts[2], "the test images") if len(parts) == 3 and parts[2] is not None else val
+    classes = 1 + max(int(split.labels.max()) for split in (train, val, test))
+    return DataSplits(train, val, test, classes, train.input_shape)
+
+
+def _held_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    count = max(1, round(_HELD_OUT * len(images)))
+    if len(images) < 2 * count:
+        raise InputError(f"the training images are too few to hold {count} of {len(images)} out; give more")
+    chosen = stratified_indices(images.labels, count, seed=0)
+    kept = torch.ones(len(images), dtype=torch.bool)
+    kept[chosen] = False
+    return images.subset(kept.nonzero().flatten()), images.subset(chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetImages:
+    """The images at ``indices`` (N,) of a map-style dataset of (image (C, H, W), label), read while they are needed."""
+
+    dataset: Any
+    labels: Tensor
+    indices: Tensor
+    input_shape: tuple[int, int, int]
+    workers: int = 0
+
+    @classmethod
+    def of(cls, dataset: Any, name: str, workers: int = 0) -> DatasetImages:
+        """All images of a dataset, whose labels are read once."""
+        if not len(dataset):
+            raise InputError(f"{name}: the dataset is empty")
+        image, _ = _pair(_item(dataset, 0, name), name)
+        if image.ndim != 3:
+            raise InputError(f"{name}: an item of the dataset must be an image (C, H, W) and a label, {_got(image)}")
+        labels = _known_labels(dataset)
+        if labels is None:
+            found = [_pair(_item(dataset, index, name), name)[1] for index in range(len(dataset))]
+            labels = _class_labels(found, name)
+        channels, height, width = image.shape
+        return cls(dataset, labels, torch.arange(len(dataset)), (channels, height, width), workers)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def subset(self, indices: Tensor) -> DatasetImages:
+        """Return the images at ``indices``, int64 (M,); nothing is read."""
+        return DatasetImages(self.dataset, self.labels[indices], self.indices[indices], self.input_shape, self.workers)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches as :meth:`ImageSet.batches` says; the dataset's own transforms come first."""
+        refuse_batches(batch_size, seed, augmentation)
+        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last)
+
+    def _batches(
+        self,
+        batch_size: int,
+        seed: int | None,
+        augmentation: Augmentation | None,
+        device: torch.device,
+        drop_last: bool,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        generator, order = draw_order(len(self), seed)
+        positions = chunks(order, batch_size, drop_last)
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=[self.indices[rows].tolist() for rows in positions],
+            num_workers=min(self.workers, os.cpu_count() or 1),
+            generator=torch.Generator().manual_seed(seed or 0),
+        )
+        for rows, batch in zip(positions, loader, strict=True):
+            x = _pair(batch, "the images")[0].to(device)
+            if augmentation is not None:
+                draw = draw_augmentation(len(x), x.shape[2], x.shape[3], augmentation, generator)
+                x = cut_out(crop_and_flip(x, draw, augmentation.crop_padding), draw, augmentation.cutout)
+            yield x, self.labels[rows].to(device)
+
+
+def _in_memory(pairs: Iterable[Any], name: str) -> MemoryImages:
+    """Read all pairs, batches or single images, into memory."""
+    images, labels = [], []
+    try:
+        for item in pairs:
+            x, y = _pair(item, name)
+            images.append(x if x.ndim == 4 else x[None])
+            labels.append(y.reshape(-1))
+        if not images:
+            raise InputError(f"{name}: there are none; {_PAIRS}")
+        whole = torch.cat(images)
+    except InputError:
+        raise
+    except Exception as error:  # the user's own code, or images of different shapes
+        raise InputError(f"{name} cannot be read: {one_line(error)}; {_PAIRS}") from error
+    found = _class_labels(labels, name)
+    if whole.ndim != 4 or len(found) != len(whole):
+        raise InputError(f"{name}: {_PAIRS}; {_got(whole)} and {described(found)}")
+    return MemoryImages(whole, found, (0.0,) * whole.shape[1], (1.0,) * whole.shape[1])
+
+
+def _is_map_style(data: Any) -> bool:
+    """Whether items are had by their index, as torch's map-style datasets give them."""
+    other = IterableDataset | DataLoader | tuple | list | str | bytes | Mapping | Tensor | np.ndarray
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, other)
+
+
+def _covers_its_dataset(loader: DataLoader[Any]) -> bool:
+    """Whether a loader does nothing but to batch every item of a map-style dataset."""
+    dataset: Any = loader.dataset
+    sampler = loader.sampler
+    whole = isinstance(sampler, SequentialSampler) or (isinstance(sampler, RandomSampler) and not sampler.replacement)
+    plain = whole and loader.collate_fn is default_collate
+    return plain and _is_map_style(dataset) and len(sampler) == len(dataset)  # type: ignore[arg-type]
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether this is one batch of images and labels."""
+    arrays = Tensor, np.ndarray
+    return isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, arrays) for part in data)
+
+
+def _item(dataset: Any, index: int, name: str) -> Any:
+    try:
+        return dataset[index]
+    except Exception as error:  # the user's own code
+        raise InputError(f"{name}: item {index} of the dataset cannot be read: {one_line(error)}") from error
+
+
+def _pair(item: Any, name: str) -> tuple[Tensor, Tensor]:
+    """An image or a batch of them as floats, and its labels."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise InputError(f"{name}: {_PAIRS}; got {described(item)}")
+    try:
+        image, label = torch.as_tensor(item[0]), torch.as_tensor(item[1])
+    except Exception as error:
+        hint = "; add ToTensor to its transforms" if hasattr(item[0], "convert") else f"; {_PAIRS}"
+        raise InputError(f"{name}: {described(item[0])} is no tensor{hint}") from error
+    return image.float() / 255 if image.dtype == torch.uint8 else image.float(), label
+
+
+def _known_labels(dataset: Any) -> Tensor | None:
+    """The labels as torchvision's datasets keep them, where no transform changes them."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    try:
+        labels = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    whole = labels.ndim == 1 and len(labels) == len(dataset) and not labels.is_floating_point()
+    return labels.long() if whole else None
+
+
+def _class_labels(parts: Sequence[Tensor], name: str) -> Tensor:
+    labels = torch.cat([part.reshape(-1) for part in parts])
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or int(labels.min()) < 0:
+        raise InputError(f"{name}: labels must be integers from 0 on, got {described(labels)}")
+    return labels.long()
+
+
+def _got(value: Tensor) -> str:
+    return f"got {described(value)}"

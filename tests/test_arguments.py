@@ -1,0 +1,306 @@
+"""Public functions take what people have at hand, and refuse in one sentence what they cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+
+import bayesopt
+import dnas
+from dnas.config.job import FinetuneSection, SearchSection
+from dnas.data.augmentation import Augmentation
+from dnas.data.given import data_splits, image_set
+from dnas.data.image_sets import ImageSet, MemoryImages
+from search_spaces.errors import InputError
+from tests.toys import SHAPE, Net, images, plan, trained
+
+GRAPH, SPACE, TABLE = plan(Net())
+BASE = images()
+X, Y = next(BASE.batches(len(BASE)))
+PAIRS = TensorDataset(X, Y)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return ((x, int(y)) for x, y in zip(X, Y, strict=True))
+
+
+class Unlike(Dataset[Any]):
+    """A dataset with labels of its own, which a transform changes."""
+
+    targets = (9,) * len(Y)
+    target_transform = staticmethod(lambda y: y)
+
+    def __len__(self) -> int:
+        return len(Y)
+
+    def __getitem__(self, index: int) -> Any:
+        return X[index].numpy(), np.int64(Y[index])
+
+
+GIVEN: dict[str, Callable[[], Any]] = {
+    "a set of ours": lambda: MemoryImages(X, Y, (0.0,), (1.0,)),
+    "loader": lambda: DataLoader(PAIRS, 7),
+    "shuffled loader": lambda: DataLoader(PAIRS, 7, shuffle=True),
+    "dataset": lambda: PAIRS,
+    "subset": lambda: Subset(PAIRS, range(len(Y))),
+    "its own labels": Unlike,
+    "stream": Stream,
+    "loader of a stream": lambda: DataLoader(Stream(), 7),
+    "sampler": lambda: DataLoader(PAIRS, 7, sampler=SubsetRandomSampler(range(len(Y)))),
+    "list of batches": lambda: list(DataLoader(PAIRS, 7)),
+    "generator": lambda: ((x, y) for x, y in DataLoader(PAIRS, 7)),
+    "list of images": lambda: [(x, int(y)) for x, y in zip(X, Y, strict=True)],
+    "arrays": lambda: (X.numpy(), Y.numpy()),
+    "bytes": lambda: ((255 * X.clamp(0, 1)).round().byte(), Y),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_images_are_the_same_however_they_are_given(name: str) -> None:
+    found = image_set(GIVEN[name]())
+    assert isinstance(found, ImageSet)
+    assert (len(found), found.input_shape) == (len(Y), SHAPE)
+    x, y = (torch.cat(parts) for parts in zip(*found.batches(5), strict=True))
+    order = slice(None)
+    if name == "sampler":  # read once, in the order that it drew
+        order = torch.cdist(X.flatten(1), x.flatten(1)).argmin(1)
+    expected = X.clamp(0, 1) if name == "bytes" else X
+    assert torch.allclose(x[order], expected, atol=1 / 500 if name == "bytes" else 0)
+    assert torch.equal(y[order], Y)
+    assert torch.equal(found.labels[order], Y)
+    first, again = (list(found.batches(5, seed=3, augmentation=Augmentation(1, True, 2))) for _ in range(2))
+    assert all(
+        torch.equal(a, b) for one, other in zip(first, again, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    shuffled = torch.cat([labels for _, labels in first])
+    assert torch.equal(shuffled.bincount(), Y.bincount())
+    assert not torch.equal(shuffled, Y)
+    part = found.subset(torch.tensor([4, 1]))
+    assert torch.equal(next(part.batches(2))[0], x[[4, 1]])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        5,
+        "digits",
+        X,
+        [],
+        [X],
+        [(X,)],
+        [{"image": X}],
+        (X, Y.float()),
+        [(X, -Y)],
+        [(1, 2)],
+        TensorDataset(X[:0], Y[:0]),
+    ],
+)
+def test_what_holds_no_images_is_one_sentence(given: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        data_splits(given)
+    assert "\n" not in str(caught.value)
+
+
+SECTIONS: dict[str, Any] = {
+    "section": SearchSection(warmup_epochs=0, epochs=1),
+    "space": dnas.SpaceOptions(weight_bits=[2, 8], activation_bits=8),  # type: ignore[arg-type]
+    "batch_size": 16,
+}
+BUDGET = {"size_bytes": "60%"}
+
+
+@pytest.mark.parametrize(
+    "data", [DataLoader(PAIRS, 8), PAIRS, (PAIRS, (X, Y)), {"train": PAIRS, "val": DataLoader(PAIRS, 9)}]
+)
+def test_a_search_and_a_fine_tuning_take_what_people_have(data: Any) -> None:
+    model = trained(Net())
+    (found,) = dnas.search_bits(model, data, BUDGET, device="cpu", **SECTIONS)
+    network, measured = dnas.finetune(model, found, data, FinetuneSection(epochs=0), batch_size=16, device="cpu")
+    assert 0 <= measured.top1 <= 1
+    assert dnas.evaluate(network, DataLoader(PAIRS, 9), 8, device="cpu") == dnas.evaluate(network, PAIRS, 8)
+    trainer = dnas.Trainer(network, FinetuneSection(epochs=1), images=DataLoader(PAIRS, 8), device="cpu")
+    assert [epoch.epoch for epoch in trainer.epochs()] == [1]
+
+
+@pytest.mark.parametrize(
+    "data", [None, DataLoader(TensorDataset(X, Y + 1), 8), DataLoader(TensorDataset(X.repeat(1, 2, 1, 1), Y), 8)]
+)
+def test_a_search_refuses_data_that_do_not_fit(data: Any) -> None:
+    with pytest.raises(InputError):
+        dnas.search_bits(trained(Net()), data, [BUDGET], **SECTIONS)
+
+
+def test_budgets_may_be_one_many_or_read_already() -> None:
+    read = dnas.parse_budget({"size_bytes": np.float32(400)}, TABLE)
+    assert read.limits == {"size_bytes": 400.0}
+    for given in (BUDGET, [BUDGET], (read,), read):
+        assert len(dnas.search_bits(trained(Net()), PAIRS, given, **SECTIONS)) == 1
+    for wrong in ("12%", ["12%"], 400, [None], [{}], [{"size_bites": "12%"}], [dnas.Budget({"bytes": 1.0}, "")]):
+        with pytest.raises(InputError):
+            dnas.search_bits(trained(Net()), PAIRS, wrong, **SECTIONS)  # type: ignore[arg-type]
+
+
+def energy(layer: Any, weight_bits: int, activation_bits: int) -> float:
+    return float(layer.macs * weight_bits)
+
+
+def test_a_cost_is_a_function_or_the_name_of_one() -> None:
+    named = dnas.build_costs(functions={"e": f"{__name__}:energy"})
+    for costs in (
+        named,
+        dnas.build_costs(functions={"e": energy}),
+        dnas.build_costs(functions={"e": lambda *given: energy(*given)}),
+    ):
+        assert dnas.CostTable(GRAPH, SPACE, costs).uniform(4, ["e"])["e"] == sum(
+            energy(layer, 4, 4) for layer in GRAPH.layers
+        )
+    for wrong in ({"e": 5}, {"e": "energy"}, {"bitops": energy}, [energy]):
+        with pytest.raises(InputError):
+            dnas.build_costs(functions=wrong)  # type: ignore[arg-type]
+
+
+NUMBERS: list[Callable[[Any], Any]] = [np.int64, np.uint8, np.float32, lambda n: np.array([n, n]), lambda n: [n, n]]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_ratios_take_numbers_of_numpy(number: Callable[[Any], Any]) -> None:
+    def cost(kept: Any) -> dict[str, float]:
+        return {"size_bytes": float(sum(kept.values()))}
+
+    plain = bayesopt.RatioSpace(("a", "b"), (8, 8), cost, min_keep=2, round_to=2)
+    space = bayesopt.RatioSpace(["a", "b"], np.array([8, 8]), cost, min_keep=number(2), round_to=number(2))  # type: ignore[arg-type]
+    assert space.levels == plain.levels
+    assert space.repair(np.array([0.5, 0.1], dtype=np.float32), {"size_bytes": np.float32(11)}) == plain.repair(
+        (0.5, 0.1), {"size_bytes": 11}
+    )
+    ratio = bayesopt.RatioSpace(("a",), (8,), cost, max_ratio=np.float32(0.5), fixed={})
+    assert ratio.least() == (4,)
+
+
+WRONG_RATIOS: list[dict[str, Any]] = [
+    {"max_ratio": "half"},
+    {"max_ratio": {"a": 0.5}},
+    {"max_ratio": [0.5, None]},
+    {"max_ratio": True},
+    {"min_keep": 1.5},
+    {"min_keep": float("nan")},
+    {"round_to": None},
+    {"fixed": {"a": "0.5"}},
+    {"fixed": {3: 0.5}},
+    {"units": (8, "8")},
+    {"units": (8,)},
+    {"cost": {"size_bytes": 3}},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_RATIOS, ids=str)
+def test_a_space_of_ratios_refuses_what_is_none(wrong: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"names": ("a", "b"), "units": (8, 8), "cost": lambda kept: {"size_bytes": 1.0}}
+    with pytest.raises(InputError):
+        bayesopt.RatioSpace(**{**given, **wrong})
+
+
+def test_points_counts_and_limits_that_do_not_fit_are_refused() -> None:
+    space = bayesopt.RatioSpace(("a", "b"), (8, 8), lambda kept: {"size_bytes": float(sum(kept.values()))})
+    for call in (
+        lambda: space.counts((0.5,)),
+        lambda: space.costs((8,)),
+        lambda: space.repair((0.5, 0.5), {"bitops": 4}),
+        lambda: space.meets((8, 8), {"bitops": 4}),
+        lambda: bayesopt.make_proposer("random", space, {"bitops": 4}, seed=0),
+        lambda: bayesopt.make_proposer("random", space, [], seed=0),
+        lambda: bayesopt.choose(Net(), GRAPH.channels, "0.5"),  # type: ignore[arg-type]
+        lambda: bayesopt.choose(Net(), GRAPH.channels, {"stem": None}),  # type: ignore[dict-item]
+        lambda: list(
+            bayesopt.run_trials(
+                bayesopt.make_proposer("random", space, {"size_bytes": 9}, seed=0), iter, total=3, batch=0
+            )
+        ),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InputError):
+            call()
+    assert bayesopt.choose(trained(Net()), GRAPH.channels, np.float32(0.5)) == bayesopt.choose(
+        trained(Net()), GRAPH.channels, 0.5
+    )
+
+
+WRONG_OPTIONS: list[dict[str, Any]] = [
+    {"weight_bits": "4"},
+    {"weight_bits": [9]},
+    {"weight_bits": [4.0]},
+    {"weight_bits": None},
+    {"activation_bits": {"conv": 4}},
+    {"pairs": [4, 8]},
+    {"pairing": "tight"},
+    {"granularity": "blocks"},
+    {"ties": ["residuals"]},
+    {"include": [3]},
+    {"exclude": 3},
+    {"fix": {"stem": 4}},
+    {"fix": {"stem": "48"}},
+    {"first_layer": "serach"},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_OPTIONS, ids=str)
+def test_options_of_a_space_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=rf"space\.{next(iter(wrong))}"):
+        dnas.SpaceOptions(**wrong)
+
+
+def test_options_of_a_space_may_be_lists_arrays_and_single_values() -> None:
+    plain = dnas.SpaceOptions((2, 4), (8,), include=("first",), fix={"stem": (4, 8)}, first_layer="search")
+    given: Any = dnas.SpaceOptions
+    assert given(np.array([2, 4]), 8, include="first", fix={"stem": [4, np.int8(8)]}, first_layer="search") == plain
+    assert type(given(np.array([2, 4])).weight_bits[0]) is int
+
+
+@pytest.mark.parametrize("shape", [[1, 6, 6], tuple(np.array(SHAPE)), torch.Size(SHAPE)])
+def test_a_shape_is_any_row_of_whole_numbers(shape: Any) -> None:
+    graph = dnas.read_graph(Net(), shape)
+    assert graph.input_shape == SHAPE
+    assert all(type(side) is int for side in graph.input_shape)
+
+
+@pytest.mark.parametrize("shape", [None, 6, "1,6,6", (1, 6.0, 6), (1, None, 6)])
+def test_what_is_no_shape_is_refused(shape: Any) -> None:
+    with pytest.raises(InputError):
+        dnas.read_graph(Net(), shape)
+
+
+def test_other_arguments(tmp_path: Path) -> None:
+    loaded = dnas.load_model("zoo:tiny_resnet")
+    with pytest.raises(InputError, match=r"LoadedModel is no network .*; give its .module"):
+        dnas.read_graph(loaded, (1, 8, 8))  # type: ignore[arg-type]
+    for call in (
+        lambda: dnas.load_model(nn.Linear(2, 2)),  # type: ignore[arg-type]
+        lambda: dnas.load_model("zoo:tiny_resnet", arguments=["width"]),  # type: ignore[arg-type]
+        lambda: dnas.load_model("zoo:tiny_resnet", checkpoint=str(tmp_path / "none.pt")),
+        lambda: dnas.load_data("imagefolder", root=str(tmp_path)),
+        lambda: dnas.load_data(tmp_path),  # type: ignore[arg-type]
+        lambda: dnas.load_job(tmp_path / "none.toml"),
+        lambda: dnas.Run.open(str(tmp_path)),
+        lambda: dnas.allocate(np.zeros((2, 2)), TABLE),
+        lambda: dnas.allocate("zeros", TABLE),
+        lambda: dnas.allocate(np.full(SPACE.allowed.shape, np.nan), TABLE),
+        lambda: dnas.allocate(np.zeros(SPACE.allowed.shape), TABLE, {"size_bites": "60%"}),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert dnas.load_job("digits", "seed=3").seed == 3
+    utilities = torch.zeros(SPACE.allowed.shape)
+    assert dnas.allocate(utilities, TABLE, BUDGET) == dnas.allocate(
+        utilities.numpy(), TABLE, dnas.parse_budget(BUDGET, TABLE)
+    )
+    assert dnas.LayerBits(np.int64(4), np.int64(8)) == dnas.LayerBits(4, 8)  # type: ignore[arg-type]
+    assert type(dnas.LayerBits(np.int64(4), 8).weight_bits) is int  # type: ignore[arg-type]
