@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from search_spaces.channels.meta_operations import run_on_meta
 from search_spaces.network.examples import Call
 
 # Operations that make a tensor of the shape or type of another: they read none of its values.
@@ -120,7 +121,7 @@ class _Watch(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        output = func(*args, **kwargs)
+        output = run_on_meta(func, args, kwargs)
         operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         self._note_data(func, operands)
         if not func.is_view and not func._overloadpacket.__name__.startswith(_MAKERS):
