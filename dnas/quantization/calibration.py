@@ -28,17 +28,18 @@ _FRACTIONS = torch.linspace(1.0, 0.025, 40)
 def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     """Set every quantizer's sign, clip and gain: weights from themselves, inputs from ``batches`` of (N, C, H, W).
 
-    A batch is a tensor, or what a ``DataLoader`` gives: a tuple that begins with one. The inputs are those of the float
-    network: nothing is quantized while it is observed. A BatchNorm that has never been trained uses the statistics of
-    the batch, as it will in training: its own say nothing about its input. Raises :class:`InputError`, and changes
-    nothing, where there is no batch, or where an image, a weight or a layer's input is not finite.
+    A batch is a tensor, or what a ``DataLoader`` gives: a tuple that begins with one; for a network with several inputs
+    it is a dict of them by name. The layers' inputs are those of the float network: nothing is quantized while it is
+    observed. A BatchNorm that has never been trained uses the statistics of the batch, as it will in training: its own
+    say nothing about its input. Raises :class:`InputError`, and changes nothing, where there is no batch, or where an
+    image, a weight or a layer's input is not finite.
     """
     check_finite(network)
     layers = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
     untrained = [norm for norm in _tracking_norms(network) if _is_untrained(norm)]
     with torch.no_grad(), _evaluating(network), _using_batch_statistics(untrained), observing(layers.values()):
         for x in images_of(batches):
-            network(x)
+            _run(network, x)
         found = {name: joined(layer.quantize_input.observed or []) for name, layer in layers.items()}
     _check_samples(found)
     calibrate_weights(network)
@@ -65,29 +66,44 @@ def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Any])
     untrained = [norm for norm in _tracking_norms(twin) if _is_untrained(norm)]
     with torch.no_grad(), _evaluating(twin), _using_batch_statistics(untrained):
         for x in images_of(batches):
-            twin(x)
+            _run(twin, x)
     inputs = {name: joined(samples) for name, samples in found.items()}
     _check_samples(inputs)
     return inputs
 
 
-def images_of(batches: Iterable[Any]) -> Iterator[Tensor]:
-    """The images (N, C, H, W) of each batch; :class:`InputError` for none at all, or one that is not finite."""
+def images_of(batches: Iterable[Any]) -> Iterator[Any]:
+    """The images (N, C, H, W) of each batch, or its inputs by name.
+
+    Raises :class:`InputError` for no batch at all, or one that is not finite.
+    """
     empty = True
     for number, batch in enumerate(batches, start=1):
         empty = False
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(x, Tensor):
-            raise InputError(f"batch {number} is {type(batch).__name__}; a batch is a tensor of images (N, C, H, W)")
-        bad = (~x.isfinite()).reshape(len(x), -1).any(1) if x.ndim else ~x.isfinite()[None]
-        if bad.any():
+        if not isinstance(x, (Tensor, Mapping)):
             raise InputError(
-                f"image {int(bad.nonzero()[0]) + 1} of batch {number} holds values that are not finite; "
-                "remove it, or check how images are normalised"
+                f"batch {number} is {type(batch).__name__}; a batch is a tensor of images (N, C, H, W), or a dict of "
+                "them by name for a network with several inputs"
             )
+        if isinstance(x, Tensor):  # of several inputs some may be masks, of which inf is a part
+            _check_batch(number, x)
         yield x
     if empty:
         raise InputError("there is no batch of images to calibrate on; give at least one (a generator is used up once)")
+
+
+def _check_batch(number: int, x: Tensor) -> None:
+    bad = (~x.isfinite()).reshape(len(x), -1).any(1) if x.ndim else ~x.isfinite()[None]
+    if bad.any():
+        raise InputError(
+            f"image {int(bad.nonzero()[0]) + 1} of batch {number} holds values that are not finite; "
+            "remove it, or check how images are normalised"
+        )
+
+
+def _run(network: nn.Module, x: Any) -> Any:
+    return network(**x) if isinstance(x, Mapping) else network(x)
 
 
 def _check_samples(found: Mapping[str, TensorSample]) -> None:
@@ -225,7 +241,6 @@ def recalibrate_batchnorm(
     Idempotent on the same batches; nothing else of the network changes. ``run`` runs a batch: by default the network.
     Raises :class:`InputError`, the statistics as they were, where there is no batch or one that is not finite.
     """
-    run = run or network
     norms = _tracking_norms(network)
     if not norms:
         return
@@ -238,7 +253,7 @@ def recalibrate_batchnorm(
             norm.train()
         try:
             for x in images_of(batches):
-                run(x)
+                run(x) if run else _run(network, x)
         except BaseException:
             for norm, buffers in zip(norms, before, strict=True):
                 for key, value in buffers.items():

@@ -28,6 +28,7 @@ from search_spaces.channels.slicing import pruned_graph, remove_filters
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.models.attention import unfold_attention
+from search_spaces.network.examples import Example
 from search_spaces.network.graph import TRANSPOSED, read_graph
 
 Pair = tuple[int, int]
@@ -186,13 +187,20 @@ def swap_branches(twin: nn.Module, spec: LayerSpec, pairs: list[Pair], choice: Q
     return branch_layer(layer, branches, norms)
 
 
-def apply(model: nn.Module, assignment: BitAssignment, choice: QuantizerChoice | None = None) -> nn.Module:
+def apply(
+    model: nn.Module,
+    assignment: BitAssignment,
+    choice: QuantizerChoice | None = None,
+    *,
+    example: Example | None = None,
+) -> nn.Module:
     """Return a quantized copy of a fresh ``model`` at the bits of ``assignment``; the model is left untouched.
 
     Ranges are those of uncalibrated quantizers: call :func:`dnas.calibrate` on the result with training batches, or
     load weights trained at these bits. The quantizers are those that the assignment was made with, unless ``choice``
-    names others. Raises :class:`InputError` when the assignment is for another network.
+    names others. A network that one input shape does not describe is read on ``example``, as in :func:`read_graph`.
+    Raises :class:`InputError` when the assignment is for another network.
     """
-    graph = read_graph(model, assignment.model.input_shape)
+    graph = read_graph(model, assignment.model.input_shape if example is None else example)
     check_fits(assignment, graph)
     return quantize_fixed(model, graph, assignment.layers, choice or QuantizerChoice.of(assignment))

@@ -18,6 +18,9 @@ Example = Sequence[int] | Tensor | Sequence[Any] | Mapping[str, Any]
 positional arguments, or a mapping of keyword arguments; tensors with their batch dimension first."""
 
 
+_NUMBERS = (int, float, np.integer, np.floating)
+
+
 @dataclass(frozen=True)
 class Call:
     """The arguments of one call of a network, for one sample."""
@@ -62,16 +65,14 @@ def read_example(example: Example, model: nn.Module) -> Call:
 
     A shape becomes zeros of the type of the network's parameters, on their device.
     """
-    if isinstance(example, Tensor):
+    if isinstance(example, (tuple, list)) and example and all(isinstance(side, _NUMBERS) for side in example):
+        call = Call((_zeros(example, model),))
+    elif isinstance(example, (tuple, list)):
+        call = Call(tuple(example))
+    elif isinstance(example, Tensor):
         call = Call((example,))
     elif isinstance(example, Mapping):
         call = Call((), dict(example))
-    elif isinstance(example, (tuple, list)) and all(_is_size(side) for side in example):
-        parameter = next(model.parameters(), torch.empty(0))
-        sides = tuple(int(side) for side in example)
-        return Call((torch.zeros((1, *sides), device=parameter.device, dtype=parameter.dtype),))
-    elif isinstance(example, (tuple, list)):
-        call = Call(tuple(example))
     else:
         raise InputError(
             f"{type(example).__name__} is no example of a network's input; give the shape of one input such as "
@@ -79,10 +80,17 @@ def read_example(example: Example, model: nn.Module) -> Call:
         )
     if not call.tensors or not call.tensors[0].dim():
         raise InputError(
-            "the example holds no tensor with a batch dimension; give the tensors the network is called with"
+            "the example holds no tensor with a batch dimension; give the tensors that the network is called with"
         )
     return call.first_sample()
 
 
-def _is_size(side: Any) -> bool:
-    return isinstance(side, (int, np.integer)) and not isinstance(side, bool) and bool(side >= 0)
+def _zeros(shape: Sequence[Any], model: nn.Module) -> Tensor:
+    if not all(isinstance(side, (int, np.integer)) and type(side) is not bool and side > 0 for side in shape):
+        raise InputError(
+            f"{tuple(shape)} is no shape of an input; give whole numbers above 0 without the batch dimension, such as "
+            "(3, 224, 224)"
+        )
+    parameter = next(model.parameters(), torch.empty(0))
+    sides = (1, *(int(side) for side in shape))
+    return torch.zeros(sides, device=parameter.device, dtype=parameter.dtype)
