@@ -74,7 +74,7 @@ OnceEach = AfterValidator(_distinct)
 Pair = Annotated[tuple[Bits, Bits], AfterValidator(_both_or_neither)]
 FilePath = Annotated[str, AfterValidator(_usable_path)]
 Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]
-Budget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]
+WrittenBudget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]
 
 
 WeightQuantizer = Literal["lsq", "nested", "dorefa", "binary", "logarithmic"]

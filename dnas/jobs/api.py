@@ -19,12 +19,12 @@ from dnas.data.given import GivenSplits, data_splits
 from dnas.jobs.planning import read_budgets
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, apply, fresh_copy
+from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import SearchData, SupernetTrainer
 from dnas.training.distillation import Teacher
 from dnas.training.rehearsal import rehearse
 from dnas.training.trainer import CPU, Measurement, Trainer, evaluate, inputs_of
-from search_spaces.allocation.monotone import check_bounds, from_largest
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
@@ -61,8 +61,8 @@ def search_bits(
     table = CostTable(graph, precision_space, build_costs(quantizers.per_channel))
     limits = read_budgets([budgets] if isinstance(budgets, Mapping | Budget) else budgets, table)
     section = section or SearchSection()
-    if section.monotone:
-        check_bounds(table, limits)
+    labels = {f"search-{number}": budget for number, budget in enumerate(limits, start=1)}
+    ordered = in_search_order(labels, table, section.monotone)
     images = SearchData.split(data.train, data.val, section.theta_fraction, batch_size, augmentation, seed=seed)
     sets = {"the weights": images.weights, "θ": images.theta, "validation": images.validation}
     rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=section.warmup_epochs > 0)
@@ -72,20 +72,19 @@ def search_bits(
     trainer = partial(SupernetTrainer, supernet, section, images, seed=seed, device=device, teacher=teacher)
     for _ in trainer(label="warmup").warmup():
         pass
-    warm = {name: value.clone() for name, value in supernet.state_dict().items()}
-    reference = ModelReference(type(model).__name__, data.input_shape)
-    found: dict[int, BitAssignment] = {}
-    bound = None
-    for number in from_largest(limits, table) if section.monotone else range(len(limits)):
-        supernet.load_state_dict(warm)
-        budget, label = limits[number], f"search-{number + 1}"
+
+    def train(label: str, budget: Budget) -> None:
         for _ in trainer(label=label).search(budget):
             pass
-        layers = precision_space.layers_of(supernet.decode(budget, bound))
-        bound = precision_space.pairs_of(layers) if section.monotone else None
-        made = Provenance(kind=SEARCH, budget=budget.label, seed=seed, quantizer=Quantizers(**asdict(quantizers)))
-        found[number] = BitAssignment(label, reference, layers, table.price(layers), {}, made)
-    return [found[number] for number in range(len(limits))]
+
+    reference = ModelReference(type(model).__name__, data.input_shape)
+    found: dict[str, BitAssignment] = {}
+    for label, cells in search_budgets(supernet, ordered, train, monotone=section.monotone):
+        layers = precision_space.layers_of(cells)
+        chosen = Quantizers(**asdict(quantizers))
+        made = Provenance(kind=SEARCH, budget=labels[label].label, seed=seed, quantizer=chosen)
+        found[label] = BitAssignment(label, reference, layers, table.price(layers), {}, made)
+    return [found[label] for label in labels]
 
 
 def finetune(

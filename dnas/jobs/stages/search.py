@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 
 import torch
 
@@ -13,12 +14,12 @@ from dnas.jobs.stages.measure import Measurer, inherit
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import fresh_copy
+from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.diagnosis import diagnose
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import EpochRecord, SupernetTrainer
 from dnas.training.schedules import derived_seed
 from results.events import Epoch, Searched
-from search_spaces.allocation.monotone import check_bounds, from_largest
 from search_spaces.allocation.program import Cells, is_reachable, unreachable
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
@@ -42,6 +43,7 @@ class BitSearch:
         whole = context.plan
         self.kept = kept_units(whole.graph.channels, self.rows)
         self.plan = whole
+        self._last: Epoch | None = None  # of the budget whose θ was trained last
         if self.kept:
             graph = pruned_graph(whole.graph, self.kept)
             table = CostTable(graph, whole.space, list(whole.table.costs.values()))
@@ -53,21 +55,19 @@ class BitSearch:
         budgets: tuple[Budget | None, ...] = context.plan.budgets or (None,)
         searched = {event.run for event in context.events(Searched)}
         labels = {f"{self.prefix}search-{number}": budget for number, budget in enumerate(budgets, start=1)}
-        if context.config.search.monotone:
-            labels = self._from_largest(labels)
+        monotone = context.config.search.monotone
+        labels = in_search_order(labels, self.plan.table, monotone)
         for label, budget in list(labels.items()):
             if self.kept and budget and not is_reachable(self.plan.table, budget):
                 context.tell_once([f"no {label}: {unreachable(self.plan.table, budget)}"])
                 del labels[label]
-        missing = {label: budget for label, budget in labels.items() if label not in searched}
-        done = len(labels) - len(missing)
-        context.progress.advance(context.work.search * context.config.search.epochs * done)
-        if missing or self._warmup_is_lost():
+        known = {label: self._widths(label) for label in labels if label in searched}
+        context.progress.advance(context.work.search * context.config.search.epochs * len(known))
+        if len(known) < len(labels) or self._warmup_is_lost():
             supernet = self._warm_supernet()
-            warm = {name: value.clone() for name, value in supernet.state_dict().items()}
-            for label, budget in missing.items():
-                supernet.load_state_dict(warm)
-                self._search_one(supernet, label, budget, self._bound(list(labels), label))
+            train = partial(self._train, supernet)
+            for label, cells in search_budgets(supernet, labels, train, monotone=monotone, known=known):
+                self._found(supernet, label, labels[label], cells)
         else:
             context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
         found = map(context.run.assignment, context.decoded)
@@ -78,19 +78,9 @@ class BitSearch:
         warmed_up = self.context.config.search.warmup_epochs > 0
         return warmed_up and not self.context.run.has_checkpoint(f"{self.prefix}warmup")
 
-    def _from_largest(self, labels: Mapping[str, Budget | None]) -> dict[str, Budget | None]:
-        """The labels in the order of their budgets, the largest first: each is bounded by what the one before found."""
-        budgets = [budget for budget in labels.values() if budget]
-        check_bounds(self.plan.table, budgets)
-        names = list(labels)
-        return {names[place]: budgets[place] for place in from_largest(budgets, self.plan.table)} or dict(labels)
-
-    def _bound(self, labels: Sequence[str], label: str) -> list[Pair] | None:
-        """The widths found for the next larger budget, read from its assignment; None where nothing is bounded."""
-        position = labels.index(label)
-        if not position or not self.context.config.search.monotone:
-            return None
-        return self.plan.space.pairs_of(self.context.run.assignment(labels[position - 1]).layers)
+    def _widths(self, label: str) -> list[Pair]:
+        """The widths that were found under a label, read from its assignment."""
+        return self.plan.space.pairs_of(self.context.run.assignment(label).layers)
 
     def _network(self) -> torch.nn.Module:
         """The float network to search: the job's, or what the pruned assignment leaves of it."""
@@ -127,20 +117,22 @@ class BitSearch:
             teacher=teacher_of(context.network, config.search.distillation),
         )
 
-    def _search_one(
-        self, supernet: Supernet, label: str, budget: Budget | None, bound: list[Pair] | None = None
-    ) -> None:
-        """Train θ for one budget, decode no wider than ``bound``, and journal what was found."""
+    def _train(self, supernet: Supernet, label: str, budget: Budget | None) -> None:
+        """Train θ for one budget."""
         context = self.context
         stage = Stage("search", label, label, context.work.search, budget=budget.limits if budget else {})
         trainer = self._trainer(supernet, label)
         steps = context.steps(stage, trainer, context.config.search.epochs)
-        last: Epoch | None = None
-        for last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
-            self._sample_architectures(supernet, label, last.epoch)
-        self._keep(label, SEARCH, supernet.decode(budget, bound), label, budget)
-        if last:
-            record = EpochRecord(**{field.name: getattr(last, field.name) for field in fields(EpochRecord)})
+        self._last = None
+        for self._last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
+            self._sample_architectures(supernet, label, self._last.epoch)
+
+    def _found(self, supernet: Supernet, label: str, budget: Budget | None, cells: Cells) -> None:
+        """Journal what was decoded for one budget."""
+        context = self.context
+        self._keep(label, SEARCH, cells, label, budget)
+        if self._last:
+            record = EpochRecord(**{field.name: getattr(self._last, field.name) for field in fields(EpochRecord)})
             context.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget))
         context.journal(Searched(run=label))
         context.run.delete_checkpoint(label)
