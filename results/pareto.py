@@ -120,15 +120,19 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class FloatReference:
-    """The network as it came: its size in fp32 and, where measured, its accuracies in [0, 1]."""
+    """The network as it came: its size in fp32 and, where measured, its accuracies in [0, 1].
+
+    ``costs`` are all that fp32 has a figure for, by name; empty in files of earlier versions.
+    """
 
     size_bytes: float
     val_top1: float | None = None
     test_top1: float | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("size_bytes", "val_top1", "test_top1"):
-            value = getattr(self, name)
+        own = {name: getattr(self, name) for name in ("size_bytes", "val_top1", "test_top1")}
+        for name, value in {**self.costs, **own}.items():
             if value is not None and not math.isfinite(value):
                 raise InputError(f"the float network has {name} = {value}, which cannot be compared")
 

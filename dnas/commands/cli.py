@@ -5,6 +5,7 @@ Those modules are imported by the commands themselves, so that ``dnas --help`` n
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,17 +13,17 @@ from typing import Annotated
 
 import typer
 
-from dnas.commands.exits import INTERRUPTED, WRONG_INPUT, told
+from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE, WRONG_INPUT, told
 from search_spaces.errors import InputError
 
 RUNS = Path("runs")
 
 app = typer.Typer(
     name="dnas",
-    help="Mixed-precision search for PyTorch: from an unedited network to a measured front of size against accuracy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # rich's own markup would take [prune] for a style and leave it out
 )
 
 
@@ -54,6 +55,27 @@ class Kind(StrEnum):
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"dnas {importlib.metadata.version('dnas')}")
+        except importlib.metadata.PackageNotFoundError:
+            print("dnas, run from its sources without being installed")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Exit codes: 0 done, 2 wrong input, 1 failure, 130 interrupted. "
+    f"With {TRACEBACK_VARIABLE}=1 in the environment an error also shows its traceback."
+)
+def dnas(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Mixed-precision search for PyTorch: from an unedited network to a measured front of size against accuracy."""
 
 
 @app.command()

@@ -51,7 +51,9 @@ from results.run.environment import environment
 from results.run.folder import CHECKPOINTS, ENVIRONMENT, Run
 from results.run.lost import lost_files, unknown_files
 from search_spaces.assignments import BitAssignment
+from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, JobError
+from search_spaces.layers import FLOAT_BITS
 from search_spaces.provenance import PRUNED
 
 Result = TypeVar("Result")
@@ -299,4 +301,14 @@ def _float_reference(context: JobContext) -> FloatReference:
         val = evaluate(context.network, context.data.val, batch_size, context.device).top1
         test = evaluate(context.network, context.data.test, batch_size, context.device).top1
         context.journal(FloatMeasured(val_top1=val, test_top1=test))
-    return FloatReference(context.plan.table.uniform(32, ["size_bytes"])["size_bytes"], val, test)
+    costs = _float_costs(context.plan.table)
+    return FloatReference(costs["size_bytes"], val, test, costs)
+
+
+def _float_costs(table: CostTable) -> dict[str, float]:
+    """All costs of the network in fp32; a latency table need not hold that width."""
+    found: dict[str, float] = {}
+    for name in table.costs:
+        with contextlib.suppress(InputError):
+            found |= table.uniform(FLOAT_BITS, [name])
+    return found

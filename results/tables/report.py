@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from results.pareto import Estimate, FrontPoint, ParetoFront
-from results.units import scaled_unit
+from results.pareto import COSTS, FLOAT, Estimate, FloatReference, FrontPoint, ParetoFront
+from results.units import Unit, scaled_unit
 
 KIBIBYTE = 1024
 COMPARED = ("search", "squantizer")
@@ -130,7 +130,8 @@ def verdicts(front: ParetoFront) -> list[str]:
 def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
     """Return the front's points sorted by size, as numbers: KiB, 10⁹ bit operations, accuracies in [0, 1].
 
-    ``times_smaller`` is the fp32 size over the point's size, None where the fp32 size is not known;
+    Where the float network is known its row, of the kind "float", comes last. ``costs`` and ``limits`` are in the
+    costs' own units. ``times_smaller`` is the fp32 size over the point's size, None where the fp32 size is not known;
     ``times_smaller_without_index`` leaves out what says where the non-zero weights are, None without sparse weights.
     """
     reference = front.reference
@@ -158,9 +159,37 @@ def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
                 "kept_filters": point.kept_filters,
                 "on_front": point.on_front,
                 "feasible": point.feasible,
+                "costs": point.costs,
+                "limits": dict(point.limits),
             }
         )
-    return rows
+    return rows if reference is None else [*rows, _float_row(reference)]
+
+
+def _float_row(reference: FloatReference) -> dict[str, Any]:
+    """The float network as a row of :func:`front_rows`."""
+    costs = {"size_bytes": reference.size_bytes, **reference.costs}
+    return {
+        "id": FLOAT,
+        "kind": FLOAT,
+        "budget": None,
+        "size_kib": reference.size_bytes / KIBIBYTE,
+        "times_smaller": 1.0,
+        "times_smaller_without_index": None,
+        "gbitops": costs["bitops"] / 1e9 if "bitops" in costs else None,
+        "val_top1": reference.val_top1,
+        "val_std": 0.0,
+        "test_top1": reference.test_top1,
+        "test_std": 0.0,
+        "test_seeds": 1,
+        "seeds": 1,
+        "parent": None,
+        "kept_filters": None,
+        "on_front": False,
+        "feasible": True,
+        "costs": costs,
+        "limits": {},
+    }
 
 
 def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
@@ -169,31 +198,73 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) ->
     Where something was pruned, "kept" (the share of filters) takes the place of the kind, which ids tell as well: that
     of a pruned assignment begins with the id of the one it was made from.
     "÷fp32" is how many times smaller than in fp32 the network is, "no index" the same without the index of sparse
-    weights (in the place of GBitOps, where there are some); "over" marks a point over its budget.
+    weights; "over" marks a point over its budget. Beside the size stand the bit operations (without sparse weights) and
+    every other cost that a budget limits.
     """
-    # No lines, so that everything fits into 80 columns; only a long id is ever folded.
+    # No lines, so that the usual costs fit into 80 columns; only a long id is ever folded.
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
     table.add_column("assignment", overflow="fold")
     pruned = any(row.get("kept_filters") is not None for row in rows)
     table.add_column("kept" if pruned else "kind", no_wrap=True, justify="right" if pruned else "left")
     sparse = any(row.get("times_smaller_without_index") is not None for row in rows)
-    for heading in ("KiB", "÷fp32", "no index" if sparse else "GBitOps", "val %", "test %"):
+    size, *others = _shown_costs(rows, sparse)
+    for heading in (size.heading, "÷fp32", *(["no index"] if sparse else []), *(cost.heading for cost in others)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("val %", "test %"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("front", no_wrap=True)
     for row in rows:
-        smaller = row["times_smaller"]
         table.add_row(
             row["id"],
             _filters(row["kept_filters"]) if pruned else _SHORT.get(row["kind"], row["kind"]),
-            f"{row['size_kib']:,.1f}",
-            _times(smaller),
-            _times(row["times_smaller_without_index"]) if sparse else f"{row['gbitops']:.3g}",
-            _percent(row["val_top1"], row["val_std"], row["seeds"]),
+            size.text(row),
+            _times(row["times_smaller"]),
+            *([_times(row["times_smaller_without_index"])] if sparse else []),
+            *(cost.text(row) for cost in others),
+            "" if row["val_top1"] is None else _percent(row["val_top1"], row["val_std"], row["seeds"]),
             "" if row["test_top1"] is None else _percent(row["test_top1"], row["test_std"], row["test_seeds"]),
             "yes" if row["on_front"] else "" if row["feasible"] else "over",
-            style="bold" if row["on_front"] else None,
+            style="bold" if row["on_front"] else "dim" if row["kind"] == FLOAT else None,
         )
     return table
+
+
+@dataclass(frozen=True)
+class _CostColumn:
+    """One cost of every row, in the unit in which the smallest one still has two digits."""
+
+    name: str
+    heading: str
+    divisor: float
+    decimals: int
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        value = row["costs"].get(self.name)
+        return "" if value is None else f"{value / self.divisor:,.{self.decimals}f}"
+
+
+def _shown_costs(rows: Sequence[Mapping[str, Any]], sparse: bool) -> list[_CostColumn]:
+    """The size, the bit operations unless weights are sparse, and whatever else is limited."""
+    limited = dict.fromkeys(name for row in rows for name in row["limits"])
+    columns = []
+    for name in dict.fromkeys(["size_bytes", *([] if sparse else ["bitops"]), *limited]):
+        values = [row["costs"][name] for row in rows if row["kind"] != FLOAT and row["costs"].get(name)]
+        unit = scaled_unit(name, min(values, default=0.0))
+        heading = unit.symbol if name in COSTS else f"{unit.quantity} {unit.symbol}".rstrip()
+        columns.append(_CostColumn(name, heading, unit.divisor, _decimals([v / unit.divisor for v in values])))
+    return columns
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """How many decimals show four digits of the smallest value; none where all are whole."""
+    smallest = min(values, default=0.0)
+    if not smallest or all(value == round(value) for value in values):
+        return 0
+    return min(max(3 - math.floor(math.log10(smallest)), 0), 6)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _filters(share: float | None) -> str:
@@ -217,6 +288,7 @@ def _compare(label: str, search: FrontPoint, kind: str, control: FrontPoint | No
 
 
 def _sentence(comparison: Comparison, x: str) -> str:
+    """One comparison, its costs those that the budget limits (``x`` without one)."""
     name = "ILP" if comparison.kind == "ilp" else comparison.kind
     search, control = comparison.search, comparison.control
     budget = f"budget {comparison.budget}: " if search.kind == "search" or search.budget else ""
@@ -224,24 +296,28 @@ def _sentence(comparison: Comparison, x: str) -> str:
     start = f"{parent}{budget}{search.kind} '{search.assignment}'"
     if control is None:
         return f"{start} has no {name} control to compare with: {comparison.why}."
-    unit = scaled_unit(x, max(search.cost(x), control.cost(x)))
-    tell: Callable[[FrontPoint], str] = lambda point: (  # noqa: E731 (used twice, in one sentence)
-        f"{point.cost(x) / unit.divisor:.4g} {unit.symbol}".rstrip()
-        + f", {_percent(point.val_top1.mean, point.val_top1.std, point.val_top1.n)} %"
-    )
+    names = [name for name in search.limits if name in search.costs and name in control.costs] or [x]
+    units = {name: scaled_unit(name, max(search.cost(name), control.cost(name))) for name in names}
     spread = (
         "one seed each, so the spread is not known"
         if comparison.spread is None
         else (f"spread {comparison.spread:.2f}")
     )
-    other = f"{name} '{control.assignment}' ({tell(control)})"
+    other = f"{name} '{control.assignment}' ({_figures(control, units)})"
     words = {
         "within the spread": f"is within the spread of {other}: {comparison.gain:+.2f} points",
         "equals": f"equals {other}: no difference",
         "beats": f"beats {other} by {abs(comparison.gain):.2f} points",
         "loses to": f"loses to {other} by {abs(comparison.gain):.2f} points",
     }[comparison.verdict]
-    return f"{start} ({tell(search)}) {words} ({spread})."
+    return f"{start} ({_figures(search, units)}) {words} ({spread})."
+
+
+def _figures(point: FrontPoint, units: Mapping[str, Unit]) -> str:
+    """What a point costs in these units, and its accuracy."""
+    told = [f"{_digits(point.cost(name) / unit.divisor)} {unit.symbol}".rstrip() for name, unit in units.items()]
+    top1 = point.val_top1
+    return ", ".join([*told, f"{_percent(top1.mean, top1.std, top1.n)} %"])
 
 
 def _percent(mean: float, std: float, n: int) -> str:

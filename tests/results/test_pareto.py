@@ -72,7 +72,7 @@ def test_json_is_that_of_the_documentation():
     kept = {"budget": "40%", "limits": {"size_bytes": 160.0}, "extra_costs": {"latency_ms": 2.5}}
     kept |= {"parent": "search-1", "kept_filters": 0.625}
     rich = point("a", 100, 0.5, test_top1=Estimate(0.25, 0.125, 3), **kept)
-    front = ParetoFront.from_points([rich], reference=FloatReference(400, 0.75, 0.5))
+    front = ParetoFront.from_points([rich], reference=FloatReference(400, 0.75, 0.5, {"bitops": 9.0}))
     assert front.to_json() == {
         "schema": "dnas.front/1",
         "x": "size_bytes",
@@ -94,9 +94,12 @@ def test_json_is_that_of_the_documentation():
                 "kept_filters": 0.625,
             }
         ],
-        "float": {"size_bytes": 400, "val_top1": 0.75, "test_top1": 0.5},
+        "float": {"size_bytes": 400, "val_top1": 0.75, "test_top1": 0.5, "costs": {"bitops": 9.0}},
     }
     assert ParetoFront.from_json(front.to_json()) == front
+    old = front.to_json()
+    del old["float"]["costs"]
+    assert ParetoFront.from_json(old).reference == FloatReference(400, 0.75, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from dnas.commands import cli, launching
@@ -122,6 +124,26 @@ def test_help_does_not_wait_for_heavy_imports() -> None:
         "evaluate",
     ):
         assert command_name in done.stdout
+
+
+def plain_words(text: str) -> str:
+    return " ".join(re.sub(r"[│╭╮╰╯─\n]", " ", text).split())
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(cli.app).commands))  # type: ignore[attr-defined]
+def test_help_shows_every_word_that_was_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    command = typer.main.get_command(cli.app).commands[name]  # type: ignore[attr-defined]
+    shown = plain_words(dnas(name, "--help").stdout)
+    for text in [command.help, *(getattr(parameter, "help", None) for parameter in command.params)]:
+        assert text is None or plain_words(text) in shown
+
+
+def test_version_and_what_the_environment_can_ask_for() -> None:
+    assert dnas("--version").stdout == f"dnas {importlib.metadata.version('dnas')}\n"
+    shown = plain_words(dnas("--help").stdout)
+    assert "Exit codes: 0 done, 2 wrong input, 1 failure, 130 interrupted" in shown
+    assert "DNAS_TRACEBACK=1" in shown
 
 
 def test_public_names_are_there() -> None:

@@ -165,8 +165,8 @@ def test_the_table_shows_the_share_of_filters_in_80_columns():
     Console(file=out, width=80, color_system=None).print(render_table(front_rows(front)))
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert lines[0][:2] == ["assignment", "kept"]
-    assert ["s-pruned-1", "62", "%", "10.0", "8.0x", "20", "90.00", "±1.00"] in lines
-    assert ["s-fewer-bits-1", "all", "10.0", "8.0x", "20", "95.00", "±1.00", "yes"] in lines
+    assert ["s-pruned-1", "62", "%", "10", "8.0x", "20", "90.00", "±1.00"] in lines
+    assert ["s-fewer-bits-1", "all", "10", "8.0x", "20", "95.00", "±1.00", "yes"] in lines
     assert front_rows(front)[0]["parent"] == "s"
 
 
@@ -193,7 +193,7 @@ def front():
 
 def test_rows_are_sorted_by_size_and_in_their_units(front):
     rows = front_rows(front)
-    assert [row["id"] for row in rows] == ["small", "over", "large"]
+    assert [row["id"] for row in rows] == ["small", "over", "large", "float"]
     assert rows[2] == {
         "id": "large",
         "kind": "search",
@@ -212,6 +212,8 @@ def test_rows_are_sorted_by_size_and_in_their_units(front):
         "kept_filters": None,
         "on_front": True,
         "feasible": True,
+        "costs": {"size_bytes": 40960, "bitops": 8e10, "macs": 5},
+        "limits": {},
     }
     assert front_rows(ParetoFront.from_points(front.points))[0]["times_smaller"] is None
 
@@ -220,6 +222,66 @@ def test_the_table_fits_into_80_columns(front):
     out = io.StringIO()
     Console(file=out, width=80, color_system=None).print(render_table(front_rows(front), "the front"))
     lines = [line.split() for line in out.getvalue().splitlines()]
-    assert ["small", "ILP", "10.0", "8.0x", "20", "90.00", "yes"] in lines
-    assert ["over", "search", "20.0", "4.0x", "40", "93.00", "±1.00", "over"] in lines
-    assert ["large", "search", "40.0", "2.0x", "80", "95.00", "±1.00", "94.00", "±2.00", "yes"] in lines
+    assert ["small", "ILP", "10", "8.0x", "20", "90.00", "yes"] in lines
+    assert ["over", "search", "20", "4.0x", "40", "93.00", "±1.00", "over"] in lines
+    assert ["large", "search", "40", "2.0x", "80", "95.00", "±1.00", "94.00", "±2.00", "yes"] in lines
+
+
+def shown(front):
+    out = io.StringIO()
+    Console(file=out, width=120, color_system=None).print(render_table(front_rows(front)))
+    return [line.split("  ") for line in out.getvalue().splitlines()], out.getvalue()
+
+
+def test_the_float_network_has_a_row_with_all_that_is_known_of_it(front):
+    costs = {"size_bytes": 81920.0, "bitops": 1.28e12, "macs": 1e9}
+    known = ParetoFront.from_points(front.points, reference=FloatReference(81920, 0.975, 0.96, costs))
+    row = front_rows(known)[-1]
+    assert (row["id"], row["kind"], row["times_smaller"], row["gbitops"]) == ("float", "float", 1.0, 1280.0)
+    assert shown(known)[1].splitlines()[-1].split() == ["float", "float", "80", "1.0x", "1,280", "97.50", "96.00"]
+    # Files of earlier versions know its size alone.
+    assert shown(front)[1].splitlines()[-1].split() == ["float", "float", "80", "1.0x"]
+    assert "float" not in shown(ParetoFront.from_points(front.points))[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "heading", "text"),
+    [
+        ("latency_ms", 0.4321, "latency ms", "0.4321"),
+        ("peak_activation_bytes", 20480.0, "peak activation memory KiB", "20"),
+        ("weight_bits", 123456.0, "weight bits", "123,456"),
+        ("my_energy", 12.5, "my energy", "12.50"),
+    ],
+)
+def test_every_cost_that_a_budget_limits_has_a_column_and_is_told_in_the_verdict(name, value, heading, text):
+    limited = point("s", "search", 20, 0.9, budget="b", limits={name: 2 * value}, extra_costs={name: value})
+    other = point("i", "ilp", 20, 0.8, budget="b", limits={name: 2 * value}, extra_costs={name: 1.5 * value})
+    front = ParetoFront.from_points([limited, other])
+    lines, whole = shown(front)
+    assert heading in whole.splitlines()[0]
+    assert any(text in cells for cells in ([cell.strip() for cell in line] for line in lines)), whole
+    told = verdicts(front)[0]
+    assert f"'s' ({text.rstrip('0')}" in told or f"'s' ({text}" in told  # and not its size, which nothing limits
+
+
+def test_a_verdict_is_in_the_costs_of_its_own_budget():
+    front = ParetoFront.from_points(
+        [
+            point("s-1", "search", 20, 0.9, budget="bitops 5%", limits={"bitops": 5e10}),
+            point("i-1", "ilp", 19, 0.8, budget="bitops 5%", limits={"bitops": 5e10}),
+            point("s-2", "search", 30, 0.95, budget="both", limits={"size_bytes": 1024 * 40, "bitops": 7e10}),
+            point("i-2", "ilp", 31, 0.9, budget="both", limits={"size_bytes": 1024 * 40, "bitops": 7e10}),
+        ]
+    )
+    told = [sentence for sentence in verdicts(front) if "ILP" in sentence]
+    assert "'s-1' (40 GBitOps, 90.00 ±1.00 %) beats ILP 'i-1' (38 GBitOps, " in told[0]
+    assert "'s-2' (30 KiB, 60 GBitOps, 95.00 ±1.00 %) beats ILP 'i-2' (31 KiB, 62 GBitOps, " in told[1]
+
+
+def test_figures_of_a_column_have_the_same_decimals():
+    front = ParetoFront.from_points([point("a", "search", 1.25, 0.9), point("b", "search", 300.003, 0.95)])
+    lines = shown(front)[1].splitlines()
+    assert [line.split()[2] for line in lines[1:]] == ["1,280", "307,203"]
+    assert [line.split()[3] for line in lines[1:]] == ["2,500", "600,006"]
+    front = ParetoFront.from_points([replace(a, bitops=a.bitops / 16.05) for a in front.points])
+    assert [line.split()[3] for line in shown(front)[1].splitlines()[1:]] == ["155.8", "37,383.6"]
