@@ -27,14 +27,6 @@ app = typer.Typer(
 )
 
 
-class Device(StrEnum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 class Split(StrEnum):
     """What to measure on."""
 
@@ -145,7 +137,7 @@ def search(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
     ] = None,
-    device: Annotated[Device | None, typer.Option(help="Where to compute.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", help="Where to compute.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,7 +145,7 @@ def search(
     from dnas.commands import launching
 
     overrides = list(setting or [])
-    overrides += [f"device={device.value}"] if device else []
+    overrides += [f"device={device}"] if device else []
     overrides += [f"seed={seed}"] if seed is not None else []
     launching.search(job, overrides, run, as_json)
 

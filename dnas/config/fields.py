@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from search_spaces.assignments import BIT_WIDTHS
 from search_spaces.costs.budgets import parse_amount
+from search_spaces.errors import nearest
 
 LARGEST = 2**63 - 1
 
@@ -55,6 +57,12 @@ def _readable_amount(amount: float | int | str) -> float | int | str:
     return amount
 
 
+def _device_name(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", name):
+        raise ValueError(f"expected auto, cpu, mps, cuda or cuda:NUMBER{nearest(name, ('auto', 'cpu', 'mps', 'cuda'))}")
+    return name
+
+
 def _not_empty(entry: dict[str, float | int | str]) -> dict[str, float | int | str]:
     if not entry:
         raise ValueError("a budget is empty; write for example { size_bytes = '12%' }")
@@ -72,6 +80,7 @@ Bits = Annotated[int, AfterValidator(_bit_width)]
 SomeBits = Annotated[Bits, AfterValidator(_some_bits)]
 OnceEach = AfterValidator(_distinct)
 Pair = Annotated[tuple[Bits, Bits], AfterValidator(_both_or_neither)]
+DeviceName = Annotated[str, AfterValidator(_device_name)]
 FilePath = Annotated[str, AfterValidator(_usable_path)]
 Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]
 WrittenBudget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]

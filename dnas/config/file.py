@@ -67,6 +67,7 @@ def _load(source: str, overrides: Sequence[str]) -> JobConfig:
     settings = [(_override_path(override), override) for override in overrides]
     for path, override in settings:
         _apply(data, path, override)
+    data = _of_before(data)
     places = _places(text, title) | _override_places(data, settings)
     return _validate(data, _locator(places, title))
 
@@ -187,6 +188,15 @@ def _locator(places: Mapping[KeyPath, str], title: str) -> Where:
         return next((places[path[:end]] for end in ends if path[:end] in places), title)
 
     return where
+
+
+def _of_before(data: dict[str, Any]) -> dict[str, Any]:
+    """Read `search.mixed_precision` of older files: it is `precision` of the whole job now."""
+    search = data.get("search")
+    if not isinstance(search, dict) or not isinstance(search.get("mixed_precision"), bool):
+        return data
+    kept = {key: value for key, value in search.items() if key != "mixed_precision"}
+    return {"precision": "bf16" if search["mixed_precision"] else "fp32", **data, "search": kept}
 
 
 def _validate(data: dict[str, Any], where: Where) -> JobConfig:

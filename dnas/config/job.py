@@ -13,6 +13,7 @@ from dnas.config.fields import (
     AtLeastOne,
     Bits,
     Count,
+    DeviceName,
     FilePath,
     Fraction,
     NonNegative,
@@ -139,7 +140,6 @@ class SearchSection(Optimization):
     sample_every: Count = Field(default=0, description="Draw architectures from P(θ) every so many epochs (0: only decode at the end).")  # fmt: skip
     samples: Count = Field(default=5, description="Architectures drawn each time.")
     compile: Literal["auto", "on", "off"] = Field(default="auto", description="Fuse the mixture of candidates with torch.compile; `auto` does so where the job is long enough to repay it.")  # fmt: skip
-    mixed_precision: bool = Field(default=False, description="bfloat16 autocast for convolutions on CUDA.")
 
 
 class FinetuneSection(TrainingSection):
@@ -243,7 +243,9 @@ class JobConfig(Section):
     schema_version: Literal["dnas.job/1"] = Field(default="dnas.job/1", alias="schema", description="Version of this file's format.")  # fmt: skip
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(default="digits", description="Names the run folder `runs/NAME`.")  # fmt: skip
     seed: Count = Field(default=0, description="Everything random in the job derives from this number.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where to compute; `auto` takes CUDA when there is one.")  # fmt: skip
+    device: DeviceName = Field(default="auto", description="Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`, which takes CUDA when there is one.")  # fmt: skip
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Precision of convolutions and products in training steps; quantizers and measurements are always in fp32.")  # fmt: skip
+    channels_last: bool = Field(default=False, description="Keep images with their channels last in memory, which some devices are faster with.")  # fmt: skip
     compression: Literal["search", "squantizer", "switchable"] = Field(default="search", description="What the job does: search bits per layer, train sparse and low-bit weights at once (`[squantizer]`), or train a switchable net without a search (`[finalise]`; `dnas train-switchable`).")  # fmt: skip
     pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
     threads: Count = Field(default=0, description="CPU threads (0: PyTorch's choice).")

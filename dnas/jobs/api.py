@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
-import torch
 from torch import nn
 
 from dnas.config.fields import Amount
@@ -22,9 +21,10 @@ from dnas.quantization.conversion import QuantizerChoice, apply, fresh_copy
 from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import SearchData, SupernetTrainer
+from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.distillation import Teacher
 from dnas.training.rehearsal import rehearse
-from dnas.training.trainer import CPU, Measurement, Trainer, evaluate, inputs_of
+from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
@@ -46,7 +46,7 @@ def search_bits(
     batch_size: int = 128,
     augmentation: Augmentation | None = None,
     seed: int = 0,
-    device: torch.device | str = CPU,
+    device: AnyDevice = CPU,
 ) -> list[BitAssignment]:
     """Search the bits of a trained ``model`` under each budget, such as ``{"size_bytes": "12%"}``.
 
@@ -54,7 +54,7 @@ def search_bits(
     several of them as (training, validation). The model is left untouched. Raises :class:`InputError`, before any
     training, for a budget that cannot be met, and for a network or data that cannot be trained.
     """
-    data, device = data_splits(data), torch.device(device)
+    data, device = data_splits(data), Device.of(device)
     quantizers = quantizers or QuantizerChoice()
     graph = read_graph(model, data.input_shape)
     precision_space = build_space(graph, space or SpaceOptions())
@@ -66,8 +66,9 @@ def search_bits(
     images = SearchData.split(data.train, data.val, section.theta_fraction, batch_size, augmentation, seed=seed)
     sets = {"the weights": images.weights, "θ": images.theta, "validation": images.validation}
     rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=section.warmup_epochs > 0)
-    supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device)
-    calibrate(supernet.network, inputs_of(images.weights.batches(batch_size, device=device), _CALIBRATION_BATCHES))
+    supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device.place)
+    batches = images.weights.batches(batch_size, device=device.place)
+    calibrate(supernet.network, inputs_of(batches, _CALIBRATION_BATCHES))
     teacher = _teacher(model, section.distillation, device)
     trainer = partial(SupernetTrainer, supernet, section, images, seed=seed, device=device, teacher=teacher)
     for _ in trainer(label="warmup").warmup():
@@ -96,18 +97,18 @@ def finetune(
     batch_size: int = 128,
     augmentation: Augmentation | None = None,
     seed: int = 0,
-    device: torch.device | str = CPU,
+    device: AnyDevice = CPU,
 ) -> tuple[nn.Module, Measurement]:
     """Apply ``assignment`` to a copy of ``model``, fine-tune it, and measure it on the validation split.
 
     ``data`` are as for :func:`search_bits`. Returns the quantized net in eval mode and its accuracy. Raises
     :class:`InputError` when the assignment was made for another network, and for data that cannot be trained on.
     """
-    data, device, section = data_splits(data), torch.device(device), section or FinetuneSection()
+    data, device, section = data_splits(data), Device.of(device), section or FinetuneSection()
     sets = {"training": data.train}
     rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=section.epochs > 0)
-    network = apply(model, assignment).to(device)
-    batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device)
+    network = apply(model, assignment).to(device.place)
+    batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place)
     images = inputs_of(batches, _BATCHNORM_BATCHES)
     calibrate(network, images[:_CALIBRATION_BATCHES])
     trainer = Trainer(
@@ -126,5 +127,5 @@ def finetune(
     return network.eval(), evaluate(network, data.val, batch_size, device)
 
 
-def _teacher(model: nn.Module, weight: float, device: torch.device) -> Teacher | None:
-    return Teacher(fresh_copy(model).to(device), weight) if weight else None
+def _teacher(model: nn.Module, weight: float, device: Device) -> Teacher | None:
+    return Teacher(fresh_copy(model).to(device.place), weight) if weight else None

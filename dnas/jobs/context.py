@@ -23,6 +23,7 @@ from dnas.jobs.progress import EpochWork, Progress, Report, planned_work
 from dnas.jobs.training import check_training
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.trainer import EpochRecord, SearchData, SupernetTrainer
+from dnas.training.device import Device
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import EpochResult, StepReport, Trainer, inputs_of
 from results.events import Decoded, Epoch, Event, Note, read_epoch
@@ -65,7 +66,7 @@ class JobContext:
         _check_start(config)
         check_training(config)
         self.config, self.run, self.report = config, run, report
-        self.device = choose_device(config.device)
+        self.device = Device.named(config.device, config.precision, config.channels_last)
         quantizer = config.quantizer
         self.choice = QuantizerChoice(quantizer.weights, quantizer.activations, quantizer.per_channel)
         self.loaded = load_network(config)
@@ -80,7 +81,7 @@ class JobContext:
         search_data = self.search_data
         self.work = EpochWork.of(config, len(search_data.weights), len(search_data.theta), len(search_data.validation))
         self.progress = Progress(planned_work(config, self.work, len(self.plan.budgets)), report)
-        self.network = self.loaded.module.to(self.device)
+        self.network = self.loaded.module.to(self.device.place)
 
     def _images(self) -> tuple[Augmentation | None, SearchData]:
         """The augmentation of fine-tuning, and the images of the search (which never uses cutout)."""
@@ -169,14 +170,14 @@ class JobContext:
     def calibration_images(self) -> list[Tensor]:
         """The first training batches, without augmentation."""
         batches = self.data.train.batches(
-            self.config.data.batch_size, seed=derived_seed(self.config.seed, "calibration"), device=self.device
+            self.config.data.batch_size, seed=derived_seed(self.config.seed, "calibration"), device=self.device.place
         )
         return inputs_of(batches, self.config.quantizer.calibration_batches)
 
     def labelled_batches(self, purpose: str, count: int) -> list[tuple[Tensor, Tensor]]:
         """The first ``count`` training batches in an order of their own, (N, C, H, W) and (N,), not augmented."""
         seed = derived_seed(self.config.seed, purpose)
-        batches = self.data.train.batches(self.config.data.batch_size, seed=seed, device=self.device)
+        batches = self.data.train.batches(self.config.data.batch_size, seed=seed, device=self.device.place)
         return [batch for _, batch in zip(range(count), batches, strict=False)]
 
     def train(self, trainer: Trainer, stage: Stage) -> None:
@@ -215,7 +216,7 @@ class JobContext:
         saved = self.run.load_checkpoint(stage.checkpoint)
         if saved is not None:
             tensors, values = saved
-            trainer.restore({key: value.to(self.device) for key, value in tensors.items()}, values)
+            trainer.restore({key: value.to(self.device.place) for key, value in tensors.items()}, values)
             self.progress.advance(stage.epoch_work * trainer.epoch)
             yield self._journaled(read_epoch(values["record"]))
         for result in epochs():
@@ -255,13 +256,6 @@ def _check_start(config: JobConfig) -> None:
         )
     if not config.search.warmup_epochs:
         raise InputError("finetune.start = 'supernet' needs search.warmup_epochs of at least 1")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one. :class:`InputError` for CUDA without one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device = 'cuda' but PyTorch finds no CUDA device here; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_network(config: JobConfig) -> LoadedModel:

@@ -23,15 +23,14 @@ from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.quantization.calibration import batch_statistics
 from dnas.search.losses import ThetaLoss, theta_loss
 from dnas.search.supernet import Sample, Supernet
+from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.distillation import Teacher, taught
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed, exponential
 from dnas.training.trainer import (
-    CPU,
     StepReport,
     checked_value,
     evaluate,
-    own_randomness,
     steps_per_epoch,
     training_batches,
     with_prefix,
@@ -109,11 +108,11 @@ class SupernetTrainer:
         *,
         seed: int = 0,
         label: str = "search",
-        device: torch.device | str = CPU,
+        device: AnyDevice = CPU,
         teacher: Teacher | None = None,
     ) -> None:
         self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
-        self.seed, self.label, self.device = seed, label, torch.device(device)
+        self.seed, self.label, self.device = seed, label, Device.of(device)
         self.weights = Updates(supernet.network, section)
         self.theta = Updates(supernet.theta, theta_optimization(section))
         self.epoch = 0
@@ -128,7 +127,7 @@ class SupernetTrainer:
             generator = torch.Generator().manual_seed(seed)
             steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
             losses = []
-            with own_randomness(seed, self.device):
+            with self.device.own_randomness(seed):
                 for step, batch in enumerate(self._weight_batches(seed)):
                     place = step, steps, (self.epoch + step / steps) / epochs
                     losses.append(self._weight_step(batch, temperature, generator, place))
@@ -160,7 +159,7 @@ class SupernetTrainer:
         losses: list[float] = []
         weight_steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
         done = 0
-        with own_randomness(seed, self.device):
+        with self.device.own_randomness(seed):
             for step, (kind, batch) in enumerate(self._schedule(seed)):
                 progress = (self.epoch + step / steps) / self.section.epochs
                 if kind == "weights":
@@ -247,14 +246,11 @@ class SupernetTrainer:
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
         self.supernet.train()
-        autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.section.mixed_precision and self.device.type == "cuda"
-        )
-        with autocast:
+        with self.device.computing():
             logits = self.supernet(x).float()
             loss = F.cross_entropy(logits, y, label_smoothing=self.section.label_smoothing)
             if self.teacher:
-                loss = taught(loss, logits, self.teacher.outputs(x).float(), self.teacher.weight)
+                loss = taught(loss, logits, self.teacher.outputs(x), self.teacher.weight)
             return loss
 
     def _record(self, epochs: int, losses: list[float], temperature: float | None, started: float) -> EpochRecord:

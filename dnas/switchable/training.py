@@ -22,6 +22,7 @@ from dnas.config.job import FinaliseSection
 from dnas.data.image_sets import ImageSet
 from dnas.quantization.calibration import batch_statistics
 from dnas.switchable.net import SwitchableNet
+from dnas.training.device import CPU, Device
 from dnas.training.distillation import divergence, taught
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Trainer, checked_value, evaluate, without_single
@@ -37,8 +38,10 @@ class SwitchableTrainer(Trainer):
         self._draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
 
     def _gradients(self, x: Tensor, y: Tensor, part: float) -> float:
-        told = self.teacher.outputs(x) if self.teacher else None
-        return accumulate_gradients(self.network, self.chosen(self._draws), x, y, self.section, told, part)
+        with self.device.computing():
+            told = self.teacher.outputs(x) if self.teacher else None
+        names = self.chosen(self._draws)
+        return accumulate_gradients(self.network, names, x, y, self.section, told, part, self.device)
 
     def chosen(self, generator: torch.Generator) -> list[str]:
         """The profiles of one step, from the widest to the narrowest."""
@@ -83,6 +86,7 @@ def accumulate_gradients(
     section: FinaliseSection,
     told: Tensor | None = None,
     part: float = 1.0,
+    device: Device = CPU,
 ) -> float:
     """Add the gradients of the mean loss of these profiles (widest first) on images (N, C, H, W), labels (N,).
 
@@ -91,12 +95,13 @@ def accumulate_gradients(
     the ensemble as the teacher, which is known only after all.
     """
     if section.teacher == "ensemble":
-        return _with_ensemble(network, names, x, y, section, part)
+        return _with_ensemble(network, names, x, y, section, part, device)
     teacher = told
     total = 0.0
     for name in names:
-        logits = network.view_of(name)(x)
-        loss = profile_loss(logits, y, teacher, section) / len(names)
+        with device.computing():
+            logits = network.view_of(name)(x).float()
+            loss = profile_loss(logits, y, teacher, section) / len(names)
         (loss * part).backward()
         total += checked_value(loss, network.view_of(name), x)
         if section.teacher == "next" or (section.teacher == "widest" and teacher is None):
@@ -105,9 +110,16 @@ def accumulate_gradients(
 
 
 def _with_ensemble(
-    network: SwitchableNet, names: Sequence[str], x: Tensor, y: Tensor, section: FinaliseSection, part: float
+    network: SwitchableNet,
+    names: Sequence[str],
+    x: Tensor,
+    y: Tensor,
+    section: FinaliseSection,
+    part: float,
+    device: Device,
 ) -> float:
-    outputs = [network.view_of(name)(x) for name in names]
+    with device.computing():
+        outputs = [network.view_of(name)(x).float() for name in names]
     mean = torch.stack([logits.detach().softmax(1) for logits in outputs]).mean(0)
     losses = [profile_loss(logits, y, mean.log(), section) for logits in outputs]
     loss = torch.stack(losses).mean()

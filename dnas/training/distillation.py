@@ -20,7 +20,7 @@ class Teacher:
         """What the teacher says of images (N, C, H, W)."""
         self.network.eval()
         with torch.no_grad():
-            return self.network(x)
+            return self.network(x).float()
 
 
 def taught(loss: Tensor, logits: Tensor, told: Tensor | None, weight: float) -> Tensor:

@@ -14,7 +14,7 @@ from dnas.data.augmentation import Augmentation
 from dnas.data.checks import check_splits, described, first_images, named_splits
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.quantization.conversion import fresh_copy
-from dnas.training.trainer import CPU, own_randomness
+from dnas.training.device import CPU, Device
 from search_spaces.errors import InputError, one_line
 
 FEW_IMAGES = 5
@@ -28,7 +28,7 @@ def rehearse(
     batch_size: int,
     *,
     augmentation: Augmentation | None = None,
-    device: torch.device = CPU,
+    device: Device = CPU,
     trains: bool = True,
 ) -> None:
     """Run one step of measuring and one of training on two images, on a copy; the network is left untouched.
@@ -39,15 +39,15 @@ def rehearse(
     classes), and whatever the network's own code raises.
     """
     check_splits(data)
-    twin = fresh_copy(network).to(device).train()
+    twin = fresh_copy(network).to(device.place).train()
     if trains and not any(parameter.requires_grad for parameter in twin.parameters()):
         raise InputError(
             "the network has no parameter that requires a gradient, so there is nothing to train; call "
             "requires_grad_(True) on what is to be trained"
         )
     _check_batches(twin, training, batch_size)
-    with own_randomness(0, device):
-        x, y = first_images("training", data.train, min(_IMAGES, batch_size), augmentation, device)
+    with device.own_randomness(0):
+        x, y = first_images("training", data.train, min(_IMAGES, batch_size), augmentation, device.place)
         with torch.no_grad():
             _check_labels(data, _logits(twin.eval(), x, "eval"))
         logits = _logits(twin.train(), x, "training")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,12 +17,12 @@ from dnas.data.augmentation import Augmentation
 from dnas.data.given import GivenImages, image_set
 from dnas.data.image_sets import ImageSet
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.distillation import Teacher, taught
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
 from search_spaces.errors import JobError
 
-CPU = torch.device("cpu")
 StepReport = Callable[[int, int, float], None]
 """(steps done, steps of this epoch, loss)"""
 
@@ -50,18 +49,15 @@ class EpochResult:
 
 
 def evaluate(
-    network: Callable[[Tensor], Tensor],
-    images: GivenImages,
-    batch_size: int = 256,
-    device: torch.device | str = CPU,
+    network: Callable[[Tensor], Tensor], images: GivenImages, batch_size: int = 256, device: AnyDevice = CPU
 ) -> Measurement:
     """Measure ``network`` as it is (mode and all) on ``images``, in order, without gradients."""
-    images = image_set(images)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    images, device = image_set(images), Device.of(device)
+    correct = torch.zeros((), dtype=torch.int64, device=device.place)
+    loss = torch.zeros((), dtype=torch.float64, device=device.place)
     with torch.no_grad():
-        for x, y in images.batches(batch_size, device=device):
-            logits = network(x).float()
+        for x, y in images.batches(batch_size, device=device.place):
+            logits = network(device.laid_out(x)).float()
             correct += (logits.argmax(1) == y).sum()
             loss += F.cross_entropy(logits, y, reduction="sum").double()
     count = len(images)
@@ -88,14 +84,14 @@ class Trainer:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         label: str = "training",
-        device: torch.device | str = CPU,
+        device: AnyDevice = CPU,
         on_progress: Callable[[float], None] = lambda progress: None,
         teacher: Teacher | None = None,
     ) -> None:
         self.on_progress, self.teacher = on_progress, teacher
         self.network, self.section, self.images = network, section, image_set(images)
         self.batch_size, self.augmentation = batch_size, augmentation
-        self.seed, self.label, self.device = seed, label, torch.device(device)
+        self.seed, self.label, self.device = seed, label, Device.of(device)
         self.updates = Updates(network, section)
         self.epoch = 0
 
@@ -112,7 +108,7 @@ class Trainer:
         steps = steps_per_epoch(len(self.images), self.batch_size)
         total = 0.0
         self._begin(seed)
-        with own_randomness(seed, self.device):
+        with self.device.own_randomness(seed):
             self.network.train()
             for step, (x, y) in enumerate(
                 training_batches(self.images, self.batch_size, seed, self.augmentation, self.device)
@@ -130,10 +126,11 @@ class Trainer:
 
     def _gradients(self, x: Tensor, y: Tensor, part: float) -> float:
         """Add ``part`` of the gradients of the loss on images (N, C, H, W) and labels (N,); returns the loss."""
-        logits = self.network(x)
-        loss = F.cross_entropy(logits, y, label_smoothing=self.section.label_smoothing)
-        if self.teacher:
-            loss = taught(loss, logits, self.teacher.outputs(x), self.teacher.weight)
+        with self.device.computing():
+            logits = self.network(x).float()
+            loss = F.cross_entropy(logits, y, label_smoothing=self.section.label_smoothing)
+            if self.teacher:
+                loss = taught(loss, logits, self.teacher.outputs(x), self.teacher.weight)
         (loss * part).backward()
         return checked_value(loss, self.network, x)
 
@@ -165,12 +162,12 @@ class Trainer:
 
 
 def training_batches(
-    images: ImageSet, batch_size: int, seed: int, augmentation: Augmentation | None, device: torch.device
+    images: ImageSet, batch_size: int, seed: int, augmentation: Augmentation | None, device: Device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Shuffled, augmented batches; a short last batch is left out where there is a full one (BatchNorm needs many)."""
-    return images.batches(
-        batch_size, seed=seed, augmentation=augmentation, device=device, drop_last=len(images) >= batch_size
-    )
+    drop_last = len(images) >= batch_size
+    batches = images.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place, drop_last=drop_last)
+    return ((device.laid_out(x), y) for x, y in batches)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -239,11 +236,3 @@ def without_single(images: int, batch_size: int) -> int:
     (4, 5, 4)
     """
     return next((size for size in range(batch_size, images) if images % size != 1), max(batch_size, images))
-
-
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Give the code inside its own global random state (dropout uses it), and put the caller's back afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

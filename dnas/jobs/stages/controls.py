@@ -47,7 +47,7 @@ def sensitivity_losses(context: JobContext) -> np.ndarray:
     batches = context.data.train.batches(
         min(_SENSITIVITY_IMAGES, context.config.data.batch_size),
         seed=derived_seed(context.config.seed, "sensitivity"),
-        device=context.device,
+        device=context.device.place,
     )
     some = [batch for _, batch in zip(range(_SENSITIVITY_BATCHES), batches, strict=False)]
     return sensitivities(context.network, context.plan.space, context.choice, some, seed=context.config.seed)

@@ -225,7 +225,7 @@ class _Finaliser:
         model = self.measurer.starting_model(section.start, seed)
         graph = context.plan.graph
         net = SwitchableNet(model, graph, profiles, self.choice, private_norms=section.private_norms)
-        net = net.to(context.device)
+        net = net.to(context.device.place)
         net.calibrate(model, context.calibration_images())
         trainer = SwitchableTrainer(
             net,

@@ -135,7 +135,7 @@ class Measurer:
         if assignment.provenance.parent:
             return self._from_parent(assignment, assignment.provenance.parent, seed)
         model = self.starting_model(context.config.finetune.start, seed)
-        network = quantize_fixed(model, context.plan.graph, assignment.layers, context.choice).to(context.device)
+        network = quantize_fixed(model, context.plan.graph, assignment.layers, context.choice).to(context.device.place)
         calibrate(network, context.calibration_images())
         return network
 
@@ -146,7 +146,7 @@ class Measurer:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derived_seed(context.config.seed, "fresh", seed))
                 section = context.config.model
-                return load_model(section.source, arguments=section.arguments).module.to(context.device)
+                return load_model(section.source, arguments=section.arguments).module.to(context.device.place)
         if start == "pretrained":
             return context.network
         warm = context.run.load_checkpoint("warmup")
@@ -163,7 +163,7 @@ class Measurer:
         network, rows = self.stored(parent, seed), kept_rows_of(assignment.layers)
         if assignment.pairs == parent.pairs and not kept_rows_of(parent.layers):
             return remove_filters(network, graph.channels, kept_units(graph.channels, rows))
-        other = quantize_fixed(context.network, graph, assignment.layers, context.choice).to(context.device)
+        other = quantize_fixed(context.network, graph, assignment.layers, context.choice).to(context.device.place)
         inherit(other, network.state_dict())
         calibrate(other, context.calibration_images())
         return other
@@ -175,7 +175,7 @@ class Measurer:
             context.config.data.batch_size,
             seed=derived_seed(context.config.seed, "batchnorm"),
             augmentation=context.augmentation,
-            device=context.device,
+            device=context.device.place,
         )
         return inputs_of(batches, count)
 
@@ -201,7 +201,7 @@ class Measurer:
         """The measured net of an assignment and seed, in eval mode."""
         context = self.context
         found = stored_net(context.run, context.network, context.plan.graph, assignment, context.choice, seed)
-        return found.to(context.device)
+        return found.to(context.device.place)
 
 
 def inherit(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

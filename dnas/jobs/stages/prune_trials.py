@@ -23,6 +23,7 @@ from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages.measure import Measurer
 from dnas.quantization.calibration import recalibrate_batchnorm
+from dnas.training.device import CPU, AnyDevice
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement, evaluate
 from results.run.folder import Run
@@ -49,7 +50,9 @@ class PruningObjective:
         batchnorm_images: Sequence[Tensor],
         images: ImageSet,
         batch_size: int,
+        device: AnyDevice = CPU,
     ) -> None:
+        self.device = device
         self.network, self.groups, self.orders = network, groups, orders
         self.batchnorm_images, self.images, self.batch_size = batchnorm_images, images, batch_size
 
@@ -65,8 +68,7 @@ class PruningObjective:
         """Measure the net whose groups keep so many units."""
         smaller = self.pruned(counts).eval()
         recalibrate_batchnorm(smaller, self.batchnorm_images)
-        device = next(smaller.parameters()).device
-        measured = evaluate(smaller, self.images, self.batch_size, device)
+        measured = evaluate(smaller, self.images, self.batch_size, self.device)
         return Measurement(measured.top1, float(f"{measured.loss:.{_DIGITS}g}"), measured.images)
 
 
@@ -84,6 +86,7 @@ def make_objective(context: JobContext, assignment: str, orders: Orders, section
         batchnorm_images=measurer.batchnorm_images(section.batchnorm_batches),
         images=val,
         batch_size=batch_size,
+        device=context.device,
     )
 
 

@@ -95,7 +95,7 @@ class BitSearch:
         """The supernet after its warm-up with θ frozen."""
         context, plan, section = self.context, self.plan, self.context.config.search
         supernet = Supernet(self._network(), plan.graph, plan.space, plan.table, context.choice, section.engine)
-        supernet = supernet.to(context.device)
+        supernet = supernet.to(context.device.place)
         calibrate(supernet.network, context.calibration_images())
         label = f"{self.prefix}warmup"
         stage = Stage("warmup", label, label, context.work.warmup)

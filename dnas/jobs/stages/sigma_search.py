@@ -154,7 +154,7 @@ class _Trials:
         """The float network, quantized and calibrated."""
         context = self.context
         network = quantize_fixed(context.network, context.plan.graph, self.space.layers, context.choice)
-        calibrate(network.to(context.device), context.calibration_images())
+        calibrate(network.to(context.device.place), context.calibration_images())
         self._images = _batchnorm_images(context)
         return network.eval()
 
@@ -173,6 +173,6 @@ def _batchnorm_images(context: JobContext) -> list[Tensor]:
         context.config.data.batch_size,
         seed=derived_seed(context.config.seed, "batchnorm"),
         augmentation=context.augmentation,
-        device=context.device,
+        device=context.device.place,
     )
     return inputs_of(batches, BATCHNORM_BATCHES)

@@ -124,7 +124,7 @@ def test_data_that_are_not_finite_are_refused(smaller_settings: tuple[str, ...])
         ("space.exclude=['*']", "nothing to search"),
         ("search.epoch=3", "did you mean"),
         ("search.epochs=-1", "search.epochs"),
-        ("device=cuda", "no CUDA device"),
+        ("device=cuda", "device = 'cuda' is not here; PyTorch finds cpu"),
         ("costs.functions={energy='nowhere:energy'}", "cannot import module 'nowhere'"),
         ("costs.latency_table=missing.csv", "missing.csv"),
         ("space.capability=missing.json", "missing.json"),

@@ -16,6 +16,7 @@ from dnas.data.augmentation import Augmentation
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import TensorQuantizer
+from dnas.training.device import Device
 from dnas.training.optimization import weight_groups
 from dnas.training.trainer import Trainer, evaluate, first_non_finite, steps_per_epoch, training_batches
 from search_spaces.assignments import LayerBits
@@ -139,7 +140,7 @@ def test_frozen_parameters_are_not_trained() -> None:
 
 @pytest.mark.parametrize("count", [5, 16, 17, 48])
 def test_a_short_last_batch_is_left_out_where_there_is_a_full_one(count: int) -> None:
-    sizes = [len(x) for x, _ in training_batches(images(count), 16, 0, None, CPU)]
+    sizes = [len(x) for x, _ in training_batches(images(count), 16, 0, None, Device.of(CPU))]
     assert len(sizes) == steps_per_epoch(count, 16)
     assert sizes == ([16] * (count // 16) or [count])
 

@@ -1,0 +1,87 @@
+"""Where and how exactly a network computes: one value that is handed to whatever trains or measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from search_spaces.errors import InputError, nearest
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device, the precision of training steps on it, and the memory format of images.
+
+    Quantizers compute in fp32 whatever the precision, and so does every measurement: a figure is that of the network
+    that is exported.
+    """
+
+    place: torch.device
+    precision: Precision = "fp32"
+    channels_last: bool = False
+
+    @classmethod
+    def named(cls, name: str, precision: Precision = "fp32", channels_last: bool = False) -> Device:
+        """The device ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``mps``, ``cuda`` or ``cuda:1``.
+
+        Raises :class:`InputError` for one that is not there, naming those that are.
+        """
+        there = available()
+        if name == "auto":
+            name = "cuda" if "cuda" in there else "cpu"
+        if name not in there:
+            hint = nearest(name, there) if name.partition(":")[0] not in ("cuda", "mps") else ""
+            raise InputError(f"device = '{name}' is not here{hint}; PyTorch finds {', '.join(there)}; or use auto")
+        return cls(torch.device(name), precision, channels_last)
+
+    @classmethod
+    def of(cls, value: Device | torch.device | str) -> Device:
+        """The same device, or one in full precision at that place; a name is refused as in :meth:`named`."""
+        if isinstance(value, Device):
+            return value
+        return cls(value) if isinstance(value, torch.device) else cls.named(value)
+
+    def __str__(self) -> str:
+        precision = "" if self.precision == "fp32" else f" in {self.precision}"
+        return f"{self.place}{precision}" + (", channels last" if self.channels_last else "")
+
+    def computing(self) -> AbstractContextManager:
+        """Inside, the forward pass and the loss of a training step compute in this precision."""
+        return torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) on this device in its memory format; the network's own tensors stay as they are."""
+        if not self.channels_last or x.ndim != 4:
+            return x
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @contextmanager
+    def own_randomness(self, seed: int) -> Iterator[None]:
+        """Give the code inside its own global random state (dropout uses it); put the caller's back afterwards."""
+        kind = self.place.type
+        with torch.random.fork_rng(devices=[] if kind == "cpu" else [self.place], device_type=_forked(kind)):
+            torch.manual_seed(seed)
+            yield
+
+
+def available() -> list[str]:
+    """The names of the devices that PyTorch finds here."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = ["cuda", *(f"cuda:{number}" for number in range(count))] if count else []
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def _forked(kind: str) -> str:
+    return "cuda" if kind == "cpu" else kind
+
+
+CPU = Device(torch.device("cpu"))
+AnyDevice = Device | torch.device | str
+"""What functions for use from Python take for a device; :meth:`Device.of` makes a Device of it."""
