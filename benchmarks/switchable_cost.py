@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from torchvision.models import mobilenet_v2, resnet18, resnet50
 
 from dnas.config.job import FinaliseSection
-from dnas.export.pack import save_packed
-from dnas.export.pack_switchable import save_switchable_packed
+from dnas.export.save import save_packed
 from dnas.export.unpack import load
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
@@ -137,12 +136,12 @@ def loading(bench: Bench, count: int = 5) -> None:
     net = bench.net(count).eval()
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(folder) / "net"
-        packed = save_switchable_packed(shared, net, MODEL)
+        packed = save_packed(shared, net, model=MODEL)
         sizes = []
         for name, profile in net.profiles.items():
             path = Path(folder) / name
             sizes.append(
-                save_packed(path, net.alone(name), bench.graph, profile.assignment, CHOICE, MODEL).tensor_bytes
+                save_packed(path, net.alone(name), bench.graph, profile.assignment, CHOICE, model=MODEL).tensor_bytes
             )
         whole = median(seconds(partial(load, shared, bench.model)) for _ in range(5))
         part = median(seconds(partial(load, shared, bench.model, name)) for name in net.profiles)

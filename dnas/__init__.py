@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dnas.config.file import dump_job, load_job
     from dnas.config.job import JobConfig
     from dnas.data.load import load_data
+    from dnas.export.save import save_packed
     from dnas.export.unpack import load
     from dnas.jobs.api import finetune, search_bits
     from dnas.jobs.doctor import examine
@@ -79,6 +80,7 @@ __all__ = [
     "read_graph",
     "recalibrate_batchnorm",
     "run_job",
+    "save_packed",
     "search_bits",
     "sensitivities",
     "verdicts",
@@ -102,6 +104,7 @@ __getattr__, __dir__ = attach(
         "dnas.switchable.net": ("Profile", "SwitchableNet"),
         "dnas.switchable.training": ("SwitchableTrainer",),
         "dnas.training.trainer": ("Trainer", "evaluate"),
+        "dnas.export.save": ("save_packed",),
         "dnas.export.unpack": ("load",),
         "results.pareto": ("ParetoFront",),
         "results.tables.report": ("verdicts",),

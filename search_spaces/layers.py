@@ -76,8 +76,9 @@ class LayerGraph:
 
     ``parameters`` are all parameters of the network, each once. ``unsupported`` maps every layer that cannot be
     quantized, and every other parameter with two axes or more that no layer holds, to the reason.
-    ``unused`` names the parameters and BatchNorms that are never read in eval mode: they are not deployed.
-    ``other_bytes`` is what everything deployed outside ``layers`` (and outside their folded BatchNorms) takes in fp32.
+    ``unused`` names the parameters, buffers and BatchNorms that are never read in eval mode: they are not deployed.
+    ``other_bytes`` is what everything deployed outside ``layers`` (and outside their folded BatchNorms) takes:
+    parameters in fp32, and buffers.
     ``uncounted_macs`` are multiply-accumulates of operations outside ``layers``, such as attention products.
     ``channels`` are the filters that can be removed.
     ``couplings_unknown`` says why residual branches could not be read; empty where they could.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnas.export.pack import save_packed
+from dnas.export.save import save_packed
 from dnas.export.unpack import load
 from dnas.quantization.calibration import calibrate, calibrate_weights
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed

@@ -14,9 +14,8 @@ from dnas.config.file import load_job
 from dnas.export.aimet import export_aimet
 from dnas.export.fixed_layers import ExportedFile
 from dnas.export.onnx import export_onnx
-from dnas.export.pack import save_packed
-from dnas.export.pack_switchable import save_switchable_packed
 from dnas.export.qonnx import export_qonnx
+from dnas.export.save import save_packed
 from dnas.export.torchao import export_torchao
 from dnas.jobs.context import load_network
 from dnas.jobs.stored_nets import stored_net, stored_switchable
@@ -107,7 +106,7 @@ def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path) -> _Writ
     network = load_network(config).module
     net = stored_switchable(run, network, read_graph(network, profile.model.input_shape), name)
     model = {"source": config.model.source, "arguments": config.model.arguments}
-    packed = save_switchable_packed(out, net, model)
+    packed = save_packed(out, net, model=model)
     largest = max(item.cost("size_bytes") for item in net.profiles.values())
     sizes = {"tensor_bytes": packed.tensor_bytes, "header_bytes": packed.header_bytes}
     told = {"net": name, "profiles": list(net.profiles), "format": PACKED, "file": str(out), **sizes}
@@ -140,7 +139,7 @@ def export_packed(run: Run, assignment: BitAssignment, out: Path) -> PackedFile:
     """Write the net of the first seed that was measured for ``assignment``."""
     net, model = load_stored(run, assignment), load_job(str(run.folder / JOB)).model
     source = {"source": model.source, "arguments": model.arguments}
-    return save_packed(out, net.network, net.graph, assignment, net.choice, source)
+    return save_packed(out, net.network, net.graph, assignment, net.choice, model=source)
 
 
 def load_stored(run: Run, assignment: BitAssignment) -> StoredNet:

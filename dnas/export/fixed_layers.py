@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnas.export.pack import smallest_clip, weight_codes
+from dnas.export.parts import smallest_clip, weight_codes
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import Grid
 from dnas.quantization.sparsity import SparseQuantizer, sparse_codes

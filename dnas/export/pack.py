@@ -6,7 +6,7 @@ fp32 and in the order of :mod:`dnas.quantization.mixture`, so that decoded value
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,51 +14,50 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
+from dnas.export.buffers import described_buffers, fingerprints, unread_buffers
+from dnas.export.parts import (
+    Codes,
+    array_of,
+    check_skipped,
+    check_storable,
+    folded_norm,
+    geometry,
+    grid_with_gain,
+    on_cpu,
+    other_norms,
+    other_parameters,
+    smallest_clip,
+    used_weight,
+    weight_codes,
+)
 from dnas.export.sparse_storage import as_stored
 from dnas.quantization.conversion import QuantizerChoice
-from dnas.quantization.layers import SMALLEST_CLIP, QuantizedLayer, TensorQuantizer, has_hooks
-from dnas.quantization.quantizers import Grid, encode
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.sparsity import SparseQuantizer, dense_bits, sparse_codes
 from results.packed.file import DEFAULT_PROFILE, PackedFile, to_planes, write_packed
 from results.packed.weights import FLOAT, PLANES, SHARED
 from search_spaces import sparse_codes as sparse
-from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
+from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.sparse import layer_costs
 from search_spaces.costs.table import WEIGHT_BITS, size_bytes
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
-from search_spaces.network.graph import LAYER_TYPES
-
-_GEOMETRY = ("stride", "padding", "dilation", "output_padding", "groups", "padding_mode")
 
 
-@dataclass(frozen=True)
-class Codes:
-    """Integers (of the tensor's shape) with the clip (R,) and the grid, gain included, that make them values."""
-
-    codes: np.ndarray
-    clip: np.ndarray
-    grid: Grid
-
-
-def save_packed(
+def pack_fixed(
     path: Path,
     network: nn.Module,
     graph: LayerGraph,
     assignment: BitAssignment,
     choice: QuantizerChoice,
-    model: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any],
 ) -> PackedFile:
-    """Write the fixed net ``network``, made of ``assignment`` by :func:`quantize_fixed` and trained, to ``path``.
-
-    ``graph`` is that of the float network, ``model`` its {"source", "arguments"} if it has some. Raises
-    :class:`InputError` for a net that the format cannot hold.
-    """
+    """Write the fixed net ``network`` to ``path``, with ``more`` in its description; see :func:`save_packed`."""
+    check_fits(assignment, graph)
+    network = on_cpu(network)
     assignment = replace(assignment, layers=as_stored(network.state_dict(), assignment.layers))
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     packer = _Packer(network, pruned_graph(graph, kept) if kept else graph, assignment)
@@ -74,10 +73,13 @@ def save_packed(
         assignment = replace(assignment, cost={**assignment.cost, "size_bytes": float(taken)})
     profile = {"assignment": assignment.to_json(), "layers": packer.choices, "norms": packer.norms}
     description = {
-        "model": dict(model or {}),
+        **more,
         "quantizer": asdict(choice),
         "layers": packer.layers,
         "parameters": packer.parameters,
+        "buffers": packer.buffers,
+        "unread_buffers": unread_buffers(network, packer.graph),
+        "fingerprints": fingerprints(network),
         "profiles": {DEFAULT_PROFILE: profile},
     }
     return write_packed(path, description, packer.tensors)
@@ -102,6 +104,7 @@ class _Packer:
     choices: dict[str, Any] = field(default_factory=dict)
     norms: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, Any] = field(default_factory=dict)
 
     def pack(self) -> None:
         """Go through the layers, then through everything else."""
@@ -113,10 +116,11 @@ class _Packer:
             self.norms[name] = self._norm(name, name, norm)
         for name, parameter in other_parameters(self.network, self.graph):
             self.parameters[name] = self._add(name, parameter)
+        self.buffers = described_buffers(self.network, self.graph, self._add)
 
     def _pack_layer(self, spec: LayerSpec, bits: LayerBits) -> None:
         layer: Any = self.network.get_submodule(spec.name)
-        check_storable(spec.name, layer)
+        check_storable(spec.name, layer, bits)
         stored, weight = self._weight(spec, layer, bits)
         norm = None
         if spec.norm is not None:
@@ -150,7 +154,7 @@ class _Packer:
         owner = cast(str, spec.shares_weight_with)
         same = owner in self.layers
         if same:
-            ours, theirs = (_used_weight(module) for module in (layer, self.network.get_submodule(owner)))
+            ours, theirs = (used_weight(module) for module in (layer, self.network.get_submodule(owner)))
             same = torch.equal(ours, theirs)
         if not same:
             raise InputError(
@@ -201,122 +205,3 @@ class _Packer:
             name += "_"
         self.tensors[name] = tensor if isinstance(tensor, np.ndarray) else array_of(tensor)
         return name
-
-
-def smallest_clip(clip: Tensor) -> Tensor:
-    """A clip as it is used."""
-    return clip.detach().clamp_min(SMALLEST_CLIP)
-
-
-def array_of(tensor: Tensor) -> np.ndarray:
-    """A tensor as fp32, on the CPU."""
-    return tensor.detach().float().cpu().contiguous().numpy()
-
-
-def _used_weight(layer: nn.Module) -> Tensor:
-    """The weight as the layer uses it."""
-    with torch.no_grad():
-        return layer.quantized_weight() if isinstance(layer, QuantizedLayer) else cast(Tensor, layer.weight)
-
-
-def grid_with_gain(quantizer: TensorQuantizer) -> Grid:
-    """The grid of a quantizer of one width, its gain multiplied into step and start in the quantizer's own dtype."""
-    scale, offset, top, step, start = quantizer.grids[:, 0]
-    gain = quantizer.gain.detach()[0]
-    return Grid(*(float(number) for number in (scale, offset, top, gain * step, gain * start)))
-
-
-def weight_codes(layer: QuantizedLayer) -> Codes:
-    """The codes (int64, the weight's shape) of a layer with a dense quantized weight of one width."""
-    quantizer = cast(TensorQuantizer, layer.quantize_weight)
-    with torch.no_grad():
-        clip = quantizer.prepare(layer.weight)[1]
-    return Codes(codes_of(quantizer, layer.weight), array_of(clip).reshape(-1), grid_with_gain(quantizer))
-
-
-def codes_of(quantizer: TensorQuantizer, weight: Tensor) -> np.ndarray:
-    """The codes (int64, the weight's shape) that a quantizer of one width gives."""
-    grid = grid_with_gain(quantizer)
-    with torch.no_grad():
-        prepared, clip = quantizer.prepare(weight)
-        rows = prepared.reshape(clip.shape[0], -1)
-        codes = quantizer.as_rows(encode(rows, clip, grid, quantizer.signed).reshape(prepared.shape))
-    return codes.cpu().numpy().astype(np.int64)
-
-
-def geometry(layer: Any) -> dict[str, Any]:
-    """How the layer runs over its input; ``standard`` says whether it does nothing else."""
-    own_class = layer.original_class if isinstance(layer, QuantizedLayer) else type(layer)
-    kind = next(kind for kind in LAYER_TYPES if isinstance(layer, kind))
-    found = {name: getattr(layer, name) for name in _GEOMETRY if hasattr(layer, name)}
-    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-    return {**listed, "standard": own_class.forward is kind.forward and not has_hooks(layer)}
-
-
-def folded_norm(name: str, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) of a BatchNorm in eval mode, computed in float64."""
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
-        raise InputError(
-            f"'{name}' normalises by the statistics of each batch; it cannot be folded, so it is not packed"
-        )
-    ones = torch.ones_like(norm.running_mean)
-    weight, bias = (ones if norm.weight is None else norm.weight), (0 * ones if norm.bias is None else norm.bias)
-    scale = weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
-    return scale, bias.detach().double() - norm.running_mean.double() * scale
-
-
-def other_norms(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[str, nn.Module]]:
-    """Every deployed BatchNorm that no layer accounts for, by name."""
-    owned = {spec.norm for spec in graph.layers} | graph.unused
-    for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and name not in owned:
-            yield name, module
-
-
-def other_parameters(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every deployed parameter outside layers, quantizers and BatchNorms, by name; one with several names once."""
-    layers = set(graph.by_name)
-    seen: set[int] = set()
-    check_counted(network)
-    for name, module in network.named_modules():
-        if isinstance(module, (TensorQuantizer, SparseQuantizer, _BatchNorm)):
-            continue
-        for key, parameter in module._parameters.items():
-            if parameter is None or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            full = f"{name}.{key}" if name else key
-            if full not in graph.unused and (name not in layers or key not in ("weight", "bias")):
-                yield full, parameter
-
-
-def check_counted(network: nn.Module) -> None:
-    """Refuse statistics that the size does not count."""
-    for name, module in network.named_modules():
-        if isinstance(module, _InstanceNorm) and module.track_running_stats:
-            raise InputError(f"'{name}' keeps statistics that are not counted in the size, so it is not packed")
-
-
-def check_storable(name: str, layer: nn.Module) -> None:
-    """Refuse levels that are no affine grid, and inputs whose range is that of each batch."""
-    if not isinstance(layer, QuantizedLayer):
-        return
-    for what, quantizer in (("weights", layer.quantize_weight), ("inputs", layer.quantize_input)):
-        if not isinstance(quantizer, TensorQuantizer) or not quantizer.widths:
-            continue
-        source = quantizer.quantizer
-        dynamic = what == "inputs" and source.clip == "data"
-        if dynamic or not source.affine:
-            why = "their range is that of each batch" if dynamic else "their levels are no affine grid"
-            raise InputError(
-                f"the {what} of layer '{name}' are quantized by '{source.name}', which a packed file cannot hold "
-                f"({why}); the nearest that it can is 'dorefa'"
-            )
-
-
-def check_skipped(graph: LayerGraph, assignment: BitAssignment) -> None:
-    """Refuse a skipped layer whose output is still read: nothing of its BatchNorm would be stored."""
-    skipped = {name for name, bits in assignment.layers.items() if not bits.weight_bits}
-    gone = {name for branch in graph.branches if skipped.issuperset(branch.layers) for name in branch.layers}
-    for name in sorted(skipped - gone):
-        raise InputError(f"layer '{name}' is skipped but its branch is not; the net is not packed")

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dnas.export.pack import (
+from dnas.export.buffers import buffers_of, described_buffers, fingerprints, unread_buffers
+from dnas.export.parts import (
     array_of,
-    check_counted,
     check_skipped,
     check_storable,
     codes_of,
     folded_norm,
     geometry,
     grid_with_gain,
+    on_cpu,
     other_norms,
     smallest_clip,
 )
@@ -34,22 +35,29 @@ from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerSpec
 
 
-def save_switchable_packed(path: Path, net: SwitchableNet, model: Mapping[str, Any]) -> PackedFile:
+def pack_switchable(path: Path, net: SwitchableNet, more: Mapping[str, Any]) -> PackedFile:
     """Write all profiles of a trained net into one file, each weight at the widest width that any of them needs.
 
-    ``model`` is {"source", "arguments"} of the float network. Raises :class:`InputError` for what cannot be held.
+    ``more`` goes into its description. Raises :class:`InputError` for what cannot be held.
     """
+    if not net.shared:
+        raise InputError("this net of one profile was read from a packed file, and has the weights of its codes alone")
+    net = on_cpu(net)
     packer = _SharedPacker(net)
     packer.pack()
     taken, expected = sum(tensor.nbytes for tensor in packer.tensors.values()), _expected_bytes(net)
     if taken != expected:
         raise InputError(f"this net takes {taken} bytes and should take {expected}; it is not packed")
+    view = next(iter(net.views.values()))
     description = {
-        "model": dict(model),
+        **more,
         "quantizer": asdict(net.choice),
         "private_norms": net.private_norms,
         "layers": packer.layers,
         "parameters": packer.parameters,
+        "buffers": packer.buffers,
+        "unread_buffers": unread_buffers(view, net.graph),
+        "fingerprints": fingerprints(view),
         "profiles": packer.profiles,
     }
     return write_packed(path, description, packer.tensors)
@@ -77,6 +85,7 @@ class _SharedPacker:
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, Any] = field(default_factory=dict)
     profiles: dict[str, Any] = field(default_factory=dict)
     _known: dict[Any, str] = field(default_factory=dict)
 
@@ -84,7 +93,6 @@ class _SharedPacker:
         """Go through the profiles, and within each through layers, BatchNorms and everything else."""
         for name, profile in self.net.profiles.items():
             check_skipped(self.net.graph, profile.assignment)
-            check_counted(self.net.view_of(name))
             described: dict[str, Any] = {"assignment": profile.assignment.to_json(), "layers": {}, "norms": {}}
             self.profiles[name] = {**described, "parts": {}}
         for spec in self.net.graph.layers:
@@ -95,6 +103,7 @@ class _SharedPacker:
             for norm_name, norm in other_norms(self.net.view_of(name), self.net.graph):
                 self.profiles[name]["norms"][norm_name] = self._norm(name, norm_name, norm_name, norm)
         self._pack_parameters()
+        self._pack_buffers()
 
     def _bits(self, profile: str, spec: LayerSpec) -> Any:
         return self.net.profiles[profile].assignment.layers[spec.name]
@@ -105,7 +114,7 @@ class _SharedPacker:
     def _pack_layer(self, spec: LayerSpec, users: list[str]) -> None:
         name = spec.name
         for profile in users:
-            check_storable(name, self._layer(profile, name))
+            check_storable(name, self._layer(profile, name), self._bits(profile, spec))
         weight = self._weight(spec, users)
         bias = None
         if self._layer(users[0], name).bias is not None:
@@ -221,6 +230,20 @@ class _SharedPacker:
         for name, parameter in self.net.other_parameters().items():
             module, _, key = name.rpartition(".")
             self.parameters[name] = self._stored(name, parameter, list(self.net.profiles), module, key)
+
+    def _pack_buffers(self) -> None:
+        """Buffers outside BatchNorms, which all profiles must have alike: there is one of each in the file."""
+        first, *others = self.net.profiles
+        expected = buffers_of(self.net.view_of(first), self.net.graph)
+        for profile in others:
+            found = buffers_of(self.net.view_of(profile), self.net.graph)
+            for name in sorted({*found, *expected}):
+                if name not in found or name not in expected or not torch.equal(found[name], expected[name]):
+                    raise InputError(
+                        f"the buffer '{name}' differs between the profiles '{first}' and '{profile}', and one file of "
+                        "both has room for one; write each profile into a file of its own"
+                    )
+        self.buffers = described_buffers(self.net.view_of(first), self.net.graph, self._add)
 
     def _stored(self, name: str, full: Tensor, users: list[str], module: str, key: str) -> str:
         """Keep what any profile uses of a tensor, and note what part of that each uses."""

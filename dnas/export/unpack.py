@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dnas.export.pack import other_norms, other_parameters
+from dnas.export.buffers import fill_buffers
+from dnas.export.parts import other_norms, other_parameters
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.switchable.net import SwitchableNet
@@ -37,8 +38,8 @@ def load(path: Path | str, model: nn.Module | None = None, profile: str | None =
     Without ``model`` the network is made by the name that the file tells (``zoo:``, ``torchvision:``, ``timm:``; never
     code of the user's). With a ``profile`` only this one is read, and of each weight only the bit planes it needs. A
     net of one profile has the weights of its codes; one of several quantizes its one set of weights at each profile's
-    width. Each BatchNorm is the folded scale and shift. Buffers other than those of BatchNorm are the model's own.
-    Raises :class:`InputError` for a damaged file and for another network.
+    width. Each BatchNorm is the folded scale and shift. Buffers that are not persistent are the model's own.
+    Raises :class:`InputError` for a damaged file, for another network, and for other values of such a buffer.
     """
     packed = read_packed(Path(path), profile)
     try:
@@ -98,6 +99,7 @@ def _unpack(
         own = dict(network.named_parameters(remove_duplicate=False))
         for parameter, tensor in packed.description["parameters"].items():
             _fill(parameter, own[parameter], part_of(packed, name, tensor, packed.tensors[tensor]))
+        fill_buffers(packed, network, graph)
     return network.eval(), graph, assignment, choice
 
 
@@ -124,6 +126,7 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
                     _fill_norm(packed, view.get_submodule(norm), chosen["norm"])
             for norm_name, folded in profile["norms"].items():
                 _fill_norm(packed, view.get_submodule(norm_name), folded)
+            fill_buffers(packed, view, graph)
         for layer in packed.description["layers"]:
             _fill_shared(packed, net, layer)
         for parameter, tensor in packed.description["parameters"].items():

@@ -23,7 +23,8 @@ from results.files import encode_json, parse_json, write_bytes
 from search_spaces.errors import InputError, nearest
 
 FAMILY = "dnas.packed/"
-FORMAT = f"{FAMILY}1"
+FORMAT, FORMAT_WITH_BUFFERS = f"{FAMILY}1", f"{FAMILY}2"
+"""A reader of the first would leave buffers out; a file without any is of the first."""
 DEFAULT_PROFILE = "default"
 LONGEST_HEADER = 100_000_000
 """In bytes; safetensors' own limit."""
@@ -86,16 +87,15 @@ def write_packed(path: Path, description: Mapping[str, Any], tensors: Mapping[st
         raise ValueError(f"a packed net has tensors of {', '.join(_TYPES)} only")
     data = b"".join(tensor.tobytes() for tensor in ordered.values())
     described = {**description, "digests": {name: _digests(tensor) for name, tensor in ordered.items()}}
-    header = _header(ordered, encode_json(described, what=f"packed net {path.name}"))
+    format = FORMAT_WITH_BUFFERS if description.get("buffers") else FORMAT
+    header = _header(format, ordered, encode_json(described, what=f"packed net {path.name}"))
     write_bytes(path, struct.pack("<Q", len(header)) + header + data)
     return PackedFile(described, ordered, 8 + len(header))
 
 
-def _header(tensors: Mapping[str, np.ndarray], description: str) -> bytes:
+def _header(format: str, tensors: Mapping[str, np.ndarray], description: str) -> bytes:
     """The header (a multiple of 8 bytes) with its own checksum, which is taken with zeros in its place."""
-    table: dict[str, Any] = {
-        "__metadata__": {"format": FORMAT, "header_sha256": _NO_DIGEST, "net": description},
-    }
+    table: dict[str, Any] = {"__metadata__": {"format": format, "header_sha256": _NO_DIGEST, "net": description}}
     start = 0
     for name, tensor in tensors.items():
         kind = next(key for key, dtype in _TYPES.items() if dtype == tensor.dtype)
@@ -151,6 +151,7 @@ def _wanted(path: Path, description: Mapping[str, Any], profile: str) -> dict[st
             )
         chosen, layers = profiles[profile], description["layers"]
         wanted: dict[str, int | None] = dict.fromkeys(description["parameters"].values())
+        wanted.update(dict.fromkeys(entry["tensor"] for entry in description.get("buffers", {}).values()))
         folded = list(chosen["norms"].values())
         for name, entry in chosen["layers"].items():
             weight, own = layers[name]["weight"], entry["weight"]
@@ -204,8 +205,11 @@ def _read_table(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, An
         ) from error
     if not all(isinstance(value, str) for value in described) or not format.startswith(FAMILY):
         raise InputError(f"{path} is not a packed net: its format is {format!r:.60}, not '{FORMAT}'")
-    if format != FORMAT:
-        raise InputError(f"{path} has the format '{format}', this version of dnas reads '{FORMAT}'; export it again")
+    if format not in (FORMAT, FORMAT_WITH_BUFFERS):
+        raise InputError(
+            f"{path} has the format '{format}', this version of dnas reads '{FORMAT}' and '{FORMAT_WITH_BUFFERS}'; "
+            "export it again, or install a newer dnas"
+        )
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise _changed(path, "header")
     blank = header.replace(digest.encode(), _NO_DIGEST.encode(), 1)

@@ -21,6 +21,7 @@ from search_spaces.channels.shapes import note_shapes
 from search_spaces.channels.slicing import kept_indices, remove_filters
 from search_spaces.groups import ChannelGroup, ChannelGroups
 from search_spaces.layers import LayerSpec
+from search_spaces.models.buffers import buffer_bytes, stored_buffers
 
 _FIXED = "the network's own code counts on their number"
 _ONE_UNIT = "all its channels hang together, and none can go alone"
@@ -118,10 +119,12 @@ def _distinct_names(groups: Sequence[ChannelGroup]) -> tuple[ChannelGroup, ...]:
 def _entry_bytes(trace: ChannelTrace, module: fx.GraphModule, specs: Mapping[str, LayerSpec]) -> dict[str, int]:
     folded = {spec.norm for spec in specs.values()}
     sizes = {}
-    for name in trace.vectors:
+    for name, labels in trace.vectors.items():
         owner = module.get_submodule(name)
         parameters = sum(parameter is not None for parameter in owner._parameters.values())
+        vectors = [buffer for buffer in stored_buffers(owner).values() if buffer.shape == (len(labels),)]
         sizes[name] = 0 if name in folded else 8 if isinstance(owner, _BatchNorm) else 4 * parameters
+        sizes[name] += sum(buffer_bytes(buffer) // len(labels) for buffer in vectors)
     return {name: size for name, size in sizes.items() if size}
 
 

@@ -111,6 +111,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
     places: dict[int, torch.UntypedStorage] = {}
 
     def twin_of(tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided:  # it has no memory that can be shared
+            return torch.empty_like(tensor, device="meta")
         size = tensor.untyped_storage().nbytes()
         place = places.setdefault(memory(tensor), torch.UntypedStorage(size, device="meta"))
         empty = torch.empty(0, dtype=tensor.dtype, device="meta")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.layers import LayerSpec, ParameterSpec
+from search_spaces.models.buffers import buffer_bytes, each_buffer
 from search_spaces.network.observation import Observation, memory
 
 
@@ -80,17 +81,19 @@ def _is_deployed(norm: _BatchNorm, seen: Observation) -> bool:
 def unused_names(
     twin: nn.Module, specs: Sequence[LayerSpec], parameters: Iterable[ParameterSpec], seen: Observation
 ) -> frozenset[str]:
-    """Parameters and BatchNorms that are never read in eval mode."""
+    """Parameters, buffers and BatchNorms that are never read in eval mode."""
     norms = {name for name, norm in _other_norms(twin, specs) if not _is_deployed(norm, seen)}
-    return frozenset(norms | {parameter.name for parameter in parameters if not parameter.deployed})
+    buffers = {name for name, buffer in each_buffer(twin) if not _is_read(buffer, seen)}
+    return frozenset(norms | buffers | {parameter.name for parameter in parameters if not parameter.deployed})
 
 
 def other_bytes(
     twin: nn.Module, specs: Sequence[LayerSpec], parameters: Iterable[ParameterSpec], unused: frozenset[str]
 ) -> int:
-    """Bytes of everything deployed outside the layers: parameters in fp32, BatchNorms folded to scale and shift."""
+    """Bytes of all that is deployed outside the layers: parameters in fp32, BatchNorms as scale and shift, buffers."""
     norms = dict(_other_norms(twin, specs))
     inside = {f"{name}.{key}" for name, norm in norms.items() for key in norm._parameters}
     outside = (spec for spec in parameters if spec.reason and spec.name not in inside | unused)
     channels = sum(norm.num_features for name, norm in norms.items() if name not in unused)
-    return 4 * sum(spec.elements for spec in outside) + 2 * 4 * channels
+    buffers = sum(buffer_bytes(buffer) for name, buffer in each_buffer(twin) if name not in unused)
+    return 4 * sum(spec.elements for spec in outside) + 2 * 4 * channels + buffers

@@ -23,8 +23,7 @@ from dnas.export.integer_reference import (
     signed_plane_dot,
     xnor_dot,
 )
-from dnas.export.pack import save_packed
-from dnas.export.pack_switchable import save_switchable_packed
+from dnas.export.save import save_packed
 from dnas.export.unpack import load
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer
@@ -203,7 +202,7 @@ def test_every_profile_of_a_switchable_net(tmp_path: Path, case: str, choice: Qu
     if choice.weights == "nested":
         profiles["pruned"] = pruned(case, (4, 6), choice)
     net = net_of(case, profiles, choice)
-    packed = save_switchable_packed(tmp_path / "a", net, {})
+    packed = save_packed(tmp_path / "a", net)
     x = inputs_for(net.graph)
     for profile in profiles:
         seen: list[tuple[str, np.ndarray, Tensor]] = []

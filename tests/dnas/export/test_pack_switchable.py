@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dnas
-from dnas.export.pack_switchable import save_switchable_packed
+from dnas.export.save import save_packed
 from dnas.export.unpack import load
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.quantization.layers import QuantizedLayer
@@ -33,7 +33,7 @@ MODEL = {"source": "tests", "arguments": {}}
 
 
 def saved(path: Path, net: SwitchableNet) -> PackedFile:
-    return save_switchable_packed(path, net, MODEL)
+    return save_packed(path, net, model=MODEL)
 
 
 def weights(net: SwitchableNet, profile: str) -> dict[str, np.ndarray]:
@@ -194,7 +194,7 @@ def test_a_file_that_names_its_network_needs_none(tmp_path: Path) -> None:
     graph = model_and_graph("norm last")[1]
     net = net_of("norm last", assignments("norm last", WIDTHS, NESTED), NESTED)
     arguments = {"num_classes": 3, "width": 4, "norm_last": True}
-    save_switchable_packed(tmp_path / "a", net, {"source": "zoo:tiny_resnet", "arguments": arguments})
+    save_packed(tmp_path / "a", net, model={"source": "zoo:tiny_resnet", "arguments": arguments})
     back = dnas.load(tmp_path / "a")
     assert back.active == "wide"
     assert_same(net, back, "narrow")
@@ -301,13 +301,34 @@ def test_layers_that_share_a_weight_have_the_same_bits_of_it(tmp_path: Path) -> 
     assert not (tmp_path / "a").exists()
 
 
-def test_statistics_that_the_size_does_not_count_are_refused_before_writing(tmp_path: Path) -> None:
+def net_with_statistics() -> tuple[torch.nn.Module, SwitchableNet]:
     norm = torch.nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), norm, torch.nn.Flatten(), torch.nn.Linear(64, 3))
     graph = read_graph(model, (1, 6, 6))
     profiles = {name: assignment_of(graph, same_bits(graph, bits, 4), NESTED) for name, bits in (("a", 4), ("b", 2))}
     net = SwitchableNet(model, graph, profiles, NESTED)
-    with pytest.raises(InputError, match="'1' keeps statistics that are not counted in the size"):
+    net.calibrate(model, [inputs_for(graph)])
+    return model, net.eval()
+
+
+def test_buffers_are_stored_once_for_all_profiles(tmp_path: Path) -> None:
+    model, net = net_with_statistics()
+    for view in net.views.values():
+        view.get_submodule("1").running_mean.copy_(torch.arange(4.0))
+    packed = saved(tmp_path / "a", net)
+    assert packed.tensor_bytes == sum(tensor.nbytes for tensor in packed.tensors.values())
+    assert sorted(packed.description["buffers"]) == ["1.running_mean", "1.running_var"]
+    x = inputs_for(net.graph)
+    for profile in (None, "a", "b"):
+        loaded = load(tmp_path / "a", model, profile)
+        for name in loaded.profiles:
+            assert torch.equal(loaded.view(name)(x), net.view(name)(x))
+
+
+def test_buffers_that_differ_between_profiles_are_refused_before_writing(tmp_path: Path) -> None:
+    net = net_with_statistics()[1]
+    net.view_of("b").get_submodule("1").running_mean.add_(1)
+    with pytest.raises(InputError, match=r"'1.running_mean' differs between the profiles 'a' and 'b'"):
         saved(tmp_path / "a", net)
     assert not (tmp_path / "a").exists()
 

@@ -114,8 +114,8 @@ def test_what_is_not_a_packed_net(packed: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_told(packed: Path) -> None:
-    assert "has the format 'dnas.packed/2', this version of dnas reads 'dnas.packed/1'" in refusal(
-        packed, signed({}, format="dnas.packed/2")
+    assert "has the format 'dnas.packed/3', this version of dnas reads 'dnas.packed/1' and" in refusal(
+        packed, signed({}, format="dnas.packed/3")
     )
 
 
