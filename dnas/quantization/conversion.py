@@ -29,6 +29,7 @@ from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.models.attention import unfold_attention
 from search_spaces.network.examples import Example
+from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import TRANSPOSED, read_graph
 
 Pair = tuple[int, int]
@@ -68,7 +69,7 @@ def fresh_copy(model: nn.Module) -> nn.Module:
     ``nn.MultiheadAttention`` is unfolded into its two linear layers. In-place activations stay: a network may read
     what they overwrite, and whatever trains in the network trains in its twin.
     """
-    twin = copy.deepcopy(model)
+    twin = copy_network(model)
     unfold_attention(twin)
     for module in twin.modules():
         if isinstance(module, nn.TransformerEncoderLayer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from search_spaces.groups import ChannelGroups, Kept, check_kept
 from search_spaces.layers import LayerGraph, LayerSpec
+from search_spaces.models.copies import copy_network
 from search_spaces.models.zoo import SubsampleShortcut
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -49,7 +49,7 @@ def remove_filters(network: Network, groups: ChannelGroups, kept: Kept) -> Netwo
     Raises :class:`InputError` for a group or unit that does not exist, and where a group would lose all its units.
     """
     check_kept(groups, kept)
-    smaller = copy.deepcopy(network)
+    smaller = copy_network(network)
     remaining = {group.name: kept.get(group.name, tuple(range(group.units))) for group in groups.groups}
     touched = [group for group in groups.groups if len(remaining[group.name]) < group.units]
     sliced: dict[int, nn.Parameter | None] = {}

@@ -8,30 +8,23 @@ arithmetic and two real layers, ``in_proj`` and ``out_proj``, which are then sea
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class UnfoldedAttention(nn.Module):
-    """Multi-head attention as published (arXiv 1706.03762, section 3.2.2), made from an ``nn.MultiheadAttention``.
+class UnfoldedAttention(nn.MultiheadAttention):
+    """Multi-head attention as published (arXiv 1706.03762, section 3.2.2); see :func:`unfold_attention`.
 
     Inputs are (N, L, E) where ``batch_first``, else (L, N, E), or (L, E) without a batch.
     """
 
-    in_proj_bias: None = None  # tells nn.TransformerEncoderLayer that its fused kernel is not for this module
-
-    def __init__(self, attention: nn.MultiheadAttention) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim = attention.num_heads, attention.head_dim
-        self.dropout, self.batch_first = attention.dropout, attention.batch_first
-        width, bias = attention.embed_dim, attention.in_proj_bias
-        self.in_proj = nn.Linear(width, 3 * width, bias=bias is not None, device="meta")
-        self.in_proj.weight = attention.in_proj_weight
-        self.in_proj.bias = bias
-        self.out_proj = nn.Linear(width, width, bias=attention.out_proj.bias is not None, device="meta")
-        self.out_proj.weight, self.out_proj.bias = attention.out_proj.weight, attention.out_proj.bias
+    in_proj_weight: None = None  # type: ignore[assignment]
+    in_proj_bias: None = None  # type: ignore[assignment]
+    """None tells nn.TransformerEncoderLayer that its fused kernel is not for this module."""
+    in_proj: nn.Linear
 
     def forward(
         self,
@@ -89,13 +82,33 @@ class UnfoldedAttention(nn.Module):
 
 
 def unfold_attention(model: nn.Module) -> None:
-    """Replace every attention module of ``model`` that has the usual form, in place; others stay as they are."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.MultiheadAttention) and _is_usual(module):
-            model.set_submodule(name, UnfoldedAttention(module).train(module.training))
+    """Unfold every attention module of ``model`` that has the usual form, in place; others stay as they are.
+
+    The objects stay, with the hooks and attributes on them; their class becomes :class:`UnfoldedAttention`.
+    """
+    for module in list(model.modules()):
+        if type(module) is nn.MultiheadAttention and _is_usual(module):
+            _unfold(module)
+
+
+def _unfold(attention: nn.MultiheadAttention) -> None:
+    weight, bias = (attention._parameters.pop(f"in_proj_{key}") for key in ("weight", "bias"))
+    attention.in_proj = _linear(weight, bias).train(attention.training)
+    old = {key: attention.out_proj._parameters[key] for key in ("weight", "bias")}
+    # A new layer: nothing that hangs on the old one was ever called.
+    attention.out_proj = _linear(*old.values()).train(attention.training)  # type: ignore[assignment]
+    attention.__class__ = UnfoldedAttention
+
+
+def _linear(weight: nn.Parameter | None, bias: nn.Parameter | None) -> nn.Linear:
+    """A layer that holds these parameters."""
+    filters, inputs = cast(nn.Parameter, weight).shape
+    layer = nn.Linear(inputs, filters, bias=bias is not None, device="meta")
+    layer.weight, layer.bias = cast(nn.Parameter, weight), bias  # type: ignore[assignment]
+    return layer
 
 
 def _is_usual(attention: nn.MultiheadAttention) -> bool:
     """Whether queries, keys and values have one width, and nothing is appended to the keys."""
-    own_forward = type(attention).forward is nn.MultiheadAttention.forward
-    return own_forward and attention._qkv_same_embed_dim and attention.bias_k is None and not attention.add_zero_attn
+    plain = "forward" not in vars(attention) and attention.out_proj._parameters.keys() == {"weight", "bias"}
+    return plain and attention._qkv_same_embed_dim and attention.bias_k is None and not attention.add_zero_attn

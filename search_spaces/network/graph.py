@@ -7,7 +7,6 @@ meta device does a real copy run instead.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.models.attention import unfold_attention
+from search_spaces.models.copies import copy_network
 from search_spaces.network.couplings import read_couplings
 from search_spaces.network.examples import Call, Example, read_example
 from search_spaces.network.observation import LayerRecord, Observation, memory, observe
@@ -40,7 +40,8 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     or list of positional arguments, or a dict of keyword arguments, tensors with their batch dimension first. Of a
     batch the first sample is taken. A network that is called with one dict or one list gets it as ``(that,)``.
 
-    >>> read_graph(nn.Linear(3, 2), (3,)) == read_graph(nn.Linear(3, 2), {"input": torch.rand(8, 3)})
+    >>> network = nn.Sequential(nn.Linear(3, 2))
+    >>> read_graph(network, (3,)) == read_graph(network, {"input": torch.rand(8, 3)})
     True
 
     Raises :class:`InputError` when the network cannot run on such an input.
@@ -48,6 +49,9 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     _check_network(model)
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError("the network has lazy parameters; run it once on an example before the search")
+    if isinstance(model, (*LAYER_TYPES, nn.MultiheadAttention)):
+        kind = type(model).__name__
+        raise InputError(f"the network is itself one layer ({kind}); put it into another module, as nn.Sequential does")
     with torch.inference_mode(False):
         call = read_example(example, model)
         twin, call, seen = _observe(model, call)
@@ -86,7 +90,7 @@ def _observe(model: nn.Module, call: Call) -> tuple[nn.Module, Call, Observation
     try:
         return twin, shapes, observe(twin, shapes, LAYER_TYPES)
     except Exception:  # code that builds CPU tensors or asks for values cannot run on the meta device
-        twin, call = copy.deepcopy(model).cpu().requires_grad_(False), call.on(torch.device("cpu"))
+        twin, call = copy_network(model).cpu().requires_grad_(False), call.on(torch.device("cpu"))
         unfold_attention(twin)
     try:
         return twin, call, observe(twin, call, LAYER_TYPES)
@@ -120,7 +124,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
     memo: dict[int, Any] = {id(p): nn.Parameter(twin_of(p.detach()), requires_grad=False) for p in model.parameters()}
     memo |= {id(buffer): twin_of(buffer) for buffer in model.buffers()}
-    return copy.deepcopy(model, memo)
+    return copy_network(model, memo)
 
 
 def _describe(twin: nn.Module, seen: Observation) -> tuple[list[LayerSpec], dict[str, str]]:
@@ -144,7 +148,9 @@ def _describe(twin: nn.Module, seen: Observation) -> tuple[list[LayerSpec], dict
 def _why_unsupported(record: LayerRecord, uses: Counter[int], seen: Observation) -> str:
     weight = record.module._parameters.get("weight")
     if weight is None:
-        return "its weight is computed from other parameters (weight norm or another parametrization)"
+        return "its weight is computed from other parameters (weight norm, a mask or another parametrization)"
+    if "bias" not in record.module._parameters:
+        return "its bias is computed from other parameters (a mask or another parametrization)"
     if not record.outputs:
         return _why_not_called(record, seen)
     if record.reads_outside:

@@ -1,0 +1,114 @@
+"""Prove on real input that quantized layers do what the network does with such weights, or say which layer does not.
+
+A network may read a layer past its forward pass: its type, its weight through a copy, what it overwrites. So before
+layers are quantized, two copies run on one random input: the network with other weights, and its twin whose layers
+make the same weights of the old ones as a quantizer would. Both must give the same output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from dnas.quantization.copies import fresh_copy
+from dnas.quantization.layers import TensorQuantizer, quantize_layer
+from dnas.quantization.quantizers import find_quantizer
+from search_spaces.errors import InputError
+from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.models.copies import copy_network
+
+_TOLERANCE = 1e-4
+"""Relative to the largest output; unfolded attention sums in another order."""
+
+
+def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str]) -> None:
+    """Raise :class:`InputError` that names the first of the layers whose quantized twin is not the network's.
+
+    Nothing is proven where the network does not run on one input of the graph's shape (one on the meta device, or one
+    that takes several inputs).
+    """
+    if _agree(model, graph, names):
+        return
+    if not _agree(model, graph, ()):
+        raise InputError(
+            "the network's copy that is quantized gives another output than the network, with every layer still in "
+            "fp32; something in it depends on attention modules or on the identity of its modules"
+        )
+    first, last = 0, len(names)  # the first `first` layers agree, the first `last` do not
+    while last - first > 1:
+        middle = (first + last) // 2
+        first, last = (middle, last) if _agree(model, graph, names[:middle]) else (first, middle)
+    raise InputError(
+        f"layer '{names[first]}' cannot be quantized: the network reads it otherwise than by calling it (its weight, "
+        f"its type, or what it overwrites), so that its twin gives another output; leave it out with "
+        f'space.exclude = ["{names[first]}"] or change the network'
+    )
+
+
+def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str]) -> bool:
+    """Whether other weights in these layers are the same as quantizers that give them; True where nothing runs."""
+    copied: dict[int, Any] = {}
+    network = copy_network(model, copied).eval()
+    copied_twin: dict[int, Any] = {}
+    twin = fresh_copy(model, copied_twin).eval()
+    originals = {id(copied_twin[id(parameter)]): parameter for parameter in model.parameters()}
+    with torch.no_grad():
+        weights = {}
+        for name in names:
+            layer = twin.get_submodule(name)
+            weight = cast(Tensor, layer.weight)
+            weights[id(weight)] = copied[id(originals[id(weight)])]
+            quantize_layer(layer, _passing("activations"), cast(TensorQuantizer, _Other()))
+        for weight in weights.values():
+            weight.copy_(_other(weight))
+    expected = _outputs(network, graph.input_shape)
+    if expected is None:
+        return True
+    actual = _outputs(twin, graph.input_shape)
+    return actual is not None and len(actual) == len(expected) and all(map(_close, actual, expected))
+
+
+def _passing(kind: Any) -> TensorQuantizer:
+    return TensorQuantizer(find_quantizer(kind, "lsq"), (FLOAT_BITS,), signed=True)
+
+
+class _Other(nn.Module):
+    """Stands for a quantizer of weights."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Other values of the same shape."""
+        return _other(weight)
+
+
+def _other(weight: Tensor) -> Tensor:
+    """Each value a quarter less, as it is, or a quarter more, by turns."""
+    factors = 1 + 0.25 * (torch.arange(weight.numel(), device=weight.device) % 3 - 1)
+    return weight * factors.to(weight.dtype).view(weight.shape)
+
+
+def _outputs(network: nn.Module, input_shape: tuple[int, ...]) -> list[Tensor] | None:
+    """All tensors that the network returns for one random input; None where it cannot run."""
+    like = next(network.parameters(), torch.empty(0))
+    devices = [like.device] if like.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        x = torch.randn(1, *input_shape).to(like)
+        try:
+            found = network(x)
+        except Exception:  # code of a foreign network
+            return None
+    return [leaf.detach() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return False
+    if actual.is_meta or not expected.numel():
+        return True
+    actual, expected = actual.double(), expected.double()
+    allowed = _TOLERANCE * expected.nan_to_num(0, 0, 0).abs().amax()
+    return bool(((actual - expected).abs() <= allowed).logical_or(actual == expected).logical_or(expected.isnan()).all())

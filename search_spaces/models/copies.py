@@ -1,0 +1,47 @@
+"""Copies of networks: whatever a module holds beyond parameters is copied too, or refused by name."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from search_spaces.errors import InputError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
+    """A deep copy of ``model``; ``memo`` maps the ids of what is copied already to the copies, and is added to.
+
+    Tensors that a module computed and kept (hook-based weight norm, masks of ``torch.nn.utils.prune``, the output of
+    the last forward pass) are copied without the graph behind them. Raises :class:`InputError` that names the module
+    and the attribute that Python cannot copy.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in tree_leaves(vars(module)):
+            if isinstance(value, Tensor) and value.grad_fn is not None and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # an attribute may be anything, and fail in any way
+        raise InputError(_refusal(model, memo, error)) from error
+
+
+def _refusal(model: nn.Module, memo: dict[int, Any], error: Exception) -> str:
+    """Name what cannot be copied: the innermost module with an attribute that fails by itself."""
+    where, reason = "it", str(error)
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            try:
+                copy.deepcopy(value, dict(memo)) if key != "_modules" else None
+            except Exception as own:  # as above
+                where, reason = f"'{key}' of module '{name or type(model).__name__}'", str(own)
+    sentence = (reason.strip().splitlines() or [type(error).__name__])[0]
+    return (
+        f"the network cannot be copied, and a search works on copies: copy.deepcopy fails on {where} ({sentence}); "
+        "make that in the forward pass instead, or give its class a __deepcopy__"
+    )
