@@ -17,7 +17,7 @@ from dnas.data.augmentation import Augmentation
 from dnas.data.given import GivenSplits, data_splits
 from dnas.jobs.planning import read_budgets
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
-from dnas.quantization.conversion import QuantizerChoice, apply, fresh_copy
+from dnas.quantization.conversion import QuantizerChoice, apply
 from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import SearchData, SupernetTrainer
@@ -28,6 +28,7 @@ from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
+from search_spaces.models.copies import fresh_copy
 from search_spaces.network.graph import read_graph
 from search_spaces.provenance import SEARCH, Provenance, Quantizers
 from search_spaces.spaces import SpaceOptions, build_space

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dnas.quantization.conversion import fresh_copy
 from dnas.quantization.layers import SMALLEST_CLIP, QuantizedLayer, TensorQuantizer
 from dnas.quantization.logarithmic import LogarithmicQuantizer
 from dnas.quantization.quantizers import Grid
 from dnas.quantization.samples import TensorSample, joined, sampled, thinned, whole
 from search_spaces.errors import InputError
+from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 
 _FRACTIONS = torch.linspace(1.0, 0.025, 40)

@@ -21,15 +21,15 @@ from dnas.quantization.layers import (
     skip_layer,
 )
 from dnas.quantization.logarithmic import LogarithmicQuantizer
+from dnas.quantization.proof import check_twin
 from dnas.quantization.quantizers import Quantizer, find_quantizer
 from dnas.quantization.sparsity import SparseQuantizer
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
-from search_spaces.models.attention import unfold_attention
+from search_spaces.models.copies import fresh_copy
 from search_spaces.network.examples import Example
-from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import TRANSPOSED, read_graph
 
 Pair = tuple[int, int]
@@ -60,23 +60,6 @@ class QuantizerChoice:
         """Raise :class:`InputError` where a supernet cannot mix these candidate widths (0 weight bits: skipped)."""
         self.of_weights().check_mixture(tuple(bits for bits in weight_bits if bits))
         self.of_activations().check_mixture(activation_bits)
-
-
-def fresh_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` that is safe to quantize; the caller's model keeps its state, mode and attributes.
-
-    Fused transformer kernels are turned off (in eval mode they read the weights past the layers), and
-    ``nn.MultiheadAttention`` is unfolded into its two linear layers. In-place activations stay: a network may read
-    what they overwrite, and whatever trains in the network trains in its twin.
-    """
-    twin = copy_network(model)
-    unfold_attention(twin)
-    for module in twin.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-    return twin
 
 
 def tensor_quantizer(
@@ -128,8 +111,16 @@ def quantize_fixed(
     """Return a copy of ``model`` in which every layer runs at its bits; ranges are not yet calibrated.
 
     Filters that the layers do not keep are removed. Without a ``choice``, the quantizers are those of a search.
+    Raises :class:`InputError` that names a layer whose twin is not what the network does with it.
     """
-    choice = choice or QuantizerChoice()
+    check_twin(model, graph, [name for name, bits in layers.items() if bits != LayerBits(FLOAT_BITS, FLOAT_BITS)])
+    return fixed_copy(model, graph, layers, choice or QuantizerChoice())
+
+
+def fixed_copy(
+    model: nn.Module, graph: LayerGraph, layers: Mapping[str, LayerBits], choice: QuantizerChoice
+) -> nn.Module:
+    """:func:`quantize_fixed` of a network whose layers are known to have twins."""
     twin = fresh_copy(model)
     kept = kept_units(graph.channels, kept_rows_of(layers))
     if kept:

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dnas.quantization.calibration import fit
-from dnas.quantization.conversion import QuantizerChoice, fresh_copy, tensor_quantizer
+from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
 from dnas.quantization.quantizers import Quantizer
 from search_spaces.layers import FLOAT_BITS
+from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.spaces import PrecisionSpace
 

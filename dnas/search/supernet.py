@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnas.quantization.conversion import QuantizerChoice, fresh_copy, swap_branches, swap_composite
+from dnas.quantization.conversion import QuantizerChoice, swap_branches, swap_composite
 from dnas.quantization.layers import BranchedLayer, BranchGate, QuantizedLayer
+from dnas.quantization.proof import check_twin
 from search_spaces.allocation.program import Cells, allocate, dominated
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.layers import LayerGraph
+from search_spaces.models.copies import fresh_copy
 from search_spaces.spaces import Pair, PrecisionSpace
 
 Sampling = Literal["gumbel", "gumbel_hard", "softmax"]
@@ -123,12 +125,14 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space, self.table, self.engine = space, table, engine
+        fixed = [name for name, bits in space.fixed.items() if bits != (32, 32)]
+        check_twin(model, graph, [*fixed, *(name for decision in space.decisions for name in decision.layers)])
         self.network = fresh_copy(model)
         self.theta = Theta(space)
         choice = choice or QuantizerChoice()
         choice.check_mixture(space.weight_bits, space.activation_bits)
         for name, (weight, activation) in space.fixed.items():
-            if (weight, activation) != (32, 32):
+            if name in fixed:
                 swap_composite(self.network, graph[name], (weight,), (activation,), choice)
         self._rows = [row for row, bits in enumerate(space.weight_bits) if bits]
         self._layers: list[list[QuantizedLayer | BranchedLayer]] = []

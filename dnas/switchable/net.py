@@ -24,12 +24,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from dnas.quantization.calibration import fit, fit_input, fit_together, layer_inputs, recalibrate_batchnorm
-from dnas.quantization.conversion import QuantizerChoice, fresh_copy
+from dnas.quantization.conversion import QuantizerChoice
 from dnas.quantization.layers import SkippedLayer, TensorQuantizer
+from dnas.quantization.proof import check_twin
 from dnas.switchable.views import SharedQuantizers, build_view, key_of, once_each, own_parts, part_of, share_norms
 from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
 from search_spaces.errors import InputError, nearest
 from search_spaces.layers import LayerGraph
+from search_spaces.models.copies import fresh_copy
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class SwitchableNet(nn.Module):
         self.graph, self.choice, self.private_norms = graph, choice, private_norms
         self.profiles = {name: Profile(name, assignments[name]) for name in by_width(graph, assignments)}
         layers = {name: profile.assignment.layers for name, profile in self.profiles.items()}
+        check_twin(model, graph, list(graph.by_name))
         base = fresh_copy(model)
         owned = {spec.norm for spec in graph.layers} | graph.unused
         norms = ((key, norm) for key, norm in base.named_modules() if isinstance(norm, _BatchNorm) and key not in owned)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from dnas.quantization.conversion import QuantizerChoice, layer_quantizers, quantize_fixed
+from dnas.quantization.conversion import QuantizerChoice, fixed_copy, layer_quantizers
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.errors import InputError
@@ -132,11 +132,11 @@ def build_view(
     quantizers: SharedQuantizers,
 ) -> nn.Module:
     """The fixed net of these layers whose parameters are those of ``base``, except in BatchNorms, which are its own."""
-    view = quantize_fixed(base, graph, layers, choice)
+    view = fixed_copy(base, graph, layers, choice)
     whole = dict(base.named_parameters(remove_duplicate=False))
     numbered = None
     if kept_rows_of(layers):
-        numbered = dict(quantize_fixed(_numbered(base), graph, layers, choice).named_modules())
+        numbered = dict(fixed_copy(_numbered(base), graph, layers, choice).named_modules())
     for name, module in list(view.named_modules()):
         if isinstance(module, _BatchNorm) or ".quantize_" in f".{name}":
             continue

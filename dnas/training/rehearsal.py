@@ -13,9 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dnas.data.augmentation import Augmentation
 from dnas.data.checks import check_splits, described, first_images, named_splits
 from dnas.data.image_sets import DataSplits, ImageSet
-from dnas.quantization.conversion import fresh_copy
 from dnas.training.device import CPU, Device
+from dnas.training.trainer import CPU
 from search_spaces.errors import InputError, one_line
+from search_spaces.models.copies import fresh_copy
 
 FEW_IMAGES = 5
 _IMAGES = 2  # the fewest that BatchNorm can learn from

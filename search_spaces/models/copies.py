@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from search_spaces.errors import InputError
+from search_spaces.models.attention import unfold_attention
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,6 +30,23 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
         return copy.deepcopy(model, memo)
     except Exception as error:  # an attribute may be anything, and fail in any way
         raise InputError(_refusal(model, memo, error)) from error
+
+
+def fresh_copy(model: Network, memo: dict[int, Any] | None = None) -> Network:
+    """A copy of ``model`` that is safe to quantize; the caller's model keeps its state, mode and attributes.
+
+    Fused transformer kernels are turned off (in eval mode they read the weights past the layers), and
+    ``nn.MultiheadAttention`` is unfolded into its two linear layers. In-place activations stay: a network may read
+    what they overwrite, and whatever trains in the network trains in its twin.
+    """
+    twin = copy_network(model, memo)
+    unfold_attention(twin)
+    for module in twin.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+    return twin
 
 
 def _refusal(model: nn.Module, memo: dict[int, Any], error: Exception) -> str:

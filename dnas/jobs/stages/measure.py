@@ -14,7 +14,7 @@ from dnas.jobs.stages.squantizer import as_measured, settle
 from dnas.jobs.stored_nets import stored_net
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
-from dnas.quantization.conversion import fresh_copy, quantize_fixed
+from dnas.quantization.conversion import quantize_fixed
 from dnas.quantization.sparsity import delayed
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of, with_prefix
@@ -26,6 +26,7 @@ from search_spaces.channels.slicing import remove_filters
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_units
+from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import load_model
 from search_spaces.provenance import Profile
 

@@ -13,7 +13,6 @@ from dnas.jobs.planning import Plan
 from dnas.jobs.stages.measure import Measurer, inherit
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate
-from dnas.quantization.conversion import fresh_copy
 from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.diagnosis import diagnose
 from dnas.search.supernet import Supernet
@@ -26,6 +25,7 @@ from search_spaces.channels.slicing import pruned_graph, remove_filters
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.groups import kept_units
+from search_spaces.models.copies import fresh_copy
 from search_spaces.provenance import SAMPLED, SEARCH, Provenance
 from search_spaces.spaces import Pair
 

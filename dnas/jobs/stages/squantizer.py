@@ -11,12 +11,12 @@ from dnas.export.sparse_storage import Layers, as_stored, raised_within, set_sig
 from dnas.jobs.context import JobContext
 from dnas.jobs.planning import sparse_budgets
 from dnas.jobs.stages.sigma_search import layer_sigmas, trial_work
-from dnas.quantization.conversion import fresh_copy
 from dnas.quantization.sparsity import activate
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.sparse import compression, costs_by_layer, sparse_prices
 from search_spaces.errors import InputError
+from search_spaces.models.copies import fresh_copy
 from search_spaces.provenance import SQUANTIZER, Provenance
 from search_spaces.spaces import matches
 from search_spaces.sparse_codes import SparseWeights

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dnas.quantization.conversion import fresh_copy
 from search_spaces.models.attention import UnfoldedAttention, unfold_attention
+from search_spaces.models.copies import fresh_copy
 from search_spaces.network.graph import read_graph
 
 
