@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from dnas.export.fixed_layers import FixedLayer
 from dnas.export.onnx_packages import need
-from dnas.quantization.layers import QuantizedLayer, SkippedLayer
+from dnas.quantization.branches import SkippedLayer
+from dnas.quantization.layers import QuantizedLayer
 from search_spaces.errors import InputError
 
 _DOMAIN = "dnas"

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from dnas.quantization.layers import (
-    BranchedLayer,
-    DroppedBranch,
-    QuantizedLayer,
-    TensorQuantizer,
-    become_identity,
-    branch_layer,
-    copy_without_hooks,
-    has_hooks,
-    quantize_layer,
-    skip_layer,
-)
+from dnas.quantization.branches import BranchedLayer, DroppedBranch, branch_layer, skip_layer
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer
 from dnas.quantization.logarithmic import LogarithmicQuantizer
 from dnas.quantization.proof import check_twin
 from dnas.quantization.quantizers import Quantizer, find_quantizer
@@ -164,19 +153,9 @@ def swap_composite(
 
 
 def swap_branches(twin: nn.Module, spec: LayerSpec, pairs: list[Pair], choice: QuantizerChoice) -> BranchedLayer:
-    """Let a layer of ``twin`` be one copy per candidate pair.
-
-    Each has its own copy of the BatchNorm behind, unless hooks stand between the two.
-    """
+    """Let a layer of ``twin``, and the BatchNorm behind it, be one copy of both per candidate pair."""
     layer = twin.get_submodule(spec.name)
-    norm = twin.get_submodule(spec.norm) if spec.norm else None
-    if norm is not None and (has_hooks(layer) or has_hooks(norm)):
-        norm = None
-    branches = [quantized_layer(copy_without_hooks(layer), spec, (w,), (a,), choice) for w, a in pairs]
-    norms = [copy.deepcopy(norm) if norm is not None else nn.Identity() for _ in pairs]
-    if norm is not None:
-        become_identity(norm)
-    return branch_layer(layer, branches, norms)
+    return branch_layer(twin, spec, [layer_quantizers(layer, spec, (w,), (a,), choice) for w, a in pairs])
 
 
 def apply(

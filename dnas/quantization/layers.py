@@ -21,7 +21,7 @@ from dnas.quantization.mixture import mix
 from dnas.quantization.quantizers import Quantizer
 from dnas.quantization.samples import TensorSample, sampled
 from dnas.quantization.sparsity import SparseQuantizer
-from search_spaces.channels.slicing import Selection, cut_layer, slice_layer
+from search_spaces.channels.slicing import Selection, cut_layer
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.network.calls import first_input, input_name, with_first_input
@@ -215,7 +215,7 @@ class QuantizedLayer(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the two classes: the one made of them is in no module."""
-        return _blank, (QuantizedLayer, self.original_class), self.__getstate__()
+        return blank, (QuantizedLayer, self.original_class), self.__getstate__()
 
 
 def quantize_layer(
@@ -223,7 +223,7 @@ def quantize_layer(
 ) -> QuantizedLayer:
     """Let ``layer`` quantize its input and its weight from now on, in place."""
     patched = vars(layer).pop("forward", None)  # set on the object, it would hide the forward of the new class
-    quantized = cast(QuantizedLayer, _become(layer, QuantizedLayer))
+    quantized = cast(QuantizedLayer, become(layer, QuantizedLayer))
     if patched is not None:
         quantized.patched_forward = patched
     device = quantized.weight.device  # the network may be on another one than the CPU by now
@@ -243,12 +243,13 @@ def _class_of(role: type[nn.Module], original: type[nn.Module]) -> type[nn.Modul
     return _CLASSES[role, original]
 
 
-def _become(layer: nn.Module, role: type[nn.Module]) -> nn.Module:
+def become(layer: nn.Module, role: type[nn.Module]) -> nn.Module:
+    """Make ``layer`` one of a subclass of ``role`` and of its own class, in place."""
     layer.__class__ = _class_of(role, type(layer))
     return layer
 
 
-def _blank(role: type[nn.Module], original: type[nn.Module]) -> nn.Module:
+def blank(role: type[nn.Module], original: type[nn.Module]) -> nn.Module:
     """An object without attributes, for a copy to fill."""
     kind = _class_of(role, original)
     return kind.__new__(kind)
@@ -275,92 +276,6 @@ def _holding(layer: nn.Module, weight: Tensor) -> Iterator[None]:
         vars(layer).update(before)
 
 
-class SkippedLayer(nn.Module):
-    """A layer at 0 bits: zeros of the shape that the layer would give; nothing is computed and nothing is stored.
-
-    :func:`skip_layer` makes it of a layer in place.
-    """
-
-    original_class: ClassVar[type[nn.Module]]
-    _first_argument: ClassVar[str]
-    _shape_only: tuple[nn.Module]
-
-    def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        """Return zeros."""
-        x = first_input(self, inputs, options)
-        given = with_first_input(self, inputs, options, torch.empty(x.shape, device="meta", dtype=torch.float32))
-        with torch.no_grad():
-            shape = self._shape_only[0](*given[0], **given[1]).shape
-        return cast(Tensor, x.new_zeros(shape))
-
-    def keep_channels(self, selection: Selection) -> None:
-        """Give zeros for fewer filters."""
-        slice_layer(self._shape_only[0], selection)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """As :class:`QuantizedLayer`."""
-        return _blank, (SkippedLayer, self.original_class), self.__getstate__()
-
-
-def skip_layer(layer: nn.Module) -> SkippedLayer:
-    """Let ``layer`` give zeros from now on, in place; it forgets its weights."""
-    meta = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()}
-    # In a tuple, so that it is no submodule: nothing of it is stored.
-    shape_only = (copy_without_hooks(layer, meta),)
-    vars(layer).pop("forward", None)
-    _forget_tensors(layer)
-    skipped = cast(SkippedLayer, _become(layer, SkippedLayer))
-    skipped._shape_only = shape_only
-    return skipped
-
-
-class BranchedLayer(nn.Module):
-    """One layer per candidate pair, each with its own weight and BatchNorm, in a weighted sum (DNAS, eq. 4).
-
-    :func:`branch_layer` makes it of a layer in place.
-    """
-
-    original_class: ClassVar[type[nn.Module]]
-    _first_argument: ClassVar[str]
-    branches: nn.ModuleList
-    norms: nn.ModuleList
-    lent: Tensor | None
-
-    def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        """Run every branch and add their outputs weighted by the lent coefficients (K,)."""
-        pairs = list(zip(self.branches, self.norms, strict=True))
-        outputs = (norm(branch(*inputs, **options)) for branch, norm in pairs)
-        if any(cast(QuantizedLayer, branch).quantize_input.observed is not None for branch in self.branches):
-            return cast(Tensor, sum(outputs) / len(pairs))
-        if self.lent is None:
-            raise RuntimeError("no sample is lent to the supernet; run it inside `with supernet.sampled(sample):`")
-        return cast(Tensor, sum(coefficient * output for coefficient, output in zip(self.lent, outputs, strict=True)))
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """As :class:`QuantizedLayer`."""
-        return _blank, (BranchedLayer, self.original_class), self.__getstate__()
-
-
-def branch_layer(layer: nn.Module, branches: list[QuantizedLayer], norms: list[nn.Module]) -> BranchedLayer:
-    """Let ``layer`` be the weighted sum of ``branches`` with a norm behind each from now on, in place."""
-    vars(layer).pop("forward", None)
-    _forget_tensors(layer)
-    branched = cast(BranchedLayer, _become(layer, BranchedLayer))
-    branched.branches, branched.norms, branched.lent = nn.ModuleList(branches), nn.ModuleList(norms), None
-    return branched
-
-
-def become_identity(module: nn.Module) -> None:
-    """Let ``module`` return its input from now on, in place; it forgets its tensors."""
-    _forget_tensors(module)
-    module.__class__ = nn.Identity
-
-
-def _forget_tensors(module: nn.Module) -> None:
-    for held in (module._parameters, module._buffers, module._modules):
-        held.update(dict.fromkeys(held))
-
-
 _HOOKS = tuple(key for key in vars(nn.Module()) if key.endswith(("_hooks", "_with_kwargs", "_always_called")))
 
 
@@ -377,22 +292,3 @@ def copy_without_hooks(module: nn.Module, memo: dict[int, Any] | None = None) ->
         return copy.deepcopy(module, memo)
     finally:
         vars(module).update(hooks)
-
-
-class BranchGate:
-    """A forward hook that multiplies a residual branch's output by the coefficient of not skipping it."""
-
-    def __init__(self) -> None:
-        self.lent: Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """Return the branch's output times its coefficient."""
-        return output if self.lent is None else output * self.lent.to(output.dtype)
-
-
-class DroppedBranch:
-    """A forward hook on the end of a skipped residual branch: the branch adds nothing."""
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """Return zeros in the place of the branch's output."""
-        return torch.zeros_like(output)

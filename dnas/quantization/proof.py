@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from dnas.quantization.branches import branch_layer
 from dnas.quantization.layers import TensorQuantizer, quantize_layer
 from dnas.quantization.quantizers import find_quantizer
 from search_spaces.errors import InputError
@@ -24,15 +25,15 @@ _TOLERANCE = 1e-4
 """Relative to the largest output; unfolded attention sums in another order."""
 
 
-def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str]) -> None:
+def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str], *, branched: bool = False) -> None:
     """Raise :class:`InputError` that names the first of the layers whose quantized twin is not the network's.
 
     Nothing is proven where the network does not run on one input of the graph's shape (one on the meta device, or one
-    that takes several inputs).
+    that takes several inputs). ``branched`` proves layers of several branches.
     """
-    if _agree(model, graph, names):
+    if _agree(model, graph, names, branched):
         return
-    if not _agree(model, graph, ()):
+    if not _agree(model, graph, (), branched):
         raise InputError(
             "the network's copy that is quantized gives another output than the network, with every layer still in "
             "fp32; something in it depends on attention modules or on the identity of its modules"
@@ -40,7 +41,7 @@ def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str]) -> Non
     first, last = 0, len(names)  # the first `first` layers agree, the first `last` do not
     while last - first > 1:
         middle = (first + last) // 2
-        first, last = (middle, last) if _agree(model, graph, names[:middle]) else (first, middle)
+        first, last = (middle, last) if _agree(model, graph, names[:middle], branched) else (first, middle)
     raise InputError(
         f"layer '{names[first]}' cannot be quantized: the network reads it otherwise than by calling it (its weight, "
         f"its type, or what it overwrites), so that its twin gives another output; leave it out with "
@@ -48,7 +49,7 @@ def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str]) -> Non
     )
 
 
-def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str]) -> bool:
+def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: bool) -> bool:
     """Whether other weights in these layers are the same as quantizers that give them; True where nothing runs."""
     copied: dict[int, Any] = {}
     network = copy_network(model, copied).eval()
@@ -61,7 +62,11 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str]) -> bool:
             layer = twin.get_submodule(name)
             weight = cast(Tensor, layer.weight)
             weights[id(weight)] = copied[id(originals[id(weight)])]
-            quantize_layer(layer, _passing("activations"), cast(TensorQuantizer, _Other()))
+            quantizers = _passing(), cast(TensorQuantizer, _Other())
+            if branched:
+                branch_layer(twin, graph[name], [quantizers]).lent = weight.new_ones(1)
+            else:
+                quantize_layer(layer, *quantizers)
         for weight in weights.values():
             weight.copy_(_other(weight))
     expected = _outputs(network, graph.input_shape)
@@ -71,8 +76,8 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str]) -> bool:
     return actual is not None and len(actual) == len(expected) and all(map(_close, actual, expected))
 
 
-def _passing(kind: Any) -> TensorQuantizer:
-    return TensorQuantizer(find_quantizer(kind, "lsq"), (FLOAT_BITS,), signed=True)
+def _passing() -> TensorQuantizer:
+    return TensorQuantizer(find_quantizer("activations", "pact"), (FLOAT_BITS,), signed=True)
 
 
 class _Other(nn.Module):

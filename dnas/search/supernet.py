@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnas.quantization.branches import BranchedLayer, BranchGate
 from dnas.quantization.conversion import QuantizerChoice, swap_branches, swap_composite
-from dnas.quantization.layers import BranchedLayer, BranchGate, QuantizedLayer
+from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.proof import check_twin
 from search_spaces.allocation.program import Cells, allocate, dominated
 from search_spaces.costs.budgets import Budget
@@ -126,7 +127,8 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.table, self.engine = space, table, engine
         fixed = [name for name, bits in space.fixed.items() if bits != (32, 32)]
-        check_twin(model, graph, [*fixed, *(name for decision in space.decisions for name in decision.layers)])
+        searched = [name for decision in space.decisions for name in decision.layers]
+        check_twin(model, graph, fixed + searched, branched=engine == "branches")
         self.network = fresh_copy(model)
         self.theta = Theta(space)
         choice = choice or QuantizerChoice()

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from search_spaces.channels.meta_operations import run_on_meta
+from search_spaces.network.calls import first_input
 from search_spaces.network.examples import Call
 
 # Operations that make a tensor of the shape or type of another: they read none of its values.
@@ -209,8 +210,8 @@ def _layer_hooks(
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         record.running = False
-        given = _first_tensor(args, kwargs)
-        if given is None or not isinstance(output, Tensor):
+        given = first_input(module, args, kwargs)
+        if not isinstance(given, Tensor) or not isinstance(output, Tensor):
             return
         if not record.inputs:
             record.first_call = len(produced)
@@ -228,17 +229,13 @@ def _norm_hooks(
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls = watch.seen.norm_calls
         calls[name] = calls.get(name, 0) + 1
-        given = _first_tensor(args, kwargs)
+        given = first_input(module, args, kwargs)
         record = produced.get(id(given))
         if record is not None:
             record.norms.append(name)
-        watch.norm_inputs.append(-1 if given is None or record is None else memory(given))
+        watch.norm_inputs.append(-1 if record is None else memory(given))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         watch.norm_inputs.pop()
 
     return before, after
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dnas.quantization.branches import SkippedLayer
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
-from dnas.quantization.layers import QuantizedLayer, SkippedLayer
+from dnas.quantization.layers import QuantizedLayer
 from dnas.search.sensitivity import sensitivities
 from dnas.search.supernet import Supernet
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dnas import apply
+from dnas.quantization.branches import SkippedLayer
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
-from dnas.quantization.layers import QuantizedLayer, SkippedLayer
+from dnas.quantization.layers import QuantizedLayer
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.costs.table import CostTable, build_costs

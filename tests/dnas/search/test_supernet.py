@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnas.quantization.branches import BranchedLayer
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed, quantized_layer
-from dnas.quantization.layers import BranchedLayer, QuantizedLayer, TensorQuantizer
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import Quantizer
 from dnas.search.supernet import Sample, Supernet, Theta
 from search_spaces.allocation.program import Cells

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dnas.quantization.branches import SkippedLayer
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
-from dnas.quantization.layers import QuantizedLayer, SkippedLayer, TensorQuantizer
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import encode
 from search_spaces.assignments import BIT_WIDTHS, LayerBits
 from search_spaces.costs.table import (

@@ -1,0 +1,135 @@
+"""Layers that are skipped, and layers of several branches: what else becomes of a layer, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from dnas.quantization.layers import (
+    QuantizedLayer,
+    TensorQuantizer,
+    become,
+    blank,
+    copy_without_hooks,
+    has_hooks,
+    quantize_layer,
+)
+from search_spaces.channels.slicing import Selection, slice_layer
+from search_spaces.layers import LayerSpec
+from search_spaces.models.copies import copy_network
+from search_spaces.network.calls import first_input, with_first_input
+
+
+class SkippedLayer(nn.Module):
+    """A layer at 0 bits: zeros of the shape that the layer would give; nothing is computed and nothing is stored.
+
+    :func:`skip_layer` makes it of a layer in place.
+    """
+
+    original_class: ClassVar[type[nn.Module]]
+    _first_argument: ClassVar[str]
+    _shape_only: tuple[nn.Module]
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """Return zeros."""
+        x = first_input(self, inputs, options)
+        given = with_first_input(self, inputs, options, torch.empty(x.shape, device="meta", dtype=torch.float32))
+        with torch.no_grad():
+            shape = self._shape_only[0](*given[0], **given[1]).shape
+        return cast(Tensor, x.new_zeros(shape))
+
+    def keep_channels(self, selection: Selection) -> None:
+        """Give zeros for fewer filters."""
+        slice_layer(self._shape_only[0], selection)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As :class:`QuantizedLayer`."""
+        return blank, (SkippedLayer, self.original_class), self.__getstate__()
+
+
+def skip_layer(layer: nn.Module) -> SkippedLayer:
+    """Let ``layer`` give zeros from now on, in place; it forgets its weights."""
+    meta = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()}
+    # In a tuple, so that it is no submodule: nothing of it is stored.
+    shape_only = (copy_without_hooks(layer, meta),)
+    vars(layer).pop("forward", None)
+    _forget_tensors(layer)
+    skipped = cast(SkippedLayer, become(layer, SkippedLayer))
+    skipped._shape_only = shape_only
+    return skipped
+
+
+class BranchedLayer(nn.Module):
+    """One layer per candidate pair, each with its own weight and BatchNorm, in a weighted sum (DNAS, eq. 4).
+
+    :func:`branch_layer` makes it of a layer in place.
+    """
+
+    original_class: ClassVar[type[nn.Module]]
+    _first_argument: ClassVar[str]
+    branches: nn.ModuleList
+    norms: nn.ModuleList
+    lent: Tensor | None
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """Run every branch and add their outputs weighted by the lent coefficients (K,)."""
+        pairs = list(zip(self.branches, self.norms, strict=True))
+        outputs = (norm(branch(*inputs, **options)) for branch, norm in pairs)
+        if any(cast(QuantizedLayer, branch).quantize_input.observed is not None for branch in self.branches):
+            return cast(Tensor, sum(outputs) / len(pairs))
+        if self.lent is None:
+            raise RuntimeError("no sample is lent to the supernet; run it inside `with supernet.sampled(sample):`")
+        return cast(Tensor, sum(coefficient * output for coefficient, output in zip(self.lent, outputs, strict=True)))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As :class:`QuantizedLayer`."""
+        return blank, (BranchedLayer, self.original_class), self.__getstate__()
+
+
+def branch_layer(
+    twin: nn.Module, spec: LayerSpec, quantizers: Sequence[tuple[TensorQuantizer, TensorQuantizer]]
+) -> BranchedLayer:
+    """Let a layer of ``twin`` be a weighted sum of copies from now on, in place, one per pair of quantizers.
+
+    Each has its own copy of the BatchNorm behind, which then returns its input, unless hooks stand between the two.
+    """
+    layer = twin.get_submodule(spec.name)
+    norm = twin.get_submodule(spec.norm) if spec.norm else None
+    if norm is None or has_hooks(layer) or has_hooks(norm):
+        norm = nn.Identity()
+    branches = [quantize_layer(copy_without_hooks(layer), *pair) for pair in quantizers]
+    norms = [copy_network(norm) for _ in quantizers]
+    for module in (layer, norm):
+        vars(module).pop("forward", None)
+        _forget_tensors(module)
+    norm.__class__ = nn.Identity
+    branched = cast(BranchedLayer, become(layer, BranchedLayer))
+    branched.branches, branched.norms, branched.lent = nn.ModuleList(branches), nn.ModuleList(norms), None
+    return branched
+
+
+def _forget_tensors(module: nn.Module) -> None:
+    for held in (module._parameters, module._buffers, module._modules):
+        held.update(dict.fromkeys(held))
+
+
+class BranchGate:
+    """A forward hook that multiplies a residual branch's output by the coefficient of not skipping it."""
+
+    def __init__(self) -> None:
+        self.lent: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """Return the branch's output times its coefficient."""
+        return output if self.lent is None else output * self.lent.to(output.dtype)
+
+
+class DroppedBranch:
+    """A forward hook on the end of a skipped residual branch: the branch adds nothing."""
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """Return zeros in the place of the branch's output."""
+        return torch.zeros_like(output)
