@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from dnas.quantization.branches import BranchedLayer, DroppedBranch, branch_layer, skip_layer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer
@@ -80,7 +81,8 @@ def layer_quantizers(
     inputs = tensor_quantizer(source, activation_bits, signed=True)
     if source.clip_gradient == "full":
         inputs.clip_gradient_scale = spec.input_elements**-0.5
-    return inputs, weight
+    device = cast(Tensor, layer.weight).device  # the network may be on another one than the CPU by now
+    return inputs.to(device), weight.to(device)
 
 
 def quantized_layer(

@@ -226,8 +226,7 @@ def quantize_layer(
     quantized = cast(QuantizedLayer, become(layer, QuantizedLayer))
     if patched is not None:
         quantized.patched_forward = patched
-    device = quantized.weight.device  # the network may be on another one than the CPU by now
-    quantized.quantize_input, quantized.quantize_weight = quantize_input.to(device), quantize_weight.to(device)
+    quantized.quantize_input, quantized.quantize_weight = quantize_input, quantize_weight
     return quantized
 
 

@@ -62,7 +62,7 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: 
             layer = twin.get_submodule(name)
             weight = cast(Tensor, layer.weight)
             weights[id(weight)] = copied[id(originals[id(weight)])]
-            quantizers = _passing(), cast(TensorQuantizer, _Other())
+            quantizers = _passing().to(weight.device), cast(TensorQuantizer, _Other())
             if branched:
                 branch_layer(twin, graph[name], [quantizers]).lent = weight.new_ones(1)
             else:
