@@ -14,7 +14,6 @@ from dnas.data.augmentation import Augmentation
 from dnas.data.checks import check_splits, described, first_images, named_splits
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.training.device import CPU, Device
-from dnas.training.trainer import CPU
 from search_spaces.errors import InputError, one_line
 from search_spaces.models.copies import fresh_copy
 
