@@ -52,6 +52,13 @@ def amount_text(cost: str, value: float) -> str:
     ('293 KiB', '1,069,056')
     """
     unit = scaled_unit(cost, value)
-    scaled = value / unit.divisor
-    number = f"{scaled:,.0f}" if scaled >= 1000 else f"{scaled:.4g}"
-    return f"{number} {unit.symbol}".rstrip()
+    return f"{number_text(value / unit.divisor)} {unit.symbol}".rstrip()
+
+
+def number_text(value: float) -> str:
+    """Return a number with four digits, or all in front of the point.
+
+    >>> number_text(12345.6), number_text(1.23456)
+    ('12,346', '1.235')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

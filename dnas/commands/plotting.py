@@ -100,7 +100,7 @@ def _bit_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
 
 def _curve_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
     for name, run in runs.items():
-        curves = search_curves(run.journal.events())
+        curves = search_curves(run.journal.events(), run.assignments())
         if not curves:
             raise InputError(f"{run.folder} has not begun its search, so there are no curves")
         for label, course in curves.items():

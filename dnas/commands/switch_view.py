@@ -12,6 +12,7 @@ from dnas.commands.terminal import show, show_json
 from results.pareto import Estimate
 from results.pictures.switch_data import SwitchRow, switch_rows
 from results.run.folder import Run
+from results.units import number_text, scaled_unit
 from search_spaces.errors import InputError
 
 
@@ -33,12 +34,15 @@ def _table(net: str, rows: Sequence[SwitchRow]) -> Table:
     table = Table(title=net, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.header_style = "underline"
     table.add_column("profile", overflow="fold")
-    for heading in ("KiB", "GBitOps", "val %", "alone", "Δ", "test %", "alone", "Δ"):
+    size = scaled_unit("size_bytes", min(row.size_bytes for row in rows))
+    bitops = scaled_unit("bitops", min(row.bitops for row in rows))
+    for heading in (size.symbol, bitops.symbol, "val %", "alone", "Δ", "test %", "alone", "Δ"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         cells = (row.val_top1, row.alone_val_top1), (row.test_top1, row.alone_test_top1)
         measured = [text for pair in cells for text in (*map(_percent, pair), _difference(*pair))]
-        table.add_row(row.profile, f"{row.size_bytes / 1024:,.1f}", f"{row.bitops / 1e9:.3g}", *measured)
+        costs = (row.size_bytes / size.divisor, row.bitops / bitops.divisor)
+        table.add_row(row.profile, *(number_text(cost) for cost in costs), *measured)
     return table
 
 

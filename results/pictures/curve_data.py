@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase as fnmatch
 from typing import TypeVar
 
 from results.events import Epoch, Event
 from results.units import scaled_unit
+from search_spaces.assignments import BitAssignment
 
 Column = tuple[float | None, ...]
 Value = TypeVar("Value")
@@ -24,7 +26,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class SearchCurves:
-    """One search, epoch by epoch: accuracies in %, entropies in [0, 1], bits per decision (rows) and epoch."""
+    """One search, epoch by epoch: accuracies in %, entropies in [0, 1], bits per decision (rows) and epoch.
+
+    ``final_bits`` are the (weight, activation) bits of each decision in the assignment that was kept; where they are
+    not those of the last epoch, the projection onto the budget moved them. Empty where the search has not ended.
+    """
 
     label: str
     epochs: tuple[int, ...]
@@ -36,13 +42,25 @@ class SearchCurves:
     decision_entropy: Mapping[str, Column]
     weight_bits: Mapping[str, tuple[int | None, ...]]
     activation_bits: Mapping[str, tuple[int | None, ...]]
+    final_bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def moved(self) -> dict[str, tuple[bool, bool]]:
+        """Decision → whether the projection moved its weight bits and its activation bits after the last epoch."""
+        return {
+            name: (final[0] != self.weight_bits[name][-1], final[1] != self.activation_bits[name][-1])
+            for name, final in self.final_bits.items()
+        }
 
 
-def search_curves(events: Iterable[Event]) -> dict[str, SearchCurves]:
+def search_curves(
+    events: Iterable[Event], assignments: Mapping[str, BitAssignment] | None = None
+) -> dict[str, SearchCurves]:
     """Return the curves of each search label in the journal, in order of appearance.
 
     An epoch that was repeated after a resume counts once, as last recorded. Where a label was searched with several
-    seeds, each is told apart as ``"LABEL (seed N)"``.
+    seeds, each is told apart as ``"LABEL (seed N)"``. ``assignments`` are those of the run: the one that is called as a
+    search is what that search found.
     """
     found: dict[tuple[str, int], dict[int, Epoch]] = {}
     for event in events:
@@ -52,11 +70,12 @@ def search_curves(events: Iterable[Event]) -> dict[str, SearchCurves]:
     curves = {}
     for (label, seed), epochs in found.items():
         name = label if labels.count(label) == 1 else f"{label} (seed {seed})"
-        curves[name] = _curves(name, [epochs[epoch] for epoch in sorted(epochs)])
+        kept = (assignments or {}).get(label)
+        curves[name] = _curves(name, [epochs[epoch] for epoch in sorted(epochs)], kept)
     return curves
 
 
-def _curves(label: str, epochs: Sequence[Epoch]) -> SearchCurves:
+def _curves(label: str, epochs: Sequence[Epoch], kept: BitAssignment | None) -> SearchCurves:
     bits = _table([epoch.bits for epoch in epochs])
     return SearchCurves(
         label=label,
@@ -69,7 +88,20 @@ def _curves(label: str, epochs: Sequence[Epoch]) -> SearchCurves:
         decision_entropy=_table([epoch.decision_entropy for epoch in epochs]),
         weight_bits={name: tuple(v and v[0] for v in row) for name, row in bits.items()},
         activation_bits={name: tuple(v and v[1] for v in row) for name, row in bits.items()},
+        final_bits=_final_bits(list(bits), kept) if kept else {},
     )
+
+
+def _final_bits(decisions: Sequence[str], kept: BitAssignment) -> dict[str, tuple[int, int]]:
+    """The bits of each decision, read off the first layer that it is named after or that is one of its block."""
+    found = {}
+    for name in decisions:
+        layers = [
+            layer for layer in kept.layers if layer == name or layer.startswith(f"{name}.") or fnmatch(layer, name)
+        ]
+        if layers:
+            found[name] = kept.pairs[layers[0]]
+    return found
 
 
 def _cost_curves(epochs: Sequence[Epoch]) -> tuple[Curve, ...]:

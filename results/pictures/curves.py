@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from results.pictures.bits import add_bit_bar, draw_cells
 from results.pictures.curve_data import Column, SearchCurves
-from results.pictures.figures import NORMAL, SMALL, new_figure, plain_axes
+from results.pictures.figures import NORMAL, SMALL, bit_colours, new_figure, plain_axes
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 COST_COLOURS = (BLUE, GREEN, "#CC79A7", "#56B4E9")
+MOVED: dict[str, Any] = {
+    **{"marker": "D", "color": RED, "linestyle": "none"},
+    **{"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.7},
+}
 DECISION_INCHES, MOST_DECISION_INCHES = 0.13, 9.0
 
 
@@ -90,20 +97,47 @@ def _draw_entropy(axes: Axes, curves: SearchCurves) -> None:
 
 
 def _draw_bits_over_time(figure: Figure, left: Axes, right: Axes, curves: SearchCurves) -> None:
-    tables = (list(curves.weight_bits.values()), list(curves.activation_bits.values()))
-    levels = tuple(sorted({bits for table in tables for row in table for bits in row if bits is not None}))
-    for axes, rows, title in ((left, tables[0], "weight bits chosen"), (right, tables[1], "activation bits chosen")):
-        image = draw_cells(axes, rows, levels, numbers=False, first_column=curves.epochs[0])
-        axes.set_title(title, fontsize=NORMAL)
+    decisions = list(curves.weight_bits)
+    tables = [list(curves.weight_bits.values()), list(curves.activation_bits.values())]
+    finals = [[curves.final_bits[name][side] for name in decisions if name in curves.final_bits] for side in (0, 1)]
+    chosen = {bits for table in tables for row in table for bits in row if bits is not None}
+    levels = tuple(sorted(chosen.union(*finals)))
+    for side, (axes, title) in enumerate(((left, "weight bits"), (right, "activation bits"))):
+        image = draw_cells(axes, tables[side], levels, numbers=False, first_column=curves.epochs[0])
+        axes.set_title(f"{title} chosen" + (", and kept in the end" if curves.final_bits else ""), fontsize=NORMAL)
         axes.set_xlabel("epoch", fontsize=NORMAL)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=SMALL)
+        _draw_kept(axes, curves, side)
     # More names than fit at this size would overlap: then only every n-th is written.
-    step = math.ceil(len(curves.weight_bits) * DECISION_INCHES / MOST_DECISION_INCHES)
-    names = list(curves.weight_bits)[::step]
-    left.set_yticks(range(0, len(curves.weight_bits), step), names, fontsize=SMALL - 0.5)
+    step = math.ceil(len(decisions) * DECISION_INCHES / MOST_DECISION_INCHES)
+    left.set_yticks(range(0, len(decisions), step), decisions[::step], fontsize=SMALL - 0.5)
     right.tick_params(labelleft=False, left=False)
     add_bit_bar(figure, image, [left, right], levels)
+    if any(any(sides) for sides in curves.moved.values()):
+        mark = Line2D([], [], **MOVED, label="moved by the projection onto the budget")
+        figure.legend(handles=[mark], fontsize=SMALL, frameon=False, loc="outside lower center")
+
+
+def _draw_kept(axes: Axes, curves: SearchCurves, side: int) -> None:
+    """A column behind the last epoch: the bits that were kept, marked where the projection moved them."""
+    if not curves.final_bits:
+        return
+    last = curves.epochs[-1]
+    width = max(1.0, 0.05 * len(curves.epochs))
+    start = last + 0.5 + 0.5 * width
+    colours = bit_colours()
+    for row, name in enumerate(curves.weight_bits):
+        if name not in curves.final_bits:
+            continue
+        bits = curves.final_bits[name][side]
+        axes.add_patch(Rectangle((start, row - 0.5), width, 1.0, facecolor=colours[bits], linewidth=0))
+        if curves.moved[name][side]:
+            middle = start + width / 2
+            axes.plot(middle, row, **MOVED)
+    axes.set_xlim(curves.epochs[0] - 0.5, start + width)
+    axes.text(start + width, -0.06, "kept", transform=axes.get_xaxis_transform(), fontsize=SMALL, ha="right", va="top")
+    axes.set_xticks([tick for tick in MaxNLocator(integer=True, nbins=6).tick_values(1, last) if 1 <= tick < last])
 
 
 def _line(

@@ -15,7 +15,8 @@ from results.pictures.bits import draw_bits as draw_bits
 from results.pictures.curves import draw_search_curves as draw_search_curves
 from results.pictures.figures import NORMAL, SMALL, new_figure, plain_axes
 from results.pictures.figures import save_figure as save_figure
-from results.pictures.plot_data import FrontPicture, Series, front_picture
+from results.pictures.naming import name_points
+from results.pictures.plot_data import LOG_RATIO, FrontPicture, Series, front_picture
 from results.pictures.ratios import draw_ratios as draw_ratios
 from results.pictures.trials import draw_trials as draw_trials
 
@@ -68,6 +69,7 @@ def draw_front_picture(picture: FrontPicture) -> Figure:
     for run, level in picture.baselines.items():
         axes.axhline(level, color=colours[run] if several else "0.35", linestyle=(0, (5, 3)), linewidth=1, zorder=1)
     _label_axes(axes, picture)
+    _mark_below(axes, picture, colours if several else {})
     handles = _legend(picture, colours if several else {})
     figure.legend(
         handles=handles,
@@ -78,7 +80,29 @@ def draw_front_picture(picture: FrontPicture) -> Figure:
         handletextpad=0.5,
         columnspacing=1.4,
     )
+    name_points(figure, axes, picture)
     return figure
+
+
+def _mark_below(axes: Axes, picture: FrontPicture, run_colours: Mapping[str, str]) -> None:
+    """Cut the axis at the picture's floor; what lies below it is an arrow there with its accuracy."""
+    if picture.floor is None:
+        return
+    axes.set_ylim(bottom=picture.floor)
+    for series, at in picture.below:
+        colour = run_colours.get(series.run, KIND_STYLE[series.kind][0])
+        words = f"{series.y[at]:.1f} %"
+        style: dict[str, Any] = {"color": colour, "transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(series.x[at], 0.02, marker=r"$\downarrow$", linestyle="none", markersize=7, zorder=5, **style)
+        axes.annotate(
+            words,
+            (series.x[at], 0.02),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(4, 1),
+            textcoords="offset points",
+            fontsize=SMALL - 1,
+            color=colour,
+        )
 
 
 def _draw_series(axes: Axes, series: Series, colour: str) -> None:
@@ -113,7 +137,9 @@ def _label_axes(axes: Axes, picture: FrontPicture) -> None:
     axes.margins(x=0.06, y=0.08)
     if picture.log_x:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        low, high = axes.get_xlim()
+        many = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        axes.xaxis.set_major_locator(LogLocator(subs=many if high / low < LOG_RATIO else (1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
 

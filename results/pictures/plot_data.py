@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from results.pareto import FrontPoint, ParetoFront
 from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.provenance import KINDS
 
-# From this ratio of the largest to the smallest cost on, the axis is logarithmic.
-LOG_RATIO = 10.0
+# From this ratio of the largest to the smallest cost on, the axis is logarithmic; from the second one on, if the
+# largest lies far from all others.
+LOG_RATIO, LOG_RATIO_OF_OUTLIERS = 10.0, 3.0
+# Tukey's fence: what lies further from the quartiles than so many of their distances is an outlier.
+FENCE = 1.5
+# The axis is cut where what is left is at most this share of all.
+WORTH_CUTTING = 0.75
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,20 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Label:
+    """The name of a point on the front, at (cost, accuracy)."""
+
+    text: str
+    point: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class FrontPicture:
-    """All that is drawn of one or several fronts; ``baselines`` are float accuracies in % by run."""
+    """All that is drawn of one or several fronts; ``baselines`` are float accuracies in % by run.
+
+    ``floor`` is the accuracy at which the axis begins where some points, far below all others, would squeeze the rest;
+    None where all are shown. ``labels`` name the points on the front, of one run alone.
+    """
 
     x_label: str
     y_label: str
@@ -57,6 +76,15 @@ class FrontPicture:
     staircases: tuple[Staircase, ...]
     baselines: Mapping[str, float]
     links: tuple[Link, ...] = ()
+    labels: tuple[Label, ...] = ()
+    floor: float | None = None
+
+    @property
+    def below(self) -> tuple[tuple[Series, int], ...]:
+        """Which points lie below the floor: their series, and which of it."""
+        if self.floor is None:
+            return ()
+        return tuple((series, at) for series in self.series for at, y in enumerate(series.y) if y < self.floor)
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -82,7 +110,7 @@ def front_picture(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show
     return FrontPicture(
         x_label=unit.axis_label,
         y_label="top-1 accuracy (%)" if show_test else "validation top-1 accuracy (%)",
-        log_x=min(costs) > 0 and max(costs) / min(costs) > LOG_RATIO,
+        log_x=_wants_logarithm(costs),
         series=tuple(item for item in series if item.x),
         test_series=tuple(item for item in test_series if item.x),
         staircases=tuple(_staircase(run, front, unit.divisor) for run, front in fronts.items() if front.front),
@@ -92,7 +120,37 @@ def front_picture(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show
             if front.reference is not None and front.reference.val_top1 is not None
         },
         links=tuple(link for run, front in fronts.items() for link in _links(run, front, unit.divisor)),
+        labels=tuple(_labels(next(iter(fronts.values())), unit.divisor)) if len(fronts) == 1 else (),
+        floor=_floor(list(fronts.values())),
     )
+
+
+def _labels(front: ParetoFront, divisor: float) -> Iterator[Label]:
+    for point in front.front:
+        yield Label(point.assignment, (point.cost(front.x) / divisor, 100 * point.val_top1.mean))
+
+
+def _wants_logarithm(costs: Sequence[float]) -> bool:
+    if min(costs) <= 0:
+        return False
+    ratio = max(costs) / min(costs)
+    low, high = np.quantile(costs, [0.25, 0.75])
+    return ratio > LOG_RATIO or (ratio > LOG_RATIO_OF_OUTLIERS and max(costs) > high + FENCE * (high - low))
+
+
+def _floor(fronts: Sequence[ParetoFront]) -> float | None:
+    """The least accuracy in % that is worth its place: no point of a front is left out, nor any that is near others."""
+    points = [point for front in fronts for point in front.points]
+    means = [100 * point.val_top1.mean for point in points]
+    low, high = np.quantile(means, [0.25, 0.75])
+    kept = [
+        100 * (point.val_top1.mean - point.val_top1.std)
+        for point, mean in zip(points, means, strict=True)
+        if point.on_front or mean >= low - FENCE * (high - low)
+    ]
+    floor = min(kept) - 0.05 * (max(means) - min(kept))
+    squeezed = max(means) - floor < WORTH_CUTTING * (max(means) - min(means))
+    return float(floor) if squeezed else None
 
 
 def _links(run: str, front: ParetoFront, divisor: float) -> Iterator[Link]:

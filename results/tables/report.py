@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from results.pareto import COSTS, FLOAT, Estimate, FloatReference, FrontPoint, ParetoFront
-from results.units import Unit, scaled_unit
+from results.units import Unit, number_text, scaled_unit
 
 KIBIBYTE = 1024
 COMPARED = ("search", "squantizer")
@@ -263,10 +263,6 @@ def _decimals(values: Sequence[float]) -> int:
     return min(max(3 - math.floor(math.log10(smallest)), 0), 6)
 
 
-def _digits(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _filters(share: float | None) -> str:
     return "all" if share is None else f"{100 * share:.0f} %"
 
@@ -315,7 +311,7 @@ def _sentence(comparison: Comparison, x: str) -> str:
 
 def _figures(point: FrontPoint, units: Mapping[str, Unit]) -> str:
     """What a point costs in these units, and its accuracy."""
-    told = [f"{_digits(point.cost(name) / unit.divisor)} {unit.symbol}".rstrip() for name, unit in units.items()]
+    told = [f"{number_text(point.cost(name) / unit.divisor)} {unit.symbol}".rstrip() for name, unit in units.items()]
     top1 = point.val_top1
     return ", ".join([*told, f"{_percent(top1.mean, top1.std, top1.n)} %"])
 

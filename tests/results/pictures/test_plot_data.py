@@ -191,3 +191,41 @@ def test_missing_fields_are_gaps():
     bare = Epoch(stage="search", run="s", epoch=1, budget=None)
     curves = search_curves([bare])["s"]
     assert (curves.temperature, curves.entropy, curves.costs, dict(curves.weight_bits)) == ((None,), (None,), (), {})
+
+
+def accuracies(*top1, costs=None):
+    costs = costs or [1000.0 + 10 * i for i in range(len(top1))]
+    points = [
+        FrontPoint(f"p{i}", "ilp", cost, 1, 1, Estimate(y)) for i, (cost, y) in enumerate(zip(costs, top1, strict=True))
+    ]
+    return front_picture({"a": ParetoFront.from_points(points)})
+
+
+def test_one_outlier_does_not_squeeze_the_axis_of_accuracy():
+    near = [0.95, 0.94, 0.93, 0.96, 0.945, 0.955, 0.935]
+    cut = accuracies(*near, 0.2)
+    assert cut.floor is not None
+    assert 85 < cut.floor < 93
+    assert [series.y[at] for series, at in cut.below] == [20.0]
+    assert accuracies(*near).floor is None
+    assert accuracies(*near).below == ()
+    assert accuracies(0.2).floor is None
+    assert accuracies(0.5, 0.5).floor is None
+    assert accuracies(*(i / 10 for i in range(10))).floor is None  # spread out, none is far from all others
+
+
+def test_a_point_of_the_front_is_never_cut():
+    assert accuracies(0.2, 0.95, 0.94, 0.93, 0.96, 0.945, 0.955, 0.935).floor is None  # the cheapest is on the front
+
+
+def test_a_cost_far_from_all_others_makes_the_axis_logarithmic():
+    near = [1000.0, 1010.0, 1020.0, 1030.0, 1040.0]
+    assert not accuracies(*[0.9] * 5, costs=near).log_x
+    assert accuracies(*[0.9] * 6, costs=[*near, 5000.0]).log_x
+    assert not accuracies(*[0.9] * 6, costs=[*near, 2500.0]).log_x
+    assert not accuracies(*[0.9] * 6, costs=[0.0, *near]).log_x
+
+
+def test_the_points_of_one_front_are_named():
+    picture = accuracies(0.5, 0.4, 0.6)
+    assert [(label.text, label.point) for label in picture.labels] == [("p0", (1000.0, 50.0)), ("p2", (1020.0, 60.0))]

@@ -61,8 +61,9 @@ def test_every_group_has_a_bar_its_name_and_how_many_stay():
     assert [label.get_text() for label in left.get_yticklabels()] == ["layer0.conv", "layer1.conv", "layer2.conv"]
     assert len(right.patches) == 2
     assert (left.get_title(), right.get_title()) == ("one\nsize_bytes 50%", "two\nsize_bytes 50%")
-    assert texts(figure.legends[0]) == ["removed (kept/all)", "control with one ratio"]
-    assert texts(draw_ratios([panel("one")]).legends[0]) == ["removed (kept/all)"]
+    removed = "removed, units kept/all (a unit: filters that go together)"
+    assert texts(figure.legends[0]) == [removed, "control with one ratio"]
+    assert texts(draw_ratios([panel("one")]).legends[0]) == [removed]
 
 
 @pytest.mark.parametrize(("panels", "groups"), [(1, 1), (4, 12), (7, 37)])

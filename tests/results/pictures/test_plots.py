@@ -6,12 +6,13 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-import results
 from results.events import read_event
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.curve_data import search_curves
-from results.pictures.front import draw_bits, draw_fronts, draw_search_curves, save_figure
+from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, save_figure
+from results.pictures.prune_data import GroupRatio, RatioPanel
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError
 
@@ -145,12 +146,70 @@ def test_drawing_changes_no_global_state(tmp_path):
     assert dict(mpl.rcParams) == before
 
 
-def test_every_public_name_is_there():
-    assert set(results._HOME) == set(results.__all__)
-    assert all(hasattr(results, name) for name in results.__all__)
-    assert not hasattr(results, "nonsense")
-
-
 def test_importing_results_loads_neither_torch_nor_matplotlib():
     code = "import sys, results; results.ParetoFront; assert not {'torch', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def crowd(count, top1=lambda i: 0.9 + i / 200):
+    return [FrontPoint(f"search-{i}", "search", 1000.0 + 40 * i, 1e6, 5, Estimate(top1(i))) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 40])
+def test_names_of_the_front_cover_neither_a_point_nor_each_other(count):
+    points = [*crowd(count), *(FrontPoint(f"u{i}", "uniform", 1500.0 + i, 1e6, 5, Estimate(0.8)) for i in range(9))]
+    figure = draw_fronts({"a": ParetoFront.from_points(points)})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    renderer = figure.canvas.get_renderer()
+    boxes = [Text.get_window_extent(note, renderer) for note in axes.texts]
+    assert boxes
+    assert all(text.get_text().startswith("search-") for text in axes.texts)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    places = axes.transData.transform([(p.size_bytes, 100 * p.val_top1.mean) for p in points])
+    assert not any(box.contains(*place) for box in boxes for place in places)
+    assert all(axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 for box in boxes)
+
+
+def test_several_runs_are_told_apart_by_colour_and_not_named():
+    figure = draw_fronts({"a": front(), "b": front(2)})
+    assert not [text for text in figure.axes[0].texts if text.get_text()]
+
+
+def test_a_point_below_the_axis_is_an_arrow_with_its_accuracy():
+    outlier = FrontPoint("ilp-1", "ilp", 1100, 1e6, 5, Estimate(0.2))
+    figure = draw_fronts({"a": ParetoFront.from_points([*crowd(12), outlier])})
+    (axes,) = figure.axes
+    assert axes.get_ylim()[0] > 80
+    assert "20.0 %" in [text.get_text() for text in axes.texts]
+
+
+@pytest.mark.parametrize("control", [0.0, 0.05, 0.5, 0.9, 1.0])
+def test_the_axis_of_ratios_ends_at_100_percent_and_holds_its_texts(control):
+    ratios = [0.0, 0.1, 0.45, 0.76, 0.8, 0.95, 1.0]
+    groups = tuple(GroupRatio(f"layer{i}", ratio, "12/16") for i, ratio in enumerate(ratios))
+    panel = RatioPanel("search-1-pruned-1", "60%", groups, {group.group: control for group in groups})
+    figure = draw_ratios([panel, panel])
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert axes.get_xlim() == (0, 100)
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == len(ratios)
+        assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 + 1 for box in boxes)
+        assert axes.get_xlabel() == "units removed (%)"
+    assert "units kept/all" in texts(figure)[0]
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_curves_mark_what_the_projection_moved(moved):
+    record = {"event": "epoch", "time": 1.0, "stage": "search", "run": "search-1", "seed": 0, "epochs": 2, "loss": 1.0}
+    record |= {"top1": 0.9, "bits": {"conv": [4, 8], "block": [2, 2]}}
+    events = [read_event({**record, "epoch": epoch}) for epoch in (1, 2)]
+    layers = {"conv": LayerBits(4, 8), "block.a": LayerBits(1 if moved else 2, 2), "other": LayerBits(8, 8)}
+    kept = {"search-1": BitAssignment("search-1", ModelReference("m", (1, 8, 8)), layers)}
+    curves = search_curves(events, kept)["search-1"]
+    assert curves.final_bits == {"conv": (4, 8), "block": (1 if moved else 2, 2)}
+    assert curves.moved == {"conv": (False, False), "block": (moved, False)}
+    figure = draw_search_curves(curves)
+    assert [texts(figure)] if moved else not figure.legends
+    assert search_curves(events)["search-1"].moved == {}
