@@ -93,7 +93,7 @@ class Proposer(ABC):
         return self._asked[min(told)[1]] if told else None
 
     @abstractmethod
-    def _suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
+    def suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
         """Candidates for proposal ``number`` that meet their limits, best first; those seen before are passed over."""
 
     def _random(self, number: int, *purpose: int) -> np.random.Generator:
@@ -114,9 +114,9 @@ class Proposer(ABC):
         if number < len(self._openings):
             yield self._openings[number]
         if number < self.first:
-            yield self._repaired(self._design[number], limits, "initial")
+            yield self.suggestion(self._design[number], limits, "initial")
         elif self._finite():
-            yield from self._suggestions(number, limits)
+            yield from self.suggestions(number, limits)
         yield from self._chance(number, budget, limits)
 
     def _chance(self, number: int, budget: int, limits: Limits) -> Iterator[Suggestion]:
@@ -125,13 +125,13 @@ class Proposer(ABC):
         small = math.prod(len(levels) for levels in self.space.levels) <= _SMALL_SPACE
         tries = _FEW_TRIES if small else _TRIES
         for x in random.random((tries, len(self.space.free))):
-            yield self._repaired(x, limits, "random")
+            yield self.suggestion(x, limits, "random")
         if small:
             yield from (Suggestion(counts, self.budgets[budget], "random") for counts in self._every(budget))
         elif self._seen[budget]:
             seen = np.array([self.space.point(counts) for counts in sorted(self._seen[budget])])
             for x in mutated(seen, tries, random):
-                yield self._repaired(x, limits, "random")
+                yield self.suggestion(x, limits, "random")
 
     def _every(self, budget: int) -> list[tuple[int, ...]]:
         """All counts of a small space that repair can answer with; along a cost range, all that lie in it."""
@@ -160,14 +160,15 @@ class Proposer(ABC):
             amounts = [{self.range.cost: float(amount)} for amount in spread]
         found = [Suggestion(self.space.uniform(limits), limits, "uniform") for limits in amounts]
         if self.sensitivity is not None:
-            found += [self._repaired(self.sensitivity, limits, "sensitivity") for limits in amounts]
+            found += [self.suggestion(self.sensitivity, limits, "sensitivity") for limits in amounts]
         return found
 
     def _weight(self, number: int) -> float:
         """The weight of the loss against the cost, of one proposal along a cost range; the ends are left out."""
         return float(self._random(number, _WEIGHT).uniform(0.02, 0.98))
 
-    def _repaired(self, x: np.ndarray, limits: Limits, source: str) -> Suggestion:
+    def suggestion(self, x: np.ndarray, limits: Limits, source: str) -> Suggestion:
+        """The point ``x`` (D,) in [0, 1], repaired onto the limits."""
         return Suggestion(self.space.repair(x, limits), limits, source)
 
     @cached_property

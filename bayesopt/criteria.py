@@ -30,9 +30,9 @@ from bayesopt.distances import (
     signs,
 )
 from bayesopt.filters import checked_rows, filters_of, latent_weight, members, submodule
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError
 from search_spaces.groups import ChannelGroup, ChannelGroups
-from search_spaces.models.load import import_callable, importable_working_directory
+from search_spaces.registry import Registry, called, importable_working_directory
 
 Scorer = Callable[[nn.Module, ChannelGroup], Any]
 """A user's own criterion: (network, group) → one finite score per unit (U,); higher stays longer."""
@@ -110,22 +110,9 @@ def keep(order: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(sorted(order[len(order) - count :]))
 
 
-def find_criterion(name: str) -> Criterion:
-    """The criterion of that name, or the user's own one that ``package.module:function`` names."""
-    if name in CRITERIA:
-        return CRITERIA[name]
-    if ":" not in name:
-        known = ", ".join(CRITERIA)
-        raise InputError(
-            f"unknown criterion '{name}'; known are {known} and package.module:function{nearest(name, CRITERIA)}"
-        )
-    with importable_working_directory():
-        return Criterion(name, _own(import_callable(name, "criterion"), name))
-
-
 def _criterion(given: str | Criterion | Scorer) -> Criterion:
     if isinstance(given, str):
-        return find_criterion(given)
+        return CRITERIA.find(given)
     if isinstance(given, Criterion):
         return given
     name = getattr(given, "__qualname__", type(given).__name__)
@@ -210,17 +197,6 @@ def random(network: nn.Module, group: ChannelGroup, evidence: Evidence) -> Ranki
     return _by_score(np.random.default_rng([evidence.seed, *group.name.encode()]).random(group.units))
 
 
-CRITERIA: Mapping[str, Criterion] = {
-    "hamming": Criterion("hamming", hamming),
-    "geometric": Criterion("geometric", geometric),
-    "latent_l1": Criterion("latent_l1", latent_l1),
-    "bn_scale": Criterion("bn_scale", bn_scale),
-    "taylor": Criterion("taylor", taylor, needs_batches=True),
-    "random": Criterion("random", random),
-}
-"""The criteria that are built in, by name."""
-
-
 def _own(function: Scorer, name: str) -> Callable[[nn.Module, ChannelGroup, Evidence], Ranking]:
     """A ranking by the user's own scores."""
 
@@ -241,6 +217,24 @@ def _own(function: Scorer, name: str) -> Callable[[nn.Module, ChannelGroup, Evid
         return _by_score(scores)
 
     return rank
+
+
+CRITERIA = Registry(
+    "criterion",
+    {
+        criterion.name: criterion
+        for criterion in (
+            Criterion("hamming", hamming),
+            Criterion("geometric", geometric),
+            Criterion("latent_l1", latent_l1),
+            Criterion("bn_scale", bn_scale),
+            Criterion("taylor", taylor, needs_batches=True),
+            Criterion("random", random),
+        )
+    },
+    lambda source, found: Criterion(source, _own(called(source, found, "criterion"), source)),
+)
+"""The criteria by name; one of the user's own is a ``package.module:function``."""
 
 
 def _by_score(scores: np.ndarray) -> Ranking:

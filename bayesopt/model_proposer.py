@@ -50,7 +50,8 @@ class ModelProposer(Proposer):
                 f"neighbouring groups share one of {self.clusters} ratios.",
             )
 
-    def _suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
+    def suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
+        """Where the surrogate expects the largest improvement, on the budget's manifold."""
         surrogate, random = self._surrogate(), self._random(number)
         starts, to_beat = self._standing(number, limits, surrogate)
 

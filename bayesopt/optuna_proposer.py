@@ -34,14 +34,15 @@ class OptunaProposer(Proposer):
             raise InputError("the proposer 'optuna' needs Optuna: pip install 'dnas[optuna]'") from error
         super().__init__(*arguments, **options)
 
-    def _suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
+    def suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
+        """What Optuna's sampler asks for."""
         x = self._suggested(number)
         if self.range:
             amount = self.space.costs(self.space.counts(x))[self.range.cost]
             limits = {self.range.cost: min(max(amount, self.range.lowest), self.range.highest)}
-        yield self._repaired(x, limits, "model")
+        yield self.suggestion(x, limits, "model")
         for neighbour in mutated(x[None], _NEIGHBOURS, self._random(number)):
-            yield self._repaired(neighbour, limits, "model")
+            yield self.suggestion(neighbour, limits, "model")
 
     def _suggested(self, number: int) -> np.ndarray:
         """A point (D,) of the sampler, given all that was told; pending points are believed to be of average loss."""

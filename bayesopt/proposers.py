@@ -1,4 +1,4 @@
-"""The proposers of pruning ratios by name: one interface, three engines."""
+"""The proposers of pruning ratios by name: one interface, three engines, and the user's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from bayesopt.model_proposer import ModelProposer
 from bayesopt.optuna_proposer import OptunaProposer
 from bayesopt.proposals import CostRange, Proposal, Suggestion
 from bayesopt.ratios import Limits, RatioSpace
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError
+from search_spaces.registry import Registry
 
 __all__ = ["CostRange", "ModelProposer", "OptunaProposer", "Proposal", "Proposer", "RandomProposer", "make_proposer"]
 
@@ -18,23 +19,26 @@ __all__ = ["CostRange", "ModelProposer", "OptunaProposer", "Proposal", "Proposer
 class RandomProposer(Proposer):
     """Random ratios, repaired: the baseline that any model must beat."""
 
-    def _suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
+    def suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
+        """Nothing: what is left is chance."""
         return iter(())
 
 
-PROPOSERS: dict[str, type[Proposer]] = {
-    "scikit-optimize": ModelProposer,
-    "optuna": OptunaProposer,
-    "random": RandomProposer,
-}
+def _own(source: str, found: Any) -> type[Proposer]:
+    if not (isinstance(found, type) and issubclass(found, Proposer)):
+        raise InputError(f"proposer '{source}' is no class derived from bayesopt.Proposer")
+    return found
+
+
+PROPOSERS: Registry[type[Proposer]] = Registry(
+    "proposer", {"scikit-optimize": ModelProposer, "optuna": OptunaProposer, "random": RandomProposer}, _own
+)
 
 
 def make_proposer(
     name: str, space: RatioSpace, targets: Sequence[Limits] | Limits | CostRange, **options: Any
 ) -> Proposer:
-    """Return ``"scikit-optimize"``, ``"optuna"`` or ``"random"`` for one or more budgets, as :class:`Proposer`."""
+    """One of :data:`PROPOSERS`, or the user's ``package.module:Class``, for one or more budgets."""
     if isinstance(targets, Mapping):  # one budget
         targets = [targets]
-    if name not in PROPOSERS:
-        raise InputError(f"there is no proposer '{name}'{nearest(name, PROPOSERS)}; choose from {', '.join(PROPOSERS)}")
-    return PROPOSERS[name](space, targets, **options)
+    return PROPOSERS.find(name)(space, targets, **options)

@@ -151,8 +151,9 @@ class RatioSpace:
         return tuple(kept)
 
     def point(self, counts: Sequence[int]) -> tuple[float, ...]:
-        """The point (D,) of kept counts; :meth:`counts` leads back."""
-        return tuple((1 - counts[row] / self.units[row]) / self._option("max_ratio", row) for row in self.free)
+        """The point (D,) of kept counts, in [0, 1]; :meth:`counts` leads back."""
+        ratios = ((row, 1 - counts[row] / self.units[row]) for row in self.free)
+        return tuple(min(1.0, ratio / self._option("max_ratio", row)) for row, ratio in ratios)  # 1 - 49/50 > 0.02
 
     def least(self) -> tuple[int, ...]:
         """The cheapest counts that can be reached: every free group pruned as far as it may be."""

@@ -120,10 +120,10 @@ class PlainOptimizer(Proposer):
             yield self._openings[0]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield self._repaired(np.array(self.optimizer.ask()), self.budgets[budget], "model")
+            yield self.suggestion(np.array(self.optimizer.ask()), self.budgets[budget], "model")
         yield from self._chance(number, budget, self.budgets[budget])
 
-    def _suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
+    def suggestions(self, number: int, limits: Limits) -> Iterator[Suggestion]:
         return iter(())
 
 

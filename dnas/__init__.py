@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dnas.jobs.run import evaluate_assignment, run_job
     from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
     from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
+    from dnas.quantization.quantizers import Grid, Quantizer
     from dnas.search.sensitivity import sensitivities
     from dnas.search.supernet import Supernet
     from dnas.search.trainer import SearchData, SupernetTrainer
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from search_spaces.allocation.program import allocate
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
     from search_spaces.costs.budgets import Budget, parse_budget
-    from search_spaces.costs.table import CostTable, build_costs
+    from search_spaces.costs.table import Cost, CostTable, build_costs
     from search_spaces.errors import InputError, JobError
     from search_spaces.models.load import load_model
     from search_spaces.network.graph import read_graph
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BitAssignment",
     "Budget",
+    "Cost",
     "CostTable",
+    "Grid",
     "InputError",
     "JobConfig",
     "JobError",
@@ -51,6 +54,7 @@ __all__ = [
     "ModelReference",
     "ParetoFront",
     "Profile",
+    "Quantizer",
     "QuantizerChoice",
     "Run",
     "SearchData",
@@ -112,7 +116,8 @@ __getattr__, __dir__ = attach(
         "search_spaces.allocation.program": ("allocate",),
         "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference"),
         "search_spaces.costs.budgets": ("Budget", "parse_budget"),
-        "search_spaces.costs.table": ("CostTable", "build_costs"),
+        "search_spaces.costs.table": ("Cost", "CostTable", "build_costs"),
+        "dnas.quantization.quantizers": ("Grid", "Quantizer"),
         "search_spaces.errors": ("InputError", "JobError"),
         "search_spaces.network.graph": ("read_graph",),
         "search_spaces.models.load": ("load_model",),

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dnas.export import onnx_tracing
 from dnas.export.fixed_layers import FixedLayer, fixed_layers
-from dnas.quantization.calibration import calibrate, fit
+from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer
-from dnas.quantization.quantizers import find_quantizer
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.layers import LayerGraph
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph
@@ -43,8 +43,8 @@ def quantized_layer(
     )
     entry = TensorQuantizer(find_quantizer("activations", inputs[0]), (inputs[1],), signed=signed)
     with torch.no_grad():
-        fit(weight, layer.weight)  # type: ignore[arg-type]
-        fit(entry, samples(signed)[:-4])
+        weight.fit(layer.weight)  # type: ignore[arg-type]
+        entry.fit(samples(signed)[:-4])
     return quantize_layer(layer, entry, weight).eval()
 
 

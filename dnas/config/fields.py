@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 from search_spaces.assignments import BIT_WIDTHS
 from search_spaces.costs.budgets import parse_amount
 from search_spaces.errors import nearest
 
 LARGEST = 2**63 - 1
+_OWN = re.compile(r"[\w.]+:[\w.]+")
 
 
 def _bit_width(bits: int) -> int:
@@ -86,8 +88,28 @@ Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]
 WrittenBudget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]
 
 
-WeightQuantizer = Literal["lsq", "nested", "dorefa", "binary", "logarithmic"]
-ActivationQuantizer = Literal["pact", "lsq", "nested", "dorefa", "binary", "tanh", "logarithmic"]
+class Named:
+    """One of ours by ``names``, or the user's own ``package.module:name``, which is imported where it is used."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def _checked(self, given: str) -> str:
+        if given in self.names or _OWN.fullmatch(given):
+            return given
+        known = ", ".join(self.names)
+        raise ValueError(f"expected one of {known}, or your own package.module:name{nearest(given, self.names)}")
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": [*self.names, "package.module:name"]}
+
+
+WeightQuantizer = Annotated[str, Named("lsq", "nested", "dorefa", "binary", "logarithmic")]
+ActivationQuantizer = Annotated[str, Named("pact", "lsq", "nested", "dorefa", "binary", "tanh", "logarithmic")]
+ProposerName = Annotated[str, Named("scikit-optimize", "optuna", "random")]
 
 
 class Section(BaseModel):

@@ -20,6 +20,7 @@ from dnas.config.fields import (
     OnceEach,
     Pair,
     Positive,
+    ProposerName,
     Ratio,
     Section,
     Sigma,
@@ -93,7 +94,7 @@ class CostsSection(Section):
     """Costs beyond size_bytes, bitops, macs and peak_activation_bytes, which are always there."""
 
     latency_table: FilePath | None = Field(default=None, examples=["latency.csv"], description="CSV or JSON with columns layer, weight_bits, activation_bits, latency_ms; adds the cost `latency_ms`.")  # fmt: skip
-    functions: dict[str, str] = Field(default={}, description="Your own costs: name = `package.module:function(layer, weight_bits, activation_bits)`.")  # fmt: skip
+    functions: dict[str, str] = Field(default={}, description="Your own costs: name = `package.module:name` of a `dnas.Cost`, or of a function(layer, weight_bits, activation_bits).")  # fmt: skip
 
 
 class QuantizerSection(Section):
@@ -191,7 +192,7 @@ class PruneSection(Section):
     trials: AtLeastOne = Field(default=40, description="Configurations tried for each budget.")
     batch: AtLeastOne = Field(default=1, description="Configurations asked for at once; results depend on it.")
     workers: AtLeastOne = Field(default=1, description="Processes that try configurations; the threads are shared out among them.")  # fmt: skip
-    proposer: Literal["scikit-optimize", "optuna", "random"] = Field(default="scikit-optimize", description="What proposes configurations; `optuna` is an extra.")  # fmt: skip
+    proposer: ProposerName = Field(default="scikit-optimize", description="What proposes configurations; `optuna` is an extra.")  # fmt: skip
     criterion: str = Field(default="auto", description="Which filters go first: `hamming`, `geometric`, `latent_l1`, `bn_scale`, `taylor`, `random`, or your own `package.module:function(network, group)`; `auto` is hamming where a group's filters have 1 bit, else geometric.")  # fmt: skip
     max_ratio: Ratio = Field(default=0.8, description="Largest share of a group's channels that may go.")
     min_keep: AtLeastOne = Field(default=2, description="Channels that every group keeps.")

@@ -19,7 +19,7 @@ from dnas.data.checks import check_splits
 from dnas.data.image_files import FolderImages, decode
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
 from search_spaces.errors import InputError, nearest, one_line
-from search_spaces.models.load import import_callable, importable_working_directory
+from search_spaces.registry import import_callable, importable_working_directory
 
 _COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TORCHVISION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {

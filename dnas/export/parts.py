@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dnas.quantization.layers import SMALLEST_CLIP, QuantizedLayer, TensorQuantizer, has_hooks
+from dnas.quantization.fitting import SMALLEST_CLIP
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, has_hooks
 from dnas.quantization.quantizers import Grid, encode
 from dnas.quantization.sparsity import SparseQuantizer
 from dnas.switchable.views import Picked

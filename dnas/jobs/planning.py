@@ -18,8 +18,8 @@ from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
-from search_spaces.models.load import importable_working_directory
 from search_spaces.network.graph import read_graph
+from search_spaces.registry import importable_working_directory
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
 
 SPARSE_COSTS = ("size_bytes", "weight_bits")

@@ -1,12 +1,8 @@
-"""Ranges from data, and BatchNorm statistics re-estimated: what a quantized net needs before it is trained or measured.
-
-The clip is the one of 40 fractions of the largest magnitude with the least mean squared error (the geometric mean of
-the errors, where one clip serves several widths). The gain then places the levels of each width by least squares.
-"""
+"""Ranges from data and BatchNorm statistics: what a quantized net needs before it is trained or measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,15 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dnas.quantization.layers import SMALLEST_CLIP, QuantizedLayer, TensorQuantizer
-from dnas.quantization.logarithmic import LogarithmicQuantizer
-from dnas.quantization.quantizers import Grid
-from dnas.quantization.samples import TensorSample, joined, sampled, thinned, whole
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.quantization.samples import TensorSample, joined, sampled
 from search_spaces.errors import InputError
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
-
-_FRACTIONS = torch.linspace(1.0, 0.025, 40)
 
 
 def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
@@ -131,7 +123,7 @@ def calibrate_weights(network: nn.Module) -> None:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, QuantizedLayer) and isinstance(module.quantize_weight, TensorQuantizer):
-                fit(module.quantize_weight, module.weight.detach())
+                module.quantize_weight.fit(module.weight.detach())
 
 
 @contextmanager
@@ -150,54 +142,7 @@ def observing(layers: Iterable[QuantizedLayer]) -> Iterator[None]:
 def fit_input(quantizer: TensorQuantizer, sample: TensorSample) -> None:
     """Set the sign, the clip (where it is learned) and the gain of a layer's input quantizer."""
     quantizer.set_sign(sample.least < 0)
-    fit(quantizer, sample.to(quantizer.gain.device))
-
-
-def fit(quantizer: TensorQuantizer, x: Tensor | TensorSample) -> None:
-    """Set the clip (where it is learned) and the gain of ``quantizer`` for the tensor ``x``, or a sample of one."""
-    if isinstance(quantizer, LogarithmicQuantizer):
-        quantizer.fit(x)
-    else:
-        fit_together([quantizer], x)
-
-
-def fit_together(quantizers: Sequence[TensorQuantizer], x: Tensor | TensorSample) -> None:
-    """Set the one clip that these quantizers share (where it is learned), and the gain of each, for a tensor ``x``."""
-    quantizers = [quantizer for quantizer in quantizers if quantizer.widths]
-    if not quantizers:
-        return
-    first = quantizers[0]
-    grids = [[q.quantizer.grid(width, q.signed) for width in q.widths] for q in quantizers]
-    prepared, clip = first.prepare(x.values if isinstance(x, TensorSample) else x)
-    rows = prepared.reshape(clip.shape[0], -1)
-    sample = TensorSample(rows, x.weights) if isinstance(x, TensorSample) else thinned(whole(rows))
-    if first.quantizer.clip == "learned":
-        clip = best_clip(sample, [grid for own in grids for grid in own], first.signed)
-        first.clip.copy_(clip)
-    for quantizer, own in zip(quantizers, grids, strict=True):
-        for k, grid in enumerate(own):
-            levels = _levels(sample.values, clip, grid, quantizer.signed)
-            energy = (sample.weights * levels * levels).sum()
-            gain = (sample.weights * sample.values * levels).sum() / energy if energy > 0 else torch.ones(())
-            quantizer.gain[k] = gain if gain > 0 else 1.0
-
-
-def best_clip(sample: TensorSample, grids: list[Grid], signed: bool) -> Tensor:
-    """The clip (R, 1) with the least error over all ``grids`` for each row of a ``sample`` (R, M)."""
-    rows, weights = sample.values, sample.weights
-    top = (rows.abs() if signed else rows.clamp_min(0)).amax(1, keepdim=True).clamp_min(SMALLEST_CLIP)
-    fractions = _FRACTIONS.to(rows.device)
-    scores = []
-    for fraction in fractions:
-        clip = top * fraction
-        errors = [(weights * (rows - _levels(rows, clip, grid, signed)).square()).sum(1) for grid in grids]
-        scores.append((torch.stack(errors) / weights.sum(1)).clamp_min(1e-20).log().mean(0))
-    return top * fractions[torch.stack(scores).argmin(0)][:, None]
-
-
-def _levels(rows: Tensor, clip: Tensor, grid: Grid, signed: bool) -> Tensor:
-    u = (rows / clip).clamp(-1.0 if signed else 0.0, 1.0)
-    return clip * (torch.floor(u * grid.scale + grid.offset).clamp_max(grid.top) * grid.step + grid.start)
+    quantizer.fit(sample.to(quantizer.gain.device))
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from dnas.quantization.branches import BranchedLayer, DroppedBranch, branch_layer, skip_layer
+from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer
-from dnas.quantization.logarithmic import LogarithmicQuantizer
 from dnas.quantization.proof import check_twin
-from dnas.quantization.quantizers import Quantizer, find_quantizer
+from dnas.quantization.quantizers import Quantizer
 from dnas.quantization.sparsity import SparseQuantizer
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
@@ -56,8 +56,8 @@ def tensor_quantizer(
     quantizer: Quantizer, bits: tuple[int, ...], *, signed: bool, channel_axis: int | None = None, rows: int = 1
 ) -> TensorQuantizer:
     """The module that quantizes a tensor as ``quantizer`` says, with candidate widths ``bits``."""
-    module = TensorQuantizer if quantizer.affine else LogarithmicQuantizer
-    return module(quantizer, bits, signed=signed, channel_axis=channel_axis, rows=rows)
+    module = quantizer.module or TensorQuantizer
+    return cast(TensorQuantizer, module(quantizer, bits, signed=signed, channel_axis=channel_axis, rows=rows))
 
 
 def layer_quantizers(

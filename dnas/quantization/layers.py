@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dnas.quantization.fitting import SMALLEST_CLIP, best_clip, best_gain
 from dnas.quantization.mixture import mix
 from dnas.quantization.quantizers import Quantizer
-from dnas.quantization.samples import TensorSample, sampled
+from dnas.quantization.samples import TensorSample, sampled, thinned, whole
 from dnas.quantization.sparsity import SparseQuantizer
 from search_spaces.channels.slicing import Selection, cut_layer
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.network.calls import first_input, input_name, with_first_input
-
-SMALLEST_CLIP = 1e-6
 
 
 class TensorQuantizer(nn.Module):
@@ -110,6 +109,10 @@ class TensorQuantizer(nn.Module):
             with torch.no_grad():
                 self.clip.copy_(self.prepare(x)[1])
 
+    def fit(self, x: Tensor | TensorSample) -> None:
+        """Set the clip (where it is learned) and the gain for the tensor ``x``, or a sample of one."""
+        fit_together([self], x)
+
     def learn_gain(self) -> None:
         """Make the gain a parameter, trained like a clip: where the clip is shared, levels still differ by width."""
         self.gain = nn.Parameter(self.gain.detach().clone())
@@ -160,6 +163,25 @@ class TensorQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """What printing the module shows."""
         return f"{self.quantizer.name}, bits={self.bits}"
+
+
+def fit_together(quantizers: Sequence[TensorQuantizer], x: Tensor | TensorSample) -> None:
+    """Set the one clip that these quantizers share (where it is learned), and the gain of each, for a tensor ``x``."""
+    quantizers = [quantizer for quantizer in quantizers if quantizer.widths]
+    if not quantizers:
+        return
+    first = quantizers[0]
+    grids = [[q.quantizer.grid(width, q.signed) for width in q.widths] for q in quantizers]
+    with torch.no_grad():
+        prepared, clip = first.prepare(x.values if isinstance(x, TensorSample) else x)
+        rows = prepared.reshape(clip.shape[0], -1)
+        sample = TensorSample(rows, x.weights) if isinstance(x, TensorSample) else thinned(whole(rows))
+        if first.quantizer.clip == "learned":
+            clip = best_clip(sample, [grid for own in grids for grid in own], first.signed)
+            first.clip.copy_(clip)
+        for quantizer, own in zip(quantizers, grids, strict=True):
+            for k, grid in enumerate(own):
+                quantizer.gain[k] = best_gain(sample, clip, grid, quantizer.signed)
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from dnas.quantization.fitting import least_squares_gain
 from dnas.quantization.layers import TensorQuantizer
 from dnas.quantization.quantizers import Quantizer
 from dnas.quantization.samples import TensorSample, whole
@@ -76,10 +77,7 @@ class LogarithmicQuantizer(TensorQuantizer):
             return
         with torch.no_grad():
             sample = x if isinstance(x, TensorSample) else whole(self._matrix(x))
-            levels = self.levels(sample.values)
-            energy = (sample.weights * levels * levels).sum()
-            gain = (sample.weights * sample.values * levels).sum() / energy
-            self.gain.fill_(gain.item() if gain > 0 else 1.0)
+            self.gain.fill_(least_squares_gain(sample, self.levels(sample.values)))
 
     def levels(self, rows: Tensor) -> Tensor:
         """What each element of ``rows`` (R, M) is quantized to, before the gain."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dnas.quantization.branches import branch_layer
+from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import TensorQuantizer, quantize_layer
-from dnas.quantization.quantizers import find_quantizer
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models.copies import copy_network, fresh_copy

@@ -9,7 +9,7 @@ coded as an integer and placed back::
 Rounding is half-up everywhere (floor of x + 1/2), the rule of integer shifts, so that training and integer
 execution agree. Families differ in their grids, in how the clip is found, and in its gradient; nothing else.
 
-``logarithmic`` alone is no such staircase: its levels are those of :mod:`dnas.quantization.logarithmic`.
+Which there are is listed in :mod:`dnas.quantization.families`; one that is no such staircase has a module of its own.
 
 Sources: DoReFa, arXiv 1606.06160, eq. 5 and 9; PACT, arXiv 1805.06085, eq. 1-3; LSQ, arXiv 1902.08153, eq. 1-3;
 SP-Nets, arXiv 2002.02815 (DoReFa's weights on activations, and logarithmic); the nested grid is ours (its codes are
@@ -21,12 +21,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 
 
@@ -93,7 +93,7 @@ def binary_grid(bits: int, signed: bool) -> Grid:
 
 def no_grid(bits: int, signed: bool) -> Grid:
     """For a family whose levels are no affine grid: always raises :class:`InputError`."""
-    raise InputError("quantizer 'logarithmic' has no affine grid; 'dorefa' is the nearest that has one")
+    raise InputError("this quantizer has no affine grid; 'dorefa' has one")
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,24 @@ class Quantizer:
     magnitude of the tensor, anew each time) or ``"one"`` (fixed at 1). ``clip_gradient`` is what a learned clip is
     trained with: ``"saturated"`` (PACT: only where the input is clipped) or ``"full"`` (LSQ: the rounding error too).
     ``transform`` is applied to the tensor first (DoReFa's tanh). ``nests`` says whether the first bits of a code are
-    the code at fewer bits under the same clip, so that one stored integer serves every width. ``affine`` says whether
-    the levels are those of ``grid``; those of a family without one cannot be mixed over widths.
+    the code at fewer bits under the same clip, so that one stored integer serves every width. A family whose levels are
+    no affine ``grid`` has a ``module`` of its own, made like a :class:`dnas.quantization.layers.TensorQuantizer`; its
+    widths cannot be mixed.
     """
 
     name: str
-    grid: Callable[[int, bool], Grid]
+    grid: Callable[[int, bool], Grid] = no_grid
     clip: Literal["learned", "data", "one"] = "learned"
     clip_gradient: Literal["saturated", "full"] = "full"
     transform: Callable[[Tensor], Tensor] | None = None
     widths: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 16)
     nests: bool = False
-    affine: bool = True
+    module: Callable[..., Any] | None = None
+
+    @property
+    def affine(self) -> bool:
+        """Whether the levels are those of ``grid``."""
+        return self.module is None
 
     def check(self, bits: int) -> None:
         """Raise :class:`InputError` for a width that this family does not have."""
@@ -131,40 +137,6 @@ class Quantizer:
                 f"quantizer '{self.name}' cannot mix the widths {', '.join(map(str, widths))} in a search: its levels "
                 "are no affine grid; search with 'dorefa', or give it one width"
             )
-
-
-WEIGHT_QUANTIZERS = {
-    quantizer.name: quantizer
-    for quantizer in (
-        Quantizer("lsq", integer_grid),
-        Quantizer("nested", nested_grid, nests=True),
-        Quantizer("dorefa", even_grid, clip="data", transform=torch.tanh),
-        Quantizer("binary", binary_grid, clip="data", widths=(1,)),
-        Quantizer("logarithmic", no_grid, clip="data", affine=False),
-    )
-}
-ACTIVATION_QUANTIZERS = {
-    quantizer.name: quantizer
-    for quantizer in (
-        Quantizer("pact", symmetric_grid, clip_gradient="saturated"),
-        Quantizer("lsq", integer_grid),
-        Quantizer("nested", nested_grid, nests=True),
-        Quantizer("dorefa", even_grid, clip="one"),
-        Quantizer("binary", binary_grid, widths=(1,)),
-        Quantizer("tanh", even_grid, clip="data", transform=torch.tanh),
-        Quantizer("logarithmic", no_grid, clip="data", affine=False),
-    )
-}
-
-
-def find_quantizer(kind: Literal["weights", "activations"], name: str) -> Quantizer:
-    """Return the quantizer of that name; :class:`InputError` with the nearest name otherwise."""
-    known = WEIGHT_QUANTIZERS if kind == "weights" else ACTIVATION_QUANTIZERS
-    if name not in known:
-        raise InputError(
-            f"no quantizer of {kind} is called '{name}'; there are {', '.join(known)}{nearest(name, known)}"
-        )
-    return known[name]
 
 
 def encode(x: Tensor, clip: Tensor, grid: Grid, signed: bool) -> Tensor:

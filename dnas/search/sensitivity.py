@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dnas.quantization.calibration import fit
 from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
 from dnas.quantization.quantizers import Quantizer
 from search_spaces.layers import FLOAT_BITS
@@ -102,7 +101,7 @@ def quantized(quantizer: Quantizer, x: Tensor, bits: int, *, signed: bool) -> Te
         return x
     module = tensor_quantizer(quantizer, (bits,), signed=signed).to(x.device)
     with torch.no_grad():
-        fit(module, x)
+        module.fit(x)
         return module(x)
 
 

@@ -24,9 +24,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from dnas.quantization.branches import SkippedLayer
-from dnas.quantization.calibration import fit, fit_input, fit_together, layer_inputs, recalibrate_batchnorm
+from dnas.quantization.calibration import fit_input, layer_inputs, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice
-from dnas.quantization.layers import TensorQuantizer
+from dnas.quantization.layers import TensorQuantizer, fit_together
 from dnas.quantization.proof import check_twin
 from dnas.switchable.views import SharedQuantizers, build_view, key_of, once_each, own_parts, part_of, share_norms
 from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
@@ -309,4 +309,4 @@ def _fit_weight(quantizers: Sequence[TensorQuantizer], weight: Tensor) -> None:
     fit_together(nesting, weight)
     for quantizer in quantizers:
         if quantizer not in nesting:
-            fit(quantizer, weight)
+            quantizer.fit(weight)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from dnas.config.training import Optimization
 from search_spaces.errors import InputError, nearest
-from search_spaces.models.load import import_callable, importable_working_directory
+from search_spaces.registry import import_callable, importable_working_directory
 
 Groups = list[dict[str, Any]]
 """Parameter groups: ``params``, ``weight_decay``, and what else an optimizer keeps for each."""

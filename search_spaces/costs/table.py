@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from search_spaces.channels.slicing import pruned_graph
 from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
-from search_spaces.models.load import import_callable, importable_working_directory
+from search_spaces.registry import importable_working_directory, imported
 from search_spaces.spaces import Pair, PrecisionSpace
 
 LayerCost = Callable[[LayerSpec, int, int], float]
@@ -33,7 +33,8 @@ LayerCost = Callable[[LayerSpec, int, int], float]
 class Cost:
     """A named cost: its unit, what one layer costs, and how layers combine (``"sum"`` or ``"max"``).
 
-    ``network`` is what the rest of the network costs whatever the bits.
+    ``network`` is what the rest of the network costs whatever the bits. ``shrinks`` says whether a layer with fewer
+    filters or inputs costs less, so that pruning can meet a budget on it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Cost:
     layer: LayerCost
     combine: str = "sum"
     network: Callable[[LayerGraph], float] = lambda graph: 0.0
+    shrinks: bool = True
 
     def of_layer(self, spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
         """The cost of one layer; 0 for a skipped one."""
@@ -125,17 +127,24 @@ def latency_table(path: Path) -> Cost:
                 f"{activation_bits} activation bits"
             ) from None
 
-    return Cost("latency_ms", "ms", layer)
+    return Cost("latency_ms", "ms", layer, shrinks=False)  # its rows are of whole layers
 
 
-def user_cost(name: str, source: str | LayerCost) -> Cost:
-    """A user's own cost, summed: a function (layer, weight_bits, activation_bits) -> float, or its name."""
-    if callable(source):
-        return Cost(name, "", source)
-    if not isinstance(source, str) or ":" not in source:
-        raise InputError(f"cost '{name}' is {source!r}; give a function or its name as 'package.module:function'")
-    with importable_working_directory():
-        return Cost(name, "", import_callable(source, f"cost '{name}'"))
+def user_cost(name: str, given: str | LayerCost | Cost) -> Cost:
+    """The user's own cost: a :class:`Cost`, a function that is summed over layers, or the import path of either."""
+    if isinstance(given, str):
+        if ":" not in given:
+            raise InputError(f"cost '{name}' is '{given}'; give a function or its name as 'package.module:function'")
+        with importable_working_directory():
+            found: Any = imported(given, f"cost '{name}'")
+    else:
+        found = given
+    if isinstance(found, Cost):
+        return replace(found, name=name)
+    if not callable(found):
+        kind = f", a {type(found).__name__}" if found is not given else ""
+        raise InputError(f"cost '{name}' is {given!r}{kind}; give a function, a Cost, or 'package.module:name' of one")
+    return Cost(name, "", found)
 
 
 class CostTable:

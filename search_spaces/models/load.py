@@ -7,8 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.models.zoo import ZOO
+from search_spaces.registry import import_callable, importable_working_directory
 
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
@@ -98,40 +98,6 @@ def available_models() -> dict[str, list[str]]:
     if importlib.util.find_spec("timm") is not None:
         prefixes.append("timm")
     return {prefix: _names(prefix) for prefix in prefixes}
-
-
-def import_callable(source: str, what: str) -> Callable[..., Any]:
-    """Return the callable that ``package.module:callable`` names; ``what`` it is for opens the error sentence.
-
-    Raises InputError where the module cannot be imported or has no such callable. Enter
-    :func:`importable_working_directory` around this and around the call.
-    """
-    module_name, _, name = source.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's own code runs here, and may fail in any way
-        hint = nearest(module_name, ("zoo", "torchvision", "timm", "imagefolder"))
-        raise InputError(f"{what} '{source}': cannot import module '{module_name}': {one_line(error)}{hint}") from error
-    found = getattr(module, name, None)
-    if found is None:
-        hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
-        raise InputError(f"{what} '{source}': module '{module_name}' has no '{name}'{hint}")
-    if not callable(found):
-        raise InputError(f"{what} '{source}': '{name}' is a {type(found).__name__}, not a callable")
-    return found
-
-
-@contextlib.contextmanager
-def importable_working_directory() -> Iterator[None]:
-    """Let modules of the current directory be imported first, as ``python -m`` would, while the block runs."""
-    entry = str(Path.cwd())
-    sys.path.insert(0, entry)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(entry)
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

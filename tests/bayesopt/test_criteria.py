@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bayesopt.criteria import CRITERIA, find_criterion, importance, keep, rankings, removal_order
+from bayesopt.criteria import CRITERIA, importance, keep, rankings, removal_order
 from search_spaces.errors import InputError
 from search_spaces.groups import ChannelGroup, ChannelGroups
 
@@ -542,15 +542,15 @@ def test_a_function_is_found_in_a_module_of_the_working_directory(tmp_path: Any,
     monkeypatch.chdir(tmp_path)
     net, group = of_rows(nn.Linear(2, 3))
     assert removal_order(net, group, "own_importance:backwards") == (2, 1, 0)
-    assert removal_order(net, group, find_criterion("own_importance:backwards")) == (2, 1, 0)
+    assert removal_order(net, group, CRITERIA.find("own_importance:backwards")) == (2, 1, 0)
     with pytest.raises(InputError, match=r"criterion 'own_importance:backward': .* did you mean 'backwards'"):
-        find_criterion("own_importance:backward")
+        CRITERIA.find("own_importance:backward")
 
 
 def test_built_in_criteria_are_found_by_name() -> None:
-    assert all(find_criterion(name) is CRITERIA[name] for name in CRITERIA)
+    assert all(CRITERIA.find(name) is CRITERIA[name] for name in CRITERIA)
     with pytest.raises(InputError, match=r"unknown criterion 'geometrik'; .*did you mean 'geometric'"):
-        find_criterion("geometrik")
+        CRITERIA.find("geometrik")
     with pytest.raises(InputError, match="unknown criterion 'geometrik'"):
         removal_order(*of_rows(nn.Linear(2, 3)), "geometrik")
 

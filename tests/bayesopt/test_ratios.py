@@ -78,6 +78,13 @@ def test_the_point_of_reachable_counts_leads_back(case: Any, data: Any) -> None:
     assert all(0 <= coordinate <= 1 for coordinate in space.point(counts))
 
 
+def test_the_point_of_the_largest_ratio_is_one_whatever_floats_say() -> None:
+    space = RatioSpace(("a",), (50,), lambda kept: {"size_bytes": float(sum(kept.values()))}, max_ratio=0.02)
+    assert (1 - 49 / 50) / 0.02 > 1
+    assert space.point((49,)) == (1.0,)
+    assert space.counts((1.0,)) == (49,)
+
+
 @given(cases(), st.floats(0, 1))
 def test_more_pruning_never_keeps_more(case: Any, share: float) -> None:
     space, x, _ = case

@@ -17,11 +17,11 @@ from dnas.training.schedules import derived_seed
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.pruned import PrunedCosts
+from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, nearest
 from search_spaces.groups import ChannelGroups
 
 _ROUNDING = 1e-9  # of percentages
-COSTS = ("size_bytes", "bitops", "macs")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def prunable_groups(context: JobContext, section: PruneSection) -> ChannelGroups
 
 def ratio_space(context: JobContext, parent: BitAssignment, section: PruneSection, groups: ChannelGroups) -> RatioSpace:
     """The ratios of all groups and what the rest costs at the parent's bits."""
-    costs = PrunedCosts(context.plan.table, parent.layers, COSTS)
+    table = context.plan.table
+    costs = PrunedCosts(table, parent.layers, _shrinking(table))
     everything = {group.name: group.units for group in context.plan.graph.channels.groups}
     fixed = {
         group.name: ratio
@@ -109,13 +110,19 @@ def ratio_space(context: JobContext, parent: BitAssignment, section: PruneSectio
     )
 
 
+def _shrinking(table: CostTable) -> list[str]:
+    """The costs that pruning can lower."""
+    return [name for name, cost in table.costs.items() if cost.shrinks]
+
+
 def own_budgets(context: JobContext, parent: BitAssignment, section: PruneSection) -> list[Budget]:
     """The section's budgets; a plain percentage is of the parent's own cost."""
     budgets = []
     for entry in section.budgets:
         for name in entry:
-            if name not in COSTS:
-                raise InputError(f"prune.budgets: '{name}' is not one of {', '.join(COSTS)}{nearest(name, COSTS)}")
+            known = _shrinking(context.plan.table)
+            if name not in known:
+                raise InputError(f"prune.budgets: '{name}' is not one of {', '.join(known)}{nearest(name, known)}")
         budget = parse_budget(entry, context.plan.table, own=parent.cost)
         for name, limit in budget.limits.items():
             if limit > parent.cost[name] * (1 + _ROUNDING):

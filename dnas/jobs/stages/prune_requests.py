@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from bayesopt.criteria import find_criterion, rankings
+from bayesopt.criteria import CRITERIA, rankings
 from dnas.config.job import PruneSection
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages.prune import trial_work
@@ -136,7 +136,7 @@ def check_request(context: JobContext, request: PruneRequest) -> PruneRequest:
 def _check_criterion(context: JobContext, section: PruneSection) -> None:
     """Refuse a criterion that does not exist, or that this network gives nothing to judge by."""
     if section.criterion != "auto":
-        find_criterion(section.criterion)
+        CRITERIA.find(section.criterion)
     if section.criterion == "bn_scale":
         rankings(context.network, prunable_groups(context, section), section.criterion)
 

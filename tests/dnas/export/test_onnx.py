@@ -27,8 +27,8 @@ from dnas.export.onnx_check import _same_steps, check_inputs, check_same, tensor
 from dnas.export.onnx_tracing import replace_marks
 from dnas.export.onnx_types import integer_type
 from dnas.quantization.conversion import QuantizerChoice
+from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
-from dnas.quantization.quantizers import find_quantizer
 from dnas.quantization.sparsity import SparseQuantizer
 from results.run.folder import Run
 from search_spaces.assignments import LayerBits

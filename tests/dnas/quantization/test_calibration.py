@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dnas.quantization.calibration import batch_statistics, best_clip, calibrate, fit, observing, recalibrate_batchnorm
+from dnas.quantization.calibration import batch_statistics, calibrate, observing, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.quantization.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from dnas.quantization.fitting import best_clip
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
-from dnas.quantization.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, decode, encode, integer_grid
+from dnas.quantization.quantizers import decode, encode, integer_grid
 from dnas.quantization.samples import whole
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
@@ -52,7 +54,7 @@ def test_the_gain_is_the_least_squares_one(registry: dict[str, object]) -> None:
             continue  # its own test is in test_logarithmic.py
         module = TensorQuantizer(quantizer, quantizer.widths[:4], signed=True).double()
         with torch.no_grad():
-            fit(module, x)
+            module.fit(x)
             prepared, clip = module.prepare(x)
         for k, bits in enumerate(module.widths):
             grid = quantizer.grid(bits, True)
@@ -71,7 +73,7 @@ def test_more_bits_never_fit_worse() -> None:
             for bits in quantizer.widths:
                 module = TensorQuantizer(quantizer, (bits,), signed=True)
                 with torch.no_grad():
-                    fit(module, x)
+                    module.fit(x)
                     errors.append(float((module(x) - (quantizer.transform or (lambda t: t))(x)).square().mean()))
             assert errors == sorted(errors, reverse=True), quantizer.name
 

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from dnas.quantization.branches import skip_layer
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantized_layer
+from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
-from dnas.quantization.quantizers import decode, encode, find_quantizer
+from dnas.quantization.quantizers import decode, encode
 from search_spaces.network.graph import read_graph
 from tests.toys import OwnForward, seeded
 

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from dnas.config.file import dump_job
 from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext
-from dnas.quantization.calibration import calibrate, fit
+from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed, tensor_quantizer
+from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.logarithmic import LogarithmicQuantizer
-from dnas.quantization.quantizers import find_quantizer
 from dnas.search.sensitivity import quantized
 from dnas.search.supernet import Supernet
 from results.run.environment import environment
@@ -167,7 +167,7 @@ def test_a_held_range_outlives_what_set_it(per_channel: bool) -> None:
 @every
 def test_calibration_sets_the_least_squares_gain(bits: int, signed: bool) -> None:
     module = quantizer(bits, signed)
-    fit(module, RANDOM)
+    module.fit(RANDOM)
     levels = torch.from_numpy(published(RANDOM.numpy(), bits, signed))
     residual = RANDOM - module.gain * levels
     assert abs((residual * levels).sum()) < 1e-9 * levels.square().sum()
@@ -239,7 +239,7 @@ def test_several_widths_are_refused_by_the_quantizer_and_by_every_supernet() -> 
     sentence = r"quantizer 'logarithmic' cannot mix the widths 2, 4 in a search: .*search with 'dorefa'"
     with pytest.raises(InputError, match=sentence):
         tensor_quantizer(FAMILY, (2, 4), signed=True)
-    with pytest.raises(InputError, match="'logarithmic' has no affine grid"):
+    with pytest.raises(InputError, match="has no affine grid"):
         TensorQuantizer(FAMILY, (4,), signed=True)
     model = trained(Net())
     graph, space, table = plan(model, weight_bits=(2, 4), activation_bits=(8,))

@@ -11,18 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dnas.quantization.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, find_quantizer
 from dnas.quantization.layers import TensorQuantizer
-from dnas.quantization.quantizers import (
-    ACTIVATION_QUANTIZERS,
-    WEIGHT_QUANTIZERS,
-    Grid,
-    Quantizer,
-    decode,
-    encode,
-    find_quantizer,
-    integer_grid,
-    nested_grid,
-)
+from dnas.quantization.quantizers import Grid, Quantizer, decode, encode, integer_grid, nested_grid
 from search_spaces.errors import InputError
 from tests.toys import seeded
 
@@ -285,11 +276,11 @@ def test_a_transformed_tensor_is_not_idempotent_because_its_tanh_runs_again(kind
 
 
 def test_an_unknown_quantizer_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"no quantizer of weights is called 'lsp'; .*did you mean 'lsq'"):
+    with pytest.raises(InputError, match=r"unknown weight quantizer 'lsp'; .*did you mean 'lsq'"):
         find_quantizer("weights", "lsp")
-    with pytest.raises(InputError, match="no quantizer of weights is called 'pact'"):
+    with pytest.raises(InputError, match="unknown weight quantizer 'pact'"):
         find_quantizer("weights", "pact")
-    with pytest.raises(InputError, match="no quantizer of weights is called 'tanh'"):
+    with pytest.raises(InputError, match="unknown weight quantizer 'tanh'"):
         find_quantizer("weights", "tanh")  # that is 'dorefa'
 
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from dnas.quantization import samples
-from dnas.quantization.calibration import fit
 from dnas.quantization.conversion import tensor_quantizer
+from dnas.quantization.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from dnas.quantization.layers import TensorQuantizer
-from dnas.quantization.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from dnas.quantization.samples import joined, sampled, thinned, whole
 from tests.toys import seeded
 
@@ -62,7 +61,7 @@ def test_the_fit_on_a_sample_is_within_five_percent_of_the_fit_on_all(name: str,
     for sample in (sampled(x), whole(x.reshape(1, -1))):
         module = tensor_quantizer(ACTIVATION_QUANTIZERS["pact"], (bits,), signed=bool(x.min() < 0))
         with torch.no_grad():
-            fit(module, sample)
+            module.fit(sample)
         errors.append(error(module, x))
     assert sampled(x).values.numel() < x.numel() / 2
     assert errors[0] <= 1.05 * errors[1]
@@ -78,7 +77,7 @@ def test_taps_of_a_large_weight_that_differ_are_all_seen(taps: tuple[int, int], 
     for x in (weight, whole(weight.reshape(128 if per_channel else 1, -1))):
         module = TensorQuantizer(WEIGHT_QUANTIZERS["lsq"], (bits,), signed=True, **rows)
         with torch.no_grad():
-            fit(module, x)
+            module.fit(x)
         errors.append(error(module, weight))
     assert errors[0] <= 1.05 * errors[1]
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from dnas.quantization.conversion import QuantizerChoice
-from dnas.quantization.quantizers import find_quantizer
+from dnas.quantization.families import find_quantizer
 from dnas.search.sensitivity import hessian_traces, quantized, sensitivities
 from search_spaces.spaces import PrecisionSpace
 from tests.toys import Net, images, plan, seeded, trained

@@ -1,0 +1,48 @@
+"""The clip and the gain that suit a tensor.
+
+The clip is the one of 40 fractions of the largest magnitude with the least mean squared error (the geometric mean of
+the errors, where one clip serves several widths). The gain then places the levels of each width by least squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dnas.quantization.quantizers import Grid
+from dnas.quantization.samples import TensorSample
+
+SMALLEST_CLIP = 1e-6
+_FRACTIONS = torch.linspace(1.0, 0.025, 40)
+
+
+def best_clip(sample: TensorSample, grids: Sequence[Grid], signed: bool) -> Tensor:
+    """The clip (R, 1) with the least error over all ``grids`` for each row of a ``sample`` (R, M)."""
+    rows, weights = sample.values, sample.weights
+    top = (rows.abs() if signed else rows.clamp_min(0)).amax(1, keepdim=True).clamp_min(SMALLEST_CLIP)
+    fractions = _FRACTIONS.to(rows.device)
+    scores = []
+    for fraction in fractions:
+        clip = top * fraction
+        errors = [(weights * (rows - _levels(rows, clip, grid, signed)).square()).sum(1) for grid in grids]
+        scores.append((torch.stack(errors) / weights.sum(1)).clamp_min(1e-20).log().mean(0))
+    return top * fractions[torch.stack(scores).argmin(0)][:, None]
+
+
+def best_gain(sample: TensorSample, clip: Tensor, grid: Grid, signed: bool) -> float:
+    """The factor of the levels of ``grid`` at ``clip`` (R, 1) that suits the ``sample`` (R, M) best."""
+    return least_squares_gain(sample, _levels(sample.values, clip, grid, signed))
+
+
+def least_squares_gain(sample: TensorSample, levels: Tensor) -> float:
+    """The factor of ``levels`` (R, M) with the least squared error; 1 where that is none above 0."""
+    energy = (sample.weights * levels * levels).sum()
+    gain = float((sample.weights * sample.values * levels).sum() / energy) if energy > 0 else 1.0
+    return gain if gain > 0 else 1.0
+
+
+def _levels(rows: Tensor, clip: Tensor, grid: Grid, signed: bool) -> Tensor:
+    u = (rows / clip).clamp(-1.0 if signed else 0.0, 1.0)
+    return clip * (torch.floor(u * grid.scale + grid.offset).clamp_max(grid.top) * grid.step + grid.start)

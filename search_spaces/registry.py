@@ -1,0 +1,93 @@
+"""Things of one kind by name, ours and the user's: quantizers, costs, exporters, data, tasks, proposers, controls.
+
+A new one of ours is one file and one line in its registry. One of the user's own is named ``package.module:name`` and
+needs no registration: the name is imported where it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from search_spaces.errors import InputError, nearest, one_line
+
+Thing = TypeVar("Thing")
+_OFTEN_MEANT = ("zoo", "torchvision", "timm", "imagefolder")
+
+
+class Registry(Mapping[str, Thing], Generic[Thing]):
+    """Things by name; iterates over the names of ours, in order.
+
+    ``kind`` names one in sentences ("weight quantizer"). ``own`` turns what ``package.module:name`` names into a
+    thing; it is given the source and the object, and raises :class:`InputError` for what is no such thing.
+    """
+
+    def __init__(self, kind: str, things: Mapping[str, Thing], own: Callable[[str, Any], Thing]) -> None:
+        self.kind, self._things, self._own = kind, dict(things), own
+
+    def find(self, source: str) -> Thing:
+        """Ours of that name, or the user's; :class:`InputError` with the nearest name otherwise."""
+        if source in self._things:
+            return self._things[source]
+        if ":" not in source:
+            known = f"{', '.join(self)} and package.module:name"
+            raise InputError(f"unknown {self.kind} '{source}'; known are {known}{nearest(source, self)}")
+        with importable_working_directory():
+            return self._own(source, imported(source, self.kind))
+
+    def __getitem__(self, name: str) -> Thing:
+        return self._things[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+
+def imported(source: str, what: str) -> Any:
+    """The object that ``package.module:name`` names; ``what`` it is for opens the error sentence.
+
+    Raises :class:`InputError` where the module cannot be imported or has no such name. Enter
+    :func:`importable_working_directory` around this, and around a call of what it returns.
+    """
+    module_name, _, name = source.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # the user's own code runs here, and may fail in any way
+        hint = nearest(module_name, _OFTEN_MEANT)
+        raise InputError(f"{what} '{source}': cannot import module '{module_name}': {one_line(error)}{hint}") from error
+    if not hasattr(module, name):
+        hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
+        raise InputError(f"{what} '{source}': module '{module_name}' has no '{name}'{hint}")
+    return getattr(module, name)
+
+
+def import_callable(source: str, what: str) -> Callable[..., Any]:
+    """The callable that ``package.module:callable`` names; raises as :func:`imported`, and for what is none."""
+    return called(source, imported(source, what), what)
+
+
+def called(source: str, found: Any, what: str) -> Callable[..., Any]:
+    """``found``, which ``source`` names, where it is callable; :class:`InputError` otherwise."""
+    if not callable(found):
+        name = source.partition(":")[2]
+        raise InputError(f"{what} '{source}': '{name}' is a {type(found).__name__}, not a callable")
+    return found
+
+
+@contextlib.contextmanager
+def importable_working_directory() -> Iterator[None]:
+    """Let modules of the current directory be imported first, as ``python -m`` would, while the block runs."""
+    entry = str(Path.cwd())
+    sys.path.insert(0, entry)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
