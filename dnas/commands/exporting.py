@@ -129,8 +129,9 @@ def _export_one(run: Run, assignment: BitAssignment, format: str, out: Path) -> 
     if format in NET_FORMATS:
         file = NET_EXPORTERS[format](out, load_stored(run, assignment))
         ideal = "" if file.ideal_bytes is None else f"; size_bytes is {file.ideal_bytes:,}"
-        found = {"file_bytes": file.file_bytes, "size_bytes": file.ideal_bytes}
-        return _Written({**told, **found}, f" ({file.file_bytes:,} bytes{ideal})")
+        found = {"file_bytes": file.file_bytes, "size_bytes": file.ideal_bytes, "left_out": dict(file.left_out)}
+        left_out = "".join(f"\n  not in the file: {name}: {why}" for name, why in file.left_out.items())
+        return _Written({**told, **found}, f" ({file.file_bytes:,} bytes{ideal}){left_out}")
     export_assignment(assignment, format, out)
     return _Written(told, "")
 

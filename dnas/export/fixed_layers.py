@@ -13,7 +13,8 @@ times the gain (of the sign twice that: its two levels are two clips apart).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,16 @@ from search_spaces.errors import InputError
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """A file for another tool, what it takes, and what the cost table says that the net needs (``size_bytes``)."""
+    """A file for another tool, what it takes, and what the cost table says that the net needs (``size_bytes``).
+
+    ``left_out`` maps layers to what of them the format has no words for.
+    """
 
     path: Path
     format: str
     file_bytes: int
     ideal_bytes: int | None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

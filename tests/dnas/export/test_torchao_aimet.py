@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import importlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from dnas.commands.cli import app
@@ -22,59 +26,87 @@ from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError
 from search_spaces.sparse_codes import SparseWeights
 from tests.exported_nets import fixed_net, small_net
-from tests.packed_nets import assignment_of, model_and_graph, same_bits
+from tests.packed_nets import assignment_of, inputs_for, model_and_graph, same_bits
+
+KINDS = {None: None, "IntxWeightOnlyConfig": False, "Int8DynamicActivationIntxWeightConfig": True}
+"""Whether a config quantizes inputs."""
 
 
-def refused(name: str, layer: str, bits: LayerBits) -> str:
-    """The sentence that torchao's format ends with."""
-    with pytest.raises(InputError) as caught:
-        layer_config(model_and_graph(name)[1][layer], bits)
-    return str(caught.value)
+def quantized_by_torchao(path: Path, network: nn.Module) -> nn.Module:
+    """``network`` as torchao itself quantizes it by the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchao's own, on its way in
+        config = importlib.import_module("torchao.core.config").config_from_dict(json.loads(path.read_text()))
+        importlib.import_module("torchao.quantization").quantize_(network, config, filter_fn=None)
+    return network
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_torchao_weights_of_every_width(tmp_path: Path, bits: int) -> None:
-    graph = model_and_graph("residual")[1]
+@pytest.mark.parametrize("inputs", [8, 32, 4])
+def test_torchao_itself_quantizes_by_the_file(tmp_path: Path, bits: int, inputs: int) -> None:
+    """Each layer that the file names has as many levels per row as its bits allow; the others stay as they are."""
+    model, graph = model_and_graph("residual")
     layers = {
-        **same_bits(graph, bits, 32),
-        "stem": LayerBits(32, 32, 5),
-        "first": LayerBits(0, 0),
-        "head": LayerBits(bits, 8, 3),
+        **same_bits(graph, bits, inputs),
+        "first": LayerBits(32, 32, 5),
+        "head": LayerBits(max(bits, 2), inputs, 3),
     }
     assignment = assignment_of(graph, layers, QuantizerChoice())
     file = export_torchao(tmp_path / "a.json", graph, assignment)
     told = json.loads(file.path.read_text())
-    assert (file.file_bytes, file.ideal_bytes) == (file.path.stat().st_size, assignment.cost["size_bytes"])
-    assert (told["_type"], told["_version"], next(iter(told["_data"]))) == ("FqnToConfig", 1, "fqn_to_config")
     configs = told["_data"]["fqn_to_config"]
-    assert list(configs) == ["stem", "first", "second", "head"]
-    assert configs["stem"] is configs["first"] is None
-    assert configs["second"]["_type"] == "IntxWeightOnlyConfig"
-    assert configs["head"]["_type"] == "Int8DynamicActivationIntxWeightConfig"
-    for name in ("second", "head"):
-        assert configs[name]["_data"]["weight_dtype"] == {"_type": "torch.dtype", "_data": f"int{bits}"}
-        assert hasattr(torch, f"int{bits}")
     assert BitAssignment.from_json(told["dnas.assignment"]) == assignment
+    assert told["dnas.left_out"] == dict(file.left_out)
+    network = quantized_by_torchao(file.path, copy.deepcopy(model))
+    for name, config in configs.items():
+        layer, original = network.get_submodule(name), model.get_submodule(name)
+        if config is None:
+            assert torch.equal(layer.weight, original.weight)  # type: ignore[arg-type]
+            assert (name in file.left_out) == (name != "first")
+            continue
+        quantized: Any = layer.weight
+        rows = quantized.dequantize().flatten(1)
+        assert 1 < max(len(row.unique()) for row in rows) <= 2 ** layers[name].weight_bits
+        complete = inputs == 32 or (inputs == 8 and isinstance(original, nn.Linear))
+        assert (name in file.left_out) == (not complete)
+        assert KINDS[config["_type"]] == (inputs == 8 and name == "head")
+    assert configs["stem"] is None  # one input channel per filter
+    assert (configs["second"] is None) == (bits == 1)
+    assert network(inputs_for(graph)).isfinite().all()
 
 
-def test_torchao_refuses_what_it_cannot_express(tmp_path: Path) -> None:
-    sentence = refused("residual", "head", LayerBits(4, 4))
-    assert sentence == (
-        "layer 'head' (Linear) has 4-bit inputs, which torchao cannot express; the nearest width that it can is 8"
+def test_what_torchao_cannot_express_is_listed() -> None:
+    def said(name: str, layer: str, bits: LayerBits) -> tuple[bool, str]:
+        config, why = layer_config(model_and_graph(name)[1][layer], bits)
+        return config is not None, why
+
+    assert said("residual", "head", LayerBits(4, 4)) == (
+        True,
+        "4-bit weights and 4-bit inputs: torchao has inputs of 8 bits alone",
     )
-    assert refused("residual", "head", LayerBits(4, 16)).endswith("the nearest width that it can is 8")
-    convolution = refused("residual", "second", LayerBits(4, 8))
-    assert convolution.startswith("layer 'second' (Conv2d) has 8-bit inputs")
-    assert convolution.endswith("the nearest width that it can is 32")
-    assert "has 16-bit weights" in refused("residual", "head", LayerBits(16, 8))
-    assert refused("residual", "head", LayerBits(16, 8)).endswith("the nearest width that it can is 8")
-    assert "one input channel per filter" in refused("residual", "stem", LayerBits(4, 32))
-    assert "is a Conv1d of 4-bit weights; torchao quantizes Linear and Conv2d" in refused("line", "0", LayerBits(4, 32))
+    assert said("residual", "second", LayerBits(4, 8)) == (
+        True,
+        "4-bit weights and 8-bit inputs: torchao has no inputs of few bits for Conv2d",
+    )
     sparse = LayerBits(4, 32, sparse=SparseWeights(0.5, "sparsify-first"))
-    assert "has sparse weights" in refused("residual", "second", sparse)
+    for name, layer, bits, sentence in (
+        ("residual", "head", LayerBits(16, 8), "torchao has weights of 2 to 8 bits"),
+        ("residual", "head", LayerBits(32, 8), "32-bit weights and 8-bit inputs"),
+        ("residual", "head", LayerBits(1, 8), "torchao has weights of 2 to 8 bits"),
+        ("residual", "stem", LayerBits(4, 32), "one input channel per filter"),
+        ("line", "0", LayerBits(4, 32), "torchao quantizes Linear and Conv2d, and this is a Conv1d"),
+        ("residual", "second", sparse, "no sparse weights"),
+    ):
+        found = said(name, layer, bits)
+        assert not found[0]
+        assert sentence in found[1]
+    assert said("residual", "head", LayerBits(0, 0)) == said("residual", "head", LayerBits(32, 32)) == (False, "")
+
+
+def test_torchao_is_refused_where_it_can_say_nothing(tmp_path: Path) -> None:
     graph = model_and_graph("residual")[1]
-    assignment = assignment_of(graph, same_bits(graph, 4, 4), QuantizerChoice())
-    with pytest.raises(InputError, match="layer 'stem'"):
+    assignment = assignment_of(graph, same_bits(graph, 1, 4), QuantizerChoice())
+    with pytest.raises(InputError, match="torchao can quantize no layer of this net, such as 'stem'"):
         export_torchao(tmp_path / "a.json", graph, assignment)
     assert list(tmp_path.iterdir()) == []
 
@@ -155,17 +187,18 @@ def test_aimet_leaves_fp32_to_float_and_refuses_sparse_weights(tmp_path: Path) -
 
 def test_exports_of_a_run(smaller_run: Run, tmp_path: Path) -> None:
     name = next(iter(smaller_run.assignments()))
-    for format, code in (("aimet", 0), ("torchao", 2)):
+    for format in ("aimet", "torchao"):
         out = tmp_path / f"{format}.json"
         words = ["export", str(smaller_run.folder), name, "--format", format, "--out", str(out)]
         result = CliRunner().invoke(app, words)
-        assert result.exit_code == code, result.output
-        assert out.exists() == (code == 0)
-        if code:
-            assert "torchao cannot express; the nearest width" in result.stderr or "torchao fails" in result.stderr
-        else:
-            size = smaller_run.assignment(name).cost["size_bytes"]
-            assert f"written: {out} ({out.stat().st_size:,} bytes; size_bytes is {size:,.0f})" in result.stdout
+        assert result.exit_code == 0, result.output
+        size = smaller_run.assignment(name).cost["size_bytes"]
+        assert f"written: {out} ({out.stat().st_size:,} bytes; size_bytes is {size:,.0f})" in result.stdout
+        left_out = json.loads(out.read_text()).get("dnas.left_out", {})
+        assert ("not in the file" in result.stdout) == (format == "torchao") == bool(left_out)
+        assert all(f"{layer}: " in result.stdout for layer in left_out)
+        told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+        assert told["left_out"] == left_out
 
 
 def test_an_unpriced_assignment_has_no_ideal_size(tmp_path: Path) -> None:
