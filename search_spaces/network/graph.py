@@ -40,8 +40,7 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     or list of positional arguments, or a dict of keyword arguments, tensors with their batch dimension first. Of a
     batch the first sample is taken. A network that is called with one dict or one list gets it as ``(that,)``.
 
-    >>> network = nn.Sequential(nn.Linear(3, 2))
-    >>> read_graph(network, (3,)) == read_graph(network, {"input": torch.rand(8, 3)})
+    >>> read_graph(nn.Linear(3, 2), (3,)) == read_graph(nn.Linear(3, 2), {"input": torch.rand(8, 3)})
     True
 
     Raises :class:`InputError` when the network cannot run on such an input.
@@ -49,9 +48,6 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     _check_network(model)
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError("the network has lazy parameters; run it once on an example before the search")
-    if isinstance(model, (*LAYER_TYPES, nn.MultiheadAttention)):
-        kind = type(model).__name__
-        raise InputError(f"the network is itself one layer ({kind}); put it into another module, as nn.Sequential does")
     with torch.inference_mode(False):
         call = read_example(example, model)
         twin, call, seen = _observe(model, call)
@@ -85,21 +81,18 @@ def _check_network(model: Any) -> None:
 
 def _observe(model: nn.Module, call: Call) -> tuple[nn.Module, Call, Observation]:
     """Run a copy of the network once, on the meta device if it can; give the copy and what it ran on, too."""
-    twin, shapes = meta_copy(model), call.on(torch.device("meta"))
-    unfold_attention(twin)
-    try:
-        return twin, shapes, observe(twin, shapes, LAYER_TYPES)
-    except Exception:  # code that builds CPU tensors or asks for values cannot run on the meta device
-        twin, call = copy_network(model).cpu().requires_grad_(False), call.on(torch.device("cpu"))
+    for device in (torch.device("meta"), torch.device("cpu")):
+        twin, here = frozen_copy(model, device), call.on(device)
         unfold_attention(twin)
-    try:
-        return twin, call, observe(twin, call, LAYER_TYPES)
-    except Exception as error:
-        sentence = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"the network does not run on {_told(call)}: {sentence}; give the shape of one input without the batch "
-            "dimension, such as 3,224,224, or an example of what it is called with"
-        ) from error
+        try:
+            return twin, here, observe(twin, here, LAYER_TYPES, model)
+        except Exception as error:  # code that builds CPU tensors or asks for values cannot run on the meta device
+            failure = error
+    sentence = str(failure).strip().split("\n")[0]
+    raise InputError(
+        f"the network does not run on {_told(call)}: {sentence}; give the shape of one input without the batch "
+        "dimension, such as 3,224,224, or an example of what it is called with"
+    ) from failure
 
 
 def _told(call: Call) -> str:
@@ -107,23 +100,27 @@ def _told(call: Call) -> str:
     return f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"inputs of shapes {', '.join(map(str, shapes))}"
 
 
-def meta_copy(model: nn.Module) -> nn.Module:
-    """Copy ``model``, frozen, with every parameter and buffer on the meta device, so that the copy takes no memory.
+def frozen_copy(model: nn.Module, device: torch.device) -> nn.Module:
+    """Copy ``model``, frozen, to ``device``; on the meta device the copy has no values and takes no memory.
 
-    What shares memory goes on sharing it.
+    Tensors that share memory, be they parameters, buffers or plain attributes, go on sharing it.
     """
     places: dict[int, torch.UntypedStorage] = {}
 
     def twin_of(tensor: Tensor) -> Tensor:
-        if tensor.layout != torch.strided:  # it has no memory that can be shared
-            return torch.empty_like(tensor, device="meta")
-        size = tensor.untyped_storage().nbytes()
-        place = places.setdefault(memory(tensor), torch.UntypedStorage(size, device="meta"))
-        empty = torch.empty(0, dtype=tensor.dtype, device="meta")
-        return empty.set_(place, tensor.storage_offset(), tensor.shape, tensor.stride())
+        if not memory(tensor):
+            return torch.empty_like(tensor, device=device) if device.type == "meta" else tensor.detach().to(device)
+        if memory(tensor) not in places:
+            own = tensor.untyped_storage()
+            place = torch.UntypedStorage(own.nbytes(), device=device)
+            places[memory(tensor)] = place if device.type == "meta" else place.copy_(own, False)
+        empty = torch.empty(0, dtype=tensor.dtype, device=device)
+        return empty.set_(places[memory(tensor)], tensor.storage_offset(), tensor.shape, tensor.stride())
 
     memo: dict[int, Any] = {id(p): nn.Parameter(twin_of(p.detach()), requires_grad=False) for p in model.parameters()}
-    memo |= {id(buffer): twin_of(buffer) for buffer in model.buffers()}
+    attributes = (value for module in model.modules() for value in vars(module).values())
+    for tensor in (*model.buffers(), *(value for value in attributes if type(value) is Tensor)):
+        memo[id(tensor)] = twin_of(tensor.detach())
     return copy_network(model, memo)
 
 
@@ -148,9 +145,7 @@ def _describe(twin: nn.Module, seen: Observation) -> tuple[list[LayerSpec], dict
 def _why_unsupported(record: LayerRecord, uses: Counter[int], seen: Observation) -> str:
     weight = record.module._parameters.get("weight")
     if weight is None:
-        return "its weight is computed from other parameters (weight norm, a mask or another parametrization)"
-    if "bias" not in record.module._parameters:
-        return "its bias is computed from other parameters (a mask or another parametrization)"
+        return "its weight is computed from other parameters (weight norm or another parametrization)"
     if not record.outputs:
         return _why_not_called(record, seen)
     if record.reads_outside:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -81,29 +81,41 @@ def memory(tensor: Tensor) -> int:
         return 0
 
 
-def observe(network: nn.Module, call: Call, layer_types: tuple[type[nn.Module], ...]) -> Observation:
-    """Run ``network`` (which is put in eval mode) once and say what was seen."""
+def observe(
+    network: nn.Module, call: Call, layer_types: tuple[type[nn.Module], ...], original: nn.Module
+) -> Observation:
+    """Run ``network`` (which is put in eval mode) once and say what was seen.
+
+    It is a copy of ``original``, whose weights code that was not copied may still read, such as a closure.
+    """
     records = {name: LayerRecord(module) for name, module in network.named_modules() if isinstance(module, layer_types)}
     seen = Observation(records)
     network.eval()
-    watch = _Watch(network, seen)
-    with warnings.catch_warnings(), torch.no_grad(), _hooks(network, watch), _Values(seen), watch:
+    watch = _Watch(network, seen, original)
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the network's own run says it again, where it is the user's to see
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_hooks(network, watch))
+        # Without values the input cannot choose the path: what is asked for then are constants.
+        if not any(tensor.is_meta for tensor in call.tensors):
+            stack.enter_context(_Values(seen))
+        stack.enter_context(watch)
         given = call.run(network)
     for tensor in (value for value in tree_leaves(given) if isinstance(value, Tensor)):
         watch.note_reading(tensor)
-    # Without values the input cannot have chosen the path: what was asked for are constants.
-    seen.depends_on_data &= not any(tensor.is_meta for tensor in call.tensors)
     return seen
 
 
 class _Watch(TorchDispatchMode):
     """Sees every operation: who reads a weight, who reads a layer's output, how much is multiplied."""
 
-    def __init__(self, network: nn.Module, seen: Observation) -> None:
+    supports_higher_order_operators = True
+
+    def __init__(self, network: nn.Module, seen: Observation, original: nn.Module) -> None:
         super().__init__()
-        self.supports_higher_order_operators = True
         self.seen = seen
+        self.on_meta = any(tensor.is_meta for tensor in network.parameters())
         self.norm_inputs: list[int] = []
         self.producers: dict[int, LayerRecord] = {}
         self.held = {memory(tensor) for tensor in (*network.parameters(), *network.buffers())}
@@ -112,10 +124,19 @@ class _Watch(TorchDispatchMode):
             weight = record.module._parameters.get("weight")
             if weight is not None:
                 self.owners.setdefault(memory(weight), []).append(record)
+        for name, parameter in original.named_parameters():
+            layer, _, key = name.rpartition(".")
+            if layer in seen.layers and key == "weight":
+                self.owners.setdefault(memory(parameter), []).append(seen.layers[layer])
+                self.held.add(memory(parameter))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not isinstance(func, OpOverload):  # an operator of functions, such as torch.cond
+        if func is torch.ops.higher_order.cond:
+            with self:
+                first, _ = (branch(*args[3]) for branch in args[1:3])  # both are deployed
+                return first
+        if not isinstance(func, OpOverload):
             return NotImplemented
         if func._overloadpacket not in flop_registry:
             with self:
@@ -166,7 +187,8 @@ class _Watch(TorchDispatchMode):
         dynamic = torch.Tag.dynamic_output_shape in func.tags
         if func._overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put):
             dynamic = any(operand.dtype in (torch.bool, torch.uint8) for operand in operands[1:])
-        self.seen.depends_on_data |= dynamic or torch.Tag.data_dependent_output in func.tags
+        asks = dynamic or torch.Tag.data_dependent_output in func.tags
+        self.seen.depends_on_data |= asks and not self.on_meta
 
 
 class _Values(TorchFunctionMode):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, weight_norm
 
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.table import CostTable, build_costs
@@ -196,3 +198,43 @@ def test_reading_a_network_whose_filters_cannot_go_prints_nothing(capfd: pytest.
     graph = read_graph(FixedSplit(), SHAPE)
     assert "enter" in graph.channels.frozen
     assert capfd.readouterr() == ("", "")
+
+
+class Conditional(nn.Module):
+    """One of two branches, by an operator that takes functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda y: self.first(y), lambda y: self.second(y), (x,))
+
+
+class Mapped(nn.Linear):
+    """Maps itself over the batch."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.vmap(super().forward)(input)
+
+
+def with_sparse_buffer() -> nn.Module:
+    network = nn.Sequential(nn.Linear(4, 2))
+    network.register_buffer("adjacency", torch.eye(3).to_sparse())
+    return network
+
+
+@pytest.mark.parametrize(
+    ("build", "layers"),
+    [
+        (Conditional, 2),
+        (lambda: nn.Sequential(Mapped(4, 2)), 1),
+        (with_sparse_buffer, 1),
+        (lambda: nn.Sequential(weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2)), 1),
+        (lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 2))), 0),
+        (lambda: nn.DataParallel(nn.Linear(4, 2)), 1),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_unusual_networks_are_read(build: Callable[[], nn.Module], layers: int) -> None:
+    assert len(read_graph(build(), (4,)).layers) == layers

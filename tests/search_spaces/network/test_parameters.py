@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from search_spaces.network.graph import read_graph
 from tests.search_spaces.parameter_toys import ZOO, Toy, head
@@ -33,12 +34,13 @@ def test_every_parameter_is_accounted_for(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "aux"), [("googlenet", "aux"), ("inception_v3", "AuxLogits")])
 def test_heads_that_only_training_runs_are_not_deployed(name: str, aux: str) -> None:
-    network = torchvision.models.get_model(name, init_weights=False)
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, init_weights=False)
+        plain = torchvision.models.get_model(name, init_weights=False, aux_logits=False)
     graph = read_graph(network, (3, 224 if name == "googlenet" else 299, 224 if name == "googlenet" else 299))
     unused = {spec.name for spec in graph.parameters if not spec.deployed}
     assert unused == {n for n, _ in network.named_parameters() if n.startswith(aux)}
     assert graph.other_bytes == 0
-    plain = torchvision.models.get_model(name, init_weights=False, aux_logits=False)
     assert sum(p.numel() for p in plain.parameters()) == sum(s.elements for s in graph.parameters if s.deployed)
 
 
@@ -79,3 +81,55 @@ def test_a_norm_is_a_layers_own_only_where_nothing_else_reads_either() -> None:
     }
     found = {name: read_graph(Toy(run, **layers), (4,))["a"].norm for name, run in runs.items()}
     assert {name for name, norm in found.items() if norm} == {"own", "own, two calls"}
+
+
+class Tied(nn.Module):
+    """An autoencoder that decodes with the weight of its encoder, got in one of several ways."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.encode, self.head = nn.Linear(4, 3), nn.Linear(4, 2)
+        weight = self.encode.weight
+        if way == "buffer":
+            self.register_buffer("kept", weight.data)
+        elif way == "attribute":
+            self.kept = weight.detach()
+        elif way == "list":
+            self.listed = [weight]
+        self.decode = {
+            "buffer": lambda own, z: z @ own.kept,
+            "attribute": lambda own, z: z @ own.kept.view(3, 4),
+            "list": lambda own, z: z @ own.listed[0],
+            "closure": lambda own, z: F.linear(z, weight.t()),
+            "view": lambda own, z: z @ own.encode.weight.flatten().view(3, 4),
+            "copy": lambda own, z: z @ own.encode.weight.clone(),
+            "norm": lambda own, z: F.pad(z, (0, 1)) / own.encode.weight.norm(),
+        }[way]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.decode(self, self.encode(x)))
+
+
+@pytest.mark.parametrize("way", ["buffer", "attribute", "list", "closure", "view", "copy", "norm"])
+def test_a_weight_that_is_read_outside_its_layer_is_not_quantized(way: str) -> None:
+    graph = read_graph(Tied(way), (4,))
+    assert list(graph.by_name) == ["head"]
+    assert graph.unsupported == {"encode": "its parent calls it and reads the weight itself as well"}
+
+
+@pytest.mark.parametrize(("name", "side"), [("mobilenet_v3_small", 64), ("swin_t", 224), ("vit_b_32", 224)])
+def test_the_parameters_of_published_networks_add_up(name: str, side: int) -> None:
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name)
+    graph = read_graph(network, (3, side, side))
+    assert sum(spec.elements for spec in graph.parameters) == sum(p.numel() for p in network.parameters())
+    assert not graph.unused
+
+
+def test_learned_queries_of_timm_are_read() -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        network = timm.create_model("pit_ti_224")
+    graph = read_graph(network, (3, 224, 224))
+    assert len(graph.layers) == 54
+    assert sum(spec.elements for spec in graph.parameters) == sum(p.numel() for p in network.parameters())
