@@ -6,29 +6,13 @@ than that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, TypeGuard
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Labels = Tensor
-
-
-def is_tensor(value: Any) -> TypeGuard[Tensor]:
-    """Whether a value is a tensor."""
-    return isinstance(value, Tensor)
-
-
-def tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dictionaries."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from tensors(value)
-    elif isinstance(values, dict):
-        yield from tensors(list(values.values()))
 
 
 def spread(channels: Tensor, shape: torch.Size, axis: int) -> Labels:
@@ -38,33 +22,44 @@ def spread(channels: Tensor, shape: torch.Size, axis: int) -> Labels:
     return channels.reshape(view).expand(shape)
 
 
+def one_index(x: Labels, axes: Iterable[int]) -> Labels:
+    """The first index of some axes, which keep size 1."""
+    for axis in axes:
+        x = x.narrow(axis, 0, min(1, x.shape[axis]))
+    return x
+
+
 def squeezed(x: Labels) -> Labels:
     """One index of every axis along which the memory does not change."""
-    for axis in range(x.dim()):
-        if x.shape[axis] > 1 and x.stride(axis) == 0:
-            x = x.narrow(axis, 0, 1)
-    return x
+    return one_index(x, (axis for axis in range(x.dim()) if x.stride(axis) == 0))
+
+
+def only_label(x: Labels) -> int | None:
+    """The label that a whole tensor has, or None where it has several (or no element)."""
+    return None if x.numel() == 0 or varying_axes(x) else int(x[(0,) * x.dim()])
+
+
+def varying_axes(x: Labels) -> list[int]:
+    """The axes along which the labels change."""
+    small = squeezed(x)
+    return [axis for axis in range(x.dim()) if small.shape[axis] > 1 and not _is_constant(small, axis)]
 
 
 def constant_along(x: Labels, axis: int) -> bool:
     """Whether the labels do not change along an axis."""
-    return x.stride(axis) == 0 or bool((squeezed(x) == squeezed(x).narrow(axis, 0, 1)).all())
+    return x.dim() == 0 or x.stride(axis) == 0 or _is_constant(squeezed(x), axis)
+
+
+def _is_constant(x: Labels, axis: int) -> bool:
+    return x.shape[axis] < 2 or bool((x == x.narrow(axis, 0, 1)).all())
 
 
 def compact(x: Any) -> Any:
     """The same labels with stride 0 along every axis on which they do not change."""
-    if not is_tensor(x) or x.numel() == 0:
+    if not isinstance(x, Tensor) or x.numel() == 0:
         return x
     shape, x = x.shape, squeezed(x)
     for axis in range(x.dim()):
-        if x.shape[axis] > 1 and bool((x == x.narrow(axis, 0, 1)).all()):
+        if x.shape[axis] > 1 and _is_constant(x, axis):
             x = x.narrow(axis, 0, 1)
     return x.expand(shape)
-
-
-def per_channel(x: Labels, axis: int) -> Tensor | None:
-    """One label for every index of ``axis``, or None where they change along another."""
-    if x.dim() < 2 or x.numel() == 0:
-        return None
-    count, flat = x.shape[axis], squeezed(compact(x)).movedim(axis, 0).flatten(1)
-    return flat[:, 0].expand(count).contiguous() if flat.shape[1] == 1 else None

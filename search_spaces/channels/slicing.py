@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -60,7 +60,7 @@ def remove_filters(network: Network, groups: ChannelGroups, kept: Kept) -> Netwo
         entries = kept_indices(groups, remaining, "vectors", name)
         if entries is not None:
             width = next(len(group.vectors[name]) for group in touched if name in group.vectors)
-            _slice_vector(smaller.get_submodule(name), entries, width, sliced)
+            _slice_vector(smaller, name, entries, width, sliced)
     return smaller
 
 
@@ -115,19 +115,46 @@ def cut_layer(layer: nn.Module, selection: Selection) -> None:
         module.groups = selection.groups
 
 
-def _slice_vector(module: Any, entries: Tensor, width: int, sliced: dict[int, nn.Parameter | None]) -> None:
-    """Cut a module that has ``width`` entries, one per channel, in place."""
-    if isinstance(module, SubsampleShortcut):
+def _slice_vector(
+    network: nn.Module, name: str, entries: Tensor, width: int, sliced: dict[int, nn.Parameter | None]
+) -> None:
+    """Cut a module that has ``width`` entries, one per channel, or a parameter or buffer of its own, in place."""
+    path, _, key = name.rpartition(".")
+    owner = network.get_submodule(path)
+    module: Any = owner._modules.get(key)
+    if module is None:
+        _slice_tensors(owner, {key}, entries, width, sliced)
+    elif isinstance(module, SubsampleShortcut):
         first, last = module.before, width - module.after
         module.before, module.after = int((entries < first).sum()), int((entries >= last).sum())
-        return
-    for name, parameter in list(module._parameters.items()):
-        if parameter is not None and parameter.shape == (width,):
-            setattr(module, name, _cut(parameter, {0: entries}, sliced))
-    for name, buffer in list(module._buffers.items()):
-        if buffer is not None and buffer.shape == (width,):
-            setattr(module, name, buffer.index_select(0, entries.to(buffer.device)))
-    setattr(module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", len(entries))
+    else:
+        _slice_tensors(module, {*module._parameters, *module._buffers}, entries, width, sliced)
+        _resize_norm(module, len(entries))
+
+
+def _slice_tensors(
+    module: nn.Module, keys: Collection[str], entries: Tensor, width: int, sliced: dict[int, nn.Parameter | None]
+) -> None:
+    """Cut those of a module's tensors that hold ``width`` entries along their only axis of more than one."""
+    for key in keys:
+        parameter, buffer = module._parameters.get(key), module._buffers.get(key)
+        tensor = buffer if parameter is None else parameter
+        if tensor is None or tensor.numel() != width or width not in tensor.shape:
+            continue
+        axis = tensor.shape.index(width)
+        if parameter is not None:
+            setattr(module, key, _cut(parameter, {axis: entries}, sliced))
+        elif buffer is not None:
+            setattr(module, key, buffer.index_select(axis, entries.to(buffer.device)))
+
+
+def _resize_norm(module: Any, count: int) -> None:
+    """Tell a normalization or PReLU how many channels it has."""
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * count // module.num_channels
+        module.num_channels = count
+    else:
+        setattr(module, "num_parameters" if isinstance(module, nn.PReLU) else "num_features", count)
 
 
 def _cut(

@@ -1,31 +1,32 @@
 """Which layers depend on one another: additions that tie their producers, and residual branches that can be dropped.
 
-Read from a torch.fx trace with the layers as leaves, as a networkx graph. A network that cannot be traced still
-gets its bits searched; what is missing then is said in words.
+Read from one real run, as a networkx graph of operations and calls of modules. Where a network cannot be followed
+its bits are still searched; what is missing then is said in words.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import networkx as nx
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from search_spaces.channels.reading import read_channels
-from search_spaces.channels.shapes import note_shapes
+from search_spaces.channels.running import WatchedRun, tensors
 from search_spaces.groups import ChannelGroups
 from search_spaces.layers import LayerSpec, ResidualBranch
 from search_spaces.models.attention import UnfoldedAttention
-
-_ADDITIONS = {operator.add, operator.iadd, torch.add}
+from search_spaces.network.examples import Call
+from search_spaces.network.observation import memory
 
 
 @dataclass(frozen=True)
 class Couplings:
-    """What a trace tells: outputs that meet in additions, branches that can be dropped, filters that go together."""
+    """What a run tells: outputs that meet in additions, branches that can be dropped, filters that go together."""
 
     residual_ties: tuple[tuple[str, ...], ...] = ()
     branches: tuple[ResidualBranch, ...] = ()
@@ -33,109 +34,135 @@ class Couplings:
     unknown: str = ""
 
 
-class _Tracer(fx.Tracer):
-    """Step into containers of layers only; everything else is one node."""
-
-    def __init__(self, layers: set[str]) -> None:
-        super().__init__()
-        self.prefixes = {name[:end] for name in layers for end in range(len(name)) if name[end] == "."}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name not in self.prefixes or isinstance(m, UnfoldedAttention)
+def unknown_couplings(why: str) -> Couplings:
+    """What is told of a network that cannot be followed."""
+    return Couplings(channels=ChannelGroups(unknown=why), unknown=why)
 
 
-def read_couplings(model: nn.Module, specs: Sequence[LayerSpec], input_shape: tuple[int, ...]) -> Couplings:
-    """Trace ``model`` (in eval mode, on any device) and return the couplings between its layers."""
-    layers = {spec.name for spec in specs}
+@torch.inference_mode(False)  # inference tensors are not told operation by operation
+def read_couplings(model: nn.Module, specs: Sequence[LayerSpec], call: Call) -> Couplings:
+    """Run ``model`` (in eval mode) on ``call`` and return the couplings between its layers."""
+    run = _CallGraph(model, {spec.name for spec in specs})
     try:
-        trace = _Tracer(layers).trace(model)
-        example = example_input(model, input_shape)
-        with torch.no_grad():
-            module = fx.GraphModule(model, trace)
-            note_shapes(module, example)
-    except Exception as error:  # any data-dependent line of a foreign model can fail here
-        unknown = f"torch.fx cannot trace it ({str(error).strip().splitlines()[0][:120]})"
-        return Couplings(channels=ChannelGroups(unknown=unknown), unknown=unknown)
-    graph = nx.DiGraph()
-    graph.add_nodes_from(trace.nodes)
-    graph.add_edges_from((source, node) for node in trace.nodes for source in node.all_input_nodes)
-    additions = [node for node in trace.nodes if _is_addition(node)]
+        run.follow(call)
+    except Exception as error:  # a foreign model's own code runs here, and may mind being watched
+        return unknown_couplings(f"its calls cannot be followed ({(str(error).strip().splitlines() or [''])[0][:120]})")
     return Couplings(
-        residual_ties=_residual_ties(graph, additions, layers),
-        branches=tuple(_branches(graph, additions, layers)),
-        channels=read_channels(module, specs, example),
+        residual_ties=run.residual_ties(),
+        branches=tuple(run.branches()),
+        channels=read_channels(model, specs, call),
     )
 
 
-def example_input(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
-    """One input of zeros, on the device and of the type of the network's parameters."""
-    parameter = next(model.parameters(), torch.empty(0))
-    return torch.zeros((1, *input_shape), device=parameter.device, dtype=parameter.dtype)
+@dataclass(frozen=True)
+class _Addition:
+    """A node that adds what two other nodes gave."""
+
+    node: int
+    first: int
+    second: int
 
 
-def _is_addition(node: fx.Node) -> bool:
-    added = node.target in _ADDITIONS if node.op == "call_function" else node.target in ("add", "add_")
-    return node.op.startswith("call_") and added and len(node.all_input_nodes) == 2
+_INPUT = 0
 
 
-def _residual_ties(graph: nx.DiGraph, additions: Iterable[fx.Node], layers: set[str]) -> tuple[tuple[str, ...], ...]:
-    """Components of layers whose outputs are summed, directly or through a chain of additions."""
-    ties = nx.Graph()
-    for addition in additions:
-        producers = sorted(_producers(graph, addition, layers))
-        nx.add_path(ties, producers)
-    return tuple(tuple(sorted(group)) for group in nx.connected_components(ties) if len(group) > 1)
+class _CallGraph(WatchedRun):
+    """Operations and calls as numbered nodes in the order of the run; modules that hold no layer are one node."""
 
+    def __init__(self, network: nn.Module, layers: set[str]) -> None:
+        holders = {name[:end] for name in layers for end in range(len(name)) if name[end] == "."} | ({""} - layers)
+        attentions = {name for name, module in network.named_modules() if isinstance(module, UnfoldedAttention)}
+        holders -= {name for name in holders if any(f"{name}.".startswith(f"{a}.") for a in attentions)}
+        leaves = {name for name, _ in network.named_modules() if name not in holders}
+        outermost = {name for name in leaves if name and name.rpartition(".")[0] in holders}
+        super().__init__(network, outermost | ({""} & layers))
+        self.layers, self.graph, self.additions = layers, nx.DiGraph(), list[_Addition]()
+        self._made_by: dict[int, int] = {}
+        self._written_by: dict[int, int] = {}
 
-def _producers(graph: nx.DiGraph, node: fx.Node, layers: set[str]) -> set[str]:
-    """The nearest layers upstream of ``node``."""
-    found: set[str] = set()
-    waiting, seen = list(graph.predecessors(node)), set()
-    while waiting:
-        source = waiting.pop()
-        if source in seen:
-            continue
-        seen.add(source)
-        held = _layers_in(source, layers)
-        found.update(held)
-        if not held:
-            waiting.extend(graph.predecessors(source))
-    return found
+    def follow(self, call: Call) -> None:
+        """Run over the whole network; node 0 is its input."""
+        self._add_node([], call.tensors)
+        self.run(call)
 
+    def operation(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Note one operation, and whether it adds what two nodes gave."""
+        read = tensors((args, kwargs))
+        operands = [self._source(tensor) for tensor in read]
+        node = self._add_node(read, output)
+        if function.overloadpacket.__name__ in ("add", "add_") and len(read) == 2 and None not in operands:
+            first, second = (cast(int, operand) for operand in operands)
+            self.additions += [_Addition(node, first, second)] if first != second else []
+        if function._schema.is_mutable:
+            self._written_by[memory(read[0])] = node
 
-def _layers_in(node: fx.Node, layers: set[str]) -> list[str]:
-    """The layers that a node runs: itself, or those inside a module that is not stepped into."""
-    if node.op != "call_module":
-        return []
-    name = str(node.target)
-    return [name] if name in layers else sorted(layer for layer in layers if layer.startswith(f"{name}."))
+    def call(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> Any:
+        """Note one call of a module; one that gives back what it got gives a view, which is a node of its own."""
+        given = tensors(inputs)
+        if isinstance(output, Tensor) and any(output is tensor for tensor in given):
+            output = output.view_as(output)
+            self._keep(output)
+        self._add_node(given, output, name)
+        return output
 
+    def _add_node(self, read: Sequence[Tensor], output: Any, name: str | None = None) -> int:
+        node, made = self.graph.number_of_nodes(), tensors(output)
+        sources = {source for tensor in read for source in self._sources(tensor)}
+        layers = () if name is None else (name,) if name in self.layers else sorted(self._inside_of(name))
+        self.graph.add_node(node, name=name, layers=layers, shape=made[0].shape if made else None)
+        self.graph.add_edges_from((source, node) for source in sources)
+        self._made_by |= {id(tensor): node for tensor in made}
+        return node
 
-def _branches(graph: nx.DiGraph, additions: Iterable[fx.Node], layers: set[str]) -> Iterable[ResidualBranch]:
-    """For every addition, the operand with the most layers that can be replaced by zeros."""
-    for addition in additions:
-        first, second = addition.all_input_nodes
-        found = [
-            branch
-            for end, other in ((first, second), (second, first))
-            if (branch := _branch(graph, addition, end, other, layers))
-        ]
-        if found:
-            yield max(found, key=lambda branch: len(branch.layers))
+    def _inside_of(self, name: str) -> set[str]:
+        return {layer for layer in self.layers if layer.startswith(f"{name}.")}
 
+    def _sources(self, tensor: Tensor) -> list[int]:
+        """The node that made a tensor, and the last that wrote into its memory, perhaps through another view."""
+        found = self._made_by.get(id(tensor)), self._written_by.get(memory(tensor))
+        return [node for node in found if node is not None]
 
-def _branch(
-    graph: nx.DiGraph, addition: fx.Node, end: fx.Node, other: fx.Node, layers: set[str]
-) -> ResidualBranch | None:
-    """The branch that ends in ``end``: what only it needs, if nothing else reads any of that."""
-    own = ({end} | nx.ancestors(graph, end)) - {other} - nx.ancestors(graph, other)
-    order = {node: position for position, node in enumerate(graph)}
-    inside = [layer for node in sorted(own, key=order.__getitem__) for layer in _layers_in(node, layers)]
-    leaks = any(reader not in own and reader is not addition for node in own for reader in node.users)
-    calls = sum(node.op == "call_module" and node.target == end.target for node in graph)
-    if end not in own or end.op != "call_module" or calls != 1 or not inside or leaks:
-        return None
-    shapes = {getattr(node.meta.get("tensor_meta"), "shape", None) for node in (addition, end, other)}
-    if None in shapes or len(shapes) != 1:
-        return None
-    return ResidualBranch(str(end.target), tuple(inside))
+    def _source(self, tensor: Tensor) -> int | None:
+        return max(self._sources(tensor), default=None)
+
+    def residual_ties(self) -> tuple[tuple[str, ...], ...]:
+        """Components of layers whose outputs are summed, directly or through a chain of additions."""
+        ties = nx.Graph()
+        for addition in self.additions:
+            nx.add_path(ties, sorted(self._producers(addition.node)))
+        return tuple(tuple(sorted(group)) for group in nx.connected_components(ties) if len(group) > 1)
+
+    def _producers(self, node: int) -> set[str]:
+        """The nearest layers upstream of ``node``."""
+        found: set[str] = set()
+        waiting, seen = list(self.graph.predecessors(node)), set()
+        while waiting:
+            source = waiting.pop()
+            if source not in seen:
+                seen.add(source)
+                held = self.graph.nodes[source]["layers"]
+                found.update(held)
+                waiting.extend(() if held else self.graph.predecessors(source))
+        return found
+
+    def branches(self) -> Iterator[ResidualBranch]:
+        """For every addition, the operand with the most layers that can be replaced by zeros."""
+        calls = Counter(name for _, name in self.graph.nodes(data="name") if name is not None)
+        for addition in self.additions:
+            ends = (addition.first, addition.second), (addition.second, addition.first)
+            found = [branch for end, other in ends if (branch := self._branch(addition.node, end, other, calls))]
+            if found:
+                yield max(found, key=lambda branch: len(branch.layers))
+
+    def _branch(self, addition: int, end: int, other: int, calls: Mapping[str, int]) -> ResidualBranch | None:
+        """The branch that ends in ``end``: what only it needs, if nothing else reads any of that."""
+        nodes, kept = self.graph.nodes, {other} | nx.ancestors(self.graph, other)
+        own = ({end} | nx.ancestors(self.graph, end)) - kept
+        inside = [layer for node in sorted(own) for layer in nodes[node]["layers"]]
+        leaks = any(reader not in own and reader != addition for node in own for reader in self.graph.successors(node))
+        if end not in own or calls.get(nodes[end]["name"]) != 1 or not inside or leaks or _INPUT not in kept:
+            return None
+        shapes = {nodes[node]["shape"] for node in (addition, end, other)}
+        if None in shapes or len(shapes) != 1:
+            return None
+        return ResidualBranch(nodes[end]["name"], tuple(inside))

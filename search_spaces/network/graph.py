@@ -18,13 +18,14 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.models.attention import unfold_attention
 from search_spaces.models.copies import copy_network
-from search_spaces.network.couplings import read_couplings
+from search_spaces.network.couplings import read_couplings, unknown_couplings
 from search_spaces.network.examples import Call, Example, read_example
 from search_spaces.network.observation import LayerRecord, Observation, memory, observe
 from search_spaces.network.parameters import account, other_bytes, unused_names
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_DEPENDS = "its code asks for values of tensors, so another input may take another path"
 LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
@@ -56,7 +57,7 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     loose = {spec.owner: spec.reason for spec in parameters if spec.reason and spec.owner == spec.name}
     matrices = {name for name, parameter in twin.named_parameters() if sum(side > 1 for side in parameter.shape) > 1}
     unused = unused_names(twin, specs, parameters, seen)
-    couplings = read_couplings(twin, specs, call.input_shape)
+    couplings = read_couplings(twin, specs, call) if not seen.depends_on_data else unknown_couplings(_DEPENDS)
     return LayerGraph(
         layers=tuple(specs),
         input_shape=call.input_shape,

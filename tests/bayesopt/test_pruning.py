@@ -18,7 +18,7 @@ import bayesopt
 from search_spaces.errors import InputError
 from search_spaces.groups import ChannelGroups
 from tests.search_spaces.channel_toys import CASES, built, some_kept
-from tests.toys import SHAPE, Net, Untraceable, trained
+from tests.toys import SHAPE, Net, Unwatchable, trained
 
 Made = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Made] = {
@@ -92,12 +92,12 @@ def test_an_unknown_group_or_criterion_is_refused_with_the_nearest(net: nn.Modul
         bayesopt.prune(net, groups, 0.5, "taylor")
 
 
-def test_a_network_that_cannot_be_traced_says_why() -> None:
-    network = Untraceable()
+def test_a_network_that_cannot_be_followed_says_why() -> None:
+    network = Unwatchable()
     groups = bayesopt.groups(network, SHAPE)
     assert groups == ChannelGroups(groups=(), frozen=groups.frozen, unknown=groups.unknown)
     for call in (bayesopt.choose, bayesopt.prune):
-        with pytest.raises(InputError, match=r"the network cannot be pruned: .*trace"):
+        with pytest.raises(InputError, match=r"the network cannot be pruned: .*followed"):
             call(network, groups, 0.5)
 
 

@@ -109,6 +109,23 @@ def _called_twice(net: Any, x: Tensor) -> Tensor:
     return net.head(pooled(net.b(net.b(net.a(x)).relu())))
 
 
+def _conditional(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x if len(x) > 0 else -x)
+    for _ in range(x.shape[-1] // 6):
+        x = x + net.b(x) if x.shape[1] > 0 else x
+    return net.head(x.mean(tuple(range(2, x.dim()))))
+
+
+def _windowed(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x).permute(0, 2, 3, 1)
+    n, height, width, _ = x.shape
+    if height % 3:
+        raise ValueError("windows of 3")
+    x = x.view(n, height // 3, 3, width // 3, 3, x.shape[-1]).transpose(2, 3).reshape(-1, 9, x.shape[-1])
+    x = net.mix(x).view(n, height // 3, width // 3, 3, 3, -1).transpose(2, 3).reshape(n, height, width, -1)
+    return net.head(torch.roll(x, (1, 1), (1, 2)).mean((1, 2)))
+
+
 def _shared() -> nn.Module:
     net = Toy(_chain("a", "first", "second"), a=conv(2, 4), first=conv(4, 4), second=conv(4, 4), head=nn.Linear(4, 3))
     net.get_submodule("second").weight = net.get_submodule("first").weight
@@ -307,6 +324,67 @@ CASES = {
         (group("0", {"0": upto(3)}, {"5": (0, 0, 1, 1, 2, 2)}, **{"1": upto(3)}),),
         (2, 6),
     ),
+    "group_norm": Case(
+        lambda: Toy(_chain("a", "norm"), a=conv(2, 6), norm=nn.GroupNorm(3, 6), head=nn.Linear(6, 3)),
+        (group("a", {"a": (0, 0, 1, 1, 2, 2)}, {"head": (0, 0, 1, 1, 2, 2)}, norm=(0, 0, 1, 1, 2, 2)),),
+    ),
+    "norms_without_parameters": Case(
+        lambda: Toy(
+            _chain("a", "norm", "b", "other"),
+            **{"a": conv(2, 4), "norm": nn.GroupNorm(2, 4, affine=False), "b": conv(4, 3)},
+            **{"other": nn.InstanceNorm2d(3), "head": nn.Linear(3, 3)},
+        ),
+        (
+            group("a", {"a": _PAIRS}, {"b": _PAIRS}, norm=_PAIRS),
+            group("b", {"b": upto(3)}, {"head": upto(3)}, other=upto(3)),
+        ),
+    ),
+    "layer_scale": Case(
+        lambda: Toy(
+            lambda net, x: net.head(pooled((y := net.a(x)) + net.scale(net.b(y)))),
+            **{"a": conv(2, 4), "b": conv(4, 4), "scale": AddsParameter(4, 1, 1), "head": nn.Linear(4, 3)},
+        ),
+        (group("a", {"a": _FOUR, "b": _FOUR}, {"b": _FOUR, "head": _FOUR}, **{"scale.offset": _FOUR}),),
+    ),
+    "pixel_shuffle": Case(
+        lambda: Toy(_chain("a", "up", "b"), a=conv(2, 8), up=nn.PixelShuffle(2), b=conv(2, 3), head=nn.Linear(3, 3)),
+        (
+            group("a", {"a": (0, 0, 0, 0, 1, 1, 1, 1)}, {"b": (0, 1)}),
+            group("b", {"b": upto(3)}, {"head": upto(3)}),
+        ),
+    ),
+    "conditions": Case(  # nothing that a symbolic trace could follow
+        lambda: Toy(_conditional, a=conv(2, 4), b=conv(4, 4), head=nn.Linear(4, 3)),
+        (group("a", {"a": _FOUR, "b": _FOUR}, {"b": _FOUR, "head": _FOUR}),),
+    ),
+    "mixed_over_positions": Case(  # (N, C, H * W) times (H * W, H * W)
+        lambda: Toy(
+            lambda net, x: net.head((net.a(x).flatten(2) @ torch.ones(36, 36, device=x.device, dtype=x.dtype)).mean(2)),
+            **{"a": conv(2, 4), "head": nn.Linear(4, 3)},
+        ),
+        (group("a", {"a": _FOUR}, {"head": _FOUR}),),
+    ),
+    "normalized_over_positions": Case(
+        lambda: Toy(
+            lambda net, x: net.head(F.layer_norm(F.normalize(net.a(x).flatten(2), dim=2).softmax(2), (36,)).amax(2)),
+            **{"a": conv(2, 4), "head": nn.Linear(4, 3)},
+        ),
+        (group("a", {"a": _FOUR}, {"head": _FOUR}),),
+    ),
+    "windows": Case(  # (N, H / 3, W / 3, 3, 3, C) and back, with the shape read as it goes
+        lambda: Toy(_windowed, a=conv(2, 4), mix=nn.Linear(4, 5), head=nn.Linear(5, 3)),
+        (group("a", {"a": _FOUR}, {"mix": _FOUR}), group("mix", {"mix": upto(5)}, {"head": upto(5)})),
+    ),
+    "padded_by_hand": Case(  # a shortcut of zeros on both sides
+        lambda: Toy(
+            lambda net, x: net.head(pooled(net.c(net.b(y := net.a(x)) + F.pad(y, (0, 0, 0, 0, 1, 1))))),
+            **{"a": conv(2, 4), "b": conv(4, 6), "c": conv(6, 3), "head": nn.Linear(3, 3)},
+        ),
+        (
+            group("a", {"a": _FOUR, "b": (-1, 0, 1, 2, 3, -1)}, {"b": _FOUR, "c": (-1, 0, 1, 2, 3, -1)}),
+            group("c", {"c": upto(3)}, {"head": upto(3)}),
+        ),
+    ),
     "tokens": Case(
         lambda: nn.Sequential(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 3)),
         (group("0", {"0": _FOUR}, {"2": _FOUR}),),
@@ -334,7 +412,7 @@ def trained(network: nn.Module, seed: int = 0) -> nn.Module:
             if isinstance(module, _BatchNorm):
                 fill(module.running_mean, 0, 0.2)
                 fill(module.running_var, 1, 0.5)
-            if isinstance(module, (_BatchNorm, nn.InstanceNorm2d)):
+            if isinstance(module, (_BatchNorm, nn.InstanceNorm2d)) and module.affine:
                 fill(module.weight, 1, 0.4)
                 fill(module.bias, 0, 0.4)
             if isinstance(module, nn.PReLU):

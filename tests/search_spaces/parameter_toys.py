@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from search_spaces.network.examples import Example
-from tests.toys import Net, SharedWeight, Untraceable
+from tests.toys import Net, SharedWeight, Unwatchable
 
 
 class Toy(nn.Module):
@@ -224,6 +224,6 @@ ZOO: dict[str, tuple[nn.Module, Example, set[str], int]] = {
     "a layer with weight norm": (nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4))), (4,), {"0"}, 96),
     "tied layers": (SharedWeight(), (1, 6, 6), set(), 0),
     "half": (Net().half(), (1, 6, 6), set(), 0),
-    "double, asks for a length": (Untraceable().double(), (1, 6, 6), set(), 0),
+    "double, unwatchable": (Unwatchable().double(), (1, 6, 6), set(), 0),
     "makes constants": (Toy(lambda t, x: t.head(x + torch.arange(4.0)), a=head(), head=head()), (4,), {"a"}, 0),
 }

@@ -14,7 +14,7 @@ from search_spaces.errors import InputError
 from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import read_graph
 from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
-from tests.toys import SHAPE, Net, SharedWeight, Untraceable
+from tests.toys import SHAPE, Net, SharedWeight, Unwatchable
 
 GRAPH = read_graph(Net(), SHAPE)
 RESNET20 = read_graph(resnet20(), (3, 32, 32))
@@ -137,9 +137,9 @@ def test_0_bits_are_refused_by_name_where_no_branch_can_be_dropped() -> None:
         space(weight_bits=(0, 4), granularity="block", first_layer="search")
 
 
-def test_block_granularity_without_a_trace_says_why() -> None:
-    with pytest.raises(InputError, match=r"'block' needs the residual branches: torch.fx cannot trace it"):
-        build_space(read_graph(Untraceable(), SHAPE), SpaceOptions(granularity="block"))
+def test_block_granularity_without_its_calls_says_why() -> None:
+    with pytest.raises(InputError, match=r"'block' needs the residual branches: its calls cannot be followed"):
+        build_space(read_graph(Unwatchable(), SHAPE), SpaceOptions(granularity="block"))
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,11 @@ def test_only_the_most_accurate_are_pruned_where_few_are_wanted(
         assert [request.parent.id for request in config_targets(context, measured)] == [measured[best].id]
 
 
-UNTRACEABLE = """
+UNWATCHABLE = """
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode as mode
+
+from search_spaces.channels.running import WatchedRun
 
 class Net(nn.Module):
     def __init__(self):
@@ -129,7 +132,8 @@ class Net(nn.Module):
         self.first, self.second, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(64, 10)
 
     def forward(self, x):
-        x = x if len(x) else -x
+        if isinstance(mode(), WatchedRun):
+            raise RuntimeError("unwatchable")
         return self.head(self.second(self.first(x).relu()).flatten(1))
 """
 PLAIN = """
@@ -230,8 +234,8 @@ def refused_search(settings: tuple[str, ...], *more: str) -> Result:
         ("pipeline=['prune','prune']", "is not one of"),
         ("prune.enabled=false;pipeline=['prune']", "begins with pruning, which prune.enabled = false turns off"),
         ("pipeline=['prune'];prune.assignments=['search-1']", "fits no assignment that this job makes"),
-        ("model.source=untraceable:Net;model.arguments={}", "the network cannot be pruned: "),
-        ("model.source=untraceable:Net;model.arguments={}", "set prune.enabled = false"),
+        ("model.source=unwatchable:Net;model.arguments={}", "the network cannot be pruned: "),
+        ("model.source=unwatchable:Net;model.arguments={}", "set prune.enabled = false"),
         ("model.source=plain:net;model.arguments={};prune.criterion=bn_scale", "there is none; use 'latent_l1'"),
     ],
 )
@@ -239,7 +243,7 @@ def test_a_job_that_cannot_prune_is_refused_before_any_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smaller_settings: tuple[str, ...], setting: str, part: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("untraceable.py").write_text(UNTRACEABLE)
+    Path("unwatchable.py").write_text(UNWATCHABLE)
     Path("plain.py").write_text(PLAIN)
     assert part in sentence(refused_search(smaller_settings, *setting.split(";")), code=2)
     assert not Path("run").exists()

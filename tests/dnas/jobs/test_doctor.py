@@ -15,7 +15,7 @@ from search_spaces.errors import InputError
 from search_spaces.models.load import load_model
 from search_spaces.models.zoo import resnet20, tiny_resnet
 from tests.search_spaces.parameter_toys import ZOO
-from tests.toys import SHAPE, Untraceable
+from tests.toys import SHAPE, Unwatchable
 
 
 def test_every_layer_is_told_with_its_fate() -> None:
@@ -93,7 +93,7 @@ def test_layers_that_keep_their_filters_are_grouped_by_reason() -> None:
 
 
 def test_why_nothing_is_known_of_filters_is_told() -> None:
-    report = examine(Untraceable(), SHAPE)
+    report = examine(Unwatchable(), SHAPE)
     assert report.channels.groups == ()
     assert f"Which filters can be pruned is not known: {report.channels.unknown}" in " ".join(told(report).split())
 

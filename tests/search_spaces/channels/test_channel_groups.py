@@ -30,7 +30,7 @@ from tests.search_spaces.channel_toys import (
     pooled,
     some_kept,
 )
-from tests.toys import Untraceable
+from tests.toys import Unwatchable
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": torchvision.models.resnet18,
@@ -157,8 +157,8 @@ UNREMOVABLE = {
         "a",
         "it is the network's input",
     ),
-    "layer_norm": (_toy(lambda n, x: n.norm(pooled(x)), norm=nn.LayerNorm(5)), "a", "LayerNorm 'norm' reads all"),
-    "group_norm": (_toy(lambda n, x: pooled(n.norm(x)), norm=nn.GroupNorm(5, 5)), "a", "GroupNorm 'norm' reads all"),
+    "layer_norm": (_toy(lambda n, x: n.norm(pooled(x)), norm=nn.LayerNorm(5)), "a", "'layer_norm' reads all"),
+    "one_norm_for_all": (_toy(lambda n, x: pooled(n.norm(x)), norm=nn.GroupNorm(1, 5)), "a", "channels hang together"),
     "attention": (
         Case(
             lambda: Toy(
@@ -181,26 +181,15 @@ UNREMOVABLE = {
         "it is one factor of several channels",
     ),
     "parameter": (
-        _toy(lambda n, x: pooled(n.add(x)), add=AddsParameter(5, 1, 1)),
+        _toy(lambda n, x: pooled(n.add(x)), add=AddsParameter(5, 6, 6)),
         "a",
-        "it meets the parameter 'offset'",
+        "it meets the parameter 'add.offset'",
     ),
-    "constant": (_toy(lambda n, x: pooled(x + torch.ones(5, 1, 1))), "a", "it meets the constant '"),
-    "pixel_shuffle": (
-        Case(
-            lambda: Toy(
-                lambda n, x: n.head(pooled(n.b(n.up(n.a(x))))),
-                **{"a": conv(2, 8), "up": nn.PixelShuffle(2), "b": conv(2, 3), "head": nn.Linear(3, 3)},
-            ),
-            (),
-        ),
-        "a",
-        "'b' reads them in another layout",
-    ),
+    "constant": (_toy(lambda n, x: pooled(x + torch.ones(5, 1, 1))), "a", "it meets what 'ones' gives"),
     "grouped_transposed": (
         _toy(lambda n, x: pooled(n.t(x)), 10, t=nn.ConvTranspose2d(5, 10, 2, groups=5)),
         "a",
-        "'t' reads them in another layout",
+        "the grouped layer 't' is transposed",
     ),
     "one_unit": (_toy(lambda n, x: pooled(n.b(x)), 1, b=conv(5, 1)), "b", "all its channels hang together"),
     "view": (_toy(lambda n, x: x.view(-1, 180), 180), "a", _FIXED),
@@ -236,18 +225,18 @@ def test_filters_that_must_stay_have_a_reason(name: str) -> None:
         assert difference(masked_where_read(network, graph, kept), smaller, case.shape) < 1e-12
 
 
-def test_a_network_that_cannot_be_traced_has_no_groups_and_says_why() -> None:
-    channels = read_graph(Untraceable(), (1, 6, 6)).channels
+def test_a_network_that_cannot_be_followed_has_no_groups_and_says_why() -> None:
+    channels = read_graph(Unwatchable(), (1, 6, 6)).channels
     assert channels.groups == ()
-    assert "torch.fx cannot trace it" in channels.unknown
+    assert channels.unknown == "its calls cannot be followed (it does not like to be watched)"
 
 
-def test_a_network_whose_code_cannot_run_on_labels_says_why() -> None:
+@pytest.mark.parametrize("read", [lambda x: x.tolist(), lambda x: x.numpy().sum(), lambda x: float(x.sum())])
+def test_a_network_that_takes_a_path_by_values_has_no_groups(read: Callable[[Tensor], Any]) -> None:
     def code(net: Any, x: Tensor) -> Tensor:
         x = net.a(x)
-        return net.head(pooled(x) * len(x.tolist()))
+        return net.head(pooled(net.b(x)) * len(str(read(x.detach()))))
 
-    network = Toy(code, a=conv(2, 4), head=nn.Linear(4, 3))
-    channels = read_graph(network, SHAPE).channels
-    assert channels.groups == ()
-    assert channels.unknown
+    channels = read_graph(Toy(code, a=conv(2, 4), b=conv(4, 4), head=nn.Linear(4, 3)), SHAPE).channels
+    assert channels.names == ()
+    assert "asks for values of tensors" in channels.unknown

@@ -16,7 +16,7 @@ from search_spaces.errors import InputError
 from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import read_graph
 from search_spaces.spaces import SpaceOptions, build_space
-from tests.toys import SHAPE, CalledTwice, Net, SharedWeight, Untraceable
+from tests.toys import SHAPE, CalledTwice, Net, SharedWeight, Unwatchable
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_branches_and_ties_of_resnet20() -> None:
     assert set(tie) == {"conv1", *(branch.layers[1] for branch in graph.branches)}
 
 
-def test_a_network_that_cannot_be_traced_says_so_and_is_still_read() -> None:
-    graph = read_graph(Untraceable(), SHAPE)
+def test_a_network_that_cannot_be_followed_says_so_and_is_still_read() -> None:
+    graph = read_graph(Unwatchable(), SHAPE)
     assert len(graph.layers) == 4
-    assert "torch.fx cannot trace it" in graph.couplings_unknown
+    assert graph.couplings_unknown == "its calls cannot be followed (it does not like to be watched)"
     assert graph.branches == ()
 
 

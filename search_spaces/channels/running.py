@@ -1,0 +1,108 @@
+"""Watch a network while it really runs: every tensor operation, and chosen modules as one call each.
+
+Nothing is traced symbolically, so a condition on shapes, a loop or a function of any library is followed like any
+other code. On a network whose parameters are on the meta device a run takes neither memory nor arithmetic.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from search_spaces.channels.meta_operations import run_on_meta
+
+
+class NetworkCall(Protocol):
+    """What a network is run on."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+
+    def run(self, model: nn.Module) -> Any:
+        """Call ``model``."""
+
+
+class WatchedRun(TorchDispatchMode):
+    """One forward pass, told call by call to the methods that a subclass gives.
+
+    ``whole`` names the modules that are told as one call, with nothing of what they do inside.
+    """
+
+    def __init__(self, network: nn.Module, whole: Collection[str]) -> None:
+        super().__init__()
+        self.network, self.whole = network, set(whole)
+        self._inside = 0
+        self._alive: list[Tensor] = []
+
+    def operation(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """One tensor operation outside the whole modules."""
+
+    def call(self, name: str, module: nn.Module, inputs: list[Any], output: Any) -> Any:
+        """One call of a whole module; what this returns, where it is not None, takes the place of the output."""
+
+    def run(self, call: NetworkCall) -> Any:
+        """Run the network in eval mode and without gradients; what it gives."""
+        names = {module: name for name, module in self.network.named_modules() if name in self.whole}
+        with ExitStack() as stack:
+            for module, name in names.items():
+                stack.callback(module.register_forward_pre_hook(self._enter).remove)
+                hook = module.register_forward_hook(self._leave(name), with_kwargs=True, prepend=True)
+                stack.callback(hook.remove)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self)
+            return call.run(self.network)
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._inside += 1
+
+    def _leave(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            if self._inside == 1:
+                self._keep((args, kwargs, output))
+                output = self.call(name, module, [*args, *kwargs.values()], output)
+            self._inside -= 1
+            return output
+
+        return hook
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, and tell it."""
+        output = run_on_meta(func, args, kwargs or {})
+        if not self._inside:
+            self._keep((args, kwargs or {}, output))
+            self.operation(func, args, kwargs or {}, output)
+        return output
+
+    def _keep(self, values: Any) -> None:
+        """Keep tensors alive, so that no later one takes the id of an earlier one."""
+        self._alive.extend(tensors(values))
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists, dictionaries and plain objects."""
+    found: list[Tensor] = []
+    waiting, seen = [values], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif id(value) not in seen:
+            seen.add(id(value))
+            waiting.extend(reversed(_parts(value)))
+    return found
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return list(value)
+    if isinstance(value, dict):
+        return list(value.values())
+    is_plain = hasattr(value, "__dict__") and not callable(value) and not inspect.ismodule(value)
+    return list(vars(value).values()) if is_plain else []
