@@ -41,7 +41,8 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     or list of positional arguments, or a dict of keyword arguments, tensors with their batch dimension first. Of a
     batch the first sample is taken. A network that is called with one dict or one list gets it as ``(that,)``.
 
-    >>> read_graph(nn.Linear(3, 2), (3,)) == read_graph(nn.Linear(3, 2), {"input": torch.rand(8, 3)})
+    >>> network = nn.Sequential(nn.Linear(3, 2))
+    >>> read_graph(network, (3,)) == read_graph(network, {"input": torch.rand(8, 3)})
     True
 
     Raises :class:`InputError` when the network cannot run on such an input.
@@ -49,6 +50,9 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     _check_network(model)
     if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError("the network has lazy parameters; run it once on an example before the search")
+    if isinstance(model, (*LAYER_TYPES, nn.MultiheadAttention)):
+        kind = type(model).__name__
+        raise InputError(f"the network is itself one layer ({kind}); put it into another module, as nn.Sequential does")
     with torch.inference_mode(False):
         call = read_example(example, model)
         twin, call, seen = _observe(model, call)
@@ -146,7 +150,9 @@ def _describe(twin: nn.Module, seen: Observation) -> tuple[list[LayerSpec], dict
 def _why_unsupported(record: LayerRecord, uses: Counter[int], seen: Observation) -> str:
     weight = record.module._parameters.get("weight")
     if weight is None:
-        return "its weight is computed from other parameters (weight norm or another parametrization)"
+        return "its weight is computed from other parameters (weight norm, a mask or another parametrization)"
+    if "bias" not in record.module._parameters:
+        return "its bias is computed from other parameters (a mask or another parametrization)"
     if not record.outputs:
         return _why_not_called(record, seen)
     if record.reads_outside:
