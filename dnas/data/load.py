@@ -10,7 +10,7 @@ import torch
 from dnas.data.augmentation import SMALL_PIXELS, Augmentation
 from dnas.data.image_files import FolderImages
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
-from dnas.data.sources import read_pool
+from dnas.data.sources import SourceOptions, read_pool
 from search_spaces.errors import InputError
 
 __all__ = ["Augmentation", "DataSplits", "FolderImages", "ImageSet", "MemoryImages", "load_data", "stratified_indices"]
@@ -41,7 +41,8 @@ def load_data(
     of an image folder. Raises InputError on whatever cannot be used or found.
     """
     _refuse_options(validation_fraction, image_size, train_limit, test_limit, workers)
-    pool = read_pool(str(source), None if root is None else Path(root), download, image_size, workers)
+    options = SourceOptions(None if root is None else Path(root), download, image_size, workers)
+    pool = read_pool(str(source), options)
     if isinstance(pool, DataSplits):
         train = _limited(pool.train, train_limit, split_seed)
         test = _limited(pool.test, test_limit, split_seed)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from dnas.data.augmentation import SMALL_PIXELS
 from dnas.data.checks import check_splits
 from dnas.data.image_files import FolderImages, decode
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
-from search_spaces.errors import InputError, nearest, one_line
-from search_spaces.registry import import_callable, importable_working_directory
+from search_spaces.errors import InputError, one_line
+from search_spaces.registry import Registry, called, importable_working_directory
 
 _COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TORCHVISION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -42,28 +44,26 @@ class Pool:
     classes: int
 
 
-def read_pool(
-    source: str, root: Path | None, download: bool, image_size: int | None, workers: int
-) -> Pool | DataSplits:
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a job says of its data beyond where they come from; a source takes what it needs."""
+
+    root: Path | None = None
+    download: bool = False
+    image_size: int | None = None
+    workers: int = 0
+
+
+Source = Callable[[SourceOptions], Pool | DataSplits]
+
+
+def read_pool(source: str, options: SourceOptions) -> Pool | DataSplits:
     """Read training and test images of ``source``; raises InputError as :func:`dnas.data.load.load_data`."""
-    if source == "digits":
-        return _digits()
-    if source == "imagefolder":
-        return _image_folder(root, image_size, workers)
-    short = {name.lower(): name for name in _TORCHVISION}
-    prefix, separator, name = source.partition(":")
-    if source in short:
-        return _torchvision(source, short[source], root or _DEFAULT_ROOT, download)
-    if prefix == "torchvision" and name.lower() in short:
-        return _torchvision(source, short[name.lower()], root or _DEFAULT_ROOT, download)
-    if prefix == "torchvision" or not separator:
-        known = ["digits", "imagefolder", *short, *(f"torchvision:{name}" for name in _TORCHVISION)]
-        hint = nearest(source, known) or f"; known are {', '.join(known)} and package.module:callable"
-        raise InputError(f"there is no dataset '{source}'{hint}")
-    return _called(source)
+    prefix, _, name = source.partition(":")
+    return SOURCES.find(name.lower() if prefix == "torchvision" else source)(options)
 
 
-def _digits() -> Pool:
+def _digits(options: SourceOptions) -> Pool:
     """scikit-learn's 1,797 digits; a stratified fifth, drawn once and for all with seed 0, is the test split."""
     content = load_digits()
     images = torch.from_numpy(content.images).float()[:, None] / 16.0
@@ -82,12 +82,13 @@ def _no_folder(root: Path) -> str:
     return "is no folder" if root.exists() else f"does not exist (looked for {root.absolute()})"
 
 
-def _torchvision(source: str, name: str, root: Path, download: bool) -> Pool:
+def _torchvision(name: str, options: SourceOptions) -> Pool:
     """Open a torchvision dataset; only files whose MD5 torchvision knows are ever unpickled (the CIFAR batches)."""
+    source, root = name.lower(), options.root or _DEFAULT_ROOT
     try:
         train, test = _open(name, root)
     except Exception as error:  # missing, cut short or altered files fail anywhere in torchvision's readers
-        if not download:
+        if not options.download:
             # torchvision's own sentence would advise an argument that is not ours.
             reason = "" if "download=True" in str(error) else f" ({one_line(error)})"
             if wrong := _no_folder(root):
@@ -137,8 +138,9 @@ def _download(source: str, name: str, root: Path) -> None:
         ) from error
 
 
-def _image_folder(root: Path | None, image_size: int | None, workers: int) -> Pool:
+def _image_folder(options: SourceOptions) -> Pool:
     """List the files of both splits; a size that is not given is that of the first image if small, else 224."""
+    root = options.root
     if root is None:
         raise InputError("dataset 'imagefolder' needs root, the folder that holds train/CLASS/* and test/ or val/")
     if wrong := _no_folder(root):
@@ -152,9 +154,9 @@ def _image_folder(root: Path | None, image_size: int | None, workers: int) -> Po
     for name in sorted(set(classes) ^ set(test_classes)):
         holder, other = (root / "train", test_folder) if name in classes else (test_folder, root / "train")
         raise InputError(f"dataset 'imagefolder': class '{name}' is in '{holder}' but not in '{other}'")
-    size = (image_size, image_size) if image_size else _natural_size(train_paths[0])
-    train = FolderImages(train_paths, train_labels, size, *_COLOUR, workers)
-    return Pool(train, FolderImages(test_paths, test_labels, size, *_COLOUR, workers), len(classes))
+    size = (options.image_size, options.image_size) if options.image_size else _natural_size(train_paths[0])
+    train = FolderImages(train_paths, train_labels, size, *_COLOUR, options.workers)
+    return Pool(train, FolderImages(test_paths, test_labels, size, *_COLOUR, options.workers), len(classes))
 
 
 def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:
@@ -184,10 +186,9 @@ def _natural_size(path: str) -> tuple[int, int]:
     return (height, width) if max(height, width) <= SMALL_PIXELS else (_LARGE_PIXELS, _LARGE_PIXELS)
 
 
-def _called(source: str) -> Pool | DataSplits:
+def _called(source: str, function: Callable[[], Any]) -> Pool | DataSplits:
     """Call the user's function and check what it returned."""
     with importable_working_directory():
-        function = import_callable(source, "dataset")
         try:
             content = function()
         except InputError:
@@ -245,3 +246,20 @@ def _normalisation(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]
         means.append(mean)
         stds.append(max(1e-3, float((weights * (values - mean) ** 2).sum() / weights.sum()) ** 0.5))
     return tuple(means), tuple(stds)
+
+
+def _own(source: str, found: Any) -> Source:
+    function = called(source, found, "dataset")
+    return lambda options: _called(source, function)
+
+
+SOURCES: Registry[Source] = Registry(
+    "dataset",
+    {
+        "digits": _digits,
+        "imagefolder": _image_folder,
+        **{name.lower(): partial(_torchvision, name) for name in _TORCHVISION},
+    },
+    _own,
+)
+"""Data sets by name; the names of torchvision's may be written out, as in torchvision:CIFAR10."""

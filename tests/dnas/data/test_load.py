@@ -531,7 +531,7 @@ def test_own_callables_that_cannot_be_used(name: str, part: str) -> None:
     ("source", "options", "part"),
     [
         ("cifar1O", {}, "did you mean 'cifar10'"),
-        ("torchvision:CIFAR", {}, "did you mean 'torchvision:CIFAR10'"),
+        ("torchvision:CIFAR", {}, "did you mean 'cifar10'"),
         ("zzz", {}, "known are digits"),
         ("digits", {"validation_fraction": 0.0}, "(0, 0.5]"),
         ("digits", {"validation_fraction": 0.51}, "(0, 0.5]"),
