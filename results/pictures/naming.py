@@ -26,7 +26,7 @@ def name_points(figure: Figure, axes: Axes, picture: FrontPicture) -> None:
     if not picture.labels:
         return
     figure.draw_without_rendering()  # places the axes, which the room for names depends on
-    taken = _markers(figure, axes, picture)
+    taken = [*_markers(figure, axes, picture), *(text.get_window_extent() for text in axes.texts)]
     for label in picture.labels:
         for note in _candidates(axes, label.text, label.point):
             text = _text_box(note, figure)
