@@ -25,6 +25,7 @@ from dnas.export.fixed_layers import DenseWeight, FixedLayer, Levels, as_tensor
 from dnas.export.onnx_tracing import Tap
 from dnas.quantization.layers import QuantizedLayer
 from search_spaces.errors import JobError
+from search_spaces.network.calls import first_input, with_first_input
 
 Found = Mapping[str, np.ndarray]
 _TOLERANCE = 1e-4
@@ -65,7 +66,7 @@ def _forced(network: nn.Module, layers: Mapping[str, FixedLayer], taps: Sequence
     handles = []
     for name, own in calls.items():
         layer = network.get_submodule(name)
-        handles.append(layer.register_forward_pre_hook(comparison.arriving(list(own))))
+        handles.append(layer.register_forward_pre_hook(comparison.arriving(list(own)), with_kwargs=True))
         handles.append(layer.register_forward_hook(comparison.leaving()))
         if isinstance(layer, QuantizedLayer):
             handles.append(layer.quantize_input.register_forward_hook(comparison.quantized(name)))
@@ -85,13 +86,14 @@ class _Comparison:
         self.running: Tap | None = None
 
     def arriving(self, calls: list[Tap]) -> Callable[..., Any]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
             self.running = calls.pop(0) if calls else None
             if self.running is None:  # a call of whose output the graph needs nothing
                 return None
             given = self.found[self.running.input]
-            _same(given, inputs[0], f"what layer '{self.running.layer}' gets")
-            return (as_tensor(given).to(inputs[0].dtype), *inputs[1:])
+            x = first_input(module, inputs, options)
+            _same(given, x, f"what layer '{self.running.layer}' gets")
+            return with_first_input(module, inputs, options, as_tensor(given).to(x.dtype))
 
         return hook
 

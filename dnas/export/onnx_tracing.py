@@ -21,6 +21,7 @@ from dnas.export.onnx_packages import need
 from dnas.quantization.branches import SkippedLayer
 from dnas.quantization.layers import QuantizedLayer
 from search_spaces.errors import InputError
+from search_spaces.network.calls import first_input, with_first_input
 
 _DOMAIN = "dnas"
 INPUT, OUTPUT = "input", "output"
@@ -188,13 +189,16 @@ def _marked(network: nn.Module, names: Iterable[str], example: Tensor) -> nn.Mod
                 cast(Any, _Mark(name, "weight")),
             )
         else:
-            layer.register_forward_pre_hook(_marking_input(_Mark(name, "input")))
+            layer.register_forward_pre_hook(_marking_input(_Mark(name, "input")), with_kwargs=True)
         layer.register_forward_hook(_marking_output(_Mark(name, "output")))
     return twin
 
 
 def _marking_input(mark: nn.Module) -> Any:
-    return lambda module, inputs: (mark(inputs[0]), *inputs[1:])
+    def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return with_first_input(module, inputs, options, mark(first_input(module, inputs, options)))
+
+    return hook
 
 
 def _marking_output(mark: nn.Module) -> Any:

@@ -15,6 +15,7 @@ from dnas.quantization.samples import TensorSample, joined, sampled
 from search_spaces.errors import InputError
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
+from search_spaces.network.calls import first_input
 
 
 def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
@@ -50,11 +51,11 @@ def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Any])
     twin = fresh_copy(model)
     found: dict[str, list[TensorSample]] = {name: [] for name in names}
 
-    def watch(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, inputs: found[name].append(sampled(inputs[0]))
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, options: found[name].append(sampled(first_input(module, inputs, options)))
 
     for name in found:
-        twin.get_submodule(name).register_forward_pre_hook(watch(name))
+        twin.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
     untrained = [norm for norm in _tracking_norms(twin) if _is_untrained(norm)]
     with torch.no_grad(), _evaluating(twin), _using_batch_statistics(untrained):
         for x in images_of(batches):

@@ -8,6 +8,7 @@ Hutchinson's estimator. For activations the Hessian is replaced by its Gauss-New
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from dnas.quantization.quantizers import Quantizer
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
+from search_spaces.network.calls import first_input, with_first_input
 from search_spaces.spaces import PrecisionSpace
 
 
@@ -116,16 +118,17 @@ def _input_losses(
     losses = {name: np.zeros(len(space.activation_bits)) for name in layers}
     seen: list[tuple[str, Tensor]] = []
 
-    def watch(name: str) -> object:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            x = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            x = first_input(module, inputs, options)
+            x = x if x.requires_grad else x.detach().requires_grad_()
             x.retain_grad()
             seen.append((name, x))
-            return (x, *inputs[1:])
+            return with_first_input(module, inputs, options, x)
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]  # type: ignore[arg-type]
+    handles = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     for x, y in batches:
         seen.clear()
         F.cross_entropy(model(x), y).backward()

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from search_spaces.errors import InputError
 from search_spaces.models.attention import unfold_attention
+from search_spaces.models.extra_state import keep_extra_state_in_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -37,10 +38,11 @@ def fresh_copy(model: Network, memo: dict[int, Any] | None = None) -> Network:
 
     Fused transformer kernels are turned off (in eval mode they read the weights past the layers), and
     ``nn.MultiheadAttention`` is unfolded into its two linear layers. In-place activations stay: a network may read
-    what they overwrite, and whatever trains in the network trains in its twin.
+    what they overwrite, and whatever trains in the network trains in its twin. Extra state is given as tensors.
     """
     twin = copy_network(model, memo)
     unfold_attention(twin)
+    keep_extra_state_in_tensors(twin)
     for module in twin.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.errors import InputError, nearest, one_line
+from search_spaces.models.extra_state import keep_extra_state_in_tensors
 from search_spaces.models.zoo import ZOO
 from search_spaces.registry import import_callable, importable_working_directory
 
@@ -61,6 +62,7 @@ def load_model(
     loaded = LoadedModel(module, source)
     if checkpoint is not None:
         loaded = LoadedModel(module, source, *load_checkpoint(module, Path(checkpoint)))
+    keep_extra_state_in_tensors(module)
     try:
         check_finite(module)
     except InputError as error:
