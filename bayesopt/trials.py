@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ class Measured(Protocol):
         """Accuracy."""
 
 
-Evaluate = Callable[[Sequence[Mapping[str, int]]], Iterator[Measured]]
+Evaluate = Callable[[Sequence[Mapping[str, int]]], Iterable[Measured]]
 """Measures configurations, given as kept units per group, in the order asked."""
 
 
@@ -86,7 +86,7 @@ def run_trials(
                     f"trial {trial.proposal.number} of the journal is not what the proposer asks now; "
                     "was the job changed, or are other versions installed?"
                 )
-        measured = evaluate([proposal.counts for proposal in asked[len(begun) :]])
+        measured = iter(evaluate([proposal.counts for proposal in asked[len(begun) :]]))
         for proposal in asked:
             if begun:
                 trial = begun.pop(0)
