@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from results.preprocessing import Preprocessing
 from search_spaces.errors import InputError, nearest
 from search_spaces.provenance import KINDS
 
@@ -144,10 +145,15 @@ class ParetoFront:
     points: tuple[FrontPoint, ...]
     x: str = "size_bytes"
     reference: FloatReference | None = None
+    preprocessing: Preprocessing | None = None
 
     @classmethod
     def from_points(
-        cls, points: Iterable[FrontPoint], x: str = "size_bytes", reference: FloatReference | None = None
+        cls,
+        points: Iterable[FrontPoint],
+        x: str = "size_bytes",
+        reference: FloatReference | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> ParetoFront:
         """Mark the front among ``points``; their order never matters.
 
@@ -166,7 +172,7 @@ class ParetoFront:
             on_front = point.feasible and point.kind != "switchable" and point.val_top1.mean > best
             best = point.val_top1.mean if on_front else best
             marked.append(replace(point, on_front=on_front))
-        return cls(tuple(marked), x, reference)
+        return cls(tuple(marked), x, reference, preprocessing)
 
     @property
     def front(self) -> tuple[FrontPoint, ...]:
@@ -175,7 +181,7 @@ class ParetoFront:
 
     def by_cost(self, x: str) -> ParetoFront:
         """Return the front of the same points over another cost."""
-        return ParetoFront.from_points(self.points, x, self.reference)
+        return ParetoFront.from_points(self.points, x, self.reference, self.preprocessing)
 
     def hypervolume(self, worst_cost: float, worst_top1: float = 0.0) -> float:
         """Return the area (cost × accuracy) between the front and the corner (``worst_cost``, ``worst_top1``)."""
@@ -190,6 +196,7 @@ class ParetoFront:
             "x": self.x,
             "points": [point.to_json() for point in self.points],
             "float": None if reference is None else {f.name: getattr(reference, f.name) for f in fields(reference)},
+            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_json(),
         }
 
     @classmethod
@@ -200,7 +207,9 @@ class ParetoFront:
             raise InputError(f"not a front file: its schema is {found!r}, this version reads '{SCHEMA}'")
         try:
             reference = None if data["float"] is None else FloatReference(**data["float"])
-            return cls.from_points([_point(entry) for entry in data["points"]], data["x"], reference)
+            told = data.get("preprocessing")  # files of earlier versions have none
+            preprocessing = None if told is None else Preprocessing.from_json(told)
+            return cls.from_points([_point(entry) for entry in data["points"]], data["x"], reference, preprocessing)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

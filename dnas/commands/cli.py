@@ -306,13 +306,19 @@ def export(
             help="The format; all but json and csv: the trained net.",
         ),
     ] = "json",
+    seed: Annotated[
+        int | None, typer.Option(help="The seed of the trained net; the first one's without.", show_default=False)
+    ] = None,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="onnx and qonnx: the file takes pixels in 0 to 1 and normalises them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
     from dnas.commands import exporting
 
     _check_folder(out)
-    exporting.export(_folder(run), assignment, format, out, as_json)
+    exporting.export(_folder(run), assignment, format, out, as_json, seed, normalise)
 
 
 @app.command()

@@ -18,11 +18,13 @@ from dnas.export.qonnx import export_qonnx
 from dnas.export.save import save_packed
 from dnas.export.torchao import export_torchao
 from dnas.jobs.context import load_network
+from dnas.jobs.normalisation import stored_preprocessing
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.quantization.conversion import QuantizerChoice
-from results.packed.file import PackedFile
+from results.events import Measured
+from results.preprocessing import Preprocessing
 from results.run.folder import JOB, Run
-from results.tables.export import FORMATS, NET_FORMATS, PACKED, export_assignment
+from results.tables.export import EXPORTERS, FORMATS, NET_FORMATS, PACKED, export_assignment
 from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest
 from search_spaces.layers import LayerGraph
@@ -38,22 +40,43 @@ class StoredNet:
     graph: LayerGraph
     assignment: BitAssignment
     choice: QuantizerChoice
+    preprocessing: Preprocessing | None
+    seed: int
+    val_top1: float | None
 
 
-NetExporter = Callable[[Path, StoredNet], ExportedFile]
+NetExporter = Callable[[Path, StoredNet, bool], ExportedFile]
 NET_EXPORTERS: Mapping[str, NetExporter] = {
-    "onnx": lambda out, net: export_onnx(out, net.network, net.graph, net.assignment),
-    "qonnx": lambda out, net: export_qonnx(out, net.network, net.graph, net.assignment),
-    "torchao": lambda out, net: export_torchao(out, net.graph, net.assignment),
-    "aimet": lambda out, net: export_aimet(out, net.network, net.assignment),
+    "onnx": lambda out, net, normalise: export_onnx(
+        out, net.network, net.graph, net.assignment, preprocessing=net.preprocessing, normalise=normalise
+    ),
+    "qonnx": lambda out, net, normalise: export_qonnx(
+        out, net.network, net.graph, net.assignment, preprocessing=net.preprocessing, normalise=normalise
+    ),
+    "torchao": lambda out, net, normalise: export_torchao(out, net.graph, net.assignment, net.preprocessing),
+    "aimet": lambda out, net, normalise: export_aimet(out, net.network, net.assignment, net.preprocessing),
 }
+_WITHOUT_LEVELS = (*EXPORTERS, "torchao")
+"""Formats that hold nothing of a trained net."""
+_GRAPHS = ("onnx", "qonnx")
+"""Formats that hold operations, and can normalise."""
 
 
-def export(folder: Path, name: str | None, format: str, out: Path, as_json: bool) -> None:
+def export(
+    folder: Path,
+    name: str | None,
+    format: str,
+    out: Path,
+    as_json: bool,
+    seed: int | None = None,
+    normalise: bool = False,
+) -> None:
     """Write an assignment in a format that other tools read, or its trained net; or a whole switchable net.
 
-    Without ``name`` that is the last switchable net of the run, a measured one where there is one.
+    Without ``name`` that is the last switchable net of the run, a measured one where there is one. ``seed`` says which
+    trained net (the first), ``normalise`` that the file takes pixels and normalises them.
     """
+    _check_options(format, seed, normalise)
     run = Run.open(folder)
     assignments = run.assignments()
     nets = switchable_nets(assignments)
@@ -62,12 +85,28 @@ def export(folder: Path, name: str | None, format: str, out: Path, as_json: bool
         raise InputError(
             f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
         )
-    written = _export_net(run, name or (measured or nets)[-1], format, out) if name is None or name in nets else None
-    written = written or [_export_one(run, run.assignment(run.complete_id(str(name))), format, out)]
+    written = (
+        _export_net(run, name or (measured or nets)[-1], format, out, seed or 0, normalise)
+        if name is None or name in nets
+        else None
+    )
+    written = written or [
+        _export_one(run, run.assignment(run.complete_id(str(name))), format, out, seed or 0, normalise)
+    ]
     if as_json:
         show_json(written[0].told if len(written) == 1 else [file.told for file in written])
     else:
         show(*(f"written: {file.told['file']}{file.words}" for file in written))
+
+
+def _check_options(format: str, seed: int | None, normalise: bool) -> None:
+    if normalise and format not in _GRAPHS:
+        raise InputError(
+            f"the format '{format}' holds no operations, so it cannot normalise; use --format {' or '.join(_GRAPHS)}, "
+            "or the mean and std that the file tells"
+        )
+    if seed is not None and format in _WITHOUT_LEVELS:
+        raise InputError(f"the format '{format}' holds nothing of a trained net; leave --seed out")
 
 
 @dataclass(frozen=True)
@@ -84,7 +123,7 @@ def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
     return sorted(nets, key=lambda net: int(net.rpartition("-")[2]))
 
 
-def _export_net(run: Run, name: str, format: str, out: Path) -> list[_Written]:
+def _export_net(run: Run, name: str, format: str, out: Path, seed: int, normalise: bool) -> list[_Written]:
     """A switchable net: one packed file of all profiles, or a file for each."""
     profiles = {
         item.provenance.profile: item
@@ -93,58 +132,97 @@ def _export_net(run: Run, name: str, format: str, out: Path) -> list[_Written]:
     }
     some = next(iter(profiles.values()))
     if format == PACKED:
-        return [_packed_net(run, name, some, out)]
+        return [_packed_net(run, name, some, out, seed)]
     if format not in FORMATS:
         raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
     if format not in NET_FORMATS:
         raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {some.id}")
-    return [_export_one(run, item, format, out.with_stem(f"{out.stem}-{key}")) for key, item in profiles.items()]
+    return [
+        _export_one(run, item, format, out.with_stem(f"{out.stem}-{key}"), seed, normalise)
+        for key, item in profiles.items()
+    ]
 
 
-def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path) -> _Written:
+def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path, seed: int) -> _Written:
+    _check_seed(profile, seed)
     config = load_job(str(run.folder / JOB))
     network = load_network(config).module
-    net = stored_switchable(run, network, read_graph(network, profile.model.input_shape), name)
+    net = stored_switchable(run, network, read_graph(network, profile.model.input_shape), name, seed)
     model = {"source": config.model.source, "arguments": config.model.arguments}
-    packed = save_packed(out, net, model=model)
+    packed = save_packed(out, net, model=model, preprocessing=stored_preprocessing(run))
     largest = max(item.cost("size_bytes") for item in net.profiles.values())
     sizes = {"tensor_bytes": packed.tensor_bytes, "header_bytes": packed.header_bytes}
     told = {"net": name, "profiles": list(net.profiles), "format": PACKED, "file": str(out), **sizes}
+    told["seed"] = seed
     words = (
         f" ({packed.tensor_bytes:,} bytes of tensors for {len(net.profiles)} profiles, "
-        f"{packed.tensor_bytes / largest:.2f}x the largest alone; {packed.header_bytes:,} of header)"
+        f"{packed.tensor_bytes / largest:.2f}x the largest alone; {packed.header_bytes:,} of header)\n"
+        f"  the net of seed {seed}"
     )
     return _Written(told, words)
 
 
-def _export_one(run: Run, assignment: BitAssignment, format: str, out: Path) -> _Written:
-    told = {"assignment": assignment.id, "format": format, "file": str(out)}
+def _export_one(run: Run, assignment: BitAssignment, format: str, out: Path, seed: int, normalise: bool) -> _Written:
+    told: dict[str, Any] = {"assignment": assignment.id, "format": format, "file": str(out)}
+    if format not in NET_FORMATS:
+        export_assignment(assignment, format, out)
+        return _Written(told, "")
+    net = load_stored(run, assignment, seed)
     if format == PACKED:
-        packed = export_packed(run, assignment, out)
-        sizes = {"tensor_bytes": packed.tensor_bytes, "header_bytes": packed.header_bytes}
-        expected = int(assignment.cost["size_bytes"])
-        other = "" if packed.tensor_bytes == expected else f" of its largest net: {expected:,}"  # of sparse nets
-        words = f" ({packed.tensor_bytes:,} bytes of tensors, size_bytes{other}; {packed.header_bytes:,} of header)"
-        return _Written({**told, **sizes}, words)
-    if format in NET_FORMATS:
-        file = NET_EXPORTERS[format](out, load_stored(run, assignment))
-        ideal = "" if file.ideal_bytes is None else f"; size_bytes is {file.ideal_bytes:,}"
-        found = {"file_bytes": file.file_bytes, "size_bytes": file.ideal_bytes, "left_out": dict(file.left_out)}
-        left_out = "".join(f"\n  not in the file: {name}: {why}" for name, why in file.left_out.items())
-        return _Written({**told, **found}, f" ({file.file_bytes:,} bytes{ideal}){left_out}")
-    export_assignment(assignment, format, out)
-    return _Written(told, "")
+        found, words = _packed_one(run, net, out)
+    else:
+        found, words = _net_file(NET_EXPORTERS[format](out, net, normalise))
+    if format in _WITHOUT_LEVELS:
+        return _Written({**told, **found}, words)
+    return _Written({**told, **found, "seed": seed, "val_top1": net.val_top1}, words + _origin(net))
 
 
-def export_packed(run: Run, assignment: BitAssignment, out: Path) -> PackedFile:
-    """Write the net of the first seed that was measured for ``assignment``."""
-    net, model = load_stored(run, assignment), load_job(str(run.folder / JOB)).model
+def _packed_one(run: Run, net: StoredNet, out: Path) -> tuple[dict[str, Any], str]:
+    model = load_job(str(run.folder / JOB)).model
     source = {"source": model.source, "arguments": model.arguments}
-    return save_packed(out, net.network, net.graph, assignment, net.choice, model=source)
+    packed = save_packed(
+        out, net.network, net.graph, net.assignment, net.choice, model=source, preprocessing=net.preprocessing
+    )
+    sizes = {"tensor_bytes": packed.tensor_bytes, "header_bytes": packed.header_bytes}
+    expected = int(net.assignment.cost["size_bytes"])
+    other = "" if packed.tensor_bytes == expected else f" of its largest net: {expected:,}"  # of sparse nets
+    return sizes, f" ({packed.tensor_bytes:,} bytes of tensors, size_bytes{other}; {packed.header_bytes:,} of header)"
 
 
-def load_stored(run: Run, assignment: BitAssignment) -> StoredNet:
-    """The net of the first seed that was measured for ``assignment``."""
+def _net_file(file: ExportedFile) -> tuple[dict[str, Any], str]:
+    ideal = "" if file.ideal_bytes is None else f"; size_bytes is {file.ideal_bytes:,}"
+    found = {"file_bytes": file.file_bytes, "size_bytes": file.ideal_bytes, "left_out": dict(file.left_out)}
+    left_out = "".join(f"\n  not in the file: {name}: {why}" for name, why in file.left_out.items())
+    return found, f" ({file.file_bytes:,} bytes{ideal}){left_out}"
+
+
+def _origin(net: StoredNet) -> str:
+    """Which net it is and what it reaches, and what the reader of the file does not learn from it."""
+    reached = "" if net.val_top1 is None else f", {net.val_top1:.2%} on validation"
+    silent = (
+        "" if net.preprocessing else "; how to normalise its inputs is not known here, so the file does not tell it"
+    )
+    return f"\n  the net of seed {net.seed}{reached}{silent}"
+
+
+def _check_seed(assignment: BitAssignment, seed: int) -> None:
+    measured = assignment.metrics.get("val_top1")
+    count = None if measured is None else int(measured["n"])
+    if count is not None and not 0 <= seed < count:
+        known = ", ".join(map(str, range(count)))
+        raise InputError(f"'{assignment.id}' has no net of seed {seed}; the seeds of its nets are {known}")
+
+
+def _top1_of(run: Run, assignment: BitAssignment, seed: int) -> float | None:
+    """What the net of one seed reached on validation, as the journal tells it."""
+    names = {assignment.id, assignment.metrics.get("same_as")}
+    found = [event for event in run.journal.events() if isinstance(event, Measured)]
+    return next((event.val_top1 for event in found if event.assignment in names and event.seed == seed), None)
+
+
+def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet:
+    """The net of a seed that was measured for ``assignment``."""
+    _check_seed(assignment, seed)
     config = load_job(str(run.folder / JOB))
     network, section = load_network(config).module, config.quantizer
     choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
@@ -152,4 +230,6 @@ def load_stored(run: Run, assignment: BitAssignment) -> StoredNet:
         choice = QuantizerChoice.of(assignment)
     graph = read_graph(network, assignment.model.input_shape)
     check_fits(assignment, graph)
-    return StoredNet(stored_net(run, network, graph, assignment, choice, 0), graph, assignment, choice)
+    stored = stored_net(run, network, graph, assignment, choice, seed)
+    top1 = _top1_of(run, assignment, seed)
+    return StoredNet(stored, graph, assignment, choice, stored_preprocessing(run), seed, top1)

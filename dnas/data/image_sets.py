@@ -55,13 +55,17 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Three disjoint splits of one dataset; ``input_shape`` is (C, H, W)."""
+    """Three disjoint splits of one dataset; ``input_shape`` is (C, H, W).
+
+    ``class_names`` are in the order of labels, and empty where they are not known.
+    """
 
     train: ImageSet
     val: ImageSet
     test: ImageSet
     classes: int
     input_shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
 
 
 class MemoryImages:

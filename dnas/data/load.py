@@ -46,7 +46,7 @@ def load_data(
     if isinstance(pool, DataSplits):
         train = _limited(pool.train, train_limit, split_seed)
         test = _limited(pool.test, test_limit, split_seed)
-        return DataSplits(train, pool.val, test, pool.classes, pool.input_shape)
+        return DataSplits(train, pool.val, test, pool.classes, pool.input_shape, pool.class_names)
     pooled = _limited(pool.train, train_limit, split_seed)
     count = max(1, round(validation_fraction * len(pooled)))
     if len(pooled) < 2 * count:
@@ -57,7 +57,7 @@ def load_data(
     train = _prepared(pooled.subset(kept.nonzero().flatten()), image_size)
     val = _prepared(pooled.subset(held_out), image_size)
     test = _prepared(_limited(pool.test, test_limit, split_seed), image_size)
-    return DataSplits(train, val, test, pool.classes, train.input_shape)
+    return DataSplits(train, val, test, pool.classes, train.input_shape, pool.class_names)
 
 
 def _refuse_options(

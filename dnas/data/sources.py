@@ -42,6 +42,7 @@ class Pool:
     train: ImageSet
     test: ImageSet
     classes: int
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _digits(options: SourceOptions) -> Pool:
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[test] = False
     whole = MemoryImages(images, labels, mean=(float(images[kept].mean()),), std=(float(images[kept].std()),))
-    return Pool(whole.subset(kept.nonzero().flatten()), whole.subset(test), classes=10)
+    return Pool(whole.subset(kept.nonzero().flatten()), whole.subset(test), 10, tuple(map(str, range(10))))
 
 
 def _no_folder(root: Path) -> str:
@@ -156,7 +157,9 @@ def _image_folder(options: SourceOptions) -> Pool:
         raise InputError(f"dataset 'imagefolder': class '{name}' is in '{holder}' but not in '{other}'")
     size = (options.image_size, options.image_size) if options.image_size else _natural_size(train_paths[0])
     train = FolderImages(train_paths, train_labels, size, *_COLOUR, options.workers)
-    return Pool(train, FolderImages(test_paths, test_labels, size, *_COLOUR, options.workers), len(classes))
+    return Pool(
+        train, FolderImages(test_paths, test_labels, size, *_COLOUR, options.workers), len(classes), tuple(classes)
+    )
 
 
 def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:

@@ -22,6 +22,7 @@ from dnas.export.fixed_layers import (
     ideal_bytes,
 )
 from results.files import encode_json, write_text
+from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
@@ -29,7 +30,9 @@ from search_spaces.layers import FLOAT_BITS
 FORMAT = "aimet"
 
 
-def export_aimet(path: Path, network: nn.Module, assignment: BitAssignment) -> ExportedFile:
+def export_aimet(
+    path: Path, network: nn.Module, assignment: BitAssignment, preprocessing: Preprocessing | None = None
+) -> ExportedFile:
     """Write the encodings of the fixed net ``network``; :class:`InputError` for sparse weights.
 
     Parameters go by their PyTorch names; the input of a layer is ``LAYER.input``.
@@ -45,6 +48,7 @@ def export_aimet(path: Path, network: nn.Module, assignment: BitAssignment) -> E
         "excluded_layers": [name for name in assignment.layers if name not in found],
         "producer": "dnas",
         "dnas.assignment": assignment.to_json(),
+        "dnas.preprocessing": None if preprocessing is None else preprocessing.to_json(),
     }
     text = encode_json(data, what=str(path), indent=2) + "\n"
     write_text(path, text)

@@ -33,16 +33,18 @@ from dnas.export.fixed_layers import (
     input_shape_of,
 )
 from dnas.export.onnx_check import check_inputs, check_same, tensor_names
+from dnas.export.onnx_normalisation import normalised, take_pixels
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import INPUT, replace_marks, trace
 from dnas.export.onnx_types import INPUT_WIDTHS, holds, integer_type, packed, type_range
 from results.files import encode_json, write_bytes
+from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
 
 FORMAT = "onnx"
-ASSIGNMENT_KEY = "dnas.assignment"
+ASSIGNMENT_KEY, PREPROCESSING_KEY = "dnas.assignment", "dnas.preprocessing"
 _OPSET, _IR_VERSION = 21, 10
 """The first with integers of 4 bits."""
 _OPSET_2_BITS, _IR_VERSION_2_BITS = 25, 13
@@ -50,13 +52,21 @@ _OPSET_2_BITS, _IR_VERSION_2_BITS = 25, 13
 
 
 def export_onnx(
-    path: Path, network: nn.Module, graph: LayerGraph, assignment: BitAssignment, inputs: Tensor | None = None
+    path: Path,
+    network: nn.Module,
+    graph: LayerGraph,
+    assignment: BitAssignment,
+    inputs: Tensor | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    normalise: bool = False,
 ) -> ExportedFile:
     """Write the fixed net ``network``, made of ``assignment`` by :func:`quantize_fixed` and trained, to ``path``.
 
     ``graph`` is that of the float network; ``inputs`` (N, C, H, W) are what ONNX Runtime and PyTorch are compared on
-    (seeded noise otherwise). Raises :class:`InputError` for a net that ONNX cannot hold, :class:`JobError` naming the
-    first layer that differs; nothing is written then.
+    (seeded noise otherwise). The metadata tell ``preprocessing``; with ``normalise`` the file begins with it and takes
+    pixels in [0, 1]. Raises :class:`InputError` for a net that ONNX cannot hold, :class:`JobError` naming the first
+    layer that differs; nothing is written then.
     """
     need(FORMAT, "onnx", "onnxruntime", "onnxscript")
     network = copy.deepcopy(network).cpu().float().eval()
@@ -64,22 +74,29 @@ def export_onnx(
     builder = OnnxBuilder()
     opset, ir_version = (_OPSET_2_BITS, _IR_VERSION_2_BITS) if _has_2_bits(layers) else (_OPSET, _IR_VERSION)
     model = trace(network, [spec.name for spec in graph.layers], input_shape_of(assignment), opset, batch=None)
+    if normalise:
+        take_pixels(model, preprocessing)
     taps = replace_marks(model, layers, builder)
     _add_biases_behind(model, {tap.used for tap in taps})
     model.ir_version = ir_version
-    describe(model, assignment)
+    describe(model, assignment, preprocessing, normalise)
     x = check_inputs(input_shape_of(assignment)) if inputs is None else inputs.cpu().float()
     found = run_graph(model, x.numpy(), tensor_names(taps))
     run_graph(model, x[:1].numpy(), [], optimized=True)  # as a user would: another batch size, every optimization
     results = {output.name: found[output.name] for output in model.graph.output}
-    check_same(network, layers, taps, found, x, results)
+    given = normalised(x, preprocessing) if normalise else x
+    check_same(network, layers, taps, found, given, results)
     return write_model(path, FORMAT, model, assignment)
 
 
-def describe(model: Any, assignment: BitAssignment) -> None:
-    """Put the assignment and the producer into the model."""
-    entry = model.metadata_props.add()
-    entry.key, entry.value = ASSIGNMENT_KEY, encode_json(assignment.to_json(), what="the assignment")
+def describe(model: Any, assignment: BitAssignment, preprocessing: Preprocessing | None, normalise: bool) -> None:
+    """Put the assignment, how to normalise, and the producer into the model."""
+    told = {ASSIGNMENT_KEY: assignment.to_json()}
+    if preprocessing is not None:
+        told[PREPROCESSING_KEY] = preprocessing.to_json(in_file=normalise)
+    for key, value in told.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, encode_json(value, what=key)
     model.producer_name, model.producer_version, model.graph.name = "dnas", "", assignment.id
 
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from dnas.export.fixed_layers import ExportedFile, FixedLayer, Levels, SparseWeight, fixed_layers, input_shape_of
 from dnas.export.onnx import Initializers, describe, write_model
 from dnas.export.onnx_check import check_inputs, check_same, tensor_names
+from dnas.export.onnx_normalisation import normalised, take_pixels
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import INPUT, replace_marks, trace
+from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
@@ -31,13 +33,21 @@ _OPSET, _IR_VERSION = 18, 8
 
 
 def export_qonnx(
-    path: Path, network: nn.Module, graph: LayerGraph, assignment: BitAssignment, inputs: Tensor | None = None
+    path: Path,
+    network: nn.Module,
+    graph: LayerGraph,
+    assignment: BitAssignment,
+    inputs: Tensor | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    normalise: bool = False,
 ) -> ExportedFile:
     """Write the fixed net ``network``, made of ``assignment`` by :func:`quantize_fixed` and trained, to ``path``.
 
     ``graph`` is that of the float network; ``inputs`` (N, C, H, W) are what QONNX's executor and PyTorch are compared
-    on (seeded noise otherwise). Raises :class:`InputError` for a net that QONNX cannot hold, :class:`JobError` naming
-    the first layer that differs; nothing is written then.
+    on (seeded noise otherwise); ``preprocessing`` and ``normalise`` are as in :func:`export_onnx`. Raises
+    :class:`InputError` for a net that QONNX cannot hold, :class:`JobError` naming the first layer that differs;
+    nothing is written then.
     """
     need(FORMAT, "onnx", "onnxscript", "onnxruntime", "qonnx")
     network = copy.deepcopy(network).cpu().float().eval()
@@ -48,15 +58,18 @@ def export_qonnx(
                 f"layer '{layer.name}' has sparse weights, which QONNX has no node for; export it as onnx or packed"
             )
     model = trace(network, [spec.name for spec in graph.layers], input_shape_of(assignment), _OPSET, batch=1)
+    if normalise:
+        take_pixels(model, preprocessing)
     taps = replace_marks(model, layers, QonnxBuilder())
     model.opset_import.append(need(FORMAT, "onnx")[0].helper.make_opsetid(_DOMAIN, 1))
     model.ir_version = _IR_VERSION
-    describe(model, assignment)
+    describe(model, assignment, preprocessing, normalise)
     model = with_shapes(model)
     x = check_inputs(input_shape_of(assignment), 2) if inputs is None else inputs.cpu().float()
     found = run_qonnx(model, x.numpy(), tensor_names(taps))
     results = {output.name: found[output.name] for output in model.graph.output}
-    check_same(network, layers, taps, found, x, results)
+    given = normalised(x, preprocessing) if normalise else x
+    check_same(network, layers, taps, found, given, results)
     return write_model(path, FORMAT, model, assignment)
 
 

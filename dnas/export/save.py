@@ -13,6 +13,7 @@ from dnas.export.pack_switchable import pack_switchable
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.switchable.net import SwitchableNet
 from results.packed.file import PackedFile
+from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
@@ -26,16 +27,19 @@ def save_packed(
     choice: QuantizerChoice | None = None,
     *,
     model: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> PackedFile:
     """Write a trained quantized net to ``path``, from where :func:`load` reads it; its tensors take ``size_bytes``.
 
     ``network`` is a fixed net, made of ``assignment`` (by :func:`apply`, :func:`quantize_fixed` or :func:`finetune`),
     with ``graph`` that of the float network; or a :class:`SwitchableNet`, which knows these itself. ``choice`` names
     its quantizers, by default those that the assignment was made with. ``model`` is {"source": ..., "arguments": ...}
-    of a float network that :func:`load` can make itself, such as {"source": "torchvision:resnet18"}. The network may
-    be on any device and stays as it is. Raises :class:`InputError` for a net that the format cannot hold.
+    of a float network that :func:`load` can make itself, such as {"source": "torchvision:resnet18"};
+    ``preprocessing`` tells readers how to normalise. The network may be on any device and stays as it is. Raises
+    :class:`InputError` for a net that the format cannot hold.
     """
-    more = {"model": dict(model or {})}
+    told = None if preprocessing is None else preprocessing.to_json()
+    more = {"model": dict(model or {}), "preprocessing": told}
     if isinstance(network, SwitchableNet):
         return pack_switchable(Path(path), network, more)
     if graph is None or assignment is None:

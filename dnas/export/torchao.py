@@ -12,6 +12,7 @@ from typing import Any
 
 from dnas.export.fixed_layers import ExportedFile, ideal_bytes
 from results.files import encode_json, write_text
+from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
 from search_spaces.errors import InputError
@@ -26,7 +27,9 @@ _INPUT_BITS = {"Linear": 8}
 """Widths of inputs by kind of layer; convolutions have none."""
 
 
-def export_torchao(path: Path, graph: LayerGraph, assignment: BitAssignment) -> ExportedFile:
+def export_torchao(
+    path: Path, graph: LayerGraph, assignment: BitAssignment, preprocessing: Preprocessing | None = None
+) -> ExportedFile:
     """Write what ``torchao.core.config.config_from_dict`` reads, and list what torchao has no config for.
 
     A skipped layer, and one in fp32, has no config. Raises :class:`InputError` where nothing can be said.
@@ -44,6 +47,7 @@ def export_torchao(path: Path, graph: LayerGraph, assignment: BitAssignment) -> 
         "_version": 1,
         "_data": {"fqn_to_config": configs, "module_fqn_to_config": configs},
         "dnas.assignment": assignment.to_json(),
+        "dnas.preprocessing": None if preprocessing is None else preprocessing.to_json(),
         "dnas.left_out": left_out,
     }
     text = encode_json(data, what=str(path), indent=2) + "\n"

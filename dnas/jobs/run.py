@@ -15,6 +15,7 @@ import torch
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext, Stage
+from dnas.jobs.normalisation import preprocessing_of
 from dnas.jobs.progress import Report
 from dnas.jobs.stages.controls import control_assignments
 from dnas.jobs.stages.finalise import (
@@ -287,7 +288,7 @@ def _front(context: JobContext, measurer: Measurer, points: list[FrontPoint]) ->
         tested.append(replace(point, test_top1=Estimate.from_values(values)))
     reference = _float_reference(context)
     x = next(iter(context.plan.budgets[0].limits)) if context.plan.budgets else "size_bytes"
-    return ParetoFront.from_points(tested, x=x, reference=reference)
+    return ParetoFront.from_points(tested, x, reference, preprocessing_of(context.data))
 
 
 def _float_reference(context: JobContext) -> FloatReference:
