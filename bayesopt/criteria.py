@@ -30,7 +30,7 @@ from bayesopt.distances import (
     signs,
 )
 from bayesopt.filters import checked_rows, filters_of, latent_weight, members, submodule
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, check_type
 from search_spaces.groups import ChannelGroup, ChannelGroups
 from search_spaces.registry import Registry, called, importable_working_directory
 
@@ -68,6 +68,7 @@ def rankings(
     ``criterion`` is a name in :data:`CRITERIA`, a ``package.module:function`` or a :data:`Scorer`. ``batches`` are
     (images (N, C, H, W), labels (N,)) and are read by ``taylor`` alone, once; the network is left untouched.
     """
+    check_type(groups, ChannelGroups, "channel groups", "give what bayesopt.groups(model, example) returns")
     chosen = _criterion(criterion)
     slopes = _slopes(network, groups.groups, chosen, batches) if chosen.needs_batches else {}
     evidence = Evidence(seed, slopes)
@@ -83,6 +84,7 @@ def removal_order(
     seed: int = 0,
 ) -> tuple[int, ...]:
     """The units of one group, most redundant first: any ratio drops the first few, so ratios are nested."""
+    check_type(group, ChannelGroup, "a channel group", "take one of groups.groups")
     return rankings(network, ChannelGroups((group,)), criterion, batches=batches, seed=seed)[group.name].order
 
 
@@ -283,7 +285,10 @@ def _slopes(
     weights = [member.layer.get_parameter("weight").requires_grad_() for member in found.values()]
     slopes = [torch.zeros_like(member.filters[:, 0], dtype=torch.float64) for member in found.values()]
     images = 0
-    for x, y in batches:
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise InputError("a criterion reads batches of images (N, C, H, W) and labels (N,); give pairs of them")
+        x, y = batch
         device = weights[0].device if weights else x.device
         with torch.enable_grad():
             loss = F.cross_entropy(twin(x.to(device)), y.to(device), reduction="sum")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from results.preprocessing import Preprocessing
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.provenance import KINDS
 
 SCHEMA = "dnas.front/1"
@@ -160,6 +160,7 @@ class ParetoFront:
         Of points with equal cost and accuracy only the first by id is on the front; an infeasible one never is.
         Raises :class:`InputError` for a cost that is missing or a point given twice.
         """
+        check_type(points, Iterable, "the points of a front", "give a list of FrontPoint")
         ranked = sorted(points, key=lambda point: (point.cost(x), -point.val_top1.mean, point.key))
         keys = [point.key for point in ranked]
         if len(set(keys)) < len(keys):

@@ -7,11 +7,11 @@ any fresh copy of the same network.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.provenance import Provenance, read_provenance
@@ -56,6 +56,9 @@ class ModelReference:
     input_shape: tuple[int, ...]
     checkpoint_sha256: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(self.input_shape))
+
 
 @dataclass(frozen=True)
 class BitAssignment:
@@ -77,6 +80,8 @@ class BitAssignment:
     layer_costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_type(self.model, ModelReference, "the model of an assignment", "give ModelReference(source, input_shape)")
+        object.__setattr__(self, "layers", bits_by_layer(self.layers))
         given: Any = self.provenance
         if not isinstance(given, Provenance):  # as the file has it
             object.__setattr__(self, "provenance", read_provenance(given))
@@ -146,6 +151,7 @@ class BitAssignment:
     @classmethod
     def loads(cls, text: str) -> BitAssignment:
         """Read an assignment from the text of its file."""
+        check_type(text, (str, bytes), "the text of an assignment", "give what its file holds")
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
@@ -153,6 +159,23 @@ class BitAssignment:
         except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads
             raise InputError(f"the assignment file is damaged ({error}); export it again") from error
         return cls.from_json(data)
+
+
+def bits_by_layer(layers: Any) -> Mapping[str, LayerBits]:
+    """The bits of layers by name; a pair (weight bits, activation bits) is as good as :class:`LayerBits`."""
+    hint = "give LayerBits(weight_bits, activation_bits) by the names of the layers"
+    check_type(layers, Mapping, "the bits of layers", hint)
+    if all(isinstance(bits, LayerBits) for bits in layers.values()):
+        return layers
+    found = {}
+    for name, bits in layers.items():
+        if not isinstance(bits, LayerBits):
+            check_type(bits, (tuple, list), f"the bits of layer '{name}'", hint)
+            if len(bits) != 2:
+                raise InputError(f"the bits of layer '{name}' are {bits!r}; {hint}")
+            bits = LayerBits(*bits)
+        found[name] = bits
+    return found
 
 
 def _layer_bits(entry: Mapping[str, Any]) -> LayerBits:
@@ -171,21 +194,22 @@ def kept_rows_of(layers: Mapping[str, LayerBits]) -> dict[str, tuple[int, ...]]:
     return {name: bits.kept_channels for name, bits in layers.items() if bits.kept_channels is not None}
 
 
+def check_names(what: str, names: Iterable[str], graph: LayerGraph, more: str = "") -> None:
+    """Raise :class:`InputError` unless ``what`` names exactly the layers of ``graph``."""
+    known, given = {layer.name for layer in graph.layers}, list(names)
+    for name in given:
+        if name not in known:
+            hint = nearest(str(name), known)
+            raise InputError(f"{what} names layer '{name}', which this network does not have{hint}{more}")
+    missing = sorted(known - set(given))
+    if missing:
+        raise InputError(f"{what} says nothing about layer '{missing[0]}' ({len(missing)} missing in all){more}")
+
+
 def check_fits(assignment: BitAssignment, graph: LayerGraph) -> None:
     """Raise :class:`InputError` unless the assignment names exactly the layers of ``graph``."""
-    known = {layer.name for layer in graph.layers}
-    for name in assignment.layers:
-        if name not in known:
-            raise InputError(
-                f"assignment '{assignment.id}' names layer '{name}', which this network does not have"
-                f"{nearest(name, known)}; it was made for {assignment.model.source}"
-            )
-    missing = sorted(known - set(assignment.layers))
-    if missing:
-        raise InputError(
-            f"assignment '{assignment.id}' says nothing about layer '{missing[0]}' ({len(missing)} missing in all); "
-            f"it was made for {assignment.model.source}"
-        )
+    made_for = f"; it was made for {assignment.model.source}"
+    check_names(f"assignment '{assignment.id}'", assignment.layers, graph, made_for)
     if kept_rows_of(assignment.layers):
         if graph.channels.unknown:
             raise InputError(

@@ -24,6 +24,12 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def check_type(value: object, kind: type | tuple[type, ...], what: str, hint: str) -> None:
+    """Raise :class:`InputError` unless ``value`` is a ``kind``; the hint says how to get one."""
+    if not isinstance(value, kind):
+        raise InputError(f"{what} cannot be a {type(value).__name__}; {hint}")
+
+
 def nearest(value: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'X'?"`` for the choice nearest to ``value``, or an empty string.
 

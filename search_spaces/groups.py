@@ -7,10 +7,10 @@ set is a *unit*, and the units of layers that are tied to one another are a *gro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, check_type, nearest
 
 Kept = Mapping[str, tuple[int, ...]]
 """Group name → the units that stay, ascending. A group that is not named keeps all."""
@@ -65,8 +65,10 @@ class ChannelGroups:
 
 def check_kept(groups: ChannelGroups, kept: Kept) -> None:
     """Raise :class:`InputError` unless ``kept`` names groups and units that exist, and leaves each group one."""
+    check_type(kept, Mapping, "the units to keep", "give them by the names of the channel groups")
     for name, units in kept.items():
         group = groups[name]
+        check_type(units, Sequence, f"the units of channel group '{name}'", "give a tuple of whole numbers")
         if not units:
             raise InputError(f"channel group '{name}' would lose all its {group.units} units; keep at least one")
         if list(units) != sorted(set(units)) or units[0] < 0 or units[-1] >= group.units:

@@ -14,7 +14,7 @@ import networkx as nx
 import numpy as np
 
 from search_spaces.assignments import BIT_WIDTHS, LayerBits
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec, ResidualBranch
 
 Pair = tuple[int, int]
@@ -130,6 +130,8 @@ class PrecisionSpace:
 
     def layers_of(self, cells: Sequence[tuple[int, int]]) -> dict[str, LayerBits]:
         """Bits of every layer when decision d takes the cell ``cells[d]``."""
+        if len(cells) != len(self.decisions):
+            raise InputError(f"there are {len(cells)} cells for {len(self.decisions)} decisions; give one for each")
         chosen = {name: self.pair(*cell) for d, cell in zip(self.decisions, cells, strict=True) for name in d.layers}
         return {name: LayerBits(*pair) for name, pair in {**self.fixed, **chosen}.items()}
 
@@ -163,6 +165,8 @@ def build_space(graph: LayerGraph, options: SpaceOptions) -> PrecisionSpace:
     Raises :class:`InputError` when nothing is left to search, a pattern fits no layer, or 0 bits are offered where
     no residual branch can be dropped.
     """
+    check_type(graph, LayerGraph, "the layers of a space", "give what read_graph(model, shape) returns")
+    check_type(options, SpaceOptions, "the options of a space", "give SpaceOptions(weight_bits=..., ...)")
     _check_patterns(graph, options)
     weight_bits, activation_bits, pairs = _candidates(options)
     fixed = _fixed(graph, options)

@@ -304,3 +304,71 @@ def test_other_arguments(tmp_path: Path) -> None:
     )
     assert dnas.LayerBits(np.int64(4), np.int64(8)) == dnas.LayerBits(4, 8)  # type: ignore[arg-type]
     assert type(dnas.LayerBits(np.int64(4), 8).weight_bits) is int  # type: ignore[arg-type]
+
+
+LAYERS = {layer.name: dnas.LayerBits(4, 8) for layer in GRAPH.layers}
+ASSIGNMENT = dnas.BitAssignment("mine", dnas.ModelReference("toys", SHAPE), LAYERS)
+CHOICE = dnas.QuantizerChoice()
+WRONG_CALLS: dict[str, Callable[[], Any]] = {
+    "apply to a file": lambda: dnas.apply(Net(), "mine.json"),  # type: ignore[arg-type]
+    "apply a dict": lambda: dnas.apply(Net(), ASSIGNMENT.to_json()),  # type: ignore[arg-type]
+    "fix missing layers": lambda: dnas.quantize_fixed(Net(), GRAPH, {"stem": dnas.LayerBits(4, 4)}),
+    "fix other layers": lambda: dnas.quantize_fixed(Net(), GRAPH, {**LAYERS, "stemm": dnas.LayerBits(4, 4)}),
+    "fix a number": lambda: dnas.quantize_fixed(Net(), GRAPH, 4),  # type: ignore[arg-type]
+    "fix a triple": lambda: dnas.quantize_fixed(Net(), GRAPH, {"stem": (4, 8, 2)}),  # type: ignore[dict-item]
+    "choice by name": lambda: dnas.quantize_fixed(Net(), GRAPH, LAYERS, "lsq"),  # type: ignore[arg-type]
+    "supernet by name": lambda: dnas.Supernet(Net(), GRAPH, SPACE, TABLE, "lsq"),  # type: ignore[arg-type]
+    "engine": lambda: dnas.Supernet(Net(), GRAPH, SPACE, TABLE, CHOICE, "branch"),  # type: ignore[arg-type]
+    "model of an assignment": lambda: dnas.BitAssignment("mine", "zoo:x", LAYERS),  # type: ignore[arg-type]
+    "text of an assignment": lambda: dnas.BitAssignment.loads(None),  # type: ignore[arg-type]
+    "profiles as a list": lambda: dnas.SwitchableNet(Net(), GRAPH, [ASSIGNMENT], CHOICE),  # type: ignore[arg-type]
+    "profile as a dict": lambda: dnas.SwitchableNet(Net(), GRAPH, {"a": {}}, CHOICE),  # type: ignore[dict-item]
+    "space of a dict": lambda: dnas.build_space(GRAPH, {"weight_bits": [2]}),  # type: ignore[arg-type]
+    "space of a network": lambda: dnas.build_space(Net(), dnas.SpaceOptions()),  # type: ignore[arg-type]
+    "one cost": lambda: dnas.CostTable(GRAPH, SPACE, dnas.build_costs()[0]),  # type: ignore[arg-type]
+    "cost as a function": lambda: dnas.CostTable(GRAPH, SPACE, [energy]),  # type: ignore[list-item]
+    "price of an unknown layer": lambda: TABLE.price({"stemm": dnas.LayerBits(4, 4)}),
+    "too few cells": lambda: SPACE.layers_of([(0, 0)]),
+    "costs that lack one": lambda: dnas.Budget({"macs": 3}, "mine").met_by({"bitops": 3}),
+    "job by name": lambda: dnas.plan_job("digits", Net(), SHAPE),  # type: ignore[arg-type]
+    "run by name": lambda: dnas.run_job("digits", None, print),  # type: ignore[arg-type]
+    "dump by name": lambda: dnas.dump_job("digits"),  # type: ignore[arg-type]
+    "verdicts of points": lambda: dnas.verdicts([]),  # type: ignore[arg-type]
+    "front of nothing": lambda: dnas.ParetoFront.from_points(None),  # type: ignore[arg-type]
+    "load a number": lambda: dnas.load(5),  # type: ignore[arg-type]
+    "device": lambda: dnas.evaluate(Net(), PAIRS, 8, "cpuu"),
+    "batch size": lambda: dnas.evaluate(Net(), PAIRS, 0),
+    "fraction": lambda: dnas.load_data("digits", validation_fraction="0.1"),  # type: ignore[arg-type]
+    "limit": lambda: dnas.load_data("digits", train_limit="100"),  # type: ignore[arg-type]
+    "section": lambda: dnas.Trainer(Net(), {"epochs": 1}, images=PAIRS),  # type: ignore[arg-type]
+    "frozen": lambda: dnas.Trainer(Net().requires_grad_(False), FinetuneSection(), images=PAIRS),
+    "section of a search": lambda: dnas.search_bits(Net(), PAIRS, BUDGET, section={"epochs": 1}),  # type: ignore[arg-type]
+    "space of a search": lambda: dnas.search_bits(Net(), PAIRS, BUDGET, space={"weight_bits": [2]}),  # type: ignore[arg-type]
+    "no batches": lambda: dnas.sensitivities(Net(), SPACE, CHOICE, []),
+    "batches without labels": lambda: dnas.sensitivities(Net(), SPACE, CHOICE, [X]),  # type: ignore[list-item]
+    "calibrate on nothing": lambda: dnas.calibrate(dnas.quantize_fixed(Net(), GRAPH, LAYERS), None),  # type: ignore[arg-type]
+    "groups as a list": lambda: bayesopt.importance(Net(), list(GRAPH.channels.groups)),  # type: ignore[arg-type]
+    "group by name": lambda: bayesopt.removal_order(Net(), "stem"),  # type: ignore[arg-type]
+    "taylor without labels": lambda: bayesopt.importance(Net(), GRAPH.channels, "taylor", batches=[X]),  # type: ignore[list-item]
+    "units as a number": lambda: bayesopt.remove_filters(Net(), GRAPH.channels, {"stem": 1}),  # type: ignore[dict-item]
+    "units as an array": lambda: bayesopt.remove_filters(Net(), GRAPH.channels, {"stem": np.arange(2)}),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CALLS)
+def test_what_cannot_be_taken_is_one_sentence(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        WRONG_CALLS[name]()
+    assert "\n" not in str(caught.value)
+
+
+def test_bits_of_layers_may_be_pairs() -> None:
+    pairs: Any = dict.fromkeys(LAYERS, (4, 8))
+    assert dnas.BitAssignment("mine", ASSIGNMENT.model, pairs) == ASSIGNMENT
+    assert TABLE.price(pairs) == TABLE.price(LAYERS)
+    model = trained(Net())
+    nets = [dnas.quantize_fixed(model, GRAPH, layers) for layers in (pairs, LAYERS)]
+    for net, batches in zip(nets, (X, DataLoader(PAIRS, len(Y))), strict=True):
+        dnas.calibrate(net, batches)
+        dnas.recalibrate_batchnorm(net, batches)
+    assert torch.equal(nets[0].eval()(X), nets[1].eval()(X))

@@ -21,7 +21,7 @@ from dnas.config.errors import Where, joined, key_name, printable, sentences
 from dnas.config.job import JobConfig
 from dnas.config.text import commented_text, job_text, reference_text
 from dnas.config.toml_lines import KeyPath, key_lines, paths_of
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, check_type, nearest
 
 DEFAULT_PRESET = "digits"
 
@@ -40,6 +40,7 @@ def load_job(source: str | Path | None = None, overrides: Sequence[str] | str = 
 
 def dump_job(config: JobConfig) -> str:
     """Return the resolved job as TOML, every key written out except those that are None."""
+    check_type(config, JobConfig, "a job", "give what dnas.load_job(source) returns")
     return job_text(config)
 
 

@@ -17,6 +17,7 @@ from dnas.data.augmentation import (
     draw_augmentation,
     resize,
 )
+from search_spaces.errors import InputError
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class ImageSet(Protocol):
         """Yield normalised float32 images (B, C, H, W) and their labels (B,) on ``device``, once each.
 
         Without a seed they come in order and as they are; with one, their order and augmentation follow from the
-        seed alone. ``drop_last`` leaves out a last batch that is short. Raises ValueError on an augmentation
+        seed alone. ``drop_last`` leaves out a last batch that is short. Raises InputError on an augmentation
         without a seed or a batch size below one.
         """
 
@@ -151,11 +152,11 @@ def stratified_indices(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def refuse_batches(batch_size: int, seed: int | None, augmentation: Augmentation | None) -> None:
-    """Raise ValueError on what :meth:`ImageSet.batches` refuses."""
+    """Raise InputError on what :meth:`ImageSet.batches` refuses."""
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if seed is None and augmentation is not None:
-        raise ValueError("an augmentation needs a seed")
+        raise InputError("an augmentation needs a seed")
 
 
 def draw_order(count: int, seed: int | None) -> tuple[torch.Generator, Tensor]:
@@ -170,7 +171,7 @@ def draw_order(count: int, seed: int | None) -> tuple[torch.Generator, Tensor]:
 def chunks(order: Tensor, batch_size: int, drop_last: bool) -> tuple[Tensor, ...]:
     """Cut the order (N,) into batches."""
     stop = len(order) - len(order) % batch_size if drop_last else len(order)
-    return torch.split(order[:stop], batch_size) if stop else ()
+    return torch.split(order[:stop], int(batch_size)) if stop else ()
 
 
 def normalise(

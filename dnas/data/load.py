@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from dnas.data.augmentation import SMALL_PIXELS, Augmentation
 from dnas.data.image_files import FolderImages
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
 from dnas.data.sources import SourceOptions, read_pool
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, check_type
 
 __all__ = ["Augmentation", "DataSplits", "FolderImages", "ImageSet", "MemoryImages", "load_data", "stratified_indices"]
 
@@ -63,6 +64,7 @@ def load_data(
 def _refuse_options(
     validation_fraction: float, image_size: int | None, train_limit: int | None, test_limit: int | None, workers: int
 ) -> None:
+    check_type(validation_fraction, Real, "validation_fraction", "give a number such as 0.1")
     if not 0.0 < validation_fraction <= 0.5:
         raise InputError(f"validation_fraction must lie in (0, 0.5], got {validation_fraction}")
     for name, value, least in (
@@ -71,6 +73,8 @@ def _refuse_options(
         ("test_limit", test_limit, 1),
         ("workers", workers, 0),
     ):
+        if value is not None:
+            check_type(value, Integral, name, "give a whole number")
         if value is not None and value < least:
             raise InputError(f"{name} must be at least {least}, got {value}")
 

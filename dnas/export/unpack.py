@@ -22,7 +22,7 @@ from results.packed.file import PackedFile, read_packed
 from results.packed.weights import FLOAT, PLANES, SHARED, part_of, shared_values, weight_values
 from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, check_type
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models.load import load_model
@@ -41,6 +41,7 @@ def load(path: Path | str, model: nn.Module | None = None, profile: str | None =
     width. Each BatchNorm is the folded scale and shift. Buffers that are not persistent are the model's own.
     Raises :class:`InputError` for a damaged file, for another network, and for other values of such a buffer.
     """
+    check_type(path, (str, Path), "the path of a packed file", "give text or a Path")
     packed = read_packed(Path(path), profile)
     try:
         profiles = list(packed.description["profiles"]) if profile is None else [profile]

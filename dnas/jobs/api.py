@@ -28,6 +28,7 @@ from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
+from search_spaces.errors import check_type
 from search_spaces.models.copies import fresh_copy
 from search_spaces.network.graph import read_graph
 from search_spaces.provenance import SEARCH, Provenance, Quantizers
@@ -62,6 +63,7 @@ def search_bits(
     table = CostTable(graph, precision_space, build_costs(quantizers.per_channel))
     limits = read_budgets([budgets] if isinstance(budgets, Mapping | Budget) else budgets, table)
     section = section or SearchSection()
+    check_type(section, SearchSection, "the section of a search", "give SearchSection(epochs=...) or job.search")
     labels = {f"search-{number}": budget for number, budget in enumerate(limits, start=1)}
     ordered = in_search_order(labels, table, section.monotone)
     images = SearchData.split(data.train, data.val, section.theta_fraction, batch_size, augmentation, seed=seed)
@@ -106,6 +108,7 @@ def finetune(
     :class:`InputError` when the assignment was made for another network, and for data that cannot be trained on.
     """
     data, device, section = data_splits(data), Device.of(device), section or FinetuneSection()
+    check_type(section, FinetuneSection, "the section of a fine-tuning", "give FinetuneSection(...) or job.finetune")
     sets = {"training": data.train}
     rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=section.epochs > 0)
     network = apply(model, assignment).to(device.place)

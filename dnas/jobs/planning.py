@@ -16,7 +16,7 @@ from search_spaces.allocation.program import check_reachable
 from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable, build_costs
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, check_type
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.network.graph import read_graph
 from search_spaces.registry import importable_working_directory
@@ -38,6 +38,7 @@ class Plan:
 
 def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
     """Plan a job; raises :class:`InputError` for a budget out of reach or a space that does not fit the network."""
+    check_type(config, JobConfig, "a job", "give what dnas.load_job(source) returns")
     graph = read_graph(model, input_shape)
     sparse = config.compression == "squantizer"
     space = build_space(graph, squantizer_options(config) if sparse else space_options(config.space))

@@ -53,7 +53,7 @@ from results.run.folder import CHECKPOINTS, ENVIRONMENT, Run
 from results.run.lost import lost_files, unknown_files
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.table import CostTable
-from search_spaces.errors import InputError, JobError
+from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.provenance import PRUNED
 
@@ -70,6 +70,7 @@ def run_job(
     ``report`` receives every journal event, and ``progress`` events in between. Raises :class:`InputError` before
     any training for what cannot work, :class:`JobError` for what went wrong on the way; both leave the run resumable.
     """
+    check_type(config, JobConfig, "a job", "give what dnas.load_job(source) returns")
     if config.threads:
         torch.set_num_threads(config.threads)
     _give_up_lost(run, report)

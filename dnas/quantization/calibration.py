@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.samples import TensorSample, joined, sampled
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, check_type
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.network.calls import first_input
@@ -70,6 +70,9 @@ def images_of(batches: Iterable[Any]) -> Iterator[Any]:
 
     Raises :class:`InputError` for no batch at all, or one that is not finite.
     """
+    if isinstance(batches, Tensor):  # one batch
+        batches = [batches]
+    check_type(batches, Iterable, "batches of images", "give a list of them, or a DataLoader")
     empty = True
     for number, batch in enumerate(batches, start=1):
         empty = False

@@ -14,8 +14,9 @@ from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_l
 from dnas.quantization.proof import check_twin
 from dnas.quantization.quantizers import Quantizer
 from dnas.quantization.sparsity import SparseQuantizer
-from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
+from search_spaces.assignments import BitAssignment, LayerBits, bits_by_layer, check_fits, check_names, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
+from search_spaces.errors import check_type
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.models.copies import fresh_copy
@@ -104,8 +105,13 @@ def quantize_fixed(
     Filters that the layers do not keep are removed. Without a ``choice``, the quantizers are those of a search.
     Raises :class:`InputError` that names a layer whose twin is not what the network does with it.
     """
+    choice = choice or QuantizerChoice()
+    check_type(choice, QuantizerChoice, "the choice of quantizers", "give QuantizerChoice(weights='lsq', ...)")
+    check_type(graph, LayerGraph, "the layers of a network", "give what read_graph(model, shape) returns")
+    layers = bits_by_layer(layers)
+    check_names("the assignment", layers, graph)
     check_twin(model, graph, [name for name, bits in layers.items() if bits != LayerBits(FLOAT_BITS, FLOAT_BITS)])
-    return fixed_copy(model, graph, layers, choice or QuantizerChoice())
+    return fixed_copy(model, graph, layers, choice)
 
 
 def fixed_copy(
@@ -174,6 +180,7 @@ def apply(
     names others. A network that one input shape does not describe is read on ``example``, as in :func:`read_graph`.
     Raises :class:`InputError` when the assignment is for another network.
     """
+    check_type(assignment, BitAssignment, "an assignment", "read a file of one by BitAssignment.loads(text)")
     graph = read_graph(model, assignment.model.input_shape if example is None else example)
     check_fits(assignment, graph)
     return quantize_fixed(model, graph, assignment.layers, choice or QuantizerChoice.of(assignment))

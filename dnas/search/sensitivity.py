@@ -7,7 +7,7 @@ Hutchinson's estimator. For activations the Hessian is replaced by its Gauss-New
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
 from dnas.quantization.quantizers import Quantizer
+from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
@@ -29,7 +30,7 @@ def sensitivities(
     model: nn.Module,
     space: PrecisionSpace,
     choice: QuantizerChoice,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     seed: int = 0,
     probes: int = 4,
@@ -40,6 +41,9 @@ def sensitivities(
     :class:`InputError` for a weight that is not finite.
     """
     check_finite(model)
+    batches = list(batches)
+    if not batches or not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
+        raise InputError("sensitivities need batches of images (N, C, H, W) and labels (N,), at least one")
     twin = fresh_copy(model).eval()
     names = [name for decision in space.decisions for name in decision.layers]
     layers = {name: twin.get_submodule(name) for name in names}

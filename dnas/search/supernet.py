@@ -26,6 +26,7 @@ from dnas.quantization.proof import check_twin
 from search_spaces.allocation.program import Cells, allocate, dominated
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
+from search_spaces.errors import InputError, check_type
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import fresh_copy
 from search_spaces.spaces import Pair, PrecisionSpace
@@ -132,6 +133,9 @@ class Supernet(nn.Module):
         self.network = fresh_copy(model)
         self.theta = Theta(space)
         choice = choice or QuantizerChoice()
+        check_type(choice, QuantizerChoice, "the choice of quantizers", "give QuantizerChoice(weights='lsq', ...)")
+        if engine not in ("composite", "branches"):
+            raise InputError(f"engine = {engine!r} is not one of composite, branches")
         choice.check_mixture(space.weight_bits, space.activation_bits)
         for name, (weight, activation) in space.fixed.items():
             if name in fixed:

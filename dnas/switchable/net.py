@@ -30,7 +30,7 @@ from dnas.quantization.layers import TensorQuantizer, fit_together
 from dnas.quantization.proof import check_twin
 from dnas.switchable.views import SharedQuantizers, build_view, key_of, once_each, own_parts, part_of, share_norms
 from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import fresh_copy
 
@@ -269,9 +269,13 @@ def by_width(graph: LayerGraph, assignments: Mapping[str, BitAssignment]) -> lis
 
 def check_profiles(graph: LayerGraph, assignments: Mapping[str, BitAssignment], private_norms: bool = True) -> None:
     """Raise :class:`InputError` unless these assignments can share the weights of the network."""
+    check_type(
+        assignments, Mapping, "the profiles of a switchable net", "give assignments by the names of the profiles"
+    )
     if not assignments:
         raise InputError("a switchable net needs at least one profile")
     for name, assignment in assignments.items():
+        check_type(assignment, BitAssignment, f"profile '{name}'", "give a BitAssignment")
         check_fits(assignment, graph)
         if any(bits.sparse for bits in assignment.layers.values()):
             raise InputError(f"profile '{name}' has sparse weights, which others cannot share; leave it out")

@@ -14,6 +14,7 @@ from dnas.config.training import Optimization
 from dnas.quantization.layers import TensorQuantizer
 from dnas.training.optimizers import Groups, build_optimizer, optimizer_state, restore_optimizer
 from dnas.training.schedules import cosine, stepped, warmed_up
+from search_spaces.errors import InputError, check_type
 
 AddGradients = Callable[[float], float]
 """Adds the gradients of so many times the loss of a batch; returns the loss itself."""
@@ -52,8 +53,14 @@ class Updates:
     """Updates the weights of ``network``, batch by batch; its state restores bit for bit."""
 
     def __init__(self, network: nn.Module, optimization: Optimization) -> None:
+        check_type(optimization, Optimization, "how to train", "give a section of a job, such as job.finetune")
         self.optimization = optimization
         groups = weight_groups(network, optimization)
+        if not groups:
+            raise InputError(
+                "the network has no parameter that requires a gradient, so there is nothing to train; call "
+                "requires_grad_(True) on what is to be trained"
+            )
         self._factors = [group["lr"] / optimization.learning_rate for group in groups]
         self.optimizer = build_optimizer(groups, optimization)
         self.average = MovingAverage(network, optimization.averaging) if optimization.averaging else None

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from results.pareto import COSTS, FLOAT, Estimate, FloatReference, FrontPoint, ParetoFront
 from results.units import Unit, number_text, scaled_unit
+from search_spaces.errors import check_type
 
 KIBIBYTE = 1024
 COMPARED = ("search", "squantizer")
@@ -123,6 +124,7 @@ def verdicts(front: ParetoFront) -> list[str]:
 
     Below them, the same for what was pruned.
     """
+    check_type(front, ParetoFront, "a front", "give what run_job or Run.load_front returns")
     comparisons = [*compare_with_controls(front), *compare_pruned(front)]
     return [_sentence(comparison, front.x) for comparison in comparisons]
 

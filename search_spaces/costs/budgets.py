@@ -44,6 +44,9 @@ class Budget:
 
     def met_by(self, costs: Mapping[str, float]) -> bool:
         """Whether no limit is exceeded."""
+        for name in self.limits:
+            if name not in costs:
+                raise InputError(f"budget '{self.label}' limits {name}, which the given costs lack: {', '.join(costs)}")
         return all(costs[name] <= limit for name, limit in self.limits.items())
 
 

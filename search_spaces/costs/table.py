@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.assignments import LayerBits, kept_rows_of
+from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.errors import InputError, nearest, one_line
+from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.registry import importable_working_directory, imported
@@ -155,6 +155,11 @@ class CostTable:
     """
 
     def __init__(self, graph: LayerGraph, space: PrecisionSpace, costs: Sequence[Cost]) -> None:
+        check_type(graph, LayerGraph, "the layers of a table", "give what read_graph(model, shape) returns")
+        check_type(space, PrecisionSpace, "the space of a table", "give what build_space(graph, options) returns")
+        check_type(costs, (list, tuple), "the costs of a table", "give a list of them, such as build_costs()")
+        for cost in costs:
+            check_type(cost, Cost, "a cost", "name your own function by build_costs(functions={'energy': function})")
         self.graph, self.space = graph, space
         self.costs = {cost.name: cost for cost in costs}
         self._memo: dict[tuple[str, LayerSpec, int, int], float] = {}
@@ -192,6 +197,7 @@ class CostTable:
 
         Layers that keep only some filters are priced in the network that is left.
         """
+        layers = bits_by_layer(layers)
         kept = kept_units(self.graph.channels, kept_rows_of(layers))
         return self.price_in(pruned_graph(self.graph, kept) if kept else self.graph, layers, names)
 
@@ -200,6 +206,9 @@ class CostTable:
     ) -> dict[str, float]:
         """Exact costs of these bits in a network with the same layers at other sizes."""
         specs = graph.by_name
+        for name in layers:
+            if name not in specs:
+                raise InputError(f"there is no layer '{name}'{nearest(str(name), specs)}")
         return {
             cost.name: cost.total(
                 [self._layer(cost, specs[name], (b.weight_bits, b.activation_bits)) for name, b in layers.items()],
