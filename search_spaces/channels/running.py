@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from search_spaces.channels.meta_operations import run_on_meta
 
@@ -66,7 +66,8 @@ class WatchedRun(TorchDispatchMode):
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if self._inside == 1:
                 self._keep((args, kwargs, output))
-                output = self.call(name, module, [*args, *kwargs.values()], output)
+                with _disable_current_modes():  # what it works out itself is no part of the run
+                    output = self.call(name, module, [*args, *kwargs.values()], output)
             self._inside -= 1
             return output
 
