@@ -94,6 +94,7 @@ def test_json_is_that_of_the_documentation():
                 "kept_filters": 0.625,
             }
         ],
+        "preprocessing": None,
         "float": {"size_bytes": 400, "val_top1": 0.75, "test_top1": 0.5, "costs": {"bitops": 9.0}},
     }
     assert ParetoFront.from_json(front.to_json()) == front
