@@ -23,9 +23,9 @@ from bayesopt.proposers import make_proposer
 from bayesopt.trials import best_trials, run_trials
 from benchmarks.pruning import opened
 from dnas.jobs.stages.measure import Measurer
-from dnas.jobs.stages.prune import removal_orders
 from dnas.jobs.stages.prune_plan import Pruning
 from dnas.jobs.stages.prune_trials import PruningObjective, make_objective
+from dnas.jobs.stages.pruning import removal_orders
 from dnas.quantization.calibration import batch_statistics
 from dnas.training.trainer import Measurement
 
@@ -88,7 +88,7 @@ class Mixture:
         """Weights of every layer at the expected numbers of filters and inputs."""
         kept = {g.name: s.double() @ c for g, s, c in zip(self.groups, shares, self.counts, strict=True)}
         total = torch.zeros((), dtype=torch.float64)
-        for spec in self.pruning.context.plan.graph.layers:
+        for spec in self.pruning.context.job.plan.graph.layers:
             size = torch.tensor(float(spec.weight_elements), dtype=torch.float64)
             for part in ("rows", "columns"):
                 size = size * self._left(part, spec.name, kept)
@@ -112,13 +112,13 @@ def joint(
     mixture, generator = Mixture(pruning, objective), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam([mixture.logits], lr=RATE)
     context, network = pruning.context, objective.network
-    batch_size = context.config.data.batch_size
+    batch_size = context.job.config.data.batch_size
     steps = max(1, round(images / BACKWARD / batch_size))
     full = mixture.expected_bytes(torch.eye(len(SHARES))[:1].expand(len(mixture.groups), -1)).item()
     target = limits["size_bytes"] / pruning.parent.cost["size_bytes"]
     done = 0
     while done < steps:
-        for x, y in context.data.train.batches(batch_size, seed=seed + done, augmentation=context.augmentation):
+        for x, y in context.job.data.train.batches(batch_size, seed=seed + done, augmentation=context.job.augmentation):
             temperature = START * (END / START) ** (done / steps)
             shares = mixture.shares(temperature, generator)
             with batch_statistics(network), mixture.applied(network, shares):

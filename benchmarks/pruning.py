@@ -20,9 +20,9 @@ from bayesopt.proposers import make_proposer
 from dnas.config.file import load_job
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages.measure import Measurer
-from dnas.jobs.stages.prune import removal_orders
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
 from dnas.jobs.stages.prune_trials import make_objective
+from dnas.jobs.stages.pruning import removal_orders
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.trainer import Trainer, evaluate
 from results.run.folder import Run
@@ -34,13 +34,13 @@ CONFIGURATIONS = 24
 def opened(folder: str, assignment: str) -> tuple[JobContext, Pruning]:
     run = Run.open(Path(folder))
     context = JobContext(load_job(str(run.folder / "job.toml")), run, lambda event: None)
-    return context, Pruning(context, PruneTarget(run.assignment(assignment), context.config.prune))
+    return context, Pruning(context, PruneTarget(run.assignment(assignment), context.job.config.prune))
 
 
 def compare_criteria(folder: str, name: str) -> None:
     context, pruning = opened(folder, name)
     measurer, section = Measurer(context), pruning.section
-    batches = context.labelled_batches("importance", section.batchnorm_batches)
+    batches = context.job.labelled_batches("importance", section.batchnorm_batches)
     print(f"{name}: validation top-1 % after removing filters, BatchNorm re-estimated, no fine-tuning")
     print("| criterion | " + " | ".join(f"{100 * ratio:.0f} % of every group" for ratio in RATIOS) + " |")
     print("|---" * (1 + len(RATIOS)) + "|")
@@ -48,7 +48,7 @@ def compare_criteria(folder: str, name: str) -> None:
         cells = []
         for ratio in RATIOS:
             values = []
-            for seed in range(context.config.finetune.seeds):
+            for seed in range(context.job.config.finetune.seeds):
                 network = measurer.stored(pruning.parent, seed)
                 found = rankings(network, pruning.groups, criterion, batches=batches, seed=seed)
                 orders = {group: ranking.order for group, ranking in found.items()}
@@ -64,7 +64,7 @@ def rank_trials(folder: str, name: str) -> None:
     context, pruning = opened(folder, name)
     orders = removal_orders(pruning, Measurer(context))
     objective = make_objective(context, name, orders, pruning.section)
-    config = context.config
+    config = context.job.config
     proposer = make_proposer("random", pruning.space, [pruning.budgets[0].limits], seed=1, total=CONFIGURATIONS)
     proxies, tuned = [], []
     for proposal in proposer.ask(CONFIGURATIONS):
@@ -73,16 +73,16 @@ def rank_trials(folder: str, name: str) -> None:
         trainer = Trainer(
             network,
             config.finetune.model_copy(update={"epochs": 1}),
-            images=context.data.train,
+            images=context.job.data.train,
             batch_size=config.data.batch_size,
-            augmentation=context.augmentation,
+            augmentation=context.job.augmentation,
             seed=config.seed,
             label="rank",
         )
         for _ in trainer.epochs():
             pass
         recalibrate_batchnorm(network, objective.batchnorm_images)
-        tuned.append(evaluate(network.eval(), context.data.val, config.data.batch_size))
+        tuned.append(evaluate(network.eval(), context.job.data.val, config.data.batch_size))
         figures = (f"{m.loss:.4f} {100 * m.top1:.2f} %" for m in (proxies[-1], tuned[-1]))
         print("trial {}, after an epoch {}".format(*figures), flush=True)
     pairs = {

@@ -24,7 +24,6 @@ Clock = Callable[[], float]
 SECONDS_BETWEEN_LINES = 2.0
 SECONDS_BETWEEN = {"epoch": SECONDS_BETWEEN_LINES, "trial": SECONDS_BETWEEN_LINES, "progress": 30.0}
 PRUNE = "prune"
-SMOOTHING = 0.3
 
 
 class Display(Protocol):
@@ -49,33 +48,6 @@ def open_display(quiet_stdout: bool = False) -> Display:
     return PlainDisplay(sys.stderr if quiet_stdout else sys.stdout)
 
 
-class TimeLeft:
-    """How long a job will still take: elapsed · (1 - f) / f over the share f done since it was first told."""
-
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
-        self._first: tuple[float, float] | None = None
-        self._last = 0.0
-        self.seconds: float | None = None
-
-    def update(self, fraction: float) -> None:
-        """Take note of the overall share done; a resumed job starts above 0."""
-        now = self._clock()
-        if self._first is None:
-            self._first = (now, fraction)
-        start, begun_at = self._first
-        done = fraction - begun_at
-        if done <= 0:
-            return
-        estimate = (now - start) * (1 - fraction) / done
-        if self.seconds is None:
-            self.seconds = estimate
-        else:
-            expected = max(0.0, self.seconds - (now - self._last))
-            self.seconds = (1 - SMOOTHING) * expected + SMOOTHING * estimate
-        self._last = now
-
-
 @dataclass
 class JobState:
     """What is known of a running job, from its events."""
@@ -83,6 +55,7 @@ class JobState:
     stage: str = ""
     label: str = ""
     fraction: float = 0.0
+    seconds_left: float | None = None
     values: dict[str, Any] = field(default_factory=dict)
 
     def update(self, event: Event) -> None:
@@ -94,6 +67,7 @@ class JobState:
                 self.values.clear()
             self.values.update((key, value) for key, value in event.items() if key not in ("event", "time"))
         self.fraction = float(event.get("fraction", self.fraction))
+        self.seconds_left = event.get("seconds_left", self.seconds_left)
 
     def title(self) -> str:
         """The stage and what it works on."""
@@ -146,7 +120,6 @@ class PlainDisplay:
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         self.stream = stream
         self.state = JobState()
-        self.left = TimeLeft(clock)
         self._clock = clock
         self._last_line = clock() - SECONDS_BETWEEN_LINES
 
@@ -161,8 +134,6 @@ class PlainDisplay:
     def report(self, event: Event) -> None:
         """Print the event's line, if it has one and it is time for one."""
         self.state.update(event)
-        if event["event"] == "progress":
-            self.left.update(self.state.fraction)
         line = telling_line(event)
         if line:
             self._print(line)
@@ -173,7 +144,7 @@ class PlainDisplay:
         if wait is not None and self._clock() - self._last_line >= wait:
             self._last_line = self._clock()
             facts = ", ".join(f"{name} {text}" for name, text in self.state.facts().items())
-            self._print(f"{self.state.title()}: {facts}; {share_text(self.state.fraction, self.left.seconds)}")
+            self._print(f"{self.state.title()}: {facts}; {share_text(self.state.fraction, self.state.seconds_left)}")
 
     def _print(self, line: str) -> None:
         print(line, file=self.stream, flush=True)
@@ -182,10 +153,9 @@ class PlainDisplay:
 class LiveDisplay:
     """A panel that is redrawn in place and gone at the end; notes and measurements scroll by above it."""
 
-    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
         self.state = JobState()
-        self.left = TimeLeft(clock)
         self._live = Live(
             console=console, get_renderable=self.render, refresh_per_second=4, transient=True, redirect_stdout=False
         )
@@ -202,8 +172,6 @@ class LiveDisplay:
     def report(self, event: Event) -> None:
         """Take note of an event; the panel shows it within a quarter of a second."""
         self.state.update(event)
-        if event["event"] == "progress":
-            self.left.update(self.state.fraction)
         line = telling_line(event)
         if line and event["event"] != "stage":
             self.console.print(Text(line))
@@ -215,7 +183,7 @@ class LiveDisplay:
         for name, text in self.state.facts().items():
             grid.add_row(name, text)
         bar = Table.grid(padding=(0, 2))
-        words = share_text(self.state.fraction, self.left.seconds)
+        words = share_text(self.state.fraction, self.state.seconds_left)
         bar.add_row(ProgressBar(total=1.0, completed=self.state.fraction, width=40), words)
         return Group(grid, bar)
 

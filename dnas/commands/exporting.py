@@ -17,7 +17,7 @@ from dnas.export.onnx import export_onnx
 from dnas.export.qonnx import export_qonnx
 from dnas.export.save import save_packed
 from dnas.export.torchao import export_torchao
-from dnas.jobs.context import load_network
+from dnas.jobs.job import load_network
 from dnas.jobs.normalisation import stored_preprocessing
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.quantization.conversion import QuantizerChoice

@@ -16,7 +16,7 @@ from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
 from dnas.jobs import run as jobs
-from dnas.jobs.stages.finalise import FinaliseRequest
+from dnas.jobs.stages.finalise_requests import FinaliseRequest
 from dnas.jobs.stages.prune_requests import PruneRequest
 from results.events import Epoch, Measured
 from results.pareto import FLOAT, ParetoFront

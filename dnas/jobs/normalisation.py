@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dnas.config.file import load_job
 from dnas.data.image_sets import DataSplits
-from dnas.jobs.context import load_splits
+from dnas.jobs.job import load_splits
 from results.preprocessing import Preprocessing
 from results.run.folder import FRONT_JSON, JOB, Run
 from search_spaces.errors import InputError

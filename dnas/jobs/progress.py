@@ -1,82 +1,129 @@
-"""How much of a job is done, told step by step: every stage announces its work in image passes beforehand."""
+"""How much of a job is done, and how long the rest takes.
+
+Every stage says beforehand what it has to do, as :data:`Work`: units by kind of work. A unit is about one image passed
+through the float network, so that the share of units done is a fair share of the job before anything is known. How long
+a unit of each kind takes is then learned from the clock as the job goes, and of a kind that has not begun yet it is
+what the units of all other kinds took.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from dnas.config.job import JobConfig
-
 Report = Callable[[Mapping[str, Any]], None]
+Work = Mapping[str, float]
+"""Kind of work → units."""
 
-FORWARD, TRAIN, TRAIN_QUANTIZED = 1.0, 3.0, 4.0
-"""Work of one image in a measurement, a float training step and a quantized one."""
+FORWARD, TRAIN = 1.0, 3.0
+"""Units of one image in a measurement and in a training step of the float network."""
+
+FORWARD_QUANTIZED, TRAIN_QUANTIZED, TRAIN_SUPERNET = 2.0, 6.0, 8.0
+"""The same of a quantized net, and of a training step of a supernet (measured on the default job, on a CPU)."""
+
+_TRUST = 1000.0
+"""Units of a kind after which its own pace counts as much as that of all kinds."""
+
+
+def in_all(*works: Work) -> dict[str, float]:
+    """The sum of several works, kind by kind.
+
+    >>> in_all({"test": 1.0}, {"test": 2.0, "search": 5.0})
+    {'test': 3.0, 'search': 5.0}
+    """
+    total: dict[str, float] = defaultdict(float)
+    for work in works:
+        for kind, units in work.items():
+            total[kind] += units
+    return dict(total)
+
+
+def times(count: float, work: Work) -> dict[str, float]:
+    """So many times the work.
+
+    >>> times(2, {"test": 1.5})
+    {'test': 3.0}
+    """
+    return {kind: count * units for kind, units in work.items()}
 
 
 class Progress:
-    """Counts work done against work planned and passes it on with each step."""
+    """Counts units done against units planned, learns the seconds that a unit takes, and tells both with each step.
 
-    def __init__(self, total: float, report: Report) -> None:
-        self.total, self.done, self.report = max(total, 1.0), 0.0, report
+    Every stage of the job has an account of its own, so that what it did not need in the end can be taken back.
+    """
 
-    def advance(self, work: float) -> None:
-        """Count ``work`` as done."""
-        self.done = min(self.total, self.done + work)
+    def __init__(self, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
+        self._report, self._clock = report, clock
+        self._left: list[dict[str, float]] = [defaultdict(float)]
+        self._now = 0
+        self._done = 0.0
+        self._timed: dict[str, tuple[float, float]] = {}  # kind → (units, seconds)
+        self._last = clock()
 
-    def add(self, work: float) -> None:
-        """Plan for ``work`` more."""
-        self.total += work
+    def plan(self, stages: Sequence[Work]) -> None:
+        """Say what every stage has to do, before the first of them."""
+        self._left = [defaultdict(float, work) for work in stages]
 
-    def drop(self, work: float) -> None:
-        """Take back ``work`` that turned out not to be needed."""
-        self.total = max(self.done, self.total - work)
+    @contextmanager
+    def within(self, stage: int) -> Iterator[None]:
+        """Count as the work of this stage; what is left of it at the end turned out not to be needed."""
+        self._now = stage
+        yield
+        self._left[stage].clear()
 
-    def step(self, work: float, **fields: Any) -> None:
-        """Count the work of one step and report where the job stands."""
-        self.advance(work)
-        self.report({"event": "progress", "fraction": self.done / self.total, **fields})
+    def replan(self, work: Work) -> None:
+        """Say anew what the present stage has to do, now that it is known."""
+        self._left[self._now] = defaultdict(float, work)
 
+    def correct(self, count: float, work: Work) -> None:
+        """Plan for so many times this work more in the present stage; less, where negative."""
+        for kind, units in work.items():
+            self._left[self._now][kind] = max(0.0, self._left[self._now][kind] + count * units)
 
-@dataclass(frozen=True)
-class EpochWork:
-    """Work of one epoch of each stage, its measurement on the judging images included."""
+    def recall(self, work: Work) -> None:
+        """Count work as done that an earlier process did."""
+        for kind, units in work.items():
+            self._count(kind, units)
+        self._last = self._clock()
 
-    pretrain: float
-    warmup: float
-    search: float
-    finetune: float
+    def step(self, kind: str, units: float, **fields: Any) -> None:
+        """Count the work of one step, with the time since the last one, and report where the job stands."""
+        self._count(kind, units)
+        now = self._clock()
+        # What comes before the first step of a kind, such as a compilation, is not what its other steps take.
+        if kind in self._timed:
+            done, seconds = self._timed[kind]
+            self._timed[kind] = (done + units, seconds + now - self._last)
+        else:
+            self._timed[kind] = (0.0, 0.0)
+        self._last = now
+        self._report({"event": "progress", "fraction": self.fraction, "seconds_left": self.seconds_left, **fields})
 
-    @classmethod
-    def of(cls, config: JobConfig, weights: int, theta: int, validation_images: int) -> EpochWork:
-        """The work for so many images that train the weights, train θ, and judge."""
-        images = weights + theta
-        searched = {"frozen": theta, "epoch": images, "step": 2 * weights}[config.search.weight_updates]
-        return cls(
-            pretrain=TRAIN * weights + FORWARD * validation_images,
-            warmup=TRAIN_QUANTIZED * weights + FORWARD * validation_images,
-            search=TRAIN_QUANTIZED * searched + 2 * FORWARD * validation_images,
-            finetune=TRAIN_QUANTIZED * images + FORWARD * validation_images,
-        )
+    @property
+    def fraction(self) -> float:
+        """The share of all units that is done, in [0, 1]."""
+        left = sum(units for stage in self._left for units in stage.values())
+        return self._done / (self._done + left) if self._done + left else 0.0
 
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes; None before anything was timed."""
+        units = sum(units for units, _ in self._timed.values())
+        if not units:
+            return None
+        common = sum(seconds for _, seconds in self._timed.values()) / units
+        return sum(units * self._pace(kind, common) for kind, units in in_all(*self._left).items())
 
-def planned_work(config: JobConfig, work: EpochWork, budgets: int) -> float:
-    """Work of a whole job in image passes, as if every assignment were another one."""
-    search, controls = config.search, config.controls
-    passes = config.order.count("search")
-    searches = max(1, budgets) * passes
-    if config.compression == "squantizer":
-        sparse = config.squantizer
-        in_budgets = len(sparse.budgets) * (2 if sparse.trials else 1)
-        nets = len(set(sparse.weight_bits)) * (len(set(sparse.sigma)) + in_budgets) + len(controls.uniform)
-        finetuned = config.finetune.epochs * config.finetune.seeds * nets
-        return work.pretrain * config.pretrain.epochs + work.finetune * finetuned
-    candidates = searches + len(controls.uniform) + budgets * (int(controls.ilp) + controls.random)
-    if search.sample_every:
-        candidates += searches * search.samples * (search.epochs // search.sample_every)
-    return (
-        work.pretrain * config.pretrain.epochs
-        + work.warmup * search.warmup_epochs * passes
-        + work.search * search.epochs * searches
-        + work.finetune * config.finetune.epochs * config.finetune.seeds * candidates
-    )
+    def _pace(self, kind: str, common: float) -> float:
+        """Seconds per unit: as measured, and the ``common`` ones where little was measured."""
+        units, seconds = self._timed.get(kind, (0.0, 0.0))
+        return (seconds + _TRUST * common) / (units + _TRUST)
+
+    def _count(self, kind: str, units: float) -> None:
+        self._done += units
+        left = self._left[self._now]
+        left[kind] = max(0.0, left[kind] - units)

@@ -1,53 +1,110 @@
-"""The controls that every search is measured against: uniform, training-free and random assignments."""
+"""The stage `controls`: what every search is measured against: uniform, training-free and random assignments."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from dnas.jobs.context import JobContext
+from dnas.jobs.job import Job
+from dnas.jobs.progress import Work
+from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.search.sensitivity import sensitivities
 from dnas.training.schedules import derived_seed
 from search_spaces.allocation.program import allocate, is_reachable
 from search_spaces.assignments import BitAssignment
+from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import ILP, RANDOM, UNIFORM, Provenance
 
 _SENSITIVITY_BATCHES, _SENSITIVITY_IMAGES = 2, 64
 
 
-def control_assignments(context: JobContext) -> list[BitAssignment]:
-    """Every control that the job asks for, saved and journaled."""
-    space, section = context.plan.space, context.config.controls
-    kept = []
-    for bits in section.uniform:
-        layers = space.uniform(bits)
-        kept.append(context.keep(f"uniform-{bits}", layers, Provenance(kind=UNIFORM, run=UNIFORM)))
-    names = [f"ilp-{number}" for number in range(1, len(context.plan.budgets) + 1)]
-    known = set(context.decoded)
-    if section.ilp and names:
-        losses = np.zeros(space.allowed.shape) if known >= set(names) else sensitivity_losses(context)
-        for name, budget in zip(names, context.plan.budgets, strict=True):
-            if not is_reachable(context.plan.table, budget):
-                context.tell_once([f"no control '{name}': {budget.label} can be met by a pruned net alone"])
-                continue
-            cells = allocate(-losses, context.plan.table, budget)
-            kept.append(context.keep_cells(name, cells, Provenance(kind=ILP, run=ILP), budget))
-    for number, budget in enumerate(context.plan.budgets, start=1):
-        if section.random and not is_reachable(context.plan.table, budget):
-            continue
-        generator = np.random.default_rng(derived_seed(context.config.seed, "random", number))
+@dataclass(frozen=True)
+class Control:
+    """One control: uniform ``bits``, or the budget (numbered from 1) that it is made for."""
+
+    id: str
+    kind: str
+    bits: int = 0
+    budget: Budget | None = None
+    number: int = 0
+
+
+def uniform_control(bits: int) -> Control:
+    """The control with these bits everywhere."""
+    return Control(f"uniform-{bits}", UNIFORM, bits)
+
+
+def job_controls(job: Job) -> Iterator[Control]:
+    """Every control that the job asks for; of a budget that only a pruned net meets there is none."""
+    section = job.config.controls
+    yield from map(uniform_control, section.uniform)
+    budgets = [(n, budget) for n, budget in enumerate(job.plan.budgets, 1) if is_reachable(job.plan.table, budget)]
+    for number, budget in budgets if section.ilp else ():
+        yield Control(f"ilp-{number}", ILP, budget=budget, number=number)
+    for number, budget in budgets:
         for draw in range(1, section.random + 1):
-            cells = allocate(generator.random(space.allowed.shape), context.plan.table, budget)
-            made = Provenance(kind=RANDOM, run=RANDOM)
-            kept.append(context.keep_cells(f"random-{number}-{draw}", cells, made, budget))
-    return kept
+            yield Control(f"random-{number}-{draw}", RANDOM, budget=budget, number=number)
 
 
-def sensitivity_losses(context: JobContext) -> np.ndarray:
+class Controls(Stage):
+    """Makes the controls, to be measured beside what was found before."""
+
+    name = "controls"
+
+    def foresee(self, before: Foreseen) -> Foreseen:
+        """The controls as well."""
+        ids = [control.id for control in job_controls(self.context.job)]
+        return before.handing((*before.handed, *ids), before.count + len(ids))
+
+    def work(self, before: Foreseen) -> Work:
+        """Next to nothing."""
+        return {}
+
+    def carry_out(self, findings: Findings) -> None:
+        """Save and journal every control."""
+        context = self.context
+        controls = list(job_controls(context.job))
+        _tell_missing(context)
+        losses = np.zeros(context.job.plan.space.allowed.shape)
+        if not {control.id for control in controls if control.kind == ILP} <= set(context.log.decoded):
+            losses = sensitivity_losses(context.job)
+        generators: dict[int, np.random.Generator] = {}
+        for control in controls:
+            if control.kind == UNIFORM:
+                findings.found.append(keep_uniform(context, control))
+                continue
+            scores = -losses
+            if control.kind == RANDOM:
+                seed = derived_seed(context.job.config.seed, "random", control.number)
+                generator = generators.setdefault(control.number, np.random.default_rng(seed))
+                scores = generator.random(losses.shape)
+            cells = allocate(scores, context.job.plan.table, control.budget)
+            made = Provenance(kind=control.kind, run=control.kind)
+            findings.found.append(context.log.keep_cells(control.id, cells, made, control.budget))
+
+
+def keep_uniform(context: JobContext, control: Control) -> BitAssignment:
+    """Save and journal a uniform assignment, once."""
+    layers = context.job.plan.space.uniform(control.bits)
+    return context.log.keep(control.id, layers, Provenance(kind=UNIFORM, run=UNIFORM))
+
+
+def _tell_missing(context: JobContext) -> None:
+    plan = context.job.plan
+    for number, budget in enumerate(plan.budgets, start=1):
+        if context.job.config.controls.ilp and not is_reachable(plan.table, budget):
+            context.log.tell_once([f"no control 'ilp-{number}': {budget.label} can be met by a pruned net alone"])
+
+
+def sensitivity_losses(job: Job) -> np.ndarray:
     """What each cell of the space costs in loss, (D, Kw, Ka), by the training-free estimate."""
-    batches = context.data.train.batches(
-        min(_SENSITIVITY_IMAGES, context.config.data.batch_size),
-        seed=derived_seed(context.config.seed, "sensitivity"),
-        device=context.device.place,
+    batches = job.data.train.batches(
+        min(_SENSITIVITY_IMAGES, job.config.data.batch_size),
+        seed=derived_seed(job.config.seed, "sensitivity"),
+        device=job.device.place,
     )
     some = [batch for _, batch in zip(range(_SENSITIVITY_BATCHES), batches, strict=False)]
-    return sensitivities(context.network, context.plan.space, context.choice, some, seed=context.config.seed)
+    return sensitivities(job.network, job.plan.space, job.choice, some, seed=job.config.seed)

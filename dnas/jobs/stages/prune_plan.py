@@ -12,6 +12,7 @@ from bayesopt.proposers import CostRange, Proposer, make_proposer
 from bayesopt.ratios import RatioSpace
 from dnas.config.job import PruneSection
 from dnas.jobs.context import JobContext
+from dnas.jobs.job import Job
 from dnas.jobs.stages.controls import sensitivity_losses
 from dnas.training.schedules import derived_seed
 from search_spaces.assignments import BitAssignment
@@ -20,6 +21,7 @@ from search_spaces.costs.pruned import PrunedCosts
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, nearest
 from search_spaces.groups import ChannelGroups
+from search_spaces.provenance import FEWER_BITS, PRUNED, PRUNED_RANDOM, PRUNED_UNIFORM
 
 _ROUNDING = 1e-9  # of percentages
 
@@ -33,6 +35,27 @@ class PruneTarget:
     first: int = 1
 
 
+def result_numbers(section: PruneSection, first: int = 1) -> range:
+    """The numbers of what pruning one assignment gives: one for each budget, or for each point of a front."""
+    return range(first, first + (len(section.budgets) or section.finalists))
+
+
+def result_ids(parent: str, section: PruneSection, number: int) -> dict[str, str]:
+    """Kind → id of everything that pruning ``parent`` gives under one number, as far as it can be had."""
+    wanted = {
+        PRUNED_UNIFORM: "uniform" in section.controls,
+        PRUNED_RANDOM: tries_random(section),
+        FEWER_BITS: "fewer-bits" in section.controls,
+    }
+    kinds = [PRUNED, *(kind for kind, asked in wanted.items() if asked and section.budgets)]
+    return {kind: f"{parent}-{kind}-{number}" for kind in kinds}
+
+
+def tries_random(section: PruneSection) -> bool:
+    """Whether there is a control of as many random trials."""
+    return "random" in section.controls and section.proposer != "random"
+
+
 class Pruning:
     """Everything about one target that is the same in all of its trials; made before any of them.
 
@@ -40,12 +63,12 @@ class Pruning:
     """
 
     def __init__(self, context: JobContext, target: PruneTarget) -> None:
-        self.context, self.parent, self.section = context, target.parent, target.section
+        self.context, self.job, self.parent, self.section = context, context.job, target.parent, target.section
         self.label = f"prune-{target.parent.id}" + (f"-{target.first}" if target.first > 1 else "")
         self.first = target.first
-        self.groups = prunable_groups(context, target.section)
-        self.space = ratio_space(context, target.parent, target.section, self.groups)
-        self.budgets = own_budgets(context, target.parent, target.section)
+        self.groups = prunable_groups(context.job, target.section)
+        self.space = ratio_space(context.job, target.parent, target.section, self.groups)
+        self.budgets = own_budgets(context.job, target.parent, target.section)
         for budget in self.budgets:
             self.space.check_reachable(budget.limits)
         if not self.budgets:
@@ -56,13 +79,13 @@ class Pruning:
     def proposer(self, name: str) -> Proposer:
         """The proposer of that name for all budgets, or for the whole front without any."""
         targets = [budget.limits for budget in self.budgets] or self.range
-        seed = derived_seed(self.context.config.seed, self.label, name) % 2**32
+        seed = derived_seed(self.job.config.seed, self.label, name) % 2**32
         return make_proposer(name, self.space, targets, seed=seed, total=self.total)
 
     @cached_property
     def sensitivity_losses(self) -> np.ndarray:
         """What each choice of bits costs in loss, for the control with fewer bits; computed once for all budgets."""
-        return sensitivity_losses(self.context)
+        return sensitivity_losses(self.job)
 
     @property
     def total(self) -> int:
@@ -70,9 +93,9 @@ class Pruning:
         return self.section.trials * max(1, len(self.budgets))
 
 
-def prunable_groups(context: JobContext, section: PruneSection) -> ChannelGroups:
+def prunable_groups(job: Job, section: PruneSection) -> ChannelGroups:
     """The network's groups but the excluded ones; :class:`InputError` where none is left or a pattern fits none."""
-    groups = context.plan.graph.channels
+    groups = job.plan.graph.channels
     if groups.unknown:
         raise InputError(f"the network cannot be pruned: {groups.unknown}; set prune.enabled = false")
     for key, patterns in (("exclude", section.exclude), ("fix", section.fix)):
@@ -88,11 +111,11 @@ def prunable_groups(context: JobContext, section: PruneSection) -> ChannelGroups
     return replace(groups, groups=left)
 
 
-def ratio_space(context: JobContext, parent: BitAssignment, section: PruneSection, groups: ChannelGroups) -> RatioSpace:
+def ratio_space(job: Job, parent: BitAssignment, section: PruneSection, groups: ChannelGroups) -> RatioSpace:
     """The ratios of all groups and what the rest costs at the parent's bits."""
-    table = context.plan.table
+    table = job.plan.table
     costs = PrunedCosts(table, parent.layers, _shrinking(table))
-    everything = {group.name: group.units for group in context.plan.graph.channels.groups}
+    everything = {group.name: group.units for group in job.plan.graph.channels.groups}
     fixed = {
         group.name: ratio
         for pattern, ratio in section.fix.items()
@@ -115,15 +138,15 @@ def _shrinking(table: CostTable) -> list[str]:
     return [name for name, cost in table.costs.items() if cost.shrinks]
 
 
-def own_budgets(context: JobContext, parent: BitAssignment, section: PruneSection) -> list[Budget]:
+def own_budgets(job: Job, parent: BitAssignment, section: PruneSection) -> list[Budget]:
     """The section's budgets; a plain percentage is of the parent's own cost."""
     budgets = []
     for entry in section.budgets:
         for name in entry:
-            known = _shrinking(context.plan.table)
+            known = _shrinking(job.plan.table)
             if name not in known:
                 raise InputError(f"prune.budgets: '{name}' is not one of {', '.join(known)}{nearest(name, known)}")
-        budget = parse_budget(entry, context.plan.table, own=parent.cost)
+        budget = parse_budget(entry, job.plan.table, own=parent.cost)
         for name, limit in budget.limits.items():
             if limit > parent.cost[name] * (1 + _ROUNDING):
                 raise InputError(

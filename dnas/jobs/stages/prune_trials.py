@@ -74,19 +74,20 @@ class PruningObjective:
 
 def make_objective(context: JobContext, assignment: str, orders: Orders, section: PruneSection) -> PruningObjective:
     """The objective of one assignment of a run, at the job's first fine-tuning seed."""
-    val, batch_size = context.data.val, context.config.data.batch_size
+    job = context.job
+    val, batch_size = job.data.val, job.config.data.batch_size
     count = min(section.proxy_images or len(val), len(val))
     if count < len(val):
-        val = val.subset(stratified_indices(val.labels, count, derived_seed(context.config.seed, "proxy")))
+        val = val.subset(stratified_indices(val.labels, count, derived_seed(job.config.seed, "proxy")))
     measurer = Measurer(context)
     return PruningObjective(
-        measurer.stored(context.run.assignment(assignment), 0),
-        context.plan.graph.channels,
+        measurer.stored(context.log.run.assignment(assignment), 0),
+        job.plan.graph.channels,
         orders,
-        batchnorm_images=measurer.batchnorm_images(section.batchnorm_batches),
+        batchnorm_images=job.batchnorm_images(section.batchnorm_batches),
         images=val,
         batch_size=batch_size,
-        device=context.device,
+        device=job.device,
     )
 
 
@@ -146,8 +147,8 @@ def open_trials(context: JobContext, assignment: str, orders: Orders, section: P
         return
     threads = max(1, torch.get_num_threads() // section.workers)
     setting = _Setting(
-        context.config.model_dump_json(by_alias=True),
-        context.run.folder,
+        context.job.config.model_dump_json(by_alias=True),
+        context.log.run.folder,
         assignment,
         dict(orders),
         section.model_dump_json(),

@@ -8,8 +8,12 @@ from functools import partial
 
 import torch
 
-from dnas.jobs.context import JobContext, Stage
+from dnas.config.job import SearchSection
+from dnas.jobs.context import JobContext, Place
+from dnas.jobs.job import Job
 from dnas.jobs.planning import Plan
+from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_SUPERNET, Work
+from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer, inherit
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate
@@ -29,18 +33,79 @@ from search_spaces.models.copies import fresh_copy
 from search_spaces.provenance import SAMPLED, SEARCH, Provenance
 from search_spaces.spaces import Pair
 
+WARMUP = "warmup"
 
-class BitSearch:
-    """One search for all budgets; ``base`` is the pruned assignment whose filters are left, None for all of them.
+
+class Search(Stage):
+    """One search for all budgets; ``pruned`` where it follows a pruning, if anything could be pruned.
 
     A search of a pruned net starts from the weights of that net's first fine-tuning. Its names begin with "pruned-".
     """
 
-    def __init__(self, context: JobContext, base: BitAssignment | None = None) -> None:
-        self.context, self.base = context, base
+    name = "search"
+
+    def __init__(self, context: JobContext, pruned: bool = False) -> None:
+        super().__init__(context)
+        self.pruned = pruned
+
+    def foresee(self, before: Foreseen) -> Foreseen:
+        """One assignment for every budget, and those that are drawn during the searches."""
+        labels = search_labels(self.context.job, self.pruned)
+        section = self.context.job.config.search
+        drawn = [
+            name for label in labels for epoch in range(section.epochs) for name in drawn_ids(label, section, epoch + 1)
+        ]
+        return before.handing([*labels, *drawn])
+
+    def work(self, before: Foreseen) -> Work:
+        """The warm-up, and the epochs of every search."""
+        section, searches = self.context.job.config.search, len(search_labels(self.context.job, self.pruned))
+        return {
+            WARMUP: _warmup_units(self.context.job) * section.warmup_epochs,
+            self.name: _search_units(self.context.job) * section.epochs * searches,
+        }
+
+    def carry_out(self, findings: Findings) -> None:
+        """Search for every budget; what is decoded already is not searched again."""
+        findings.found = NetSearch(self.context, findings.base if self.pruned else None).assignments()
+
+
+def search_labels(job: Job, pruned: bool) -> dict[str, Budget | None]:
+    """The searches by name, each with its budget: these are the ids of what they find."""
+    budgets: tuple[Budget | None, ...] = job.plan.budgets or (None,)
+    prefix = "pruned-" if pruned else ""
+    return {f"{prefix}search-{number}": budget for number, budget in enumerate(budgets, start=1)}
+
+
+def drawn_ids(label: str, section: SearchSection, epoch: int) -> list[str]:
+    """The ids of the architectures that are drawn from a search after an epoch, numbered from 1."""
+    if not section.sample_every or epoch % section.sample_every:
+        return []
+    name = label.replace("search", "sampled")
+    return [f"{name}-epoch{epoch}-{number}" for number in range(1, section.samples + 1)]
+
+
+def _warmup_units(job: Job) -> float:
+    """Units of one epoch of the warm-up, with its measurement."""
+    data = job.search_data
+    return TRAIN_SUPERNET * len(data.weights) + FORWARD_QUANTIZED * len(data.validation)
+
+
+def _search_units(job: Job) -> float:
+    """Units of one epoch of a search, which is measured soft and at the likeliest assignment."""
+    data = job.search_data
+    weights, theta = len(data.weights), len(data.theta)
+    images = {"frozen": theta, "epoch": weights + theta, "step": 2 * weights}[job.config.search.weight_updates]
+    return TRAIN_SUPERNET * images + 2 * FORWARD_QUANTIZED * len(data.validation)
+
+
+class NetSearch:
+    """The searches of one net: the whole one, or what the pruned assignment ``base`` leaves of it."""
+
+    def __init__(self, context: JobContext, base: BitAssignment | None) -> None:
+        self.context, self.job, self.base = context, context.job, base
         self.rows = kept_rows_of(base.layers) if base else {}
-        self.prefix = "pruned-" if base else ""
-        whole = context.plan
+        whole = self.job.plan
         self.kept = kept_units(whole.graph.channels, self.rows)
         self.plan = whole
         self._last: Epoch | None = None  # of the budget whose θ was trained last
@@ -51,100 +116,99 @@ class BitSearch:
 
     def assignments(self) -> list[BitAssignment]:
         """Search for every budget; what is decoded already is not searched again."""
-        context = self.context
-        budgets: tuple[Budget | None, ...] = context.plan.budgets or (None,)
-        searched = {event.run for event in context.events(Searched)}
-        labels = {f"{self.prefix}search-{number}": budget for number, budget in enumerate(budgets, start=1)}
-        monotone = context.config.search.monotone
-        labels = in_search_order(labels, self.plan.table, monotone)
+        context, log = self.context, self.context.log
+        searched = {event.run for event in log.events(Searched)}
+        labels = search_labels(self.job, self.base is not None)
+        section = self.job.config.search
+        labels = in_search_order(labels, self.plan.table, section.monotone)
         for label, budget in list(labels.items()):
             if self.kept and budget and not is_reachable(self.plan.table, budget):
-                context.tell_once([f"no {label}: {unreachable(self.plan.table, budget)}"])
+                log.tell_once([f"no {label}: {unreachable(self.plan.table, budget)}"])
                 del labels[label]
         known = {label: self._widths(label) for label in labels if label in searched}
-        context.progress.advance(context.work.search * context.config.search.epochs * len(known))
+        context.progress.recall({Search.name: _search_units(self.job) * section.epochs * len(known)})
         if len(known) < len(labels) or self._warmup_is_lost():
             supernet = self._warm_supernet()
             train = partial(self._train, supernet)
-            for label, cells in search_budgets(supernet, labels, train, monotone=monotone, known=known):
+            for label, cells in search_budgets(supernet, labels, train, monotone=section.monotone, known=known):
                 self._found(supernet, label, labels[label], cells)
         else:
-            context.progress.advance(context.work.warmup * context.config.search.warmup_epochs)
-        found = map(context.run.assignment, context.decoded)
+            context.progress.recall({WARMUP: _warmup_units(self.job) * section.warmup_epochs})
+        found = map(log.run.assignment, log.decoded)
         return [a for a in found if a.provenance.kind in (SEARCH, SAMPLED) and a.provenance.run in labels]
+
+    @property
+    def _warmup_name(self) -> str:
+        return f"pruned-{WARMUP}" if self.base else WARMUP
 
     def _warmup_is_lost(self) -> bool:
         """Whether the warm supernet, which fine-tuning may start from, is not kept though it was warmed up."""
-        warmed_up = self.context.config.search.warmup_epochs > 0
-        return warmed_up and not self.context.run.has_checkpoint(f"{self.prefix}warmup")
+        return self.job.config.search.warmup_epochs > 0 and not self.context.log.run.has_checkpoint(self._warmup_name)
 
     def _widths(self, label: str) -> list[Pair]:
         """The widths that were found under a label, read from its assignment."""
-        return self.plan.space.pairs_of(self.context.run.assignment(label).layers)
+        return self.plan.space.pairs_of(self.context.log.run.assignment(label).layers)
 
     def _network(self) -> torch.nn.Module:
         """The float network to search: the job's, or what the pruned assignment leaves of it."""
-        context = self.context
+        job = self.job
         if self.base is None:
-            return context.network
-        network = remove_filters(fresh_copy(context.network), context.plan.graph.channels, self.kept)
-        inherit(network, Measurer(context).stored(self.base, 0).state_dict())
+            return job.network
+        network = remove_filters(fresh_copy(job.network), job.plan.graph.channels, self.kept)
+        inherit(network, Measurer(self.context).stored(self.base, 0).state_dict())
         return network
 
     def _warm_supernet(self) -> Supernet:
         """The supernet after its warm-up with θ frozen."""
-        context, plan, section = self.context, self.plan, self.context.config.search
-        supernet = Supernet(self._network(), plan.graph, plan.space, plan.table, context.choice, section.engine)
-        supernet = supernet.to(context.device.place)
-        calibrate(supernet.network, context.calibration_images())
-        label = f"{self.prefix}warmup"
-        stage = Stage("warmup", label, label, context.work.warmup)
+        context, plan, job = self.context, self.plan, self.job
+        supernet = Supernet(self._network(), plan.graph, plan.space, plan.table, job.choice, job.config.search.engine)
+        supernet = supernet.to(job.device.place)
+        calibrate(supernet.network, job.calibration_images())
+        label = self._warmup_name
+        place = Place(WARMUP, label, label, WARMUP, _warmup_units(job))
         trainer = self._trainer(supernet, label)
-        steps = context.steps(stage, trainer, section.warmup_epochs)
-        for _ in context.resumed(stage, trainer, lambda: trainer.warmup(steps)):
+        steps = context.steps(place, trainer, job.config.search.warmup_epochs)
+        for _ in context.resumed(place, trainer, lambda: trainer.warmup(steps)):
             pass
         return supernet
 
     def _trainer(self, supernet: Supernet, label: str) -> SupernetTrainer:
-        context, config = self.context, self.context.config
+        job, config = self.job, self.job.config
         return SupernetTrainer(
             supernet,
             config.search,
-            context.search_data,
+            job.search_data,
             seed=config.seed,
             label=label,
-            device=context.device,
-            teacher=teacher_of(context.network, config.search.distillation),
+            device=job.device,
+            teacher=teacher_of(job.network, config.search.distillation),
         )
 
     def _train(self, supernet: Supernet, label: str, budget: Budget | None) -> None:
         """Train θ for one budget."""
         context = self.context
-        stage = Stage("search", label, label, context.work.search, budget=budget.limits if budget else {})
+        limits = budget.limits if budget else {}
+        place = Place(Search.name, label, label, Search.name, _search_units(self.job), budget=limits)
         trainer = self._trainer(supernet, label)
-        steps = context.steps(stage, trainer, context.config.search.epochs)
+        steps = context.steps(place, trainer, self.job.config.search.epochs)
         self._last = None
-        for self._last in context.resumed(stage, trainer, lambda: trainer.search(budget, steps)):
+        for self._last in context.resumed(place, trainer, lambda: trainer.search(budget, steps)):
             self._sample_architectures(supernet, label, self._last.epoch)
 
     def _found(self, supernet: Supernet, label: str, budget: Budget | None, cells: Cells) -> None:
         """Journal what was decoded for one budget."""
-        context = self.context
+        log = self.context.log
         self._keep(label, SEARCH, cells, label, budget)
         if self._last:
             record = EpochRecord(**{field.name: getattr(self._last, field.name) for field in fields(EpochRecord)})
-            context.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget))
-        context.journal(Searched(run=label))
-        context.run.delete_checkpoint(label)
+            log.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget))
+        log.write(Searched(run=label))
+        log.run.delete_checkpoint(label)
 
     def _sample_architectures(self, supernet: Supernet, label: str, epoch: int) -> None:
         """Draw architectures from P(θ), as DNAS does every few epochs (arXiv 1812.00090, section 4.2)."""
-        section = self.context.config.search
-        if not section.sample_every or epoch % section.sample_every:
-            return
-        generator = torch.Generator().manual_seed(derived_seed(self.context.config.seed, label, "draw", epoch))
-        for number in range(1, section.samples + 1):
-            name = f"{label.replace('search', 'sampled')}-epoch{epoch}-{number}"
+        generator = torch.Generator().manual_seed(derived_seed(self.job.config.seed, label, "draw", epoch))
+        for name in drawn_ids(label, self.job.config.search, epoch):
             self._keep(name, SAMPLED, supernet.draw(generator), label, None)
 
     def _keep(self, name: str, kind: str, cells: Cells, run: str, budget: Budget | None) -> None:
@@ -152,4 +216,4 @@ class BitSearch:
         chosen: Mapping[str, LayerBits] = self.plan.space.layers_of(cells)
         layers = {layer: replace(bits, kept_channels=self.rows.get(layer)) for layer, bits in chosen.items()}
         made = Provenance(kind=kind, run=run, parent=self.base.id) if self.base else Provenance(kind=kind, run=run)
-        self.context.keep(name, layers, made, budget)
+        self.context.log.keep(name, layers, made, budget)

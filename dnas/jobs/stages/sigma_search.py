@@ -20,13 +20,14 @@ from bayesopt.ratios import RatioSpace
 from bayesopt.trials import PruningTrial, best_trials, run_trials
 from dnas.export.sparse_storage import EPSILON, LEAST_SIGMA, Layers, as_stored, set_sigmas
 from dnas.jobs.context import JobContext
-from dnas.jobs.progress import FORWARD
+from dnas.jobs.job import Job
+from dnas.jobs.progress import FORWARD_QUANTIZED
 from dnas.jobs.stages.trial_events import BAYESIAN, known_trials, trial_event
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
 from dnas.quantization.sparsity import moments, sparse_codes
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import Measurement, evaluate, inputs_of
+from dnas.training.trainer import Measurement, evaluate
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.sparse import sparse_prices
@@ -35,6 +36,7 @@ from search_spaces.errors import InputError
 
 STEPS = 32
 BATCHNORM_BATCHES = 10
+TRIAL = "trial of σ"
 _DIGITS = 6  # of a loss: what threads add in another order must not lead the proposer another way
 _BOUNDED = ("size_bytes", "weight_bits")
 
@@ -46,20 +48,21 @@ def layer_sigmas(
 
     ``weights`` is the float network's state; ``name`` tells this search from others of the job.
     """
-    space = SigmaSpace(context.plan.table, layers, weights, free)
-    section = context.config.squantizer
-    seed = derived_seed(context.config.seed, name) % 2**32
+    job = context.job
+    space = SigmaSpace(job.plan.table, layers, weights, free)
+    section = job.config.squantizer
+    seed = derived_seed(job.config.seed, name) % 2**32
     proposer: Proposer = make_proposer(
         "scikit-optimize", space.ratios, [budget.limits], seed=seed, total=section.trials
     )
-    known = known_trials(context, name, BAYESIAN)
-    context.progress.advance(trial_work(context) * len(known))
+    known = known_trials(context.log, name, BAYESIAN)
+    context.progress.recall({TRIAL: trial_units(job) * len(known)})
     trials = list(known)
-    for trial in run_trials(proposer, _Trials(context, space), total=section.trials, known=known):
-        context.journal(trial_event(name, BAYESIAN, trial))
+    for trial in run_trials(proposer, _Trials(job, space), total=section.trials, known=known):
+        context.log.write(trial_event(name, BAYESIAN, trial))
         trials.append(trial)
-        context.progress.step(trial_work(context), **_facts(name, section.trials, trials))
-    context.progress.drop(trial_work(context) * (section.trials - len(trials)))
+        context.progress.step(TRIAL, trial_units(job), **_facts(name, section.trials, trials))
+    context.progress.correct(len(trials) - section.trials, {TRIAL: trial_units(job)})
     best = best_trials(trials, budget.limits, 1)
     if not best:
         raise InputError(f"no trial of '{name}' gave a finite loss; give squantizer.sigma instead of a budget")
@@ -82,10 +85,10 @@ def _facts(name: str, total: int, trials: Sequence[PruningTrial]) -> dict[str, A
     }
 
 
-def trial_work(context: JobContext) -> float:
-    """Work of one trial in image passes."""
-    images = min(len(context.data.train), BATCHNORM_BATCHES * context.config.data.batch_size)
-    return FORWARD * (images + len(context.search_data.validation))
+def trial_units(job: Job) -> float:
+    """Units of one trial."""
+    images = min(len(job.data.train), BATCHNORM_BATCHES * job.config.data.batch_size)
+    return FORWARD_QUANTIZED * (images + len(job.search_data.validation))
 
 
 class SigmaSpace:
@@ -145,34 +148,24 @@ def _empty(bits: LayerBits) -> LayerBits:
 class _Trials:
     """Measures proposals one after the other, all on one net whose σ are set anew; it is made for the first of them."""
 
-    def __init__(self, context: JobContext, space: SigmaSpace) -> None:
-        self.context, self.space = context, space
+    def __init__(self, job: Job, space: SigmaSpace) -> None:
+        self.job, self.space = job, space
         self._images: list[Tensor] = []
 
     @cached_property
     def network(self) -> nn.Module:
         """The float network, quantized and calibrated."""
-        context = self.context
-        network = quantize_fixed(context.network, context.plan.graph, self.space.layers, context.choice)
-        calibrate(network.to(context.device.place), context.calibration_images())
-        self._images = _batchnorm_images(context)
+        job = self.job
+        network = quantize_fixed(job.network, job.plan.graph, self.space.layers, job.choice)
+        calibrate(network.to(job.device.place), job.calibration_images())
+        self._images = job.batchnorm_images(BATCHNORM_BATCHES)
         return network.eval()
 
     def __call__(self, asked: Sequence[Mapping[str, int]]) -> Iterator[Measurement]:
         """Yield the measurement of each."""
-        validation, context = self.context.search_data.validation, self.context
+        validation, job = self.job.search_data.validation, self.job
         for counts in asked:
             set_sigmas(self.network, self.space.layers_at(counts))
             recalibrate_batchnorm(self.network, self._images)
-            measured = evaluate(self.network, validation, context.config.data.batch_size, context.device)
+            measured = evaluate(self.network, validation, job.config.data.batch_size, job.device)
             yield Measurement(measured.top1, float(f"{measured.loss:.{_DIGITS}g}"), measured.images)
-
-
-def _batchnorm_images(context: JobContext) -> list[Tensor]:
-    batches = context.data.train.batches(
-        context.config.data.batch_size,
-        seed=derived_seed(context.config.seed, "batchnorm"),
-        augmentation=context.augmentation,
-        device=context.device.place,
-    )
-    return inputs_of(batches, BATCHNORM_BATCHES)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from dnas.export.sparse_storage import Layers, as_stored, raised_within, set_sigmas, sigma_within
 from dnas.jobs.context import JobContext
+from dnas.jobs.job import Job
 from dnas.jobs.planning import sparse_budgets
-from dnas.jobs.stages.sigma_search import layer_sigmas, trial_work
+from dnas.jobs.progress import Work
+from dnas.jobs.stage import Findings, Foreseen, Stage
+from dnas.jobs.stages.sigma_search import TRIAL, layer_sigmas, trial_units
 from dnas.quantization.sparsity import activate
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
@@ -22,97 +25,122 @@ from search_spaces.spaces import matches
 from search_spaces.sparse_codes import SparseWeights
 
 
-def squantizer_assignments(context: JobContext) -> list[BitAssignment]:
-    """One assignment for every width and σ, and one or two for every width and budget; saved and journaled.
+@dataclass(frozen=True)
+class SparseNet:
+    """One net of the job: its width, and a common σ, or the σ of every layer within a budget, by ``trials`` or not."""
+
+    id: str
+    bits: int
+    sigma: float = 0.0
+    budget: Budget | None = None
+    trials: int = 0
+
+
+def sparse_nets(job: Job) -> Iterator[SparseNet]:
+    """One net for every width and σ, and one or two for every width and budget."""
+    section = job.config.squantizer
+    for bits in dict.fromkeys(section.weight_bits):
+        for sigma in dict.fromkeys(section.sigma):
+            yield SparseNet(f"sq{bits}-sigma{str(sigma).removesuffix('.0')}", bits, sigma)
+        for number, budget in enumerate(sparse_budgets(job.config, job.plan.table), start=1):
+            yield SparseNet(f"sq{bits}-budget{number}", bits, budget=budget)
+            if section.trials:
+                yield SparseNet(f"sq{bits}-layers{number}", bits, budget=budget, trials=section.trials)
+
+
+class Squantizer(Stage):
+    """Makes the sparse assignments, to be measured.
 
     Their sizes are those on the weights before training; :func:`as_measured` gives the final ones.
     """
-    section = context.config.squantizer
-    weights, made = starting_weights(context), Provenance(kind=SQUANTIZER, run=SQUANTIZER)
-    known = set(context.decoded)
-    kept = []
-    for bits in dict.fromkeys(section.weight_bits):
-        for sigma in dict.fromkeys(section.sigma):
-            name = f"sq{bits}-sigma{str(sigma).removesuffix('.0')}"
-            layers = as_stored(weights, sparse_layers(context, bits, sigma))
-            kept.append(context.keep(name, layers, made))
-        for number, budget in enumerate(sparse_budgets(context.config, context.plan.table), start=1):
-            name = f"sq{bits}-budget{number}"
-            layers = {} if name in known else _within(context, weights, bits, budget)
-            kept.append(context.keep(name, layers, made, budget))
-            if section.trials:
-                name = f"sq{bits}-layers{number}"
-                layers = _by_trials(context, name, weights, bits, budget) if name not in known else {}
-                context.progress.advance(trial_work(context) * section.trials if name in known else 0.0)
-                kept.append(context.keep(name, layers, made, budget))
-    return kept
+
+    name = "squantizer"
+
+    def check(self, before: Foreseen) -> None:
+        """Refuse a budget that no σ meets on the weights as they are before pretraining."""
+        job = self.context.job
+        if not job.config.pretrain.epochs:
+            return  # without pretraining the assignments themselves are made before any training
+        weights = starting_weights(job)
+        for net in sparse_nets(job):
+            if net.budget:
+                _within(job, weights, net.bits, net.budget)
+
+    def foresee(self, before: Foreseen) -> Foreseen:
+        """Every sparse net."""
+        return before.handing(net.id for net in sparse_nets(self.context.job))
+
+    def work(self, before: Foreseen) -> Work:
+        """All trials of σ."""
+        job = self.context.job
+        return {TRIAL: trial_units(job) * sum(net.trials for net in sparse_nets(job))}
+
+    def carry_out(self, findings: Findings) -> None:
+        """Save and journal every assignment."""
+        context = self.context
+        weights, made = starting_weights(context.job), Provenance(kind=SQUANTIZER, run=SQUANTIZER)
+        for net in sparse_nets(context.job):
+            layers: Layers = {}
+            if net.id in context.log.decoded:
+                context.progress.recall({TRIAL: trial_units(context.job) * net.trials})
+            else:
+                layers = _layers_of(context, net, weights)
+            findings.found.append(context.log.keep(net.id, layers, made, net.budget))
 
 
-def check_budgets(context: JobContext) -> None:
-    """Raise :class:`InputError` for a budget that no σ meets on the weights as they are before pretraining."""
-    if context.config.compression != "squantizer" or not context.config.pretrain.epochs:
-        return  # without pretraining the assignments themselves are made before any training
-    weights = starting_weights(context)
-    for budget in sparse_budgets(context.config, context.plan.table):
-        for bits in dict.fromkeys(context.config.squantizer.weight_bits):
-            _within(context, weights, bits, budget)
+def _layers_of(context: JobContext, net: SparseNet, weights: Mapping[str, Tensor]) -> Layers:
+    """The layers of a net on the weights as they are."""
+    job = context.job
+    if net.budget is None:
+        return as_stored(weights, sparse_layers(job, net.bits, net.sigma))
+    if not net.trials:
+        return _within(job, weights, net.bits, net.budget)
+    layers = sparse_layers(job, net.bits, 0.0)
+    return layer_sigmas(context, net.id, layers, weights, net.budget, _free_names(job))
 
 
-def starting_weights(context: JobContext) -> Mapping[str, Tensor]:
+def starting_weights(job: Job) -> Mapping[str, Tensor]:
     """The state of the float network, under the names that its quantized copy has."""
-    return fresh_copy(context.network).state_dict()
+    return fresh_copy(job.network).state_dict()
 
 
-def sparse_layers(context: JobContext, bits: int, sigma: float) -> Layers:
+def sparse_layers(job: Job, bits: int, sigma: float) -> Layers:
     """The bits of every layer, with ``sigma`` or its own σ in each sparse one; :class:`InputError` for a wrong pattern.
 
     Nothing is known of their non-zeros yet.
     """
-    section, plan = context.config.squantizer, context.plan
+    section, plan = job.config.squantizer, job.plan
     for pattern in section.sigmas:
-        if not any(matches([pattern], plan.graph[name]) for name in _sparse_names(context)):
+        if not any(matches([pattern], plan.graph[name]) for name in _sparse_names(job)):
             raise InputError(
                 f"squantizer.sigmas: '{pattern}' fits none of the sparse layers; they are "
-                f"{', '.join(_sparse_names(context))}"
+                f"{', '.join(_sparse_names(job))}"
             )
     layers = dict(plan.space.uniform(bits))
-    for name in _sparse_names(context):
+    for name in _sparse_names(job):
         own = [value for pattern, value in section.sigmas.items() if matches([pattern], plan.graph[name])]
         sparse = SparseWeights(own[-1] if own else sigma, section.order, section.gradient)
         layers[name] = replace(layers[name], sparse=sparse)
     return layers
 
 
-def _sparse_names(context: JobContext) -> list[str]:
-    return [name for decision in context.plan.space.decisions for name in decision.layers]
+def _sparse_names(job: Job) -> list[str]:
+    return [name for decision in job.plan.space.decisions for name in decision.layers]
 
 
-def _free_names(context: JobContext) -> list[str]:
+def _free_names(job: Job) -> list[str]:
     """The sparse layers whose σ `squantizer.sigmas` leaves open."""
-    patterns = list(context.config.squantizer.sigmas)
-    names = [name for name in _sparse_names(context) if not matches(patterns, context.plan.graph[name])]
+    patterns = list(job.config.squantizer.sigmas)
+    names = [name for name in _sparse_names(job) if not matches(patterns, job.plan.graph[name])]
     if not names:
         raise InputError("squantizer.budgets needs a layer whose σ is free; squantizer.sigmas sets them all")
     return names
 
 
-def _by_trials(context: JobContext, name: str, weights: Mapping[str, Tensor], bits: int, budget: Budget) -> Layers:
-    """The layers with a σ each, found by trials within ``budget``."""
-    return layer_sigmas(context, name, sparse_layers(context, bits, 0.0), weights, budget, _free_names(context))
-
-
-def sigma_work(context: JobContext) -> float:
-    """Work of all trials of σ in image passes."""
-    section = context.config.squantizer
-    if context.config.compression != "squantizer":
-        return 0.0
-    return trial_work(context) * section.trials * len(section.budgets) * len(set(section.weight_bits))
-
-
-def _within(context: JobContext, weights: Mapping[str, Tensor], bits: int, budget: Budget) -> Layers:
+def _within(job: Job, weights: Mapping[str, Tensor], bits: int, budget: Budget) -> Layers:
     """The layers at the least common σ that meets ``budget`` on ``weights``."""
-    layers, names = sparse_layers(context, bits, 0.0), _free_names(context)
-    found = sigma_within(context.plan.table, layers, weights, budget, names)
+    layers, names = sparse_layers(job, bits, 0.0), _free_names(job)
+    found = sigma_within(job.plan.table, layers, weights, budget, names)
     if found is None:
         raise InputError(
             f"squantizer.budgets: at {bits} bits {budget.label} is out of reach: a layer would lose its last weight; "
@@ -121,7 +149,7 @@ def _within(context: JobContext, weights: Mapping[str, Tensor], bits: int, budge
     return found
 
 
-def settle(network: nn.Module, assignment: BitAssignment, context: JobContext) -> None:
+def settle(network: nn.Module, assignment: BitAssignment, job: Job) -> None:
     """Switch sparsity on for good; where the trained weights are over the budget, raise every σ until they are not."""
     activate(network)
     limits = assignment.provenance.limits
@@ -130,7 +158,7 @@ def settle(network: nn.Module, assignment: BitAssignment, context: JobContext) -
         return
     # On the CPU, as the sizes are counted: another device may add up the statistics to another last digit.
     weights = {key: value.cpu() for key, value in network.state_dict().items()}
-    raised = raised_within(context.plan.table, assignment.layers, weights, Budget(limits, ""))
+    raised = raised_within(job.plan.table, assignment.layers, weights, Budget(limits, ""))
     set_sigmas(network, raised or {})
 
 
@@ -140,16 +168,16 @@ def as_measured(assignment: BitAssignment, context: JobContext) -> BitAssignment
     The nets of all seeds are read from their checkpoints. A net of dense weights keeps its costs, which are then
     also those without an index.
     """
-    table, nets = context.plan.table, []
-    for seed in range(context.config.finetune.seeds if any(b.sparse for b in assignment.layers.values()) else 0):
-        saved = context.run.load_checkpoint(f"net-{assignment.id}-seed{seed}")
+    table, nets = context.job.plan.table, []
+    for seed in range(context.job.config.finetune.seeds if any(b.sparse for b in assignment.layers.values()) else 0):
+        saved = context.log.run.load_checkpoint(f"net-{assignment.id}-seed{seed}")
         if saved is None:
             raise InputError(f"the checkpoint 'net-{assignment.id}-seed{seed}' is gone; restore it or search again")
         nets.append(as_stored(saved[0], assignment.layers))
     layers = max(nets, key=lambda net: sparse_prices(table, net)["size_bytes"], default=dict(assignment.layers))
     empty = [name for name, bits in layers.items() if bits.sparse and not bits.sparse.nonzeros]
     if empty:
-        context.tell_once([f"{assignment.id}: no weight stayed in {', '.join(empty)}; lower their σ"])
+        context.log.tell_once([f"{assignment.id}: no weight stayed in {', '.join(empty)}; lower their σ"])
     prices = sparse_prices(table, layers)
     sizes = [sparse_prices(table, net)["size_bytes"] for net in nets or [layers]]
     told = {**compression(table, layers, prices), "size_bytes_of_seeds": sizes}

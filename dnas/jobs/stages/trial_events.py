@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bayesopt.trials import PruningTrial
-from dnas.jobs.context import JobContext
+from dnas.jobs.log import RunLog
 from results.events import Trial, TrialResult
 
 BAYESIAN, RANDOM = "bayesian", "random"
@@ -14,7 +14,7 @@ def trial_event(run: str, kind: str, trial: PruningTrial) -> Trial:
     return Trial(run=run, kind=kind, trial=TrialResult.read(trial.to_json()))
 
 
-def known_trials(context: JobContext, run: str, kind: str) -> list[PruningTrial]:
+def known_trials(log: RunLog, run: str, kind: str) -> list[PruningTrial]:
     """The journaled trials of a run and kind, in order."""
-    found = [event.trial for event in context.events(Trial) if (event.run, event.kind) == (run, kind)]
+    found = [event.trial for event in log.events(Trial) if (event.run, event.kind) == (run, kind)]
     return [PruningTrial.from_json(trial.to_json()) for trial in found]

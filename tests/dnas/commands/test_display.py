@@ -5,11 +5,9 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
-from dnas.commands.display import JobState, LiveDisplay, PlainDisplay, TimeLeft, open_display, telling_line
+from dnas.commands.display import JobState, LiveDisplay, PlainDisplay, open_display, telling_line
 
 EPOCH = {
     "event": "epoch",
@@ -55,6 +53,7 @@ def test_an_epoch_is_told_in_words() -> None:
 TRIAL = {
     "event": "progress",
     "fraction": 0.43,
+    "seconds_left": 13.0,
     "stage": "prune",
     "run": "prune-search-1",
     "trial": 12,
@@ -114,36 +113,13 @@ def test_events_without_figures_are_shown_too() -> None:
         assert telling_line({"event": event}) == ""
 
 
-def test_time_left_follows_the_share_done() -> None:
-    clock = Clock()
-    left = TimeLeft(clock)
-    left.update(0.0)
-    assert left.seconds is None
-    clock.now += 10
-    left.update(0.25)
-    assert left.seconds == pytest.approx(30)
-    clock.now += 10
-    left.update(0.5)
-    assert left.seconds == pytest.approx(20)
-
-
-def test_a_resumed_job_counts_from_where_it_went_on() -> None:
-    clock = Clock()
-    left = TimeLeft(clock)
-    left.update(0.5)
-    clock.now += 10
-    left.update(0.6)
-    assert left.seconds == pytest.approx(40)
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1e6)), max_size=9))
-def test_time_left_is_never_negative(steps: list[tuple[float, float]]) -> None:
-    clock = Clock()
-    left = TimeLeft(clock)
-    for fraction, seconds in steps:
-        clock.now += seconds
-        left.update(fraction)
-        assert left.seconds is None or left.seconds >= 0
+def test_the_time_left_is_what_the_job_told_last() -> None:
+    state = JobState()
+    state.update(progress(0.25, seconds_left=None))
+    assert state.seconds_left is None
+    state.update(progress(0.5, seconds_left=12.5))
+    state.update({"event": "note", "text": "slow"})
+    assert state.seconds_left == 12.5
 
 
 def test_plain_lines_come_at_most_every_two_seconds() -> None:
@@ -153,7 +129,7 @@ def test_plain_lines_come_at_most_every_two_seconds() -> None:
         display.report(progress(0.1))
         for epoch in (1, 2, 3):
             clock.now += 1.5
-            display.report(progress(0.1 + 0.1 * epoch))
+            display.report(progress(0.1 + 0.1 * epoch, seconds_left=12.4 - epoch))
             display.report({**EPOCH, "epoch": epoch})
         display.report({"event": "note", "text": "collapse"})
         display.report({"event": "measured", "assignment": "s1", "val_top1": {"mean": 0.987, "std": 0.0, "n": 1}})
@@ -180,7 +156,7 @@ def test_a_long_epoch_shows_signs_of_life() -> None:
 
 def test_the_live_panel_shows_everything() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with LiveDisplay(console, Clock()) as display:
+    with LiveDisplay(console) as display:
         display.report({"event": "stage", "stage": "search", "run": "size_bytes 12%", "state": "start"})
         display.report(EPOCH)
         display.report(progress(0.42))

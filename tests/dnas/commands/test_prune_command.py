@@ -14,7 +14,8 @@ from typer.testing import Result
 
 from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext
-from dnas.jobs.stages.prune_requests import config_targets
+from dnas.jobs.stages.measure import Measurer
+from dnas.jobs.stages.prune import Prune
 from dnas.jobs.stages.prune_trials import PruningObjective
 from dnas.training.trainer import Measurement
 from results.run.folder import Run
@@ -117,7 +118,9 @@ def test_only_the_most_accurate_are_pruned_where_few_are_wanted(
         read = {one.id: one.with_metrics(val_top1={"mean": scores[one.id]}) for one in measured}
         monkeypatch.setattr(run, "assignment", read.__getitem__)
         context = JobContext(config, run, lambda event: None)
-        assert [request.parent.id for request in config_targets(context, measured)] == [measured[best].id]
+        assert [target.parent.id for target in Prune(context, Measurer(context)).targets(measured)] == [
+            measured[best].id
+        ]
 
 
 UNWATCHABLE = """

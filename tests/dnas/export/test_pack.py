@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from dnas.commands.cli import app
 from dnas.config.file import load_job
 from dnas.export.save import save_packed
-from dnas.jobs.context import load_network
+from dnas.jobs.job import load_network
 from dnas.jobs.stored_nets import stored_net
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed

@@ -15,8 +15,9 @@ import torch
 import dnas
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
-from dnas.jobs import context
-from dnas.jobs.context import JobContext, load_network, load_splits
+from dnas.jobs import job as jobs
+from dnas.jobs.context import JobContext
+from dnas.jobs.job import load_network, load_splits
 from dnas.jobs.planning import plan_job
 from dnas.jobs.profile_names import uniform_layers
 from dnas.jobs.run import run_job
@@ -101,9 +102,9 @@ def test_a_net_killed_at_any_entry_ends_the_same(
 ) -> None:
     """Killed once at every entry from the stage on, by turns before and after it is written, and amid an epoch."""
     config = smaller(*FINALISE)
-    plan, splits = context_of(finalised, config).plan, context.load_splits(config)
-    monkeypatch.setattr(context, "plan_job", lambda *arguments: plan)  # the same each time, and most of each time
-    monkeypatch.setattr(context, "load_splits", lambda config: splits)
+    plan, splits = context_of(finalised, config).job.plan, jobs.load_splits(config)
+    monkeypatch.setattr(jobs, "plan_job", lambda *arguments: plan)  # the same each time, and most of each time
+    monkeypatch.setattr(jobs, "load_splits", lambda config: splits)
     append = Journal.append
     seen: list[str] = []
     begun: list[bool] = []
@@ -344,8 +345,9 @@ def test_measuring_a_profile_in_its_net_is_no_work(copied: Run) -> None:
     context = JobContext(load_job("run/job.toml"), copied, lambda event: None)
     measurer = Measurer(context)
     assignment = copied.assignment("switchable-1-w3a4")
-    with Run.open(copied.folder, write=True) as context.run:
+    context.progress.plan([measurer.work])
+    with Run.open(copied.folder, write=True) as context.log.run:
         measurer.measure(assignment)
-        assert context.progress.done == 0
+        assert context.progress.fraction == 0
         measurer.measure(copied.assignment("w3a4"))
-    assert context.progress.done == measurer.work
+    assert context.progress.fraction == 1

@@ -15,7 +15,7 @@ import torch
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
 from dnas.data.image_sets import MemoryImages
-from dnas.jobs import context
+from dnas.jobs import job as job_module
 from dnas.jobs import run as jobs
 from dnas.jobs.planning import plan_job
 from results.run.folder import Run
@@ -94,7 +94,7 @@ def test_every_budget_is_met(toy_run: Run) -> None:
 
 def test_the_costs_are_those_of_the_table(toy_run: Run, toy: Job) -> None:
     config = toy()
-    table = plan_job(config, context.load_network(config).module, (1, 8, 8)).table
+    table = plan_job(config, job_module.load_network(config).module, (1, 8, 8)).table
     for point in points(toy_run):
         assignment = toy_run.assignment(point["assignment"])
         assert {**assignment.cost} == table.price(assignment.layers)
@@ -149,7 +149,7 @@ def test_the_same_seed_gives_the_same_front(
 def test_the_test_images_are_read_after_the_last_choice(
     smaller: Job, carried_out: CarriedOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    splits = context.load_splits(smaller())
+    splits = job_module.load_splits(smaller())
     journaled: list[str] = []
     journaled_at_read: list[list[str]] = []
 
@@ -160,7 +160,7 @@ def test_the_test_images_are_read_after_the_last_choice(
 
     assert isinstance(splits.test, MemoryImages)
     watched = Watched(splits.test.images, splits.test.labels, splits.test.mean, splits.test.std)
-    monkeypatch.setattr(context, "load_splits", lambda config: replace(splits, test=watched))
+    monkeypatch.setattr(job_module, "load_splits", lambda config: replace(splits, test=watched))
     run = carried_out(smaller(), tmp_path / "run", lambda event: journaled.append(event["event"]))
     assert len(journaled_at_read) == len(points(run)) + 1  # the float network too
     first = journaled_at_read[0]

@@ -15,13 +15,13 @@ from bayesopt.criteria import rankings
 from dnas import apply
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
-from dnas.jobs import context
+from dnas.jobs import job as jobs
 from dnas.jobs.context import JobContext
 from dnas.jobs.run import evaluate_assignment, run_job
 from dnas.jobs.stages.measure import Measurer
-from dnas.jobs.stages.prune import removal_orders
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
-from dnas.jobs.stages.search import BitSearch
+from dnas.jobs.stages.pruning import removal_orders
+from dnas.jobs.stages.search import NetSearch
 from dnas.quantization.layers import QuantizedLayer
 from dnas.training.trainer import evaluate
 from results.run.folder import Run
@@ -144,7 +144,7 @@ def test_every_budget_is_a_share_of_the_parents_cost_and_is_met(whole: Run) -> N
 
 
 def test_pruned_assignments_say_which_filters_stay(whole: Run) -> None:
-    parent, table = whole.assignment("search-1"), context_of(whole, job_of(whole)).plan.table
+    parent, table = whole.assignment("search-1"), context_of(whole, job_of(whole)).job.plan.table
     channels = table.graph.channels
     for assignment in pruned(whole):
         assert assignment.pairs == parent.pairs
@@ -215,12 +215,12 @@ def test_the_stored_net_of_a_pruned_assignment_is_the_smaller_one(whole: Run) ->
     assignment = whole.assignment("search-1-pruned-1")
     stored = assignment.metrics.get("same_as", assignment.id)
     weights, _ = whole.load_checkpoint(f"net-{stored}-seed0") or ({}, {})
-    fresh = apply(made.network, BitAssignment.loads(json.dumps(assignment.to_json())))
+    fresh = apply(made.job.network, BitAssignment.loads(json.dumps(assignment.to_json())))
     fresh.load_state_dict(weights)
     for name, bits in assignment.layers.items():
         assert len(fresh.get_submodule(name).weight) == bits.out_channels
     point = next(p for p in points(whole) if p["assignment"] == assignment.id)
-    for split, images in (("val", made.data.val), ("test", made.data.test)):
+    for split, images in (("val", made.job.data.val), ("test", made.job.data.test)):
         assert evaluate(fresh.eval(), images, 32).top1 == point[f"{split}_top1"]["mean"]
         again = evaluate_assignment(whole, assignment.id, split, lambda event: None)
         assert again["top1"]["mean"] == point[f"{split}_top1"]["mean"]
@@ -232,7 +232,9 @@ def test_fine_tuning_starts_from_the_parents_trained_net(whole: Run) -> None:
     trained = measurer.stored(parent, 0)
     for name in ("search-1-pruned-1", "search-1-pruned-uniform-2", "search-1-fewer-bits-1"):
         assignment = whole.assignment(name)
-        expected = remove_filters(trained, made.plan.graph.channels, units_of(assignment, made.plan.graph.channels))
+        expected = remove_filters(
+            trained, made.job.plan.graph.channels, units_of(assignment, made.job.plan.graph.channels)
+        )
         start = dict(measurer._fixed(assignment, 0).named_parameters())
         for key, value in expected.named_parameters():
             assert torch.equal(start[key], value) or (".quantize_" in key and "fewer-bits" in name)
@@ -248,10 +250,10 @@ def test_filters_go_in_the_order_of_the_criterion(whole: Run, criterion: str) ->
     network = measurer.stored(parent, 0)
     measurer.stored = lambda assignment, seed: network  # type: ignore[method-assign]
     orders = removal_orders(Pruning(made, request), measurer)
-    batches = made.labelled_batches("importance", 2)
+    batches = made.job.labelled_batches("importance", 2)
     for name, order in orders.items():
         own = {"auto": "hamming" if name == "layer2.0.conv1" else "geometric"}.get(criterion, criterion)
-        found = rankings(network, made.plan.graph.channels, own, batches=batches, seed=config.seed)
+        found = rankings(network, made.job.plan.graph.channels, own, batches=batches, seed=config.seed)
         assert order == found[name].order
     assert list(orders) == GROUPS
 
@@ -278,10 +280,10 @@ def test_a_search_after_pruning_starts_from_the_first_pruned_net(
     assert {name: bits.kept_channels for name, bits in found.layers.items()} == kept
     assert found.provenance.parent == base.id
     made = context_of(run, config)
-    assert units_of(base, made.plan.graph.channels).keys() <= {*GROUPS[:4]}
-    assert found.cost == made.plan.table.price(found.layers)
-    assert found.cost["size_bytes"] <= 0.18 * made.plan.table.uniform(32)["size_bytes"]
-    start = dict(BitSearch(made, base)._network().named_parameters())
+    assert units_of(base, made.job.plan.graph.channels).keys() <= {*GROUPS[:4]}
+    assert found.cost == made.job.plan.table.price(found.layers)
+    assert found.cost["size_bytes"] <= 0.18 * made.job.plan.table.uniform(32)["size_bytes"]
+    start = dict(NetSearch(made, base)._network().named_parameters())
     trained = Measurer(made).stored(base, 0)
     for name, module in trained.named_modules():
         if isinstance(module, QuantizedLayer):
@@ -333,7 +335,7 @@ def test_the_whole_front_by_ones_own_criterion(
     sizes = [trial["cost"]["size_bytes"] for trial in front]
     assert [assignment.cost["size_bytes"] for assignment in found] == [min(sizes), max(sizes)]
     for assignment in found:
-        for units in units_of(assignment, context_of(run, job_of(run)).plan.graph.channels).values():
+        for units in units_of(assignment, context_of(run, job_of(run)).job.plan.graph.channels).values():
             assert units == tuple(range(len(units)))
 
 
@@ -383,9 +385,9 @@ def test_a_kill_around_any_entry_or_amid_anything_of_the_stage_changes_nothing(
         if event["event"] == "progress" and event["stage"] == "prune":
             kill_once(f"amid {event['run']}, {event.get('epoch')}, {event.get('trial')}")
 
-    plan, splits = context_of(uninterrupted, batched).plan, context.load_splits(batched)
-    monkeypatch.setattr(context, "plan_job", lambda *arguments: plan)  # the same each time, and most of each time
-    monkeypatch.setattr(context, "load_splits", lambda config: splits)
+    plan, splits = context_of(uninterrupted, batched).job.plan, jobs.load_splits(batched)
+    monkeypatch.setattr(jobs, "plan_job", lambda *arguments: plan)  # the same each time, and most of each time
+    monkeypatch.setattr(jobs, "load_splits", lambda config: splits)
     monkeypatch.setattr(Journal, "append", deadly)
     run, kills = Run.create(tmp_path / "run", dump_job(batched), {}), 0
     while run_status(run).state != "finished":

@@ -138,11 +138,11 @@ def test_the_images_are_the_same_in_every_process_and_each_class_has_its_share(f
     for count in (10, 10, None, 10_000):
         context = JobContext(config, Run.open(run.folder), lambda event: None)
         section = config.prune.model_copy(update={"proxy_images": count, "batchnorm_batches": 2})
-        orders = {group.name: tuple(range(group.units)) for group in context.plan.graph.channels.groups}
+        orders = {group.name: tuple(range(group.units)) for group in context.job.plan.graph.channels.groups}
         made.append(make_objective(context, "uniform-4", orders, section))
     assert [len(one.images) for one in made] == [10, 10, 20, 20]
     assert torch.equal(made[0].images.labels, made[1].images.labels)
-    per_class = torch.bincount(context.data.val.labels, minlength=10) / 2
+    per_class = torch.bincount(context.job.data.val.labels, minlength=10) / 2
     assert (torch.bincount(made[0].images.labels, minlength=10) - per_class).abs().max() < 1
     assert len(made[0].batchnorm_images) == 2
     counts = {name: max(1, len(order) // 2) for name, order in made[0].orders.items()}
@@ -155,7 +155,7 @@ def test_what_a_worker_is_given_makes_the_same_objective(
     """Without a process: what a worker prepares itself with gives what the parent's own objective gives."""
     config, run = finished
     context = JobContext(config, Run.open(run.folder), lambda event: None)
-    orders = {group.name: tuple(reversed(range(group.units))) for group in context.plan.graph.channels.groups}
+    orders = {group.name: tuple(reversed(range(group.units))) for group in context.job.plan.graph.channels.groups}
     counts = {name: max(1, len(order) - 1) for name, order in orders.items()}
     given: list[Any] = []
 

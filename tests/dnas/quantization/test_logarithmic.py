@@ -283,7 +283,7 @@ def test_a_job_that_searches_is_refused_before_any_training(kind: str, toy: Call
 def test_jobs_of_fixed_nets_take_it(settings: tuple[str, ...], toy: Callable[..., JobConfig], tmp_path: Path) -> None:
     config = toy("quantizer.activations=tanh", "controls.ilp=false", *settings)
     with Run.create(tmp_path / "run", dump_job(config), environment()) as run:
-        assert JobContext(config, run, lambda event: None).choice.activations == "tanh"
+        assert JobContext(config, run, lambda event: None).job.choice.activations == "tanh"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,164 @@
+"""What a job works on: its network, data and plan, made without any training and never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dnas.config.job import JobConfig
+from dnas.data.augmentation import Augmentation
+from dnas.data.image_sets import DataSplits
+from dnas.data.load import load_data
+from dnas.jobs.planning import Plan, compilation_pays, plan_job
+from dnas.jobs.training import check_training
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.search.trainer import SearchData
+from dnas.training.device import Device
+from dnas.training.schedules import derived_seed
+from dnas.training.trainer import inputs_of
+from search_spaces.assignments import ModelReference
+from search_spaces.errors import InputError
+from search_spaces.models.load import LoadedModel, load_model
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage reads: nothing of it changes while the job runs, but for the weights that are trained.
+
+    ``network`` is the float network of ``loaded``, on the device. ``augmentation`` is that of fine-tuning;
+    ``search_data`` are the images of the search. ``compiles`` says whether the mixture of candidates is compiled.
+    """
+
+    config: JobConfig
+    device: Device
+    choice: QuantizerChoice
+    loaded: LoadedModel
+    network: nn.Module
+    data: DataSplits
+    plan: Plan
+    reference: ModelReference
+    augmentation: Augmentation | None
+    search_data: SearchData
+    compiles: bool
+
+    @classmethod
+    def of(cls, config: JobConfig) -> Job:
+        """Load and plan a job; :class:`InputError` for an unknown model, a budget out of reach, missing data."""
+        _check_start(config)
+        check_training(config)
+        device, section = Device.named(config.device, config.precision, config.channels_last), config.quantizer
+        choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
+        loaded = load_network(config)
+        data = load_splits(config)
+        plan = plan_job(config, loaded.module, data.input_shape)
+        _check_widths(config, plan, choice)
+        augmentation, search_data = _images(config, data)
+        pays = compilation_pays(config, plan, len(data.train))
+        return cls(
+            config=config,
+            device=device,
+            choice=choice,
+            loaded=loaded,
+            network=loaded.module.to(device.place),
+            data=data,
+            plan=plan,
+            reference=ModelReference(config.model.source, data.input_shape, loaded.checkpoint_sha256),
+            augmentation=augmentation,
+            search_data=search_data,
+            compiles={"on": True, "off": False}.get(config.search.compile, pays),
+        )
+
+    def calibration_images(self) -> list[Tensor]:
+        """The first training batches, without augmentation."""
+        batches = self.data.train.batches(
+            self.config.data.batch_size, seed=derived_seed(self.config.seed, "calibration"), device=self.device.place
+        )
+        return inputs_of(batches, self.config.quantizer.calibration_batches)
+
+    def batchnorm_images(self, count: int) -> list[Tensor]:
+        """Training images as the net was trained on them: clean ones have other statistics, and cost accuracy."""
+        batches = self.data.train.batches(
+            self.config.data.batch_size,
+            seed=derived_seed(self.config.seed, "batchnorm"),
+            augmentation=self.augmentation,
+            device=self.device.place,
+        )
+        return inputs_of(batches, count)
+
+    def labelled_batches(self, purpose: str, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The first ``count`` training batches in an order of their own, (N, C, H, W) and (N,), not augmented."""
+        seed = derived_seed(self.config.seed, purpose)
+        batches = self.data.train.batches(self.config.data.batch_size, seed=seed, device=self.device.place)
+        return [batch for _, batch in zip(range(count), batches, strict=False)]
+
+
+def _images(config: JobConfig, data: DataSplits) -> tuple[Augmentation | None, SearchData]:
+    """The augmentation of fine-tuning, and the images of the search (which never uses cutout)."""
+    section = config.data
+    full = Augmentation(section.crop_padding, section.flip, section.cutout)
+    light = replace(full, cutout=0)
+    nothing = Augmentation()
+    search_data = SearchData.split(
+        data.train,
+        data.val,
+        config.search.theta_fraction,
+        section.batch_size,
+        None if light == nothing else light,
+        seed=config.seed,
+    )
+    return None if full == nothing else full, search_data
+
+
+def _check_widths(config: JobConfig, plan: Plan, choice: QuantizerChoice) -> None:
+    """Refuse widths that the job's quantizers do not have, or cannot mix where the job searches."""
+    if config.compression != "search":
+        return
+    space, weights, activations = plan.space, choice.of_weights(), choice.of_activations()
+    pairs = [pair for bits in config.controls.uniform for pair in space.uniform(bits).values()]
+    used = {(bits.weight_bits, bits.activation_bits) for bits in pairs} | set(space.fixed.values())
+    used |= {(w, a) for w in space.weight_bits if w for a in space.activation_bits}
+    for weight_bits, activation_bits in sorted(used):
+        weights.check(weight_bits)
+        activations.check(activation_bits)
+    if "search" in config.order:
+        choice.check_mixture(space.weight_bits, space.activation_bits)
+
+
+def _check_start(config: JobConfig) -> None:
+    """Refuse fine-tuning from a supernet that has no weights to give."""
+    if config.finetune.start != "supernet":
+        return
+    if config.search.engine != "composite":
+        raise InputError(
+            "finetune.start = 'supernet' needs search.engine = 'composite': of many branches none is the net's own; "
+            "use finetune.start = 'pretrained' or 'fresh'"
+        )
+    if not config.search.warmup_epochs:
+        raise InputError("finetune.start = 'supernet' needs search.warmup_epochs of at least 1")
+
+
+def load_network(config: JobConfig) -> LoadedModel:
+    """The job's network, freshly made: its initial weights depend on the job's seed alone."""
+    checkpoint = Path(config.model.checkpoint).expanduser() if config.model.checkpoint else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(config.seed, "initial weights"))
+        return load_model(config.model.source, arguments=config.model.arguments, checkpoint=checkpoint)
+
+
+def load_splits(config: JobConfig) -> DataSplits:
+    """The job's training, validation and test images."""
+    section = config.data
+    return load_data(
+        section.source,
+        root=Path(section.root).expanduser() if section.root else None,
+        download=section.download,
+        validation_fraction=section.validation_fraction,
+        split_seed=config.seed,
+        image_size=section.image_size,
+        train_limit=section.train_limit,
+        test_limit=section.test_limit,
+        workers=section.workers,
+    )

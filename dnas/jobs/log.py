@@ -1,0 +1,94 @@
+"""What a job leaves behind: events in the journal, assignments, checkpoints; and what it finds when it goes on.
+
+Resuming is replaying: every stage looks for what it left behind (an event, a checkpoint) and goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TypeVar
+
+from dnas.jobs.job import Job
+from dnas.jobs.progress import Report
+from results.events import Decoded, Event, Note
+from results.run.folder import Run
+from results.run.lost import sound_events, standing
+from search_spaces.allocation.program import Cells
+from search_spaces.assignments import BitAssignment, LayerBits
+from search_spaces.costs.budgets import Budget
+from search_spaces.costs.sparse import costs_by_layer, sparse_prices
+from search_spaces.layers import LayerSpec
+from search_spaces.provenance import Provenance, Quantizers
+
+Happened = TypeVar("Happened", bound=Event)
+
+
+class RunLog:
+    """The run folder of one job; every event is written before it is reported."""
+
+    def __init__(self, run: Run, job: Job, report: Report) -> None:
+        self.run, self.job, self.report = run, job, report
+        self.history: list[Event] = standing(sound_events(run))
+
+    def write(self, event: Event) -> None:
+        """Write an event to the journal and report it."""
+        self.run.journal.append(event.to_json())
+        self.history.append(event)
+        self.report(event.to_json())
+
+    def events(self, kind: type[Happened]) -> list[Happened]:
+        """Journaled events of one kind."""
+        return [event for event in self.history if isinstance(event, kind)]
+
+    @property
+    def decoded(self) -> list[str]:
+        """The ids of the assignments that are saved and journaled, in order."""
+        return [event.assignment for event in self.events(Decoded)]
+
+    def tell_once(self, sentences: list[str]) -> None:
+        """Journal each sentence for the user, unless it was told before."""
+        told = {note.text for note in self.events(Note)}
+        for text in sentences:
+            if text not in told:
+                self.write(Note(text=text))
+
+    def keep_cells(self, name: str, cells: Cells, made: Provenance, budget: Budget | None = None) -> BitAssignment:
+        """Save and journal a decoded assignment given as one cell per decision, once."""
+        return self.keep(name, self.job.plan.space.layers_of(cells), made, budget)
+
+    def keep(
+        self, name: str, layers: Mapping[str, LayerBits], made: Provenance, budget: Budget | None = None
+    ) -> BitAssignment:
+        """Save and journal an assignment, once; a name that is known already gives what was saved then.
+
+        ``made`` says where it comes from, but for the budget, the seed and the job's quantizers.
+        """
+        if name in self.decoded:
+            return self.run.assignment(name)
+        job = self.job
+        layers = {spec.name: _with_channels(layers[spec.name], spec) for spec in job.plan.graph.layers}
+        known = {
+            "budget": budget.label if budget else None,
+            "limits": dict(budget.limits) if budget else {},
+            "seed": job.config.seed,
+            "quantizer": Quantizers(**asdict(job.choice)),
+        }
+        told = {key: value for key, value in known.items() if key not in made.model_fields_set}
+        made = made.model_copy(update=told)
+        by_layer = costs_by_layer(job.plan.table, layers)
+        assignment = BitAssignment(name, job.reference, layers, self._price(layers), {}, made, by_layer)
+        self.run.save_assignment(assignment)
+        self.write(Decoded(assignment=name, kind=made.kind, run=made.run, cost=dict(assignment.cost)))
+        return assignment
+
+    def _price(self, layers: Mapping[str, LayerBits]) -> dict[str, float]:
+        """All costs; with sparse weights also the sizes without their index."""
+        table = self.job.plan.table
+        return sparse_prices(table, layers) if self.job.config.compression == "squantizer" else table.price(layers)
+
+
+def _with_channels(bits: LayerBits, spec: LayerSpec) -> LayerBits:
+    """The choice for a layer with the number of filters that it has in the end."""
+    kept = bits.kept_channels
+    return replace(bits, out_channels=spec.out_channels if kept is None else len(kept))

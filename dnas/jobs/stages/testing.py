@@ -1,0 +1,89 @@
+"""The stage `test`: the test split is read, once, for every measured net and the float network; then the front."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from dnas.jobs.context import JobContext
+from dnas.jobs.normalisation import preprocessing_of
+from dnas.jobs.progress import FORWARD_QUANTIZED, Work
+from dnas.jobs.stage import Findings, Foreseen, Stage
+from dnas.jobs.stages.measure import Measurer
+from dnas.training.trainer import evaluate
+from results.events import FloatMeasured, Tested
+from results.pareto import Estimate, FloatReference, ParetoFront
+from results.pictures.front import draw_fronts, save_figure
+from search_spaces.assignments import BitAssignment
+from search_spaces.costs.table import CostTable
+from search_spaces.errors import InputError
+from search_spaces.layers import FLOAT_BITS
+
+
+class Test(Stage):
+    """Measures on the test split what was measured on validation, and saves the front."""
+
+    name = "test"
+    __test__ = False
+
+    def __init__(self, context: JobContext, measurer: Measurer) -> None:
+        super().__init__(context)
+        self.measurer = measurer
+
+    def work(self, before: Foreseen) -> Work:
+        """Every net and seed."""
+        return {self.name: self._units() * before.points * self.context.job.config.finetune.seeds}
+
+    def carry_out(self, findings: Findings) -> None:
+        """Test what is not tested yet; write the front and its picture."""
+        log, plan = self.context.log, self.context.job.plan
+        found = [log.run.assignment(point.assignment) for point in findings.points]
+        self.context.progress.replan({self.name: self._units() * sum(map(self.measurer.seeds_of, found))})
+        values = [Estimate.from_values(self._test(assignment)) for assignment in found]
+        tested = [replace(point, test_top1=top1) for point, top1 in zip(findings.points, values, strict=True)]
+        x = next(iter(plan.budgets[0].limits)) if plan.budgets else "size_bytes"
+        front = ParetoFront.from_points(tested, x, self._float_reference(), preprocessing_of(self.context.job.data))
+        log.run.save_front(front)
+        save_figure(draw_fronts({log.run.name: front}, x=front.x), log.run.picture_path)
+
+    def _units(self) -> float:
+        return FORWARD_QUANTIZED * len(self.context.job.data.test)
+
+    def _test(self, assignment: BitAssignment) -> list[float]:
+        """Accuracy on the test split for every seed; journaled, so that it is read once."""
+        context, values = self.context, []
+        known = {(event.assignment, event.seed): event.test_top1 for event in context.log.events(Tested)}
+        for seed in range(self.measurer.seeds_of(assignment)):
+            key = (assignment.id, seed)
+            if key in known:
+                context.progress.recall({self.name: self._units()})
+            else:
+                known[key] = self.measurer.measure_again(assignment, seed, context.job.data.test).top1
+                context.log.write(Tested(assignment=assignment.id, seed=seed, test_top1=known[key]))
+                context.progress.step(self.name, self._units(), stage=self.name, run=assignment.id)
+            values.append(known[key])
+        return values
+
+    def _float_reference(self) -> FloatReference:
+        """The float network's size and accuracies; journaled too."""
+        log, job = self.context.log, self.context.job
+        known = log.events(FloatMeasured)
+        if known:
+            val, test = known[0].val_top1, known[0].test_top1
+        else:
+            network = job.network.eval()
+            batch_size = job.config.data.batch_size
+            val = evaluate(network, job.data.val, batch_size, job.device).top1
+            test = evaluate(network, job.data.test, batch_size, job.device).top1
+            log.write(FloatMeasured(val_top1=val, test_top1=test))
+        costs = _float_costs(job.plan.table)
+        return FloatReference(costs["size_bytes"], val, test, costs)
+
+
+def _float_costs(table: CostTable) -> dict[str, float]:
+    """All costs of the network in fp32; a latency table need not hold that width."""
+    found: dict[str, float] = {}
+    for name in table.costs:
+        with contextlib.suppress(InputError):
+            found |= table.uniform(FLOAT_BITS, [name])
+    return found
