@@ -171,6 +171,10 @@ def bn_scale(network: nn.Module, group: ChannelGroup, evidence: Evidence) -> Ran
     """Rank by |γ| of the BatchNorms behind the filters (Liu et al., arXiv 1708.06519)."""
     parts = []
     for name, entries in group.vectors.items():
+        path, _, key = name.rpartition(".")
+        owner = submodule(network, path, group)
+        if key in owner._parameters or key in owner._buffers:  # a vector of its own, such as a layer scale
+            continue
         norm = submodule(network, name, group)
         scale = getattr(norm, "weight", None)
         if isinstance(scale, Tensor) and hasattr(norm, "running_var"):  # also BatchNorms that are no nn.BatchNorm

@@ -384,9 +384,10 @@ def test_bn_scale_averages_the_norms_of_the_group() -> None:
 
 def test_bn_scale_leaves_out_channels_of_other_groups_and_modules_that_are_no_norm() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(3), nn.PReLU(2), nn.BatchNorm1d(2, affine=False))
+    net.gamma = nn.Parameter(torch.ones(2))  # a layer scale
     with torch.no_grad():
         net[1].weight.copy_(torch.tensor([9.0, 4.0, -1.0]))
-    group = ChannelGroup("0", 2, {"0": (0, 1)}, {}, {"1": (-1, 0, 1), "2": (0, 1), "3": (0, 1)})
+    group = ChannelGroup("0", 2, {"0": (0, 1)}, {}, {"1": (-1, 0, 1), "2": (0, 1), "3": (0, 1), "gamma": (0, 1)})
     assert importance(net, ChannelGroups((group,)), "bn_scale")["0"].tolist() == [1.0, 0.25]
 
 

@@ -54,9 +54,26 @@ def grouped() -> nn.Module:
     )
 
 
+class Scaled(nn.Module):
+    """A layer scale, a stored vector and a GroupNorm behind filters that are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+        self.gamma, self.shares = nn.Parameter(torch.rand(8, 1, 1)), nn.GroupNorm(4, 8)
+        self.register_buffer("shift", torch.rand(1, 8, 1, 1))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        x = self.shares(x + self.gamma * self.second(x)) - self.shift
+        return self.head(x.mean((2, 3)))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: Net(channels=6),
     "grouped": grouped,
+    "scaled": Scaled,
     "norm last": lambda: tiny_resnet(num_classes=3, width=4, norm_last=True),
 }
 
@@ -311,6 +328,8 @@ def bytes_by_hand(network: nn.Module) -> int:
             total += 0 if module.bias is None else np.zeros(shape[0], np.float32).nbytes
         elif isinstance(module, nn.BatchNorm2d):
             total += np.zeros((2, len(module.running_mean)), np.float32).nbytes  # folded
+        elif isinstance(module, (nn.GroupNorm, Scaled)):
+            total += sum(4 * own.numel() for own in (*module._parameters.values(), *module._buffers.values()))
     return total
 
 

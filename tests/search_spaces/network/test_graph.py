@@ -133,6 +133,35 @@ def test_branches_and_ties_of_resnet20() -> None:
     assert set(tie) == {"conv1", *(branch.layers[1] for branch in graph.branches)}
 
 
+def test_branches_and_ties_of_a_transformer_encoder() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    graph = read_graph(nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoder(layer, 2)), (10, 8))
+    blocks = [(f"1.layers.{i}.", kind) for i in range(2) for kind in ("attention", "mlp")]
+    layers = {"attention": ("self_attn.in_proj", "self_attn.out_proj"), "mlp": ("linear1", "linear2")}
+    assert [branch.terminal for branch in graph.branches] == [
+        f"{at}{'dropout1' if kind == 'attention' else 'dropout2'}" for at, kind in blocks
+    ]
+    assert [branch.layers for branch in graph.branches] == [
+        tuple(f"{at}{name}" for name in layers[kind]) for at, kind in blocks
+    ]
+    (tie,) = graph.residual_ties
+    assert {"0", "1.layers.0.linear2", "1.layers.1.linear2"} <= set(tie)
+    assert graph.channels.names == ("1.layers.0.linear1", "1.layers.1.linear1")
+
+
+def test_a_learned_offset_is_no_shortcut() -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project, self.last = nn.Linear(4, 4), nn.Identity()
+            self.place, self.head = nn.Parameter(torch.zeros(1, 4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.last(self.project(x)) + self.place)
+
+    assert read_graph(Embedded(), (4,)).branches == ()
+
+
 def test_a_network_that_cannot_be_followed_says_so_and_is_still_read() -> None:
     graph = read_graph(Unwatchable(), SHAPE)
     assert len(graph.layers) == 4
