@@ -64,7 +64,7 @@ class ChannelRun(WatchedRun):
     def operation(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Follow the channels through one tensor operation."""
         operation = Operation(function, self._alias(args), self._alias(kwargs), output)
-        made = follow(self.trace, operation)
+        made = [self.trace.current(x) for x in follow(self.trace, operation)]
         self.trace.steps.append(Step(operation.name, operation.numbers(), tuple(operation.operands), tuple(made)))
         self._note(output, made)
 
@@ -98,7 +98,8 @@ class ChannelRun(WatchedRun):
     def _of(self, tensor: Tensor) -> Labels:
         if id(tensor) not in self._labels:
             self._labels[id(tensor)] = self._of_new(tensor)
-        return self.trace.current(self._labels[id(tensor)])
+        labels = self._labels[id(tensor)] = self.trace.current(self._labels[id(tensor)])
+        return labels
 
     def _of_new(self, tensor: Tensor) -> Labels:
         """Labels of a parameter or buffer with one entry per channel, or one that must stay for another tensor."""
