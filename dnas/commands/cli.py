@@ -302,7 +302,7 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            metavar="json|csv|packed|onnx|qonnx|torchao|aimet",
+            metavar="json|csv|packed|onnx|qonnx|torchao|aimet|package.module:name",
             help="The format; all but json and csv: the trained net.",
         ),
     ] = "json",

@@ -2,64 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
-from dnas.export.aimet import export_aimet
 from dnas.export.fixed_layers import ExportedFile
-from dnas.export.onnx import export_onnx
-from dnas.export.qonnx import export_qonnx
+from dnas.export.formats import NET_EXPORTERS, NetExporter, StoredNet
 from dnas.export.save import save_packed
-from dnas.export.torchao import export_torchao
 from dnas.jobs.job import load_network
 from dnas.jobs.normalisation import stored_preprocessing
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.quantization.conversion import QuantizerChoice
 from results.events import Measured
-from results.preprocessing import Preprocessing
 from results.run.folder import JOB, Run
-from results.tables.export import EXPORTERS, FORMATS, NET_FORMATS, PACKED, export_assignment
+from results.tables.export import EXPORTERS, PACKED, export_assignment
 from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest
-from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
 from search_spaces.provenance import Profile
-
-
-@dataclass(frozen=True)
-class StoredNet:
-    """The trained net of an assignment, and what it was made of."""
-
-    network: nn.Module
-    graph: LayerGraph
-    assignment: BitAssignment
-    choice: QuantizerChoice
-    preprocessing: Preprocessing | None
-    seed: int
-    val_top1: float | None
-
-
-NetExporter = Callable[[Path, StoredNet, bool], ExportedFile]
-NET_EXPORTERS: Mapping[str, NetExporter] = {
-    "onnx": lambda out, net, normalise: export_onnx(
-        out, net.network, net.graph, net.assignment, preprocessing=net.preprocessing, normalise=normalise
-    ),
-    "qonnx": lambda out, net, normalise: export_qonnx(
-        out, net.network, net.graph, net.assignment, preprocessing=net.preprocessing, normalise=normalise
-    ),
-    "torchao": lambda out, net, normalise: export_torchao(out, net.graph, net.assignment, net.preprocessing),
-    "aimet": lambda out, net, normalise: export_aimet(out, net.network, net.assignment, net.preprocessing),
-}
-_WITHOUT_LEVELS = (*EXPORTERS, "torchao")
-"""Formats that hold nothing of a trained net."""
-_GRAPHS = ("onnx", "qonnx")
-"""Formats that hold operations, and can normalise."""
 
 
 def export(
@@ -100,13 +63,23 @@ def export(
 
 
 def _check_options(format: str, seed: int | None, normalise: bool) -> None:
-    if normalise and format not in _GRAPHS:
+    """Refuse an unknown format, and options that it cannot take."""
+    exporter = None if format in EXPORTERS else _find(format)
+    if normalise and not (exporter and exporter.normalises):
+        able = " or ".join(name for name, found in NET_EXPORTERS.items() if found.normalises)
         raise InputError(
-            f"the format '{format}' holds no operations, so it cannot normalise; use --format {' or '.join(_GRAPHS)}, "
+            f"the format '{format}' holds no operations, so it cannot normalise; use --format {able}, "
             "or the mean and std that the file tells"
         )
-    if seed is not None and format in _WITHOUT_LEVELS:
+    if seed is not None and not (exporter and exporter.trained):
         raise InputError(f"the format '{format}' holds nothing of a trained net; leave --seed out")
+
+
+def _find(format: str) -> NetExporter:
+    if format not in NET_EXPORTERS and ":" not in format:
+        known = [*EXPORTERS, *NET_EXPORTERS]
+        raise InputError(f"unknown format '{format}'{nearest(format, known)}; choose one of {', '.join(known)}")
+    return NET_EXPORTERS.find(format)
 
 
 @dataclass(frozen=True)
@@ -133,9 +106,7 @@ def _export_net(run: Run, name: str, format: str, out: Path, seed: int, normalis
     some = next(iter(profiles.values()))
     if format == PACKED:
         return [_packed_net(run, name, some, out, seed)]
-    if format not in FORMATS:
-        raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
-    if format not in NET_FORMATS:
+    if format in EXPORTERS:
         raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {some.id}")
     return [
         _export_one(run, item, format, out.with_stem(f"{out.stem}-{key}"), seed, normalise)
@@ -164,29 +135,23 @@ def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path, seed: in
 
 def _export_one(run: Run, assignment: BitAssignment, format: str, out: Path, seed: int, normalise: bool) -> _Written:
     told: dict[str, Any] = {"assignment": assignment.id, "format": format, "file": str(out)}
-    if format not in NET_FORMATS:
+    if format in EXPORTERS:
         export_assignment(assignment, format, out)
         return _Written(told, "")
-    net = load_stored(run, assignment, seed)
-    if format == PACKED:
-        found, words = _packed_one(run, net, out)
-    else:
-        found, words = _net_file(NET_EXPORTERS[format](out, net, normalise))
-    if format in _WITHOUT_LEVELS:
+    exporter, net = _find(format), load_stored(run, assignment, seed)
+    file = exporter.write(out, net, normalise)
+    found, words = _packed_file(net, file) if format == PACKED else _net_file(file)
+    if not exporter.trained:
         return _Written({**told, **found}, words)
     return _Written({**told, **found, "seed": seed, "val_top1": net.val_top1}, words + _origin(net))
 
 
-def _packed_one(run: Run, net: StoredNet, out: Path) -> tuple[dict[str, Any], str]:
-    model = load_job(str(run.folder / JOB)).model
-    source = {"source": model.source, "arguments": model.arguments}
-    packed = save_packed(
-        out, net.network, net.graph, net.assignment, net.choice, model=source, preprocessing=net.preprocessing
-    )
-    sizes = {"tensor_bytes": packed.tensor_bytes, "header_bytes": packed.header_bytes}
+def _packed_file(net: StoredNet, file: ExportedFile) -> tuple[dict[str, Any], str]:
+    tensor_bytes, header_bytes = file.ideal_bytes or 0, file.header_bytes or 0
     expected = int(net.assignment.cost["size_bytes"])
-    other = "" if packed.tensor_bytes == expected else f" of its largest net: {expected:,}"  # of sparse nets
-    return sizes, f" ({packed.tensor_bytes:,} bytes of tensors, size_bytes{other}; {packed.header_bytes:,} of header)"
+    other = "" if tensor_bytes == expected else f" of its largest net: {expected:,}"  # of sparse nets
+    found = {"tensor_bytes": tensor_bytes, "header_bytes": header_bytes}
+    return found, f" ({tensor_bytes:,} bytes of tensors, size_bytes{other}; {header_bytes:,} of header)"
 
 
 def _net_file(file: ExportedFile) -> tuple[dict[str, Any], str]:
@@ -232,4 +197,5 @@ def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet
     check_fits(assignment, graph)
     stored = stored_net(run, network, graph, assignment, choice, seed)
     top1 = _top1_of(run, assignment, seed)
-    return StoredNet(stored, graph, assignment, choice, stored_preprocessing(run), seed, top1)
+    model = {"source": config.model.source, "arguments": config.model.arguments}
+    return StoredNet(stored, graph, assignment, choice, model, stored_preprocessing(run), seed, top1)

@@ -33,7 +33,8 @@ from search_spaces.errors import InputError
 class ExportedFile:
     """A file for another tool, what it takes, and what the cost table says that the net needs (``size_bytes``).
 
-    ``left_out`` maps layers to what of them the format has no words for.
+    ``left_out`` maps layers to what of them the format has no words for. ``header_bytes`` is what describes the
+    tensors, in a packed file.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class ExportedFile:
     file_bytes: int
     ideal_bytes: int | None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    header_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ node that floors (inputs) or whose weights are shifted by half a step, and half 
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,12 @@ def export_qonnx(
 def with_shapes(model: Any) -> Any:
     """The model with the shape of every tensor, which QONNX's executor and the tools want."""
     wrapper, shapes = need(FORMAT, "qonnx.core.modelwrapper", "qonnx.transformation.infer_shapes")
-    return wrapper.ModelWrapper(model).transform(shapes.InferShapes()).model
+    drawn = random.getstate()
+    random.seed(0)  # qonnx draws the names of tensors: the same net is the same file
+    try:
+        return wrapper.ModelWrapper(model).transform(shapes.InferShapes()).model
+    finally:
+        random.setstate(drawn)
 
 
 def run_qonnx(model: Any, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:

@@ -1,0 +1,89 @@
+"""The contract of a format: one file, the sizes that it tells, the same bytes each time; ours and the user's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from dnas.export.formats import NET_EXPORTERS, NetExporter, StoredNet
+from dnas.quantization.calibration import calibrate
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from results.tables.export import EXPORTERS, NET_FORMATS
+from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
+from search_spaces.costs.table import CostTable, build_costs
+from search_spaces.errors import InputError
+from search_spaces.network.graph import read_graph
+from search_spaces.spaces import SpaceOptions, build_space
+from tests.toys import SHAPE, Net, inputs, trained
+
+OWN = """
+import json
+
+def bits(path, net):
+    path.write_text(json.dumps({name: pair.weight_bits for name, pair in net.assignment.layers.items()}))
+
+def nothing(path, net):
+    pass
+
+def fails(path, net):
+    raise OSError("disk gone")
+
+number = 3
+"""
+FORMATS = [*NET_EXPORTERS, "own_format:bits"]
+
+
+@pytest.fixture(autouse=True)
+def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_format.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_format", raising=False)
+
+
+@pytest.fixture(scope="module")
+def net() -> StoredNet:
+    model = trained(Net()).eval()
+    graph = read_graph(model, SHAPE)
+    layers = {layer.name: LayerBits(4, 8) for layer in graph.layers}
+    network = quantize_fixed(model, graph, layers)
+    calibrate(network, [inputs()])
+    table = CostTable(graph, build_space(graph, SpaceOptions()), build_costs())
+    assignment = BitAssignment("w4a8", ModelReference("own", SHAPE), layers, table.price(layers))
+    return StoredNet(network.eval(), graph, assignment, QuantizerChoice(), {"source": "own"}, None, 0, None)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_format_writes_one_file_of_the_size_it_tells_and_the_same_again(format: str, net: StoredNet) -> None:
+    folder = Path("out")
+    folder.mkdir()
+    exporter = NET_EXPORTERS.find(format)
+    assert isinstance(exporter, NetExporter)
+    written = [exporter.write(folder / name, net, False) for name in ("first", "second")]
+    assert sorted(path.name for path in folder.iterdir()) == ["first", "second"]
+    assert (folder / "first").read_bytes() == (folder / "second").read_bytes()
+    for file in written:
+        assert file.file_bytes == file.path.stat().st_size > 0
+        assert set(file.left_out) <= {layer.name for layer in net.graph.layers}
+    assert not net.network.training
+
+
+def test_the_command_offers_what_is_registered() -> None:
+    assert set(NET_FORMATS) == set(NET_EXPORTERS)
+    assert not set(EXPORTERS) & set(NET_EXPORTERS)
+
+
+@pytest.mark.parametrize(
+    ("format", "sentence"),
+    [
+        ("own_format:nothing", "wrote no file"),
+        ("own_format:fails", "format 'own_format:fails' failed for 'w4a8': OSError: disk gone"),
+        ("own_format:number", "'number' is a int, not a callable"),
+        ("own_format:bit", "did you mean 'bits'"),
+        ("onxn", "unknown format 'onxn'; known are packed, .*did you mean 'onnx'"),
+    ],
+)
+def test_what_is_no_format_is_refused(format: str, sentence: str, net: StoredNet) -> None:
+    with pytest.raises(InputError, match=sentence):
+        NET_EXPORTERS.find(format).write(Path("net"), net, False)
