@@ -17,6 +17,7 @@ from dnas.search.trainer import EpochRecord, SupernetTrainer
 from dnas.training.trainer import EpochResult, StepReport, Trainer
 from results.events import Epoch, read_epoch
 from results.run.folder import Run
+from search_spaces.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ class JobContext:
         saved = run.load_checkpoint(place.checkpoint)
         if saved is not None:
             tensors, values = saved
+            last = recorded_epoch(place.checkpoint, values)
             trainer.restore({key: value.to(self.job.device.place) for key, value in tensors.items()}, values)
             self.progress.recall({place.work: place.units * trainer.epoch})
-            yield self._journaled(read_epoch(values["record"]))
+            yield self._journaled(last)
         for result in epochs():
             fields = self._epoch_fields(trainer, result)
             fields |= {"budget": dict(place.budget)} if place.budget else {}
@@ -97,3 +99,14 @@ class JobContext:
         if not any(known.place == epoch.place for known in self.log.events(Epoch)):
             self.log.write(epoch)
         return epoch
+
+
+def recorded_epoch(checkpoint: str, values: Mapping[str, Any]) -> Epoch:
+    """The epoch that a checkpoint was saved after; :class:`InputError` names a checkpoint that does not tell it."""
+    try:
+        return read_epoch(values["record"])
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise InputError(
+            f"the checkpoint '{checkpoint}' does not say which epoch it was saved after ({error}); "
+            "delete it and resume to repeat its stage"
+        ) from error
