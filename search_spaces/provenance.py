@@ -14,15 +14,15 @@ from search_spaces.errors import InputError, nearest
 from search_spaces.records import Record
 
 SEARCH, SAMPLED, SQUANTIZER = "search", "sampled", "squantizer"
-UNIFORM, ILP, RANDOM = "uniform", "ilp", "random"
+UNIFORM, ILP, RANDOM, CONTROL = "uniform", "ilp", "random", "control"
 PRUNED, PRUNED_UNIFORM, PRUNED_RANDOM, FEWER_BITS = "pruned", "pruned-uniform", "pruned-random", "fewer-bits"
 GIVEN, PROFILE = "given", "switchable"
 KINDS = (
-    *(SEARCH, SQUANTIZER, UNIFORM, ILP, RANDOM, SAMPLED),
+    *(SEARCH, SQUANTIZER, UNIFORM, ILP, RANDOM, CONTROL, SAMPLED),
     *(PRUNED, PRUNED_UNIFORM, PRUNED_RANDOM, FEWER_BITS),
     *(GIVEN, PROFILE),
 )
-"""``given`` is an assignment from elsewhere, ``switchable`` a profile of a switchable net."""
+"""``control`` is the user's own, ``given`` comes from elsewhere, ``switchable`` is a profile of a switchable net."""
 
 
 class Quantizers(Record):

@@ -97,8 +97,8 @@ class Named:
     def _checked(self, given: str) -> str:
         if given in self.names or _OWN.fullmatch(given):
             return given
-        known = ", ".join(self.names)
-        raise ValueError(f"expected one of {known}, or your own package.module:name{nearest(given, self.names)}")
+        known = f"one of {', '.join(self.names)}, or " if self.names else ""
+        raise ValueError(f"expected {known}your own package.module:name{nearest(given, self.names)}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_after_validator_function(self._checked, handler(source))
@@ -109,6 +109,7 @@ class Named:
 
 WeightQuantizer = Annotated[str, Named("lsq", "nested", "dorefa", "binary", "logarithmic")]
 ActivationQuantizer = Annotated[str, Named("pact", "lsq", "nested", "dorefa", "binary", "tanh", "logarithmic")]
+OwnName = Annotated[str, Named()]
 ProposerName = Annotated[str, Named("scikit-optimize", "optuna", "random")]
 
 

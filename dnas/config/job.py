@@ -18,6 +18,7 @@ from dnas.config.fields import (
     Fraction,
     NonNegative,
     OnceEach,
+    OwnName,
     Pair,
     Positive,
     ProposerName,
@@ -165,6 +166,7 @@ class ControlsSection(Section):
         default=True, description="A training-free integer program at every budget (HAWQ-V2 sensitivities)."
     )
     random: Count = Field(default=0, description="Random assignments at every budget.")
+    own: Annotated[tuple[OwnName, ...], OnceEach] = Field(default=(), description="Your own ways to choose bits at every budget: `package.module:function(question)`.")  # fmt: skip
 
 
 class SquantizerSection(Section):

@@ -11,6 +11,7 @@ from torch import nn
 
 from dnas.config.fields import Amount
 from dnas.config.job import CostsSection, JobConfig, PruneSection, SpaceSection
+from dnas.search.controls import CONTROLS
 from search_spaces.allocation.monotone import check_bounds
 from search_spaces.allocation.program import check_reachable
 from search_spaces.channels.slicing import pruned_graph
@@ -46,6 +47,8 @@ def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) 
     table.require(config.search.cost)
     for bits in config.controls.uniform:  # a cost that has no figure for a control must not be found out at the end
         table.price(space.uniform(bits))
+    for source in config.controls.own:
+        CONTROLS.find(source)
     if sparse:
         sparse_budgets(config, table)
     if "search" not in config.order:

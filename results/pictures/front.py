@@ -27,6 +27,7 @@ KIND_STYLE = {
     "uniform": ("#E69F00", "s", "uniform"),
     "ilp": ("#009E73", "^", "ILP"),
     "random": ("#777777", "v", "random"),
+    "control": ("#117733", "d", "own control"),
     "sampled": ("#CC79A7", "D", "sampled"),
     "pruned": ("#882255", "*", "pruned"),
     "pruned-uniform": ("#56B4E9", ">", "pruned, one ratio"),

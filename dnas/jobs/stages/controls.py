@@ -1,35 +1,37 @@
-"""The stage `controls`: what every search is measured against: uniform, training-free and random assignments."""
+"""The stage `controls`: what every search is measured against: uniform, training-free, random and the user's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
+from torch import Tensor
 
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.search.sensitivity import sensitivities
+from dnas.search.controls import CONTROLS, Evidence, Question
 from dnas.training.schedules import derived_seed
 from search_spaces.allocation.program import allocate, is_reachable
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
-from search_spaces.provenance import ILP, RANDOM, UNIFORM, Provenance
+from search_spaces.provenance import CONTROL, ILP, RANDOM, UNIFORM, Provenance
 
 _SENSITIVITY_BATCHES, _SENSITIVITY_IMAGES = 2, 64
 
 
 @dataclass(frozen=True)
 class Control:
-    """One control: uniform ``bits``, or the budget (numbered from 1) that it is made for."""
+    """One control: uniform ``bits``, or chosen by ``source`` within the budget of that ``number``, from 1."""
 
     id: str
     kind: str
     bits: int = 0
     budget: Budget | None = None
     number: int = 0
+    source: str = ""
+    draw: int = 1
 
 
 def uniform_control(bits: int) -> Control:
@@ -43,10 +45,14 @@ def job_controls(job: Job) -> Iterator[Control]:
     yield from map(uniform_control, section.uniform)
     budgets = [(n, budget) for n, budget in enumerate(job.plan.budgets, 1) if is_reachable(job.plan.table, budget)]
     for number, budget in budgets if section.ilp else ():
-        yield Control(f"ilp-{number}", ILP, budget=budget, number=number)
+        yield Control(f"ilp-{number}", ILP, budget=budget, number=number, source="ilp")
     for number, budget in budgets:
         for draw in range(1, section.random + 1):
-            yield Control(f"random-{number}-{draw}", RANDOM, budget=budget, number=number)
+            yield Control(f"random-{number}-{draw}", RANDOM, budget=budget, number=number, source="random", draw=draw)
+    for source in section.own:
+        for number, budget in budgets:
+            name = f"control-{source.replace(':', '.')}-{number}"
+            yield Control(name, CONTROL, budget=budget, number=number, source=source)
 
 
 class Controls(Stage):
@@ -66,24 +72,19 @@ class Controls(Stage):
     def carry_out(self, findings: Findings) -> None:
         """Save and journal every control."""
         context = self.context
-        controls = list(job_controls(context.job))
         _tell_missing(context)
-        losses = np.zeros(context.job.plan.space.allowed.shape)
-        if not {control.id for control in controls if control.kind == ILP} <= set(context.log.decoded):
-            losses = sensitivity_losses(context.job)
-        generators: dict[int, np.random.Generator] = {}
-        for control in controls:
-            if control.kind == UNIFORM:
+        evidence = evidence_of(context.job)
+        for control in job_controls(context.job):
+            if control.budget is None:
                 findings.found.append(keep_uniform(context, control))
-                continue
-            scores = -losses
-            if control.kind == RANDOM:
-                seed = derived_seed(context.job.config.seed, "random", control.number)
-                generator = generators.setdefault(control.number, np.random.default_rng(seed))
-                scores = generator.random(losses.shape)
-            cells = allocate(scores, context.job.plan.table, control.budget)
-            made = Provenance(kind=control.kind, run=control.kind)
-            findings.found.append(context.log.keep_cells(control.id, cells, made, control.budget))
+            elif control.id in context.log.decoded:
+                findings.found.append(context.log.run.assignment(control.id))
+            else:
+                seed = derived_seed(context.job.config.seed, control.kind, control.number)
+                worth = CONTROLS.find(control.source)(Question(evidence, control.budget, seed, control.draw))
+                cells = allocate(worth, context.job.plan.table, control.budget)
+                made = Provenance(kind=control.kind, run=control.source)
+                findings.found.append(context.log.keep_cells(control.id, cells, made, control.budget))
 
 
 def keep_uniform(context: JobContext, control: Control) -> BitAssignment:
@@ -99,12 +100,15 @@ def _tell_missing(context: JobContext) -> None:
             context.log.tell_once([f"no control 'ilp-{number}': {budget.label} can be met by a pruned net alone"])
 
 
-def sensitivity_losses(job: Job) -> np.ndarray:
-    """What each cell of the space costs in loss, (D, Kw, Ka), by the training-free estimate."""
-    batches = job.data.train.batches(
-        min(_SENSITIVITY_IMAGES, job.config.data.batch_size),
-        seed=derived_seed(job.config.seed, "sensitivity"),
-        device=job.device.place,
-    )
-    some = [batch for _, batch in zip(range(_SENSITIVITY_BATCHES), batches, strict=False)]
-    return sensitivities(job.network, job.plan.space, job.choice, some, seed=job.config.seed)
+def evidence_of(job: Job) -> Evidence:
+    """What the controls of a job may look at."""
+
+    def batches() -> list[tuple[Tensor, Tensor]]:
+        images = job.data.train.batches(
+            min(_SENSITIVITY_IMAGES, job.config.data.batch_size),
+            seed=derived_seed(job.config.seed, "sensitivity"),
+            device=job.device.place,
+        )
+        return [batch for _, batch in zip(range(_SENSITIVITY_BATCHES), images, strict=False)]
+
+    return Evidence(job.network, job.plan.space, job.plan.table, job.choice, batches, job.config.seed)

@@ -1,0 +1,87 @@
+"""Training-free ways to choose bits within a budget, by name: what a search is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.search.sensitivity import sensitivities
+from search_spaces.costs.budgets import Budget
+from search_spaces.costs.table import CostTable
+from search_spaces.errors import InputError, one_line
+from search_spaces.registry import Registry, called, importable_working_directory
+from search_spaces.spaces import PrecisionSpace
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a control may look at: the float ``network``, what can be chosen, what it costs, and some training images.
+
+    ``batches`` gives (images (N, C, H, W), labels (N,)) when it is called.
+    """
+
+    network: nn.Module
+    space: PrecisionSpace
+    table: CostTable
+    choice: QuantizerChoice
+    batches: Callable[[], Sequence[tuple[Tensor, Tensor]]] = field(repr=False)
+    seed: int = 0
+
+    @cached_property
+    def sensitivities(self) -> np.ndarray:
+        """Expected increase of the loss of every cell (D, Kw, Ka), without training; worked out once."""
+        return sensitivities(self.network, self.space, self.choice, self.batches(), seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Question:
+    """An assignment that is asked for: within ``budget``, the ``draw``-th of its kind; ``seed`` is the budget's own."""
+
+    evidence: Evidence
+    budget: Budget
+    seed: int = 0
+    draw: int = 1
+
+
+Control = Callable[[Question], np.ndarray]
+"""What each cell is worth, (D, Kw, Ka): the integer program takes the most that the budget allows."""
+
+
+def ilp(question: Question) -> np.ndarray:
+    """HAWQ-V2's sensitivities: the least expected increase of the loss (arXiv 1911.03852)."""
+    return -question.evidence.sensitivities
+
+
+def random(question: Question) -> np.ndarray:
+    """Any assignment that the budget allows."""
+    shape = question.evidence.space.allowed.shape
+    return np.random.default_rng(question.seed).random((question.draw, *shape))[-1]
+
+
+def _own(source: str, found: Any) -> Control:
+    function = called(source, found, "control")
+
+    def control(question: Question) -> np.ndarray:
+        with importable_working_directory():
+            try:
+                worth = np.asarray(function(question), dtype=np.float64)
+            except Exception as error:  # the user's own code may fail in any way
+                raise InputError(f"control '{source}' failed for {question.budget.label}: {one_line(error)}") from error
+        shape = question.evidence.space.allowed.shape
+        if worth.shape != shape or not np.isfinite(worth).all():
+            raise InputError(
+                f"control '{source}' gives values of shape {worth.shape}; it must give a finite one for every "
+                f"decision, weight width and activation width, shape {shape}"
+            )
+        return worth
+
+    return control
+
+
+CONTROLS: Registry[Control] = Registry("control", {"ilp": ilp, "random": random}, _own)

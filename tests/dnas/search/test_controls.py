@@ -1,0 +1,81 @@
+"""The contract of a control: a finite worth for every cell, the same each time, from which every budget is met."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.search.controls import CONTROLS, Evidence, Question
+from search_spaces.allocation.program import allocate
+from search_spaces.costs.budgets import parse_budget
+from search_spaces.errors import InputError
+from tests.toys import Net, images, plan, trained
+
+OWN = """
+import numpy as np
+
+def early(question):
+    worth = np.log(np.array(question.evidence.space.weight_bits, dtype=float))[None, :, None]
+    return np.broadcast_to(worth, question.evidence.space.allowed.shape) / (1 + np.arange(len(worth)))[:, None, None]
+
+def flat(question):
+    return np.zeros(3)
+
+def nan(question):
+    return np.full(question.evidence.space.allowed.shape, np.nan)
+
+def fails(question):
+    raise ZeroDivisionError("no reason")
+
+number = 3
+"""
+NAMES = [*CONTROLS, "own_control:early"]
+
+
+@pytest.fixture
+def question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Question:
+    (tmp_path / "own_control.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_control", raising=False)
+    model = trained(Net()).eval()
+    _, space, table = plan(model, weight_bits=(2, 4, 8), activation_bits=(2, 4, 8), first_layer="search")
+    batches = [batch for batch in images(24).batches(12)]
+    evidence = Evidence(model, space, table, QuantizerChoice(), lambda: batches)
+    return Question(evidence, parse_budget({"bitops": "30% of uniform8"}, table), seed=5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_control_gives_a_worth_to_every_cell_and_meets_the_budget(name: str, question: Question) -> None:
+    worth = CONTROLS.find(name)(question)
+    assert worth.shape == question.evidence.space.allowed.shape
+    assert np.isfinite(worth).all()
+    assert np.array_equal(worth, CONTROLS.find(name)(question))
+    cells = allocate(worth, question.evidence.table, question.budget)
+    assert question.budget.met_by(question.evidence.table.cells_cost(cells))
+
+
+def test_draws_differ_and_are_those_of_one_generator(question: Question) -> None:
+    generator = np.random.default_rng(5)
+    for draw in (1, 2, 3):
+        expected = generator.random(question.evidence.space.allowed.shape)
+        drawn = CONTROLS["random"](Question(question.evidence, question.budget, seed=5, draw=draw))
+        assert np.array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("own_control:flat", r"gives values of shape \(3,\)"),
+        ("own_control:nan", "must give a finite one"),
+        ("own_control:fails", "failed for .*: ZeroDivisionError: no reason"),
+        ("own_control:number", "'number' is a int, not a callable"),
+        ("ilpp", "unknown control 'ilpp'; known are ilp, random and package.module:name; did you mean 'ilp'"),
+    ],
+)
+def test_what_is_no_control_is_refused(source: str, sentence: str, question: Question) -> None:
+    with pytest.raises(InputError, match=sentence):
+        CONTROLS.find(source)(question)
