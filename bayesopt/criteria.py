@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bayesopt.distances import (
     Ranking,
@@ -36,6 +35,9 @@ from search_spaces.registry import Registry, called, importable_working_director
 
 Scorer = Callable[[nn.Module, ChannelGroup], Any]
 """A user's own criterion: (network, group) → one finite score per unit (U,); higher stays longer."""
+
+LossSum = Callable[[Any, Any], Tensor]
+"""(what the network gave, targets) → the sum of the losses of these images."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,19 @@ def rankings(
     groups: ChannelGroups,
     criterion: str | Criterion | Scorer = "geometric",
     *,
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    batches: Iterable[tuple[Tensor, Any]] = (),
+    loss_sum: LossSum | None = None,
     seed: int = 0,
 ) -> dict[str, Ranking]:
     """Rank the units of every group; the keys are the groups' names.
 
     ``criterion`` is a name in :data:`CRITERIA`, a ``package.module:function`` or a :data:`Scorer`. ``batches`` are
-    (images (N, C, H, W), labels (N,)) and are read by ``taylor`` alone, once; the network is left untouched.
+    (images (N, C, H, W), targets) and are read by ``taylor`` alone, once, whose loss over the images of a batch is
+    ``loss_sum``; the network is left untouched.
     """
     check_type(groups, ChannelGroups, "channel groups", "give what bayesopt.groups(model, example) returns")
     chosen = _criterion(criterion)
-    slopes = _slopes(network, groups.groups, chosen, batches) if chosen.needs_batches else {}
+    slopes = _slopes(network, groups.groups, chosen, batches, loss_sum) if chosen.needs_batches else {}
     evidence = Evidence(seed, slopes)
     return {group.name: _ranked(network, group, chosen, evidence) for group in groups.groups}
 
@@ -80,12 +84,14 @@ def removal_order(
     group: ChannelGroup,
     criterion: str | Criterion | Scorer = "geometric",
     *,
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    batches: Iterable[tuple[Tensor, Any]] = (),
+    loss_sum: LossSum | None = None,
     seed: int = 0,
 ) -> tuple[int, ...]:
     """The units of one group, most redundant first: any ratio drops the first few, so ratios are nested."""
     check_type(group, ChannelGroup, "a channel group", "take one of groups.groups")
-    return rankings(network, ChannelGroups((group,)), criterion, batches=batches, seed=seed)[group.name].order
+    found = rankings(network, ChannelGroups((group,)), criterion, batches=batches, loss_sum=loss_sum, seed=seed)
+    return found[group.name].order
 
 
 def importance(
@@ -93,11 +99,12 @@ def importance(
     groups: ChannelGroups,
     criterion: str | Criterion | Scorer = "geometric",
     *,
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    batches: Iterable[tuple[Tensor, Any]] = (),
+    loss_sum: LossSum | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Scores (U,) in [0, 1] by group name, the higher the more worth keeping; they agree with the removal order."""
-    found = rankings(network, groups, criterion, batches=batches, seed=seed)
+    found = rankings(network, groups, criterion, batches=batches, loss_sum=loss_sum, seed=seed)
     return {name: ranking.scores for name, ranking in found.items()}
 
 
@@ -277,13 +284,16 @@ def _slopes(
     network: nn.Module,
     groups: Iterable[ChannelGroup],
     criterion: Criterion,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Any]],
+    loss_sum: LossSum | None,
 ) -> dict[str, np.ndarray]:
-    """Per member layer, Σ w·∂L/∂w of each filter (R,), L being the mean cross-entropy over all images.
+    """Per member layer, Σ w·∂L/∂w of each filter (R,), L being the mean loss over all images.
 
     In evaluation mode: with the statistics of the batch, a BatchNorm makes the loss indifferent to the scale of the
     filters before it, and every sum would be zero.
     """
+    if loss_sum is None:
+        raise InputError(f"criterion '{criterion.name}' follows a loss, and none is given as loss_sum")
     twin = copy.deepcopy(network).eval()
     found = {member.name: member for group in groups for member in members(twin, group, latent_weight)}
     weights = [member.layer.get_parameter("weight").requires_grad_() for member in found.values()]
@@ -295,11 +305,11 @@ def _slopes(
         x, y = batch
         device = weights[0].device if weights else x.device
         with torch.enable_grad():
-            loss = F.cross_entropy(twin(x.to(device)), y.to(device), reduction="sum")
+            loss = loss_sum(twin(x.to(device)), y.to(device))
             gradients = torch.autograd.grad(loss, weights, materialize_grads=True) if weights else ()
         for slope, member, gradient in zip(slopes, found.values(), gradients, strict=True):
             slope += (member.filters.double() * filters_of(member.layer, gradient).double()).sum(dim=1)
-        images += len(y)
+        images += len(x)
     if not images:
         raise InputError(f"criterion '{criterion.name}' needs batches of images and labels, and none are given")
     return {name: (slope / images).cpu().numpy() for name, slope in zip(found, slopes, strict=True)}

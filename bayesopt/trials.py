@@ -15,15 +15,15 @@ MOST_FAILURES = 3
 
 
 class Measured(Protocol):
-    """What a trial gives: mean loss, and accuracy in [0, 1]."""
+    """What a trial gives: mean loss, and the figure that is reported beside it."""
 
     @property
     def loss(self) -> float:
         """Mean loss, not finite for a failed trial."""
 
     @property
-    def top1(self) -> float:
-        """Accuracy."""
+    def score(self) -> float:
+        """The deciding metric."""
 
 
 Evaluate = Callable[[Sequence[Mapping[str, int]]], Iterable[Measured]]
@@ -37,7 +37,7 @@ class PruningTrial:
     proposal: Proposal
     cost: dict[str, float]
     loss: float | None
-    top1: float | None
+    score: float | None
     failed: str = ""
 
     @property
@@ -51,14 +51,14 @@ class PruningTrial:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; :meth:`from_json` leads back."""
-        known = {"cost": self.cost, "loss": self.loss, "top1": self.top1, "failed": self.failed}
+        known = {"cost": self.cost, "loss": self.loss, "score": self.score, "failed": self.failed}
         return {"proposal": self.proposal.to_json(), **known}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> PruningTrial:
         """Read what :meth:`to_json` wrote; raise :class:`InputError` for anything else."""
         try:
-            values = (entry[name] for name in ("cost", "loss", "top1", "failed"))
+            values = (entry[name] for name in ("cost", "loss", "score", "failed"))
             return cls(Proposal.from_json(entry["proposal"]), *values)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"a journaled trial is damaged ({error!r})") from error
@@ -103,7 +103,7 @@ def run_trials(
 def _trial(proposer: Proposer, proposal: Proposal, measured: Measured) -> PruningTrial:
     cost = proposer.space.costs(tuple(proposal.counts[name] for name in proposer.space.names))
     if math.isfinite(measured.loss):
-        return PruningTrial(proposal, cost, measured.loss, measured.top1)
+        return PruningTrial(proposal, cost, measured.loss, measured.score)
     return PruningTrial(proposal, cost, None, None, f"the loss of the pruned network is {measured.loss}")
 
 

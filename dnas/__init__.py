@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dnas.search.trainer import SearchData, SupernetTrainer
     from dnas.switchable.net import Profile, SwitchableNet
     from dnas.switchable.training import SwitchableTrainer
+    from dnas.training.device import Device
+    from dnas.training.task import Task
     from dnas.training.trainer import Trainer, evaluate
     from results.pareto import ParetoFront
     from results.run.folder import Run
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from search_spaces.costs.budgets import Budget, parse_budget
     from search_spaces.costs.table import Cost, CostTable, build_costs
     from search_spaces.errors import InputError, JobError
+    from search_spaces.metrics import Metric
     from search_spaces.models.load import load_model
     from search_spaces.network.graph import read_graph
     from search_spaces.spaces import SpaceOptions, build_space
@@ -46,11 +49,13 @@ __all__ = [
     "Budget",
     "Cost",
     "CostTable",
+    "Device",
     "Grid",
     "InputError",
     "JobConfig",
     "JobError",
     "LayerBits",
+    "Metric",
     "ModelReference",
     "ParetoFront",
     "Profile",
@@ -63,6 +68,7 @@ __all__ = [
     "SupernetTrainer",
     "SwitchableNet",
     "SwitchableTrainer",
+    "Task",
     "Trainer",
     "allocate",
     "apply",
@@ -107,6 +113,8 @@ __getattr__, __dir__ = attach(
         "dnas.search.supernet": ("Supernet",),
         "dnas.switchable.net": ("Profile", "SwitchableNet"),
         "dnas.switchable.training": ("SwitchableTrainer",),
+        "dnas.training.device": ("Device",),
+        "dnas.training.task": ("Task",),
         "dnas.training.trainer": ("Trainer", "evaluate"),
         "dnas.export.save": ("save_packed",),
         "dnas.export.unpack": ("load",),
@@ -120,6 +128,7 @@ __getattr__, __dir__ = attach(
         "dnas.quantization.quantizers": ("Grid", "Quantizer"),
         "search_spaces.errors": ("InputError", "JobError"),
         "search_spaces.network.graph": ("read_graph",),
+        "search_spaces.metrics": ("Metric",),
         "search_spaces.models.load": ("load_model",),
         "search_spaces.spaces": ("SpaceOptions", "build_space"),
     },

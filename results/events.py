@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from search_spaces.errors import InputError, nearest
+from search_spaces.metrics import ACCURACY
 from search_spaces.records import Record
 
 VERSION = 2
@@ -27,6 +28,32 @@ class Event(Record):
     def to_json(self) -> dict[str, Any]:
         """The journal's record of it."""
         return {"event": self.tag, **super().to_json()}
+
+
+class Scored(Record):
+    """Figures that files hold under the name of their metric, such as ``val_NAME``; ``keys`` tells how each is called.
+
+    Of a metric other than the accuracy the name is written as ``metric``.
+    """
+
+    keys: ClassVar[Mapping[str, str]] = {}
+
+    metric: str = ACCURACY.name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_field(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        names = {key.format(data.get("metric", ACCURACY.name)): field for field, key in cls.keys.items()}
+        return {names.get(key, key): value for key, value in data.items()}
+
+    @model_serializer(mode="wrap")
+    def _by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        if self.metric == ACCURACY.name:
+            values.pop("metric", None)
+        return {self.keys[key].format(self.metric) if key in self.keys else key: v for key, v in values.items()}
 
 
 class Started(Event):
@@ -71,22 +98,23 @@ class StageEvent(Event):
     state: str = "start"
 
 
-class Epoch(Event):
+class Epoch(Event, Scored):
     """One epoch of training, numbered from 1, of ``run`` in ``stage``.
 
     What only some kinds of training tell is None or empty elsewhere.
     """
 
     tag = "epoch"
+    keys = {"score": "{}", "argmax_score": "argmax_{}"}  # noqa: RUF012 (a ClassVar of the base)
     stage: str
     run: str
     seed: int = 0
     epoch: int
     epochs: int | None = None
     loss: float | None = None
-    top1: float | None = None
+    score: float | None = None
     profiles: Mapping[str, float] = Field(default_factory=dict)
-    argmax_top1: float | None = None
+    argmax_score: float | None = None
     expected: Mapping[str, float] = Field(default_factory=dict)
     budget: Mapping[str, float] | None = None
     temperature: float | None = None
@@ -118,31 +146,34 @@ class Searched(Event):
     run: str
 
 
-class Measured(Event):
+class Measured(Event, Scored):
     """One net of an assignment was measured on validation images."""
 
     tag = "measured"
+    keys = {"val": "val_{}"}  # noqa: RUF012
     assignment: str
     kind: str = ""
     seed: int
-    val_top1: float
+    val: float
 
 
-class Tested(Event):
+class Tested(Event, Scored):
     """One net of an assignment was measured on the test split."""
 
     tag = "tested"
+    keys = {"test": "test_{}"}  # noqa: RUF012
     assignment: str
     seed: int
-    test_top1: float
+    test: float
 
 
-class FloatMeasured(Event):
+class FloatMeasured(Event, Scored):
     """The float network was measured."""
 
     tag = "float"
-    val_top1: float
-    test_top1: float
+    keys = {"val": "val_{}", "test": "test_{}"}  # noqa: RUF012
+    val: float
+    test: float
 
 
 class PruneRequested(Event):
@@ -206,13 +237,15 @@ class Proposal(Record):
     predicted_std: float | None = None
 
 
-class TrialResult(Record):
+class TrialResult(Scored):
     """A proposal and what came of it; ``loss`` is None where it failed."""
+
+    keys = {"score": "{}"}  # noqa: RUF012
 
     proposal: Proposal
     cost: Mapping[str, float] = Field(default_factory=dict)
     loss: float | None = None
-    top1: float | None = None
+    score: float | None = None
     failed: str = ""
 
 
@@ -225,14 +258,15 @@ class Trial(Event):
     trial: TrialResult
 
 
-class Finalist(Event):
+class Finalist(Event, Scored):
     """One of the best trials was fine-tuned shortly."""
 
     tag = "finalist"
+    keys = {"score": "{}", "proxy_score": "proxy_{}"}  # noqa: RUF012
     run: str
-    top1: float
+    score: float
     loss: float
-    proxy_top1: float | None = None
+    proxy_score: float | None = None
     proxy_loss: float | None = None
     number: int = 0
 

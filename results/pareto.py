@@ -7,11 +7,12 @@ import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from results.preprocessing import Preprocessing
 from search_spaces.errors import InputError, check_type, nearest
+from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.provenance import KINDS
 
 SCHEMA = "dnas.front/1"
@@ -49,7 +50,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One assignment as measured: accuracies in [0, 1], costs in bytes, bit operations and multiply-accumulates.
+    """One assignment as measured: its ``metric`` on validation and test images, and its costs.
 
     ``budget`` labels the budget that a search or ILP point was made for; ``feasible`` is False where it is exceeded.
     ``limits`` are that budget's, by cost. ``extra_costs`` holds all other costs by name. ``on_front`` is set by
@@ -63,8 +64,8 @@ class FrontPoint:
     size_bytes: float
     bitops: float
     macs: float
-    val_top1: Estimate
-    test_top1: Estimate | None = None
+    val: Estimate
+    test: Estimate | None = None
     on_front: bool = False
     feasible: bool = True
     budget: str | None = None
@@ -72,6 +73,7 @@ class FrontPoint:
     limits: Mapping[str, float] = field(default_factory=dict)
     parent: str | None = None
     kept_filters: float | None = None
+    metric: Metric = ACCURACY
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -97,6 +99,11 @@ class FrontPoint:
         return costs[name]
 
     @property
+    def gain(self) -> float:
+        """The metric on validation images, with the sign that makes larger better."""
+        return self.metric.gain(self.val.mean)
+
+    @property
     def key(self) -> tuple[str, str, str]:
         """What tells this point from all others of a front: id, kind, budget."""
         return self.assignment, self.kind, self.budget or ""
@@ -108,8 +115,8 @@ class FrontPoint:
             "kind": self.kind,
             **{name: getattr(self, name) for name in COSTS},
             "extra_costs": dict(self.extra_costs),
-            "val_top1": _estimate_json(self.val_top1),
-            "test_top1": _estimate_json(self.test_top1),
+            f"val_{self.metric.name}": _estimate_json(self.val),
+            f"test_{self.metric.name}": _estimate_json(self.test),
             "on_front": self.on_front,
             "feasible": self.feasible,
             "budget": self.budget,
@@ -121,26 +128,36 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class FloatReference:
-    """The network as it came: its size in fp32 and, where measured, its accuracies in [0, 1].
+    """The network as it came: its size in fp32 and, where measured, its metric.
 
     ``costs`` are all that fp32 has a figure for, by name; empty in files of earlier versions.
     """
 
     size_bytes: float
-    val_top1: float | None = None
-    test_top1: float | None = None
+    val: float | None = None
+    test: float | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        own = {name: getattr(self, name) for name in ("size_bytes", "val_top1", "test_top1")}
+        own = {name: getattr(self, name) for name in ("size_bytes", "val", "test")}
         for name, value in {**self.costs, **own}.items():
             if value is not None and not math.isfinite(value):
                 raise InputError(f"the float network has {name} = {value}, which cannot be compared")
 
+    def to_json(self, metric: Metric) -> dict[str, Any]:
+        """Return the entry in front.json."""
+        measured = {f"val_{metric.name}": self.val, f"test_{metric.name}": self.test}
+        return {"size_bytes": self.size_bytes, **measured, "costs": dict(self.costs)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], metric: Metric) -> FloatReference:
+        """Read what :meth:`to_json` writes."""
+        return cls(**_by_field(data, metric))
+
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """All measured points, sorted by cost, the non-dominated ones marked (``x`` small, validation accuracy large)."""
+    """All measured points, sorted by cost, the non-dominated ones marked (``x`` small, the metric good)."""
 
     points: tuple[FrontPoint, ...]
     x: str = "size_bytes"
@@ -157,11 +174,14 @@ class ParetoFront:
     ) -> ParetoFront:
         """Mark the front among ``points``; their order never matters.
 
-        Of points with equal cost and accuracy only the first by id is on the front; an infeasible one never is.
-        Raises :class:`InputError` for a cost that is missing or a point given twice.
+        Of points with equal cost and metric only the first by id is on the front; an infeasible one never is.
+        Raises :class:`InputError` for a cost that is missing, a point given twice, or several metrics.
         """
         check_type(points, Iterable, "the points of a front", "give a list of FrontPoint")
-        ranked = sorted(points, key=lambda point: (point.cost(x), -point.val_top1.mean, point.key))
+        points = list(points)
+        if len({point.metric for point in points}) > 1:
+            raise InputError("points that were measured by different metrics cannot be compared")
+        ranked = sorted(points, key=lambda point: (point.cost(x), -point.gain, point.key))
         keys = [point.key for point in ranked]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
@@ -170,8 +190,8 @@ class ParetoFront:
         best = -math.inf
         for point in ranked:
             # A profile of a switchable net shares its weights with others: the front is of nets of their own.
-            on_front = point.feasible and point.kind != "switchable" and point.val_top1.mean > best
-            best = point.val_top1.mean if on_front else best
+            on_front = point.feasible and point.kind != "switchable" and point.gain > best
+            best = point.gain if on_front else best
             marked.append(replace(point, on_front=on_front))
         return cls(tuple(marked), x, reference, preprocessing)
 
@@ -180,14 +200,19 @@ class ParetoFront:
         """The non-dominated points by rising cost."""
         return tuple(point for point in self.points if point.on_front)
 
+    @property
+    def metric(self) -> Metric:
+        """What the points were measured by."""
+        return self.points[0].metric if self.points else ACCURACY
+
     def by_cost(self, x: str) -> ParetoFront:
         """Return the front of the same points over another cost."""
         return ParetoFront.from_points(self.points, x, self.reference, self.preprocessing)
 
-    def hypervolume(self, worst_cost: float, worst_top1: float = 0.0) -> float:
-        """Return the area (cost × accuracy) between the front and the corner (``worst_cost``, ``worst_top1``)."""
-        pairs = [(-point.cost(self.x), point.val_top1.mean) for point in self.front]
-        return hypervolume(pairs, (-worst_cost, worst_top1))
+    def hypervolume(self, worst_cost: float, worst: float = 0.0) -> float:
+        """Return the area (cost × metric) between the front and the corner (``worst_cost``, ``worst``)."""
+        pairs = [(-point.cost(self.x), point.gain) for point in self.front]
+        return hypervolume(pairs, (-worst_cost, self.metric.gain(worst)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the object described in docs/file-formats.md."""
@@ -195,8 +220,9 @@ class ParetoFront:
         return {
             "schema": SCHEMA,
             "x": self.x,
+            "metric": self.metric.to_json(),
             "points": [point.to_json() for point in self.points],
-            "float": None if reference is None else {f.name: getattr(reference, f.name) for f in fields(reference)},
+            "float": None if reference is None else reference.to_json(self.metric),
             "preprocessing": None if self.preprocessing is None else self.preprocessing.to_json(),
         }
 
@@ -207,10 +233,12 @@ class ParetoFront:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise InputError(f"not a front file: its schema is {found!r}, this version reads '{SCHEMA}'")
         try:
-            reference = None if data["float"] is None else FloatReference(**data["float"])
+            metric = Metric(**data["metric"]) if "metric" in data else ACCURACY  # files of before have none
+            reference = None if data["float"] is None else FloatReference.from_json(data["float"], metric)
             told = data.get("preprocessing")  # files of earlier versions have none
             preprocessing = None if told is None else Preprocessing.from_json(told)
-            return cls.from_points([_point(entry) for entry in data["points"]], data["x"], reference, preprocessing)
+            points = [_point(entry, metric) for entry in data["points"]]
+            return cls.from_points(points, data["x"], reference, preprocessing)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -219,13 +247,13 @@ class ParetoFront:
     def to_csv(self) -> str:
         """Return one line per point, with a column for every cost that any point has."""
         extra = sorted({name for point in self.points for name in point.extra_costs})
-        estimates = [f"{split}_top1_{part}" for split in ("val", "test") for part in ("mean", "std", "n")]
+        estimates = [f"{split}_{self.metric.name}_{part}" for split in ("val", "test") for part in ("mean", "std", "n")]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["assignment", "kind", "budget", *COSTS, *extra, *estimates, *_FLAGS, "parent", "kept_filters"])
         for point in self.points:
             costs = [point.costs.get(name, "") for name in (*COSTS, *extra)]
-            measured = [*_cells(point.val_top1), *_cells(point.test_top1)]
+            measured = [*_cells(point.val), *_cells(point.test)]
             flags = ["true" if getattr(point, flag) else "false" for flag in _FLAGS]
             kept = "" if point.kept_filters is None else point.kept_filters
             name = [point.assignment, point.kind, point.budget or ""]
@@ -261,12 +289,14 @@ def _cells(estimate: Estimate | None) -> list[float | str]:
     return ["", "", ""] if estimate is None else [estimate.mean, estimate.std, estimate.n]
 
 
-def _point(entry: Mapping[str, Any]) -> FrontPoint:
-    test = entry["test_top1"]
-    return FrontPoint(
-        **{
-            **entry,
-            "val_top1": Estimate(**entry["val_top1"]),
-            "test_top1": None if test is None else Estimate(**test),
-        }
-    )
+def _point(entry: Mapping[str, Any], metric: Metric) -> FrontPoint:
+    values = _by_field(entry, metric)
+    test = values["test"]
+    measured = {"val": Estimate(**values["val"]), "test": None if test is None else Estimate(**test)}
+    return FrontPoint(**{**values, **measured, "metric": metric})
+
+
+def _by_field(entry: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+    """The values of a file under the names of our fields."""
+    names = {f"{split}_{metric.name}": split for split in ("val", "test")}
+    return {names.get(key, key): value for key, value in entry.items()}

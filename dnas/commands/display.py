@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from results.units import scaled_unit
+from search_spaces.metrics import ACCURACY, Metric, metric_named
 
 Event = Mapping[str, Any]
 Clock = Callable[[], float]
@@ -77,6 +78,7 @@ class JobState:
     def facts(self) -> dict[str, str]:
         """Return what to show, in words, by name; only what is known."""
         values = self.values
+        metric = metric_named(values.get("metric", ACCURACY.name))
         costs = _costs(values.get("expected"), values.get("budget"))
         trial = values.get("trial")
         shown = {
@@ -85,8 +87,8 @@ class JobState:
             **({} if trial is None else costs),
             "loss": _number(values.get("loss"), "{:.4g}"),
             "best": _number(values.get("best"), "{:.4g}"),
-            "top-1": _accuracy(values.get("top1"), values.get("argmax_top1")),
-            "by profile": _profiles(values.get("profiles")),
+            metric.label: _figures(metric, values),
+            "by profile": _profiles(metric, values.get("profiles")),
             **({} if trial is not None else costs),
             "temperature": _number(values.get("temperature"), "{:.3g}"),
             "θ entropy": _number(values.get("entropy"), "{:.2f}"),
@@ -103,12 +105,11 @@ def telling_line(event: Event) -> str:
         return f"note: {event.get('text', '')}"
     if kind == "measured":
         label = event.get("assignment") or event.get("id") or event.get("run") or ""
-        top1 = event.get("val_top1", event.get("top1"))
-        mean = top1.get("mean") if isinstance(top1, Mapping) else top1
+        metric = metric_named(event.get("metric", ACCURACY.name))
+        value = event.get(f"val_{metric.name}")
+        name = "" if metric.unit else f"{metric.label} "
         seed = f" (seed {event['seed']})" if event.get("seed") is not None else ""
-        return f"measured {label}{seed}" + (f": {100 * mean:.2f} % on validation" if mean is not None else "")
-    if kind == "lost":
-        return f"{event['file']} is {event['why']}: it is made again"
+        return f"measured {label}{seed}" + (f": {name}{metric.text(value)} on validation" if value is not None else "")
     if kind == "resumed":
         return "resumed from the journal"
     return ""
@@ -225,14 +226,16 @@ def _number(value: float | None, pattern: str) -> str:
     return pattern.format(value) if math.isfinite(value) else "not finite"
 
 
-def _accuracy(soft: float | None, argmax: float | None) -> str:
-    shown = _number(None if soft is None else 100 * soft, "{:.2f} %")
-    return shown if argmax is None else f"{shown} soft, {100 * argmax:.2f} % argmax".removeprefix(" soft, ")
+def _figures(metric: Metric, values: Mapping[str, Any]) -> str:
+    """The metric of the mixture and of its argmax, as far as they are known."""
+    soft, argmax = values.get(metric.name, values.get("score")), values.get(f"argmax_{metric.name}")
+    shown = "" if soft is None else metric.text(soft) if math.isfinite(soft) else "not finite"
+    return shown if argmax is None else f"{shown} soft, {metric.text(argmax)} argmax".removeprefix(" soft, ")
 
 
-def _profiles(top1: Mapping[str, float] | None) -> str:
-    """The accuracy of every profile of a switchable net, in %."""
-    return ", ".join(f"{name} {100 * value:.1f}" for name, value in (top1 or {}).items())
+def _profiles(metric: Metric, scores: Mapping[str, float] | None) -> str:
+    """The metric of every profile of a switchable net."""
+    return ", ".join(f"{name} {metric.number(value, 1)}" for name, value in (scores or {}).items())
 
 
 def _costs(expected: Mapping[str, float] | None, budget: Mapping[str, float] | None) -> dict[str, str]:

@@ -21,6 +21,7 @@ from results.run.folder import JOB, Run
 from results.tables.export import EXPORTERS, PACKED, export_assignment
 from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest
+from search_spaces.metrics import metric_of, validation_of
 from search_spaces.network.graph import read_graph
 from search_spaces.provenance import Profile
 
@@ -43,7 +44,7 @@ def export(
     run = Run.open(folder)
     assignments = run.assignments()
     nets = switchable_nets(assignments)
-    measured = switchable_nets({name: item for name, item in assignments.items() if "val_top1" in item.metrics})
+    measured = switchable_nets({name: item for name, item in assignments.items() if validation_of(item.metrics)})
     if name is None and not nets:
         raise InputError(
             f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
@@ -143,7 +144,8 @@ def _export_one(run: Run, assignment: BitAssignment, format: str, out: Path, see
     found, words = _packed_file(net, file) if format == PACKED else _net_file(file)
     if not exporter.trained:
         return _Written({**told, **found}, words)
-    return _Written({**told, **found, "seed": seed, "val_top1": net.val_top1}, words + _origin(net))
+    measured = {f"val_{metric_of(net.assignment.metrics).name}": net.score}
+    return _Written({**told, **found, "seed": seed, **measured}, words + _origin(net))
 
 
 def _packed_file(net: StoredNet, file: ExportedFile) -> tuple[dict[str, Any], str]:
@@ -163,7 +165,9 @@ def _net_file(file: ExportedFile) -> tuple[dict[str, Any], str]:
 
 def _origin(net: StoredNet) -> str:
     """Which net it is and what it reaches, and what the reader of the file does not learn from it."""
-    reached = "" if net.val_top1 is None else f", {net.val_top1:.2%} on validation"
+    metric = metric_of(net.assignment.metrics)
+    name = "" if metric.unit else f"{metric.label} "
+    reached = "" if net.score is None else f", {name}{metric.text(net.score)} on validation"
     silent = (
         "" if net.preprocessing else "; how to normalise its inputs is not known here, so the file does not tell it"
     )
@@ -171,18 +175,18 @@ def _origin(net: StoredNet) -> str:
 
 
 def _check_seed(assignment: BitAssignment, seed: int) -> None:
-    measured = assignment.metrics.get("val_top1")
+    measured = validation_of(assignment.metrics)
     count = None if measured is None else int(measured["n"])
     if count is not None and not 0 <= seed < count:
         known = ", ".join(map(str, range(count)))
         raise InputError(f"'{assignment.id}' has no net of seed {seed}; the seeds of its nets are {known}")
 
 
-def _top1_of(run: Run, assignment: BitAssignment, seed: int) -> float | None:
+def _score_of(run: Run, assignment: BitAssignment, seed: int) -> float | None:
     """What the net of one seed reached on validation, as the journal tells it."""
     names = {assignment.id, assignment.metrics.get("same_as")}
     found = [event for event in run.journal.events() if isinstance(event, Measured)]
-    return next((event.val_top1 for event in found if event.assignment in names and event.seed == seed), None)
+    return next((event.val for event in found if event.assignment in names and event.seed == seed), None)
 
 
 def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet:
@@ -196,6 +200,6 @@ def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet
     graph = read_graph(network, assignment.model.input_shape)
     check_fits(assignment, graph)
     stored = stored_net(run, network, graph, assignment, choice, seed)
-    top1 = _top1_of(run, assignment, seed)
+    score = _score_of(run, assignment, seed)
     model = {"source": config.model.source, "arguments": config.model.arguments}
-    return StoredNet(stored, graph, assignment, choice, model, stored_preprocessing(run), seed, top1)
+    return StoredNet(stored, graph, assignment, choice, model, stored_preprocessing(run), seed, score)

@@ -24,8 +24,9 @@ from results.run.environment import environment
 from results.run.folder import ASSIGNMENTS, CHECKPOINTS, JOB, Run
 from results.run.lost import lost_files
 from results.run.status import run_status
-from results.tables.report import front_rows, render_table, verdicts
+from results.tables.report import front_rows, measured, render_table, verdicts
 from search_spaces.errors import InputError, JobError
+from search_spaces.metrics import Metric
 
 RUNS = Path("runs")
 Request = PruneRequest | FinaliseRequest
@@ -118,10 +119,11 @@ def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
     if as_json:
         show_json(result)
         return
-    top1 = result["top1"]
-    spread = f" ± {100 * top1['std']:.2f}" if top1["n"] > 1 else ""
-    seeds = f"{top1['n']} seed{'s' if top1['n'] > 1 else ''}"
-    show(f"{name} on {split}: {100 * top1['mean']:.2f}{spread} % top-1 ({seeds}, {result['images']} images)")
+    metric = Metric(**result["metric"])
+    found = result[metric.name]
+    seeds = f"{found['n']} seed{'s' if found['n'] > 1 else ''}"
+    figure = measured(metric, found["mean"], found["std"], found["n"]).replace("±", "± ")
+    show(f"{name} on {split}: {f'{figure} {metric.unit}'.rstrip()} {metric.label} ({seeds}, {result['images']} images)")
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from dnas.commands.terminal import show, show_json
 from results.pareto import Estimate
 from results.pictures.switch_data import SwitchRow, switch_rows
 from results.run.folder import Run
+from results.tables.report import measured
 from results.units import number_text, scaled_unit
 from search_spaces.errors import InputError
+from search_spaces.metrics import Metric
 
 
 def switch(folder: Path, as_json: bool) -> None:
@@ -36,24 +38,27 @@ def _table(net: str, rows: Sequence[SwitchRow]) -> Table:
     table.add_column("profile", overflow="fold")
     size = scaled_unit("size_bytes", min(row.size_bytes for row in rows))
     bitops = scaled_unit("bitops", min(row.bitops for row in rows))
-    for heading in (size.symbol, bitops.symbol, "val %", "alone", "Δ", "test %", "alone", "Δ"):
+    metric = rows[0].metric
+    unit = metric.unit or metric.name
+    for heading in (size.symbol, bitops.symbol, f"val {unit}", "alone", "Δ", f"test {unit}", "alone", "Δ"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        cells = (row.val_top1, row.alone_val_top1), (row.test_top1, row.alone_test_top1)
-        measured = [text for pair in cells for text in (*map(_percent, pair), _difference(*pair))]
+        pairs = (row.val, row.alone_val), (row.test, row.alone_test)
+        figures = [t for a, b in pairs for t in (_figure(metric, a), _figure(metric, b), _difference(metric, a, b))]
         costs = (row.size_bytes / size.divisor, row.bitops / bitops.divisor)
-        table.add_row(row.profile, *(number_text(cost) for cost in costs), *measured)
+        table.add_row(row.profile, *(number_text(cost) for cost in costs), *figures)
     return table
 
 
-def _percent(estimate: Estimate | None) -> str:
-    if estimate is None:
+def _figure(metric: Metric, estimate: Estimate | None) -> str:
+    return "" if estimate is None else measured(metric, estimate.mean, estimate.std, estimate.n)
+
+
+def _difference(metric: Metric, shared: Estimate | None, alone: Estimate | None) -> str:
+    if shared is None or alone is None:
         return ""
-    return f"{100 * estimate.mean:.2f}" + (f" ±{100 * estimate.std:.2f}" if estimate.n > 1 else "")
-
-
-def _difference(shared: Estimate | None, alone: Estimate | None) -> str:
-    return "" if shared is None or alone is None else f"{100 * (shared.mean - alone.mean):+.2f}"
+    difference = shared.mean - alone.mean
+    return f"{'-' if difference < 0 else '+'}{metric.number(abs(difference))}"
 
 
 def _hints(folder: Path, nets: Mapping[str, Any]) -> list[str]:

@@ -42,6 +42,13 @@ class ModelSection(Section):
     checkpoint: FilePath | None = Field(default=None, examples=["weights.safetensors"], description="Trained weights to start from (safetensors or a weights-only PyTorch file).")  # fmt: skip
 
 
+class TaskSection(Section):
+    """What the network is trained for."""
+
+    kind: str = Field(default="classification", description="`classification`, or your own `package.module:Class`, a subclass of `dnas.Task`.")  # fmt: skip
+    arguments: dict[str, Any] = Field(default={}, description="Keyword arguments of your own task.")
+
+
 class DataSection(Section):
     """The data set; a validation split is always held out of the training data. Image files become 8-bit RGB, upright by their EXIF orientation: of 16 bits a channel the upper 8 are kept, transparency is left out, floats and 32-bit integers are refused."""
 
@@ -253,6 +260,7 @@ class JobConfig(Section):
     pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
     threads: Count = Field(default=0, description="CPU threads (0: PyTorch's choice).")
     model: ModelSection = ModelSection()
+    task: TaskSection = TaskSection()
     data: DataSection = DataSection()
     space: SpaceSection = SpaceSection()
     costs: CostsSection = CostsSection()

@@ -24,15 +24,36 @@ def check_splits(data: DataSplits) -> None:
             labels, count = split.labels, len(split)
         except Exception as error:  # the user's own set of images
             raise InputError(f"data: the {name} split cannot be read: {one_line(error)}") from error
-        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-            raise InputError(f"data: labels of the {name} images must be integers (N,); got {described(labels)}")
+        if not isinstance(labels, Tensor) or labels.ndim < 1 or labels.is_complex():
+            raise InputError(f"data: labels of the {name} images must be a tensor (N, ...); got {described(labels)}")
         if not count or len(labels) != count:
             raise InputError(f"data: the {name} split has {count} images and {len(labels)} labels; give one for each")
+        first_images(name, split, 1)
+
+
+def check_classes(data: DataSplits, logits: Tensor) -> None:
+    """Raise :class:`InputError` unless these are logits (N, classes) and every label is the number of one of them."""
+    if logits.ndim != 2:
+        raise InputError(
+            f"the network returns {described(logits)}; wrap it so that it returns one tensor of logits (N, classes), "
+            f"here ({len(logits)}, classes)"
+        )
+    outputs = logits.shape[1]
+    for name, split in named_splits(data).items():
+        labels = split.labels
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise InputError(f"data: labels of the {name} images must be integers (N,); got {described(labels)}")
         if labels.dtype == torch.bool or int(labels.min()) < 0:
             raise InputError(
                 f"data: labels of the {name} images must be classes from 0 on; the least is {labels.min()}"
             )
-        first_images(name, split, 1)
+        most = int(labels.max())
+        if most >= outputs:
+            raise InputError(
+                f"data: label {most} of the {name} images has no output: the network has {outputs} (0 to "
+                f"{outputs - 1}); give it more (such as model.arguments = {{num_classes = {most + 1}}}), or count "
+                "labels from 0"
+            )
 
 
 def first_images(

@@ -26,7 +26,7 @@ class ImageSet(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """The class of each image, int64 (N,)."""
+        """The class of each image, int64 (N,), or what else a task learns of it (N, ...)."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -74,7 +74,7 @@ class MemoryImages:
 
     def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
         self.images = images if images.dtype == torch.uint8 else images.float()
-        self._labels = labels.long()
+        self._labels = labels.long() if has_classes(labels) else labels
         self.mean = tuple(mean)
         self.std = tuple(std)
 
@@ -133,11 +133,20 @@ class MemoryImages:
             yield normalise(images, self.mean, self.std, draw, augmentation), self._labels[indices].to(device)
 
 
+def has_classes(labels: Tensor) -> bool:
+    """Whether these are classes (N,), and not numbers or several values for each image."""
+    return labels.ndim == 1 and not labels.is_floating_point()
+
+
 def stratified_indices(labels: Tensor, count: int, seed: int) -> Tensor:
     """Choose ``count`` of the N ``labels``, each class in proportion; return their sorted indices, int64 (count,).
 
+    Targets of another kind have no classes: they are chosen at random.
     The shares are rounded by the largest remainder, so that each class is within one image of its exact share.
     """
+    if not has_classes(labels):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(len(labels), generator=generator)[:count].sort().values
     classes, sizes = torch.unique(labels, return_counts=True)
     exact = sizes.double() * count / len(labels)
     shares = exact.floor().long()

@@ -19,7 +19,7 @@ from torch import Tensor
 from dnas.data.augmentation import SMALL_PIXELS
 from dnas.data.checks import check_splits
 from dnas.data.image_files import FolderImages, decode
-from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
+from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, has_classes, stratified_indices
 from search_spaces.errors import InputError, one_line
 from search_spaces.registry import Registry, called, importable_working_directory
 
@@ -211,24 +211,28 @@ def _called(source: str, function: Callable[[], Any]) -> Pool | DataSplits:
     if train_images.shape[1:] != test_images.shape[1:]:
         shapes = f"{tuple(train_images.shape[1:])} and {tuple(test_images.shape[1:])}"
         raise InputError(f"dataset '{source}': train and test images differ in shape: {shapes}")
+    mean, std = _normalisation(train_images)
+    train, test = (
+        MemoryImages(*each, mean, std) for each in ((train_images, train_labels), (test_images, test_labels))
+    )
+    if not has_classes(train_labels):
+        return Pool(train, test, 0)
     classes = int(train_labels.max()) + 1
     if int(test_labels.max()) >= classes:
         raise InputError(f"dataset '{source}': test label {int(test_labels.max())} is not among the train labels")
-    mean, std = _normalisation(train_images)
-    train = MemoryImages(train_images, train_labels, mean, std)
-    return Pool(train, MemoryImages(test_images, test_labels, mean, std), classes)
+    return Pool(train, test, classes)
 
 
 def _checked(source: str, split: str, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Check images (N, C, H, W), uint8 or finite floats, and integer labels (N,) from 0 on."""
+    """Check images (N, C, H, W), uint8 or finite floats, and classes (N,) from 0 on or targets (N, ...) of a task."""
     try:
         images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     except Exception as error:
         raise InputError(f"dataset '{source}': {split} data are no tensors: {one_line(error)}") from error
-    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+    if images.ndim != 4 or labels.shape[:1] != images.shape[:1] or not len(labels):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise InputError(f"dataset '{source}': {split} images must be (N, C, H, W) and labels (N,), got {shapes}")
-    if labels.is_floating_point() or labels.dtype == torch.bool or int(labels.min()) < 0:
+    if has_classes(labels) and (labels.dtype == torch.bool or int(labels.min()) < 0):
         raise InputError(f"dataset '{source}': {split} labels must be integers from 0 on")
     if images.dtype != torch.uint8 and not (images.is_floating_point() and bool(images.isfinite().all())):
         raise InputError(f"dataset '{source}': {split} images must be uint8 or finite floats, got {images.dtype}")

@@ -37,7 +37,8 @@ class StoredNet:
     model: Mapping[str, Any]
     preprocessing: Preprocessing | None
     seed: int
-    val_top1: float | None
+    score: float | None
+    """The metric on validation; None where it is not known."""
 
 
 @dataclass(frozen=True)

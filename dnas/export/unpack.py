@@ -61,7 +61,7 @@ def load(path: Path | str, model: nn.Module | None = None, profile: str | None =
 def _with_sound_records(net: SwitchableNet) -> SwitchableNet:
     """The net, after a look at all that profiles are chosen by: what is no number raises."""
     for profile in net.profiles.values():
-        numbers = [profile.val_top1, *map(profile.cost, profile.assignment.cost)]
+        numbers = [profile.score, *map(profile.cost, profile.assignment.cost)]
         if not all(number is None or math.isfinite(number) for number in numbers):
             raise ValueError(f"a cost or accuracy of profile '{profile.name}' is not finite")
     return net

@@ -82,6 +82,7 @@ class JobContext:
             yield self._journaled(last)
         for result in epochs():
             fields = self._epoch_fields(trainer, result)
+            fields["metric"] = self.job.task.metric.name
             fields |= {"budget": dict(place.budget)} if place.budget else {}
             epoch = Epoch(stage=place.stage, run=place.run, seed=place.seed, **fields)
             tensors, values = trainer.state()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dnas.config.job import JobConfig
 from dnas.data.augmentation import Augmentation
-from dnas.data.image_sets import DataSplits
+from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.data.load import load_data
 from dnas.jobs.planning import Plan, compilation_pays, plan_job
 from dnas.jobs.training import check_training
@@ -18,7 +18,8 @@ from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.trainer import SearchData
 from dnas.training.device import Device
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import inputs_of
+from dnas.training.task import Task, load_task
+from dnas.training.trainer import Measurement, evaluate, inputs_of
 from search_spaces.assignments import ModelReference
 from search_spaces.errors import InputError
 from search_spaces.models.load import LoadedModel, load_model
@@ -33,6 +34,7 @@ class Job:
     """
 
     config: JobConfig
+    task: Task
     device: Device
     choice: QuantizerChoice
     loaded: LoadedModel
@@ -48,7 +50,8 @@ class Job:
     def of(cls, config: JobConfig) -> Job:
         """Load and plan a job; :class:`InputError` for an unknown model, a budget out of reach, missing data."""
         _check_start(config)
-        check_training(config)
+        task = load_task(config.task)
+        check_training(config, task)
         device, section = Device.named(config.device, config.precision, config.channels_last), config.quantizer
         choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
         loaded = load_network(config)
@@ -59,6 +62,7 @@ class Job:
         pays = compilation_pays(config, plan, len(data.train))
         return cls(
             config=config,
+            task=task,
             device=device,
             choice=choice,
             loaded=loaded,
@@ -70,6 +74,10 @@ class Job:
             search_data=search_data,
             compiles={"on": True, "off": False}.get(config.search.compile, pays),
         )
+
+    def measured(self, network: nn.Module, images: ImageSet) -> Measurement:
+        """Measure a network, as it is, by the job's task."""
+        return evaluate(network, images, self.config.data.batch_size, self.device, self.task)
 
     def calibration_images(self) -> list[Tensor]:
         """The first training batches, without augmentation."""

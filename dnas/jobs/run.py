@@ -29,7 +29,6 @@ from dnas.jobs.stages.testing import Test
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.training.rehearsal import few_images, rehearse
-from dnas.training.trainer import evaluate
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, StageEvent, Started
 from results.pareto import FLOAT, Estimate, ParetoFront
 from results.run.environment import environment
@@ -98,14 +97,15 @@ def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report
         raise InputError(f"split '{split}' is not one of val, test")
     if assignment is None:
         network = stored_float(run, job.network, job.config.pretrain.epochs)
-        values = [evaluate(network, images, job.config.data.batch_size, job.device).top1]
+        values = [job.measured(network, images).score]
     else:
         measurer = Measurer(context)
         seeds = range(measurer.seeds_of(assignment))
-        values = [measurer.measure_again(assignment, seed, images).top1 for seed in seeds]
+        values = [measurer.measure_again(assignment, seed, images).score for seed in seeds]
     estimate = Estimate.from_values(values)
-    top1 = {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}
-    return {"assignment": assignment_id, "split": split, "top1": top1, "images": len(images)}
+    metric, score = job.task.metric, {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}
+    names = {"metric": metric.to_json(), metric.name: score}
+    return {"assignment": assignment_id, "split": split, **names, "images": len(images)}
 
 
 def _run(context: JobContext) -> ParetoFront:
@@ -185,6 +185,7 @@ def _rehearse(job: Job) -> None:
         config.data.batch_size,
         augmentation=job.augmentation,
         device=job.device,
+        task=job.task,
         trains=any(epochs),
     )
 

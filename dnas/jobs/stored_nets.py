@@ -15,6 +15,7 @@ from results.run.folder import Run
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
+from search_spaces.metrics import validation_of
 from search_spaces.provenance import Profile
 
 
@@ -27,7 +28,9 @@ def stored_net(
         return stored_switchable(run, network, graph, origin.net, seed).alone(origin.profile)
     saved = run.load_checkpoint(f"net-{assignment.metrics.get('same_as', assignment.id)}-seed{seed}")
     if saved is None:
-        raise InputError(_missing(run, f"assignment '{assignment.id}'", measured="val_top1" in assignment.metrics))
+        raise InputError(
+            _missing(run, f"assignment '{assignment.id}'", measured=validation_of(assignment.metrics) is not None)
+        )
     fixed = quantize_fixed(network, graph, assignment.layers, choice)
     fixed.load_state_dict(saved[0])
     return fixed.eval()
@@ -63,7 +66,7 @@ def stored_switchable(run: Run, network: nn.Module, graph: LayerGraph, name: str
     saved = run.load_checkpoint(f"net-{name}-seed{seed}")
     if saved is None:
         own = [item for item in run.assignments().values() if item.provenance.net == name]
-        raise InputError(_missing(run, f"'{name}'", measured=any("val_top1" in item.metrics for item in own)))
+        raise InputError(_missing(run, f"'{name}'", measured=any(validation_of(item.metrics) for item in own)))
     tensors, values = saved
     profiles = {key: run.assignment(identity) for key, identity in values["profiles"].items()}
     choice = QuantizerChoice(**values["quantizer"])

@@ -7,11 +7,12 @@ from torch import nn
 from dnas.config.job import JobConfig
 from dnas.training.distillation import Teacher
 from dnas.training.optimizers import check_optimizer
+from dnas.training.task import CLASSIFICATION, Task, smoothed
 from search_spaces.errors import InputError
 
 
-def check_training(config: JobConfig) -> None:
-    """Raise :class:`InputError` for an optimizer that cannot train, or a teacher that knows nothing."""
+def check_training(config: JobConfig, task: Task = CLASSIFICATION) -> None:
+    """Raise :class:`InputError` for an optimizer that cannot train, a teacher that knows nothing, no labels."""
     sections = {
         "pretrain": config.pretrain if config.pretrain.epochs else None,
         "search": config.search if "search" in config.order else None,
@@ -21,6 +22,7 @@ def check_training(config: JobConfig) -> None:
     for name, section in sections.items():
         if section is not None:
             check_optimizer(section, f"[{name}]")
+            smoothed(task, section.label_smoothing)
     taught = {
         "search.distillation": sections["search"] is not None and config.search.distillation > 0,
         "finetune.distillation": config.finetune.distillation > 0,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.sensitivity import sensitivities
+from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, one_line
@@ -23,7 +24,7 @@ from search_spaces.spaces import PrecisionSpace
 class Evidence:
     """What a control may look at: the float ``network``, what can be chosen, what it costs, and some training images.
 
-    ``batches`` gives (images (N, C, H, W), labels (N,)) when it is called.
+    ``batches`` gives (images (N, C, H, W), targets of ``task``) when it is called.
     """
 
     network: nn.Module
@@ -32,11 +33,12 @@ class Evidence:
     choice: QuantizerChoice
     batches: Callable[[], Sequence[tuple[Tensor, Tensor]]] = field(repr=False)
     seed: int = 0
+    task: Task = CLASSIFICATION
 
     @cached_property
     def sensitivities(self) -> np.ndarray:
         """Expected increase of the loss of every cell (D, Kw, Ka), without training; worked out once."""
-        return sensitivities(self.network, self.space, self.choice, self.batches(), seed=self.seed)
+        return sensitivities(self.network, self.space, self.choice, self.batches(), seed=self.seed, task=self.task)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,20 @@ from dnas.search.trainer import EpochRecord
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
+from search_spaces.metrics import ACCURACY, Metric
 
 UNDECIDED_ENTROPY = 0.95
 GAP_POINTS = 10.0
 
 
-def diagnose(label: str, record: EpochRecord, free: Cells, table: CostTable, budget: Budget | None) -> list[str]:
+def diagnose(
+    label: str,
+    record: EpochRecord,
+    free: Cells,
+    table: CostTable,
+    budget: Budget | None,
+    metric: Metric = ACCURACY,
+) -> list[str]:
     """Sentences about a finished search; none when it is healthy.
 
     ``free`` is the argmax of θ, before its projection onto the budget.
@@ -41,9 +49,10 @@ def diagnose(label: str, record: EpochRecord, free: Cells, table: CostTable, bud
             f"{label}: undecided: θ still has {record.entropy:.0%} of the entropy of a uniform choice, so the decoded "
             "bits are close to arbitrary; raise search.epochs or search.theta_learning_rate"
         )
-    if record.argmax_top1 is not None and record.top1 - record.argmax_top1 > GAP_POINTS / 100:
+    gap = 0.0 if record.argmax_score is None else metric.scale * (record.score - record.argmax_score)
+    if metric.unit == "%" and metric.gain(gap) > GAP_POINTS:
         told.append(
-            f"{label}: the mixture is {100 * (record.top1 - record.argmax_top1):.0f} points more accurate than its "
+            f"{label}: the mixture is {abs(gap):.0f} points more accurate than its "
             "argmax: the supernet leans on mixing; end at a lower temperature or sample hard"
         )
     return told

@@ -13,17 +13,17 @@ from dnas.training.schedules import ramp
 from search_spaces.costs.budgets import Budget
 
 ThetaLoss = Callable[[Tensor, Sample, float], Tensor]
-"""(cross-entropy, sample, progress in [0, 1)) -> loss."""
+"""(loss of the task, sample, progress in [0, 1)) -> loss."""
 
 
 def hinge(supernet: Supernet, budget: Budget, penalty: float) -> ThetaLoss:
     """CE + λ · sum over limits of max(0, E[cost] / limit - 1), with λ ramped up over the first half."""
 
-    def loss(cross_entropy: Tensor, sample: Sample, progress: float) -> Tensor:
-        excess = torch.zeros((), device=cross_entropy.device)
+    def loss(task_loss: Tensor, sample: Sample, progress: float) -> Tensor:
+        excess = torch.zeros((), device=task_loss.device)
         for name, limit in budget.limits.items():
             excess = excess + (supernet.expected_cost(name, sample) / limit - 1).clamp_min(0).float()
-        return cross_entropy + penalty * ramp(progress) * excess
+        return task_loss + penalty * ramp(progress) * excess
 
     return loss
 
@@ -36,9 +36,9 @@ def log_product_factor(cost: Tensor, beta: float, gamma: float) -> Tensor:
 def log_product(supernet: Supernet, cost: str, beta: float, gamma: float) -> ThetaLoss:
     """CE · β (ln E[cost])^γ over the searched layers alone, as published."""
 
-    def loss(cross_entropy: Tensor, sample: Sample, progress: float) -> Tensor:
+    def loss(task_loss: Tensor, sample: Sample, progress: float) -> Tensor:
         searched = supernet.expected_cost(cost, sample) - supernet.table.constants[cost]
-        return cross_entropy * log_product_factor(searched, beta, gamma).float()
+        return task_loss * log_product_factor(searched, beta, gamma).float()
 
     return loss
 
@@ -51,8 +51,8 @@ def additive(supernet: Supernet, cost: str, penalty: float) -> ThetaLoss:
     with torch.no_grad():
         start = supernet.expected_cost(cost, _undecided(supernet)).item()
 
-    def loss(cross_entropy: Tensor, sample: Sample, progress: float) -> Tensor:
-        return cross_entropy + penalty * (supernet.expected_cost(cost, sample) / start).float()
+    def loss(task_loss: Tensor, sample: Sample, progress: float) -> Tensor:
+        return task_loss + penalty * (supernet.expected_cost(cost, sample) / start).float()
 
     return loss
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
 from dnas.quantization.quantizers import Quantizer
+from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.models.copies import fresh_copy
@@ -34,6 +34,7 @@ def sensitivities(
     *,
     seed: int = 0,
     probes: int = 4,
+    task: Task = CLASSIFICATION,
 ) -> np.ndarray:
     """Expected increase of the loss (nats) of every cell of every decision, float64 (D, Kw, Ka).
 
@@ -47,9 +48,9 @@ def sensitivities(
     twin = fresh_copy(model).eval()
     names = [name for decision in space.decisions for name in decision.layers]
     layers = {name: twin.get_submodule(name) for name in names}
-    traces = hessian_traces(twin, layers, batches, seed=seed, probes=probes)
+    traces = hessian_traces(twin, layers, batches, seed=seed, probes=probes, task=task)
     weights = {name: _weight_losses(layer, traces[name], space, choice) for name, layer in layers.items()}
-    inputs = _input_losses(twin, layers, space, choice, batches)
+    inputs = _input_losses(twin, layers, space, choice, batches, task)
     table = np.zeros(space.allowed.shape)
     for index, decision in enumerate(space.decisions):
         for name in decision.layers:
@@ -65,6 +66,7 @@ def hessian_traces(
     *,
     seed: int = 0,
     probes: int = 4,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, float]:
     """Hutchinson's estimate of the trace of the loss's Hessian with respect to each layer's weight."""
     weights = [layer.get_parameter("weight") for layer in layers.values()]
@@ -72,7 +74,7 @@ def hessian_traces(
     totals = [0.0] * len(weights)
     for x, y in batches:
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            loss = F.cross_entropy(model(x), y)
+            loss = task.loss(task.outputs(model(x)), y)
             gradients = torch.autograd.grad(loss, weights, create_graph=True)
             for _ in range(probes):
                 signs = [_signs(weight, generator) for weight in weights]
@@ -117,6 +119,7 @@ def _input_losses(
     space: PrecisionSpace,
     choice: QuantizerChoice,
     batches: Sequence[tuple[Tensor, Tensor]],
+    task: Task,
 ) -> dict[str, np.ndarray]:
     """Per layer, the loss of each activation width, averaged over the images of ``batches``."""
     losses = {name: np.zeros(len(space.activation_bits)) for name in layers}
@@ -135,7 +138,7 @@ def _input_losses(
     handles = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     for x, y in batches:
         seen.clear()
-        F.cross_entropy(model(x), y).backward()
+        task.loss(task.outputs(model(x)), y).backward()
         for name, value in seen:
             if value.grad is None:
                 continue

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dnas.config.job import SearchSection
 from dnas.config.training import Optimization
@@ -24,9 +23,10 @@ from dnas.quantization.calibration import batch_statistics
 from dnas.search.losses import ThetaLoss, theta_loss
 from dnas.search.supernet import Sample, Supernet
 from dnas.training.device import CPU, AnyDevice, Device
-from dnas.training.distillation import Teacher, taught
+from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed, exponential
+from dnas.training.task import CLASSIFICATION, Task, smoothed
 from dnas.training.trainer import (
     StepReport,
     checked_value,
@@ -83,8 +83,8 @@ class EpochRecord:
     epoch: int
     epochs: int
     loss: float
-    top1: float
-    argmax_top1: float | None
+    score: float
+    argmax_score: float | None
     expected: Mapping[str, float]
     temperature: float | None
     entropy: float | None
@@ -110,7 +110,9 @@ class SupernetTrainer:
         label: str = "search",
         device: AnyDevice = CPU,
         teacher: Teacher | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
+        self.task, self.training_task = task, smoothed(task, section.label_smoothing)
         self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
         self.seed, self.label, self.device = seed, label, Device.of(device)
         self.weights = Updates(supernet.network, section)
@@ -200,11 +202,15 @@ class SupernetTrainer:
             yield "theta", batch
 
     def _weight_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return training_batches(self.data.weights, self.data.batch_size, seed, self.data.augmentation, self.device)
+        return training_batches(
+            self.data.weights, self.data.batch_size, seed, self.data.augmentation, self.device, self.task
+        )
 
     def _theta_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         seed = derived_seed(seed, "theta")
-        return training_batches(self.data.theta, self.data.batch_size, seed, self.data.augmentation, self.device)
+        return training_batches(
+            self.data.theta, self.data.batch_size, seed, self.data.augmentation, self.device, self.task
+        )
 
     def _weight_step(
         self,
@@ -247,11 +253,7 @@ class SupernetTrainer:
         x, y = batch
         self.supernet.train()
         with self.device.computing():
-            logits = self.supernet(x).float()
-            loss = F.cross_entropy(logits, y, label_smoothing=self.section.label_smoothing)
-            if self.teacher:
-                loss = taught(loss, logits, self.teacher.outputs(x), self.teacher.weight)
-            return loss
+            return taught_loss(self.training_task, self.supernet(x), x, y, self.teacher)
 
     def _record(self, epochs: int, losses: list[float], temperature: float | None, started: float) -> EpochRecord:
         supernet = self.supernet
@@ -267,8 +269,8 @@ class SupernetTrainer:
             epoch=self.epoch,
             epochs=epochs,
             loss=sum(losses) / max(1, len(losses)),
-            top1=self._judge(soft),
-            argmax_top1=self._judge(supernet.one_hot(cells)) if searching else None,
+            score=self._judge(soft),
+            argmax_score=self._judge(supernet.one_hot(cells)) if searching else None,
             expected=expected,
             temperature=temperature,
             entropy=entropies.mean().item() if searching else None,
@@ -283,7 +285,7 @@ class SupernetTrainer:
         batch_size = without_single(len(images), self.data.batch_size)
         supernet.eval()
         with self.weights.averaged(), batch_statistics(supernet.network), supernet.sampled(sample):
-            return evaluate(supernet, images, batch_size, self.device).top1
+            return evaluate(supernet, images, batch_size, self.device, self.task).score
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""

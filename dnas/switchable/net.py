@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from dnas.switchable.views import SharedQuantizers, build_view, key_of, once_eac
 from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
 from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.layers import LayerGraph
+from search_spaces.metrics import Metric, metric_of, validation_of
 from search_spaces.models.copies import fresh_copy
 
 
@@ -50,10 +51,21 @@ class Profile:
         return float(costs[name])
 
     @property
-    def val_top1(self) -> float | None:
-        """Accuracy on validation in [0, 1], as measured in this net; None where it was not."""
-        measured = self.assignment.metrics.get("val_top1")
+    def metric(self) -> Metric:
+        """What the net was measured by."""
+        return metric_of(self.assignment.metrics)
+
+    @property
+    def score(self) -> float | None:
+        """The metric on validation, as measured in this net; None where it was not."""
+        measured = validation_of(self.assignment.metrics)
         return None if measured is None else float(measured["mean"])
+
+    def __getattr__(self, name: str) -> float | None:
+        # The metric under its own name, as files have it: val_NAME.
+        if name.startswith("val_") and name == f"val_{self.metric.name}":
+            return self.score
+        raise AttributeError(f"a profile has no '{name}'")
 
 
 class SwitchableNet(nn.Module):
@@ -139,30 +151,40 @@ class SwitchableNet(nn.Module):
         twin = copy.copy(self)
         return twin.use(name)
 
-    def cheapest(self, min_top1: float, cost: str = "size_bytes") -> str:
-        """The profile of the least ``cost`` that reaches ``min_top1`` in [0, 1] on validation."""
-        measured = self._measured()
-        if not 0 <= min_top1 <= 1:
-            raise InputError(f"min_top1 = {min_top1} is not a share; 0.9 is 90 %")
-        enough = [name for name, top1 in measured.items() if top1 >= min_top1]
+    def cheapest(self, cost: str = "size_bytes", **goal: float) -> str:
+        """The profile of the least ``cost`` whose metric on validation is as good as ``min_NAME``, NAME being its own.
+
+        Of a metric of which the smaller is better the goal is a most, as in ``cheapest(max_mae=0.1)``.
+        """
+        gains, metric = self._gains()
+        key = f"{'min' if metric.direction == 'larger' else 'max'}_{metric.name}"
+        if list(goal) != [key]:
+            raise InputError(
+                f"say how good the profile must be as cheapest({key}=...), got {', '.join(goal) or 'none'}"
+            )
+        least = goal[key]
+        if metric.unit == "%" and not 0 <= least <= 1:
+            raise InputError(f"{key} = {least} is not a share; 0.9 is 90 %")
+        enough = [name for name, gain in gains.items() if gain >= metric.gain(least)]
         if not enough:
-            best = max(measured, key=lambda name: measured[name])
-            raise InputError(f"no profile reaches {min_top1:.2%}; the best is '{best}' with {measured[best]:.2%}")
-        return min(enough, key=lambda name: (self.profiles[name].cost(cost), -measured[name]))
+            best = max(gains, key=lambda name: gains[name])
+            reached = metric.text(metric.gain(gains[best]))
+            raise InputError(f"no profile reaches {metric.text(least)}; the best is '{best}' with {reached}")
+        return min(enough, key=lambda name: (self.profiles[name].cost(cost), -gains[name]))
 
     def best(self, **limits: float) -> str:
-        """The most accurate profile within limits on costs, as in ``best(max_size_bytes=50_000, max_bitops=1e9)``."""
-        measured = self._measured()
+        """The best profile within limits on costs, as in ``best(max_size_bytes=50_000, max_bitops=1e9)``."""
+        gains, _ = self._gains()
         for key in limits:
             if not key.startswith("max_"):
                 raise InputError(f"'{key}' is no limit; write it as max_size_bytes or max_bitops")
-        within = list(measured)
+        within = list(gains)
         for key, limit in limits.items():
             name = key.removeprefix("max_")
             within = [profile for profile in within if self.profiles[profile].cost(name) <= limit]
         if not within:
             raise InputError(f"no profile is within {limits}; the smallest is {self._smallest()}")
-        return max(within, key=lambda name: (measured[name], -self.profiles[name].cost("size_bytes")))
+        return max(within, key=lambda name: (gains[name], -self.profiles[name].cost("size_bytes")))
 
     def alone(self, name: str) -> nn.Module:
         """A profile as a fixed quantized net with tensors of its own."""
@@ -239,12 +261,14 @@ class SwitchableNet(nn.Module):
             )
         return name
 
-    def _measured(self) -> dict[str, float]:
-        found = {name: profile.val_top1 for name, profile in self.profiles.items()}
-        missing = [name for name, top1 in found.items() if top1 is None]
-        if missing:
-            raise InputError(f"profile '{missing[0]}' was never measured; choose by name with use()")
-        return cast(dict[str, float], found)
+    def _gains(self) -> tuple[dict[str, float], Metric]:
+        """How good each profile is, larger being better, and by which metric."""
+        gains: dict[str, float] = {}
+        for name, profile in self.profiles.items():
+            if profile.score is None:
+                raise InputError(f"profile '{name}' was never measured; choose by name with use()")
+            gains[name] = profile.metric.gain(profile.score)
+        return gains, next(iter(self.profiles.values())).metric
 
     def _smallest(self) -> str:
         name = min(self.profiles, key=lambda name: self.profiles[name].cost("size_bytes"))

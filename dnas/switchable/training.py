@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dnas.config.job import FinaliseSection
 from dnas.data.image_sets import ImageSet
 from dnas.quantization.calibration import batch_statistics
 from dnas.switchable.net import SwitchableNet
 from dnas.training.device import CPU, Device
-from dnas.training.distillation import divergence, taught
+from dnas.training.distillation import taught
 from dnas.training.schedules import derived_seed
+from dnas.training.task import CLASSIFICATION, Task
 from dnas.training.trainer import Trainer, checked_value, evaluate, without_single
 
 
@@ -37,11 +37,13 @@ class SwitchableTrainer(Trainer):
     def _begin(self, seed: int) -> None:
         self._draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
 
-    def _gradients(self, x: Tensor, y: Tensor, part: float) -> float:
+    def _gradients(self, x: Tensor, y: Any, part: float) -> float:
         with self.device.computing():
-            told = self.teacher.outputs(x) if self.teacher else None
+            told = self.teacher.outputs(self.task, x) if self.teacher else None
         names = self.chosen(self._draws)
-        return accumulate_gradients(self.network, names, x, y, self.section, told, part, self.device)
+        return accumulate_gradients(
+            self.network, names, x, y, self.section, told, part, self.device, self.training_task
+        )
 
     def chosen(self, generator: torch.Generator) -> list[str]:
         """The profiles of one step, from the widest to the narrowest."""
@@ -54,12 +56,13 @@ class SwitchableTrainer(Trainer):
     def measured(self, images: ImageSet) -> dict[str, Any]:
         """Accuracy of every profile with batch statistics: those of a profile that is rarely drawn lag behind."""
         self.network.eval()
-        top1 = {}
+        scores = {}
         batch_size = without_single(len(images), self.batch_size)
         with self.updates.averaged(), batch_statistics(self.network):
             for name in self.network.profiles:
-                top1[name] = evaluate(self.network.view_of(name), images, batch_size, self.device).top1
-        return {"top1": sum(top1.values()) / len(top1), "profiles": top1}
+                view = self.network.view_of(name)
+                scores[name] = evaluate(view, images, batch_size, self.device, self.task).score
+        return {"score": sum(scores.values()) / len(scores), "profiles": scores}
 
     def _tensors(self) -> Mapping[str, Tensor]:
         return self.network.tensors()
@@ -82,11 +85,12 @@ def accumulate_gradients(
     network: SwitchableNet,
     names: Sequence[str],
     x: Tensor,
-    y: Tensor,
+    y: Any,
     section: FinaliseSection,
     told: Tensor | None = None,
     part: float = 1.0,
     device: Device = CPU,
+    task: Task = CLASSIFICATION,
 ) -> float:
     """Add the gradients of the mean loss of these profiles (widest first) on images (N, C, H, W), labels (N,).
 
@@ -95,17 +99,17 @@ def accumulate_gradients(
     the ensemble as the teacher, which is known only after all.
     """
     if section.teacher == "ensemble":
-        return _with_ensemble(network, names, x, y, section, part, device)
+        return _with_ensemble(network, names, x, y, section, part, device, task)
     teacher = told
     total = 0.0
     for name in names:
         with device.computing():
-            logits = network.view_of(name)(x).float()
-            loss = profile_loss(logits, y, teacher, section) / len(names)
+            outputs = task.outputs(network.view_of(name)(x))
+            loss = profile_loss(outputs, y, teacher, section, task) / len(names)
         (loss * part).backward()
         total += checked_value(loss, network.view_of(name), x)
         if section.teacher == "next" or (section.teacher == "widest" and teacher is None):
-            teacher = logits.detach()
+            teacher = outputs.detach()
     return total
 
 
@@ -113,25 +117,29 @@ def _with_ensemble(
     network: SwitchableNet,
     names: Sequence[str],
     x: Tensor,
-    y: Tensor,
+    y: Any,
     section: FinaliseSection,
     part: float,
     device: Device,
+    task: Task,
 ) -> float:
     with device.computing():
-        outputs = [network.view_of(name)(x).float() for name in names]
-    mean = torch.stack([logits.detach().softmax(1) for logits in outputs]).mean(0)
-    losses = [profile_loss(logits, y, mean.log(), section) for logits in outputs]
+        outputs = [task.outputs(network.view_of(name)(x)) for name in names]
+    mean = task.ensemble([each.detach() for each in outputs])
+    losses = [profile_loss(each, y, mean, section, task) for each in outputs]
     loss = torch.stack(losses).mean()
     (loss * part).backward()
     return checked_value(loss, network.view_of(names[0]), x)
 
 
-def profile_loss(logits: Tensor, labels: Tensor, teacher: Tensor | None, section: FinaliseSection) -> Tensor:
-    """Cross-entropy on the labels (N,), and the KL divergence from the teacher's prediction, both of (N, classes)."""
-    loss = F.cross_entropy(logits, labels, label_smoothing=section.label_smoothing)
+def profile_loss(
+    outputs: Tensor, targets: Any, teacher: Tensor | None, section: FinaliseSection, task: Task = CLASSIFICATION
+) -> Tensor:
+    """The task's loss, and how far the outputs are from those of the teacher."""
+    loss = task.loss(outputs, targets)
     if teacher is None:
         return loss
     if section.method == "sp_nets":
-        return loss + (1.0 if section.distillation is None else section.distillation) * divergence(logits, teacher)
-    return taught(loss, logits, teacher, 0.5 if section.distillation is None else section.distillation)
+        weight = 1.0 if section.distillation is None else section.distillation
+        return loss + weight * task.divergence(outputs, teacher)
+    return taught(task, loss, outputs, teacher, 0.5 if section.distillation is None else section.distillation)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from dnas.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -16,20 +18,22 @@ class Teacher:
     network: nn.Module
     weight: float
 
-    def outputs(self, x: Tensor) -> Tensor:
+    def outputs(self, task: Task, x: Tensor) -> Tensor:
         """What the teacher says of images (N, C, H, W)."""
         self.network.eval()
         with torch.no_grad():
-            return self.network(x).float()
+            return task.outputs(self.network(x))
 
 
-def taught(loss: Tensor, logits: Tensor, told: Tensor | None, weight: float) -> Tensor:
-    """(1 - λ) times the loss plus λ times the KL divergence from what the teacher told, both (N, classes)."""
+def taught(task: Task, loss: Tensor, outputs: Tensor, told: Tensor | None, weight: float) -> Tensor:
+    """(1 - λ) times the loss plus λ times how far the outputs are from what the teacher told."""
     if told is None or not weight:
         return loss
-    return (1 - weight) * loss + weight * divergence(logits, told)
+    return (1 - weight) * loss + weight * task.divergence(outputs, told)
 
 
-def divergence(logits: Tensor, told: Tensor) -> Tensor:
-    """KL divergence of the prediction from the teacher's, both logits (N, classes), at temperature 1."""
-    return F.kl_div(logits.log_softmax(1), told.log_softmax(1), log_target=True, reduction="batchmean")
+def taught_loss(task: Task, given: Any, x: Tensor, targets: Any, teacher: Teacher | None) -> Tensor:
+    """The loss of what a network gave for images (N, C, H, W), a teacher's part included."""
+    outputs = task.outputs(given)
+    loss = task.loss(outputs, targets)
+    return taught(task, loss, outputs, teacher.outputs(task, x), teacher.weight) if teacher else loss

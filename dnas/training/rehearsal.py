@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.data.augmentation import Augmentation
 from dnas.data.checks import check_splits, described, first_images, named_splits
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.training.device import CPU, Device
+from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.errors import InputError, one_line
 from search_spaces.models.copies import fresh_copy
 
@@ -30,6 +30,7 @@ def rehearse(
     augmentation: Augmentation | None = None,
     device: Device = CPU,
     trains: bool = True,
+    task: Task = CLASSIFICATION,
 ) -> None:
     """Run one step of measuring and one of training on two images, on a copy; the network is left untouched.
 
@@ -49,11 +50,12 @@ def rehearse(
     with device.own_randomness(0):
         x, y = first_images("training", data.train, min(_IMAGES, batch_size), augmentation, device.place)
         with torch.no_grad():
-            _check_labels(data, _logits(twin.eval(), x, "eval"))
-        logits = _logits(twin.train(), x, "training")
-        _check_labels(data, logits)
+            task.check(data, _outputs(task, twin.eval(), x, "eval"))
+        outputs = _outputs(task, twin.train(), x, "training")
+        task.check(data, outputs)
+        loss = _loss(task, outputs, y)
         if trains:
-            _check_gradient(F.cross_entropy(logits, y))
+            _check_gradient(loss)
 
 
 def few_images(data: DataSplits) -> list[str]:
@@ -64,18 +66,6 @@ def few_images(data: DataSplits) -> list[str]:
         for name, split in named_splits(data).items()
         if len(split) < FEW_IMAGES
     ]
-
-
-def _check_labels(data: DataSplits, logits: Tensor) -> None:
-    outputs = logits.shape[1]
-    for name, split in named_splits(data).items():
-        most = int(split.labels.max())
-        if most >= outputs:
-            raise InputError(
-                f"data: label {most} of the {name} images has no output: the network has {outputs} (0 to "
-                f"{outputs - 1}); give it more (such as model.arguments = {{num_classes = {most + 1}}}), or count "
-                "labels from 0"
-            )
 
 
 def _check_batches(twin: nn.Module, training: Mapping[str, ImageSet], batch_size: int) -> None:
@@ -95,21 +85,40 @@ def _check_batches(twin: nn.Module, training: Mapping[str, ImageSet], batch_size
     )
 
 
-def _logits(twin: nn.Module, x: Tensor, mode: str) -> Tensor:
-    """The outputs (N, classes) of the network; :class:`InputError` where it fails or gives something else."""
+def _outputs(task: Task, twin: nn.Module, x: Tensor, mode: str) -> Tensor:
+    """What the task reads of the network's outputs; :class:`InputError` where it fails or does not fit the images."""
     try:
-        outputs: Any = twin(x)
+        given: Any = twin(x)
     except Exception as error:  # the user's own network
         raise InputError(
             f"the network fails in {mode} mode on images of shape {tuple(x.shape)}: {one_line(error)}; correct its "
             "forward pass, or the data"
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(x) or outputs.is_complex():
-        raise InputError(
-            f"the network returns {described(outputs)} in {mode} mode; wrap it so that it returns one tensor of "
-            f"logits (N, classes), here ({len(x)}, classes)"
-        )
-    return outputs.float()
+    told = f"the network returns {described(given)} in {mode} mode"
+    wanted = f"a tensor with a row for each image, such as logits (N, classes), here ({len(x)}, classes)"
+    try:
+        outputs = task.outputs(given)
+    except InputError as error:
+        raise InputError(f"{told}; wrap it so that it returns {wanted}, or name a task that reads it") from error
+    except Exception as error:  # the user's own task
+        raise InputError(f"{told}, which the task cannot read: {one_line(error)}") from error
+    if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(x) or outputs.is_complex():
+        raise InputError(f"{told}; wrap it so that it returns {wanted}")
+    return outputs
+
+
+def _loss(task: Task, outputs: Tensor, targets: Any) -> Tensor:
+    """The loss and the metric of a batch, tried; what the user's own task raises is told in a sentence."""
+    name = type(task).__name__
+    try:
+        loss, meter = task.loss(outputs, targets), task.meter()
+        meter.update(outputs.detach(), targets)
+        float(meter.compute())
+    except Exception as error:
+        raise InputError(f"task {name} fails on a batch of training images: {one_line(error)}") from error
+    if not isinstance(loss, Tensor) or loss.ndim:
+        raise InputError(f"the loss of task {name} is {described(loss)}; give the mean over the batch, one number")
+    return loss
 
 
 def _check_gradient(loss: Tensor) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dnas.config.training import TrainingSection
 from dnas.data.augmentation import Augmentation
@@ -18,10 +17,12 @@ from dnas.data.given import GivenImages, image_set
 from dnas.data.image_sets import ImageSet
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.training.device import CPU, AnyDevice, Device
-from dnas.training.distillation import Teacher, taught
+from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
+from dnas.training.task import CLASSIFICATION, Task, smoothed
 from search_spaces.errors import JobError
+from search_spaces.metrics import ACCURACY, Metric
 
 StepReport = Callable[[int, int, float], None]
 """(steps done, steps of this epoch, loss)"""
@@ -29,11 +30,17 @@ StepReport = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Accuracy in [0, 1] and mean cross-entropy over ``images`` images."""
+    """What decides (``score``, under its metric's name too) and the mean loss over ``images`` images."""
 
-    top1: float
+    score: float
     loss: float
     images: int
+    metric: Metric = ACCURACY
+
+    def __getattr__(self, name: str) -> float:
+        if name == self.__dict__.get("metric", ACCURACY).name:
+            return self.score
+        raise AttributeError(f"a measurement has no '{name}'")
 
 
 @dataclass(frozen=True)
@@ -49,19 +56,24 @@ class EpochResult:
 
 
 def evaluate(
-    network: Callable[[Tensor], Tensor], images: GivenImages, batch_size: int = 256, device: AnyDevice = CPU
+    network: Callable[[Tensor], Any],
+    images: GivenImages,
+    batch_size: int = 256,
+    device: AnyDevice = CPU,
+    task: Task = CLASSIFICATION,
 ) -> Measurement:
     """Measure ``network`` as it is (mode and all) on ``images``, in order, without gradients."""
     images, device = image_set(images), Device.of(device)
-    correct = torch.zeros((), dtype=torch.int64, device=device.place)
-    loss = torch.zeros((), dtype=torch.float64, device=device.place)
+    meter = task.meter()
+    loss: Tensor | float = 0.0
     with torch.no_grad():
-        for x, y in images.batches(batch_size, device=device.place):
-            logits = network(device.laid_out(x)).float()
-            correct += (logits.argmax(1) == y).sum()
-            loss += F.cross_entropy(logits, y, reduction="sum").double()
+        for batch in images.batches(batch_size, device=device.place):
+            x, y = task.placed(batch, device)
+            outputs = task.outputs(network(x))
+            meter.update(outputs, y)
+            loss = loss + task.loss_sum(outputs, y).double()
     count = len(images)
-    return Measurement(int(correct) / count, float(loss) / count, count)
+    return Measurement(float(meter.compute()), float(loss) / count, count, task.metric)
 
 
 class Trainer:
@@ -87,8 +99,10 @@ class Trainer:
         device: AnyDevice = CPU,
         on_progress: Callable[[float], None] = lambda progress: None,
         teacher: Teacher | None = None,
+        task: Task = CLASSIFICATION,
     ) -> None:
         self.on_progress, self.teacher = on_progress, teacher
+        self.task, self.training_task = task, smoothed(task, section.label_smoothing)
         self.network, self.section, self.images = network, section, image_set(images)
         self.batch_size, self.augmentation = batch_size, augmentation
         self.seed, self.label, self.device = seed, label, Device.of(device)
@@ -111,7 +125,7 @@ class Trainer:
         with self.device.own_randomness(seed):
             self.network.train()
             for step, (x, y) in enumerate(
-                training_batches(self.images, self.batch_size, seed, self.augmentation, self.device)
+                training_batches(self.images, self.batch_size, seed, self.augmentation, self.device, self.task)
             ):
                 progress = (self.epoch + step / steps) / self.section.epochs
                 self.on_progress(progress)
@@ -124,13 +138,10 @@ class Trainer:
     def _begin(self, seed: int) -> None:
         """What a kind of training does before each epoch, whose seed this is."""
 
-    def _gradients(self, x: Tensor, y: Tensor, part: float) -> float:
+    def _gradients(self, x: Tensor, y: Any, part: float) -> float:
         """Add ``part`` of the gradients of the loss on images (N, C, H, W) and labels (N,); returns the loss."""
         with self.device.computing():
-            logits = self.network(x).float()
-            loss = F.cross_entropy(logits, y, label_smoothing=self.section.label_smoothing)
-            if self.teacher:
-                loss = taught(loss, logits, self.teacher.outputs(x), self.teacher.weight)
+            loss = taught_loss(self.training_task, self.network(x), x, y, self.teacher)
         (loss * part).backward()
         return checked_value(loss, self.network, x)
 
@@ -145,7 +156,7 @@ class Trainer:
         """Accuracy on ``images`` of the network as it is now, or of its averaged weights."""
         self.network.eval()
         with self.updates.averaged():
-            return {"top1": evaluate(self.network, images, self.batch_size, self.device).top1}
+            return {"score": evaluate(self.network, images, self.batch_size, self.device, self.task).score}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""
@@ -162,12 +173,17 @@ class Trainer:
 
 
 def training_batches(
-    images: ImageSet, batch_size: int, seed: int, augmentation: Augmentation | None, device: Device
-) -> Iterator[tuple[Tensor, Tensor]]:
+    images: ImageSet,
+    batch_size: int,
+    seed: int,
+    augmentation: Augmentation | None,
+    device: Device,
+    task: Task = CLASSIFICATION,
+) -> Iterator[tuple[Tensor, Any]]:
     """Shuffled, augmented batches; a short last batch is left out where there is a full one (BatchNorm needs many)."""
     drop_last = len(images) >= batch_size
     batches = images.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place, drop_last=drop_last)
-    return ((device.laid_out(x), y) for x, y in batches)
+    return (task.placed(batch, device) for batch in batches)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

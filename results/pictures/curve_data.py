@@ -10,6 +10,7 @@ from typing import TypeVar
 from results.events import Epoch, Event
 from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment
+from search_spaces.metrics import Metric, metric_named
 
 Column = tuple[float | None, ...]
 Value = TypeVar("Value")
@@ -26,16 +27,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class SearchCurves:
-    """One search, epoch by epoch: accuracies in %, entropies in [0, 1], bits per decision (rows) and epoch.
+    """One search, epoch by epoch: the metric in its unit, entropies in [0, 1], bits per decision (rows) and epoch.
 
     ``final_bits`` are the (weight, activation) bits of each decision in the assignment that was kept; where they are
     not those of the last epoch, the projection onto the budget moved them. Empty where the search has not ended.
     """
 
     label: str
+    metric: Metric
     epochs: tuple[int, ...]
-    soft_top1: Column
-    argmax_top1: Column
+    soft: Column
+    argmax: Column
     costs: tuple[Curve, ...]
     temperature: Column
     entropy: Column
@@ -76,12 +78,13 @@ def search_curves(
 
 
 def _curves(label: str, epochs: Sequence[Epoch], kept: BitAssignment | None) -> SearchCurves:
-    bits = _table([epoch.bits for epoch in epochs])
+    bits, metric = _table([epoch.bits for epoch in epochs]), metric_named(epochs[0].metric)
     return SearchCurves(
         label=label,
+        metric=metric,
         epochs=tuple(epoch.epoch for epoch in epochs),
-        soft_top1=_percent([epoch.top1 for epoch in epochs]),
-        argmax_top1=_percent([epoch.argmax_top1 for epoch in epochs]),
+        soft=_scaled(metric, [epoch.score for epoch in epochs]),
+        argmax=_scaled(metric, [epoch.argmax_score for epoch in epochs]),
         costs=_cost_curves(epochs),
         temperature=tuple(epoch.temperature for epoch in epochs),
         entropy=tuple(epoch.entropy for epoch in epochs),
@@ -122,8 +125,8 @@ def _cost_curves(epochs: Sequence[Epoch]) -> tuple[Curve, ...]:
     return tuple(curves)
 
 
-def _percent(values: Sequence[float | None]) -> Column:
-    return tuple(None if value is None else 100.0 * value for value in values)
+def _scaled(metric: Metric, values: Sequence[float | None]) -> Column:
+    return tuple(None if value is None else metric.scale * value for value in values)
 
 
 def _table(tables: Sequence[Mapping[str, Value]]) -> dict[str, tuple[Value | None, ...]]:

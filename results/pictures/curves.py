@@ -49,9 +49,11 @@ def draw_search_curves(curves: SearchCurves) -> Figure:
 
 
 def _draw_accuracy(axes: Axes, curves: SearchCurves) -> None:
-    _line(axes, curves.epochs, curves.soft_top1, BLUE, "soft (mixture)")
-    _line(axes, curves.epochs, curves.argmax_top1, ORANGE, "argmax")
-    axes.set_ylabel("validation top-1 (%)", fontsize=NORMAL)
+    _line(axes, curves.epochs, curves.soft, BLUE, "soft (mixture)")
+    _line(axes, curves.epochs, curves.argmax, ORANGE, "argmax")
+    metric = curves.metric
+    unit = f" ({metric.unit})" if metric.unit else ""
+    axes.set_ylabel(f"validation {metric.label}{unit}", fontsize=NORMAL)
     axes.legend(fontsize=SMALL, frameon=False)
 
 

@@ -19,6 +19,7 @@ from results.pictures.naming import name_points
 from results.pictures.plot_data import LOG_RATIO, FrontPicture, Series, front_picture
 from results.pictures.ratios import draw_ratios as draw_ratios
 from results.pictures.trials import draw_trials as draw_trials
+from search_spaces.metrics import Metric
 
 # Okabe and Ito's palette, told apart by colour-blind readers; markers tell the kinds apart without colour.
 KIND_STYLE = {
@@ -165,9 +166,9 @@ def _legend(picture: FrontPicture, run_colours: Mapping[str, str]) -> list[Line2
         handles.append(Line2D([], [], color=colour, label="unpruned → pruned", **LINK_STYLE))
     if picture.staircases and not run_colours:
         handles.append(Line2D([], [], color="0.25", linewidth=1.2, label="front"))
-    levels = {round(level, 2) for level in picture.baselines.values()}
+    levels = {float(f"{level:.6g}") for level in picture.baselines.values()}
     if levels:
-        name = f"float, {levels.pop():.2f} %" if len(levels) == 1 else "float"
+        name = f"float, {_level(picture.metric, levels.pop())}" if len(levels) == 1 else "float"
         handles.append(Line2D([], [], color="0.35", linestyle=(0, (5, 3)), linewidth=1, label=name))
     return handles
 
@@ -175,3 +176,8 @@ def _legend(picture: FrontPicture, run_colours: Mapping[str, str]) -> list[Line2
 def _mark(marker: str, colour: str, label: str, **style: object) -> Line2D:
     style = {"markersize": 6, **style}
     return Line2D([], [], marker=marker, linestyle="none", color=colour, label=label, **style)  # type: ignore[arg-type]
+
+
+def _level(metric: Metric, scaled: float) -> str:
+    """A value that is in the metric's own unit already."""
+    return metric.text(scaled / metric.scale)

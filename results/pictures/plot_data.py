@@ -11,6 +11,7 @@ from results.pareto import FrontPoint, ParetoFront
 from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
+from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.provenance import KINDS
 
 # From this ratio of the largest to the smallest cost on, the axis is logarithmic; from the second one on, if the
@@ -78,6 +79,7 @@ class FrontPicture:
     links: tuple[Link, ...] = ()
     labels: tuple[Label, ...] = ()
     floor: float | None = None
+    metric: Metric = ACCURACY
 
     @property
     def below(self) -> tuple[tuple[Series, int], ...]:
@@ -105,29 +107,30 @@ def front_picture(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show
             for feasible in (True, False):
                 points = [point for point in front.points if (point.kind, point.feasible) == (kind, feasible)]
                 series.append(_series(run, kind, feasible, points, x, unit.divisor, test=False))
-                tested = [point for point in points if point.test_top1 is not None] if show_test else []
+                tested = [point for point in points if point.test is not None] if show_test else []
                 test_series.append(_series(run, kind, feasible, tested, x, unit.divisor, test=True))
     return FrontPicture(
         x_label=unit.axis_label,
-        y_label="top-1 accuracy (%)" if show_test else "validation top-1 accuracy (%)",
+        y_label=_label(next(iter(fronts.values())).metric, show_test),
         log_x=_wants_logarithm(costs),
         series=tuple(item for item in series if item.x),
         test_series=tuple(item for item in test_series if item.x),
         staircases=tuple(_staircase(run, front, unit.divisor) for run, front in fronts.items() if front.front),
         baselines={
-            run: 100 * front.reference.val_top1
+            run: front.metric.scale * front.reference.val
             for run, front in fronts.items()
-            if front.reference is not None and front.reference.val_top1 is not None
+            if front.reference is not None and front.reference.val is not None
         },
         links=tuple(link for run, front in fronts.items() for link in _links(run, front, unit.divisor)),
         labels=tuple(_labels(next(iter(fronts.values())), unit.divisor)) if len(fronts) == 1 else (),
         floor=_floor(list(fronts.values())),
+        metric=next(iter(fronts.values())).metric,
     )
 
 
 def _labels(front: ParetoFront, divisor: float) -> Iterator[Label]:
     for point in front.front:
-        yield Label(point.assignment, (point.cost(front.x) / divisor, 100 * point.val_top1.mean))
+        yield Label(point.assignment, (point.cost(front.x) / divisor, point.metric.scale * point.val.mean))
 
 
 def _wants_logarithm(costs: Sequence[float]) -> bool:
@@ -139,12 +142,14 @@ def _wants_logarithm(costs: Sequence[float]) -> bool:
 
 
 def _floor(fronts: Sequence[ParetoFront]) -> float | None:
-    """The least accuracy in % that is worth its place: no point of a front is left out, nor any that is near others."""
+    """The least value that is worth its place: no point of a front is left out, nor any that is near others."""
     points = [point for front in fronts for point in front.points]
-    means = [100 * point.val_top1.mean for point in points]
+    if any(point.metric.direction == "smaller" for point in points):
+        return None  # what is far off lies above
+    means = [point.metric.scale * point.val.mean for point in points]
     low, high = np.quantile(means, [0.25, 0.75])
     kept = [
-        100 * (point.val_top1.mean - point.val_top1.std)
+        point.metric.scale * (point.val.mean - point.val.std)
         for point, mean in zip(points, means, strict=True)
         if point.on_front or mean >= low - FENCE * (high - low)
     ]
@@ -155,30 +160,37 @@ def _floor(fronts: Sequence[ParetoFront]) -> float | None:
 
 def _links(run: str, front: ParetoFront, divisor: float) -> Iterator[Link]:
     """From parents to the pruned points; the controls, which are many, stand at the same costs without a line."""
-    places = {p.assignment: (p.cost(front.x) / divisor, 100 * p.val_top1.mean) for p in front.points}
+    places = {p.assignment: (p.cost(front.x) / divisor, p.metric.scale * p.val.mean) for p in front.points}
     for point in front.points:
         if point.kind == "pruned" and point.parent in places:
             yield Link(run, places[point.parent], places[point.assignment])
 
 
+def _label(metric: Metric, show_test: bool) -> str:
+    """The axis of the metric; `top-1` reads as an accuracy."""
+    split = "" if show_test else "validation "
+    title = f"{metric.label} accuracy" if metric == ACCURACY else metric.label
+    return f"{split}{title} ({metric.unit})" if metric.unit else f"{split}{title}"
+
+
 def _series(
     run: str, kind: str, feasible: bool, points: Sequence[FrontPoint], x: str, divisor: float, *, test: bool
 ) -> Series:
-    measured = [(p.test_top1 if test else None) or p.val_top1 for p in points]
+    measured = [(p.test if test else None) or p.val for p in points]
     return Series(
         run,
         kind,
         feasible,
         tuple(point.cost(x) / divisor for point in points),
-        tuple(100 * estimate.mean for estimate in measured),
-        tuple(100 * estimate.std for estimate in measured),
+        tuple(point.metric.scale * e.mean for point, e in zip(points, measured, strict=True)),
+        tuple(abs(point.metric.scale) * e.std for point, e in zip(points, measured, strict=True)),
     )
 
 
 def _staircase(run: str, front: ParetoFront, divisor: float) -> Staircase:
     """Return the front of ``run`` up to the most expensive point, where its last step ends."""
     x = [point.cost(front.x) / divisor for point in front.front]
-    y = [100 * point.val_top1.mean for point in front.front]
+    y = [point.metric.scale * point.val.mean for point in front.front]
     last = max(point.cost(front.x) for point in front.points) / divisor
     if last > x[-1]:
         x, y = [*x, last], [*y, y[-1]]

@@ -8,26 +8,29 @@ from typing import Any
 
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from search_spaces.assignments import BitAssignment
+from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.provenance import Profile
 
 
 @dataclass(frozen=True)
 class SwitchRow:
-    """One profile: costs, accuracies in [0, 1] in the net, and those of its assignment alone (None: not measured)."""
+    """One profile: costs, the metric in the net, and those of its assignment alone (None: not measured)."""
 
     net: str
     profile: str
     assignment: str
     size_bytes: float
     bitops: float
-    val_top1: Estimate
-    test_top1: Estimate | None
-    alone_val_top1: Estimate | None
-    alone_test_top1: Estimate | None
+    val: Estimate
+    test: Estimate | None
+    alone_val: Estimate | None
+    alone_test: Estimate | None
+    metric: Metric = ACCURACY
 
     def to_json(self) -> dict[str, Any]:
-        """The row as plain values."""
-        return asdict(self)
+        """The row as plain values, its figures under the name of the metric."""
+        scores = ("val", "test", "alone_val", "alone_test")
+        return {f"{key}_{self.metric.name}" if key in scores else key: value for key, value in asdict(self).items()}
 
 
 def switch_rows(front: ParetoFront, assignments: Mapping[str, BitAssignment]) -> dict[str, list[SwitchRow]]:
@@ -49,8 +52,9 @@ def _row(origin: Profile, point: FrontPoint, alone: FrontPoint | None) -> Switch
         point.assignment,
         point.size_bytes,
         point.bitops,
-        point.val_top1,
-        point.test_top1,
-        alone.val_top1 if alone else None,
-        alone.test_top1 if alone else None,
+        point.val,
+        point.test,
+        alone.val if alone else None,
+        alone.test if alone else None,
+        point.metric,
     )

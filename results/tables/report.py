@@ -12,6 +12,7 @@ from rich.table import Table
 from results.pareto import COSTS, FLOAT, Estimate, FloatReference, FrontPoint, ParetoFront
 from results.units import Unit, number_text, scaled_unit
 from search_spaces.errors import check_type
+from search_spaces.metrics import ACCURACY, Metric
 
 KIBIBYTE = 1024
 COMPARED = ("search", "squantizer")
@@ -29,8 +30,8 @@ _SHORT = {"ilp": "ILP", "squantizer": "SQuant"}
 class Comparison:
     """A search point beside one control; ``control`` is None where there is none to compare with, ``why`` says why.
 
-    ``gain`` is the difference of validation accuracies in percentage points, ``spread`` the pooled standard
-    deviation over seeds in percentage points (None where neither was measured on more than one seed).
+    ``gain`` is the difference on validation in the metric's unit (above 0: the search is better), ``spread`` the
+    pooled standard deviation over seeds in it (None where neither was measured on more than one seed).
     """
 
     budget: str
@@ -130,7 +131,7 @@ def verdicts(front: ParetoFront) -> list[str]:
 
 
 def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
-    """Return the front's points sorted by size, as numbers: KiB, 10⁹ bit operations, accuracies in [0, 1].
+    """Return the front's points sorted by size, as numbers: KiB, 10⁹ bit operations, the metric as measured.
 
     Where the float network is known its row, of the kind "float", comes last. ``costs`` and ``limits`` are in the
     costs' own units. ``times_smaller`` is the fp32 size over the point's size, None where the fp32 size is not known;
@@ -139,7 +140,7 @@ def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
     reference = front.reference
     rows = []
     for point in sorted(front.points, key=lambda point: (point.size_bytes, point.key)):
-        test = point.test_top1
+        test = point.test
         smaller = reference.size_bytes / point.size_bytes if reference and point.size_bytes else None
         bare = point.extra_costs.get("size_bytes_without_index")
         rows.append(
@@ -151,24 +152,25 @@ def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
                 "times_smaller": smaller,
                 "times_smaller_without_index": reference.size_bytes / bare if reference and bare else None,
                 "gbitops": point.bitops / 1e9,
-                "val_top1": point.val_top1.mean,
-                "val_std": point.val_top1.std,
-                "test_top1": test.mean if test else None,
+                f"val_{point.metric.name}": point.val.mean,
+                "val_std": point.val.std,
+                f"test_{point.metric.name}": test.mean if test else None,
                 "test_std": test.std if test else None,
                 "test_seeds": test.n if test else None,
-                "seeds": point.val_top1.n,
+                "seeds": point.val.n,
                 "parent": point.parent,
                 "kept_filters": point.kept_filters,
                 "on_front": point.on_front,
                 "feasible": point.feasible,
+                "metric": point.metric.to_json(),
                 "costs": point.costs,
                 "limits": dict(point.limits),
             }
         )
-    return rows if reference is None else [*rows, _float_row(reference)]
+    return rows if reference is None else [*rows, _float_row(reference, front.metric)]
 
 
-def _float_row(reference: FloatReference) -> dict[str, Any]:
+def _float_row(reference: FloatReference, metric: Metric) -> dict[str, Any]:
     """The float network as a row of :func:`front_rows`."""
     costs = {"size_bytes": reference.size_bytes, **reference.costs}
     return {
@@ -179,9 +181,9 @@ def _float_row(reference: FloatReference) -> dict[str, Any]:
         "times_smaller": 1.0,
         "times_smaller_without_index": None,
         "gbitops": costs["bitops"] / 1e9 if "bitops" in costs else None,
-        "val_top1": reference.val_top1,
+        f"val_{metric.name}": reference.val,
         "val_std": 0.0,
-        "test_top1": reference.test_top1,
+        f"test_{metric.name}": reference.test,
         "test_std": 0.0,
         "test_seeds": 1,
         "seeds": 1,
@@ -189,13 +191,14 @@ def _float_row(reference: FloatReference) -> dict[str, Any]:
         "kept_filters": None,
         "on_front": False,
         "feasible": True,
+        "metric": metric.to_json(),
         "costs": costs,
         "limits": {},
     }
 
 
 def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """Return a terminal table of :func:`front_rows`; accuracies in %, points on the front in bold.
+    """Return a terminal table of :func:`front_rows`; the metric in its unit, points on the front in bold.
 
     Where something was pruned, "kept" (the share of filters) takes the place of the kind, which ids tell as well: that
     of a pruned assignment begins with the id of the one it was made from.
@@ -212,7 +215,8 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) ->
     size, *others = _shown_costs(rows, sparse)
     for heading in (size.heading, "÷fp32", *(["no index"] if sparse else []), *(cost.heading for cost in others)):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("val %", "test %"):
+    metric = Metric(**rows[0]["metric"]) if rows else ACCURACY
+    for heading in (f"{split} {metric.unit or metric.name}" for split in ("val", "test")):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("front", no_wrap=True)
     for row in rows:
@@ -223,8 +227,8 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) ->
             _times(row["times_smaller"]),
             *([_times(row["times_smaller_without_index"])] if sparse else []),
             *(cost.text(row) for cost in others),
-            "" if row["val_top1"] is None else _percent(row["val_top1"], row["val_std"], row["seeds"]),
-            "" if row["test_top1"] is None else _percent(row["test_top1"], row["test_std"], row["test_seeds"]),
+            _cell(metric, row[f"val_{metric.name}"], row["val_std"], row["seeds"]),
+            _cell(metric, row[f"test_{metric.name}"], row["test_std"], row["test_seeds"]),
             "yes" if row["on_front"] else "" if row["feasible"] else "over",
             style="bold" if row["on_front"] else "dim" if row["kind"] == FLOAT else None,
         )
@@ -274,15 +278,15 @@ def _times(ratio: float | None) -> str:
 
 
 def _best(points: Sequence[FrontPoint]) -> FrontPoint | None:
-    return min(points, key=lambda point: (-point.val_top1.mean, point.key), default=None)
+    return min(points, key=lambda point: (-point.gain, point.key), default=None)
 
 
 def _compare(label: str, search: FrontPoint, kind: str, control: FrontPoint | None, why: str) -> Comparison:
     if control is None:
         return Comparison(label, search, kind, None, why=why)
-    spread = pooled_std(search.val_top1, control.val_top1)
-    gain = 100 * (search.val_top1.mean - control.val_top1.mean)
-    return Comparison(label, search, kind, control, gain, None if spread is None else 100 * spread)
+    scale, spread = search.metric.scale, pooled_std(search.val, control.val)
+    gain = scale * (search.gain - control.gain)
+    return Comparison(label, search, kind, control, gain, None if spread is None else scale * spread)
 
 
 def _sentence(comparison: Comparison, x: str) -> str:
@@ -299,14 +303,19 @@ def _sentence(comparison: Comparison, x: str) -> str:
     spread = (
         "one seed each, so the spread is not known"
         if comparison.spread is None
-        else (f"spread {comparison.spread:.2f}")
+        else f"spread {_difference(search.metric, comparison.spread)}"
     )
     other = f"{name} '{control.assignment}' ({_figures(control, units)})"
+    size, unit = (
+        _difference(search.metric, abs(comparison.gain)),
+        "points" if search.metric.unit == "%" else search.metric.unit,
+    )
+    signed = f"{'-' if comparison.gain < 0 else '+'}{size}"
     words = {
-        "within the spread": f"is within the spread of {other}: {comparison.gain:+.2f} points",
+        "within the spread": f"is within the spread of {other}: {signed} {unit}".rstrip(),
         "equals": f"equals {other}: no difference",
-        "beats": f"beats {other} by {abs(comparison.gain):.2f} points",
-        "loses to": f"loses to {other} by {abs(comparison.gain):.2f} points",
+        "beats": f"beats {other} by {size} {unit}".rstrip(),
+        "loses to": f"loses to {other} by {size} {unit}".rstrip(),
     }[comparison.verdict]
     return f"{start} ({_figures(search, units)}) {words} ({spread})."
 
@@ -314,9 +323,19 @@ def _sentence(comparison: Comparison, x: str) -> str:
 def _figures(point: FrontPoint, units: Mapping[str, Unit]) -> str:
     """What a point costs in these units, and its accuracy."""
     told = [f"{number_text(point.cost(name) / unit.divisor)} {unit.symbol}".rstrip() for name, unit in units.items()]
-    top1 = point.val_top1
-    return ", ".join([*told, f"{_percent(top1.mean, top1.std, top1.n)} %"])
+    found = point.val
+    return ", ".join([*told, f"{measured(point.metric, found.mean, found.std, found.n)} {point.metric.unit}".rstrip()])
 
 
-def _percent(mean: float, std: float, n: int) -> str:
-    return f"{100 * mean:.2f}" if n == 1 else f"{100 * mean:.2f} ±{100 * std:.2f}"
+def measured(metric: Metric, mean: float, std: float, n: int) -> str:
+    """A figure over ``n`` seeds as it is shown, without its unit."""
+    return metric.number(mean) if n == 1 else f"{metric.number(mean)} ±{metric.number(std)}"
+
+
+def _cell(metric: Metric, mean: float | None, std: float, n: int) -> str:
+    return "" if mean is None else measured(metric, mean, std, n)
+
+
+def _difference(metric: Metric, scaled: float) -> str:
+    """A difference that is in the metric's own unit already."""
+    return f"{scaled:.2f}" if metric.unit == "%" else f"{scaled:.4g}"

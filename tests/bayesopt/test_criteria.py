@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -90,6 +91,9 @@ def signs(count: int, length: int, seed: int) -> Tensor:
     return 2.0 * torch.randint(0, 2, (count, length), generator=torch.Generator().manual_seed(seed)) - 1
 
 
+LOSS_SUM = functools.partial(F.cross_entropy, reduction="sum")
+
+
 def batches() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(10, 3, 4, 4, generator=generator, dtype=torch.float64)
@@ -112,7 +116,7 @@ every_criterion = pytest.mark.parametrize("criterion", CASES, ids=lambda case: g
 
 @every_criterion
 def test_the_order_is_a_permutation_and_scores_rise_along_it(criterion: Any) -> None:
-    found = rankings(residual(), ChannelGroups((group_of(),)), criterion, batches=batches())["stem"]
+    found = rankings(residual(), ChannelGroups((group_of(),)), criterion, batches=batches(), loss_sum=LOSS_SUM)["stem"]
     assert sorted(found.order) == list(range(UNITS))
     assert all(type(unit) is int for unit in found.order)
     assert found.scores.shape == (UNITS,)
@@ -127,11 +131,11 @@ def test_the_two_answers_are_parts_of_one(criterion: Any) -> None:
     net, group = residual(), group_of()
     alone = ChannelGroup("second", UNITS, {"second": tuple(range(UNITS))}, {}, {"second_norm": tuple(range(UNITS))})
     groups = ChannelGroups((group, alone))
-    both = rankings(net, groups, criterion, batches=iter(batches()))
-    scores = importance(net, groups, criterion, batches=batches())
+    both = rankings(net, groups, criterion, batches=iter(batches()), loss_sum=LOSS_SUM)
+    scores = importance(net, groups, criterion, batches=batches(), loss_sum=LOSS_SUM)
     assert list(both) == list(scores) == ["stem", "second"]
     for one in groups.groups:
-        assert removal_order(net, one, criterion, batches=batches()) == both[one.name].order
+        assert removal_order(net, one, criterion, batches=batches(), loss_sum=LOSS_SUM) == both[one.name].order
         np.testing.assert_array_equal(scores[one.name], both[one.name].scores)
 
 
@@ -148,7 +152,7 @@ def test_the_network_is_left_untouched(criterion: Any, training: bool) -> None:
     attributes = {name: set(vars(module)) for name, module in net.named_modules()}
     noise = torch.get_rng_state()
     with torch.no_grad():
-        removal_order(net, group_of(), criterion, batches=batches())
+        removal_order(net, group_of(), criterion, batches=batches(), loss_sum=LOSS_SUM)
     assert torch.equal(noise, torch.get_rng_state())
     assert modes == [module.training for module in net.modules()]
     assert attributes == {name: set(vars(module)) for name, module in net.named_modules()}
@@ -182,8 +186,8 @@ def test_permuting_the_filters_permutes_the_answer(criterion: Any, kind: type[nn
         twin = permuted(net, places)
         images = batches()[0][0]
         torch.testing.assert_close(twin.eval()(images), net.eval()(images), rtol=0, atol=1e-12)
-        order = removal_order(net, group_of(), criterion, batches=batches())
-        found = removal_order(twin, group_of(), criterion, batches=batches())
+        order = removal_order(net, group_of(), criterion, batches=batches(), loss_sum=LOSS_SUM)
+        found = removal_order(twin, group_of(), criterion, batches=batches(), loss_sum=LOSS_SUM)
         assert tuple(places[unit] for unit in found) == order
 
 
@@ -193,8 +197,8 @@ def test_ties_are_decided_the_same_way_each_time(criterion: Any) -> None:
     with torch.no_grad():
         for name, tensor in net.named_parameters():
             tensor.fill_(0.25 if "weight" in name else 0.0)
-    first = removal_order(net, group_of(), criterion, batches=batches())
-    assert first == removal_order(copy.deepcopy(net), group_of(), criterion, batches=batches())
+    first = removal_order(net, group_of(), criterion, batches=batches(), loss_sum=LOSS_SUM)
+    assert first == removal_order(copy.deepcopy(net), group_of(), criterion, batches=batches(), loss_sum=LOSS_SUM)
     if criterion not in ("random", "taylor"):  # gradients of equal filters differ in their last digits
         assert first == tuple(range(UNITS))
 
@@ -203,7 +207,7 @@ def test_ties_are_decided_the_same_way_each_time(criterion: Any) -> None:
 def test_a_group_of_one_unit_has_one_order(criterion: Any) -> None:
     group = ChannelGroup("stem", 1, {"stem": (0,) * UNITS}, {}, {"stem_norm": (0,) * UNITS})
     found = rankings(residual(), ChannelGroups((group,)), criterion if criterion is not largest_weight else "geometric",
-                     batches=batches())["stem"]  # fmt: skip
+                     batches=batches(), loss_sum=LOSS_SUM)["stem"]  # fmt: skip
     assert found.order == (0,)
     assert found.scores == [1.0]
 
@@ -409,7 +413,7 @@ def test_taylor_is_the_slope_of_the_loss_as_a_filter_is_scaled() -> None:
                 twin.stem.weight[unit] *= 1 + sign * step
             losses.append(mean_loss(twin))
         expected[unit] = abs(losses[0] - losses[1]) / (2 * step)
-    scores = importance(net, ChannelGroups((group,)), "taylor", batches=batches())["stem"]
+    scores = importance(net, ChannelGroups((group,)), "taylor", batches=batches(), loss_sum=LOSS_SUM)["stem"]
     np.testing.assert_allclose(scores, expected / expected.max(), atol=1e-6)
 
 
@@ -421,7 +425,7 @@ def test_taylor_sums_over_a_unit_before_the_absolute_value() -> None:
     slope = chance - np.array([1.0, 0, 0, 0])
     expected = np.abs([1.0 * slope[0] + 2.0 * slope[1], -1.0 * slope[3]])
     batch = (torch.ones(1, 1, dtype=torch.float64), torch.tensor([0]))
-    scores = importance(net, ChannelGroups((group,)), "taylor", batches=[batch])["0"]
+    scores = importance(net, ChannelGroups((group,)), "taylor", batches=[batch], loss_sum=LOSS_SUM)["0"]
     np.testing.assert_allclose(scores, expected / expected.max())
 
 
@@ -593,14 +597,16 @@ def test_what_a_criterion_needs_is_said() -> None:
     net, group = of_rows(nn.Linear(2, 3))
     with pytest.raises(InputError, match=r"'bn_scale' needs a BatchNorm .* behind the filters of group '0'"):
         removal_order(net, group, "bn_scale")
-    with pytest.raises(InputError, match="'taylor' needs batches of images and labels"):
+    with pytest.raises(InputError, match="'taylor' follows a loss, and none is given as loss_sum"):
         removal_order(net, group, "taylor")
+    with pytest.raises(InputError, match="'taylor' needs batches of images and labels"):
+        removal_order(net, group, "taylor", loss_sum=LOSS_SUM)
 
 
 def test_gradients_that_are_not_finite_are_refused() -> None:
     bad = [(torch.full((2, 3, 4, 4), float("nan"), dtype=torch.float64), torch.tensor([0, 1]))]
     with pytest.raises(InputError, match="criterion 'taylor' gives scores for group 'stem' that are not finite"):
-        removal_order(residual(), group_of(), "taylor", batches=bad)
+        removal_order(residual(), group_of(), "taylor", batches=bad, loss_sum=LOSS_SUM)
 
 
 @pytest.mark.parametrize("criterion", ["hamming", "geometric", "latent_l1", "taylor"])
@@ -609,7 +615,7 @@ def test_weights_that_are_not_finite_are_refused(criterion: str, value: float) -
     net = residual(kind=nn.Conv2d)
     net.second.weight.data[1, 0] = value
     with pytest.raises(InputError, match="channel group 'stem': the weight of layer 'second' is not finite"):
-        removal_order(net, group_of(), criterion, batches=batches())
+        removal_order(net, group_of(), criterion, batches=batches(), loss_sum=LOSS_SUM)
 
 
 def test_a_group_of_another_network_is_refused() -> None:

@@ -28,7 +28,7 @@ RANGE = CostRange("size_bytes", 60.0, 120.0)
 @dataclass(frozen=True)
 class Result:
     loss: float
-    top1: float = 0.5
+    score: float = 0.5
 
 
 class Bowl:
@@ -95,7 +95,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(name: str, value: flo
     trials = list(go_on(name, bowl=Bowl({1: value, 2: value, 4: value})))
     assert [trial.proposal.number for trial in trials if trial.failed] == [1, 2, 4]
     for trial in trials:
-        assert (trial.loss is None) == (trial.top1 is None) == bool(trial.failed)
+        assert (trial.loss is None) == (trial.score is None) == bool(trial.failed)
         assert str(value) in trial.failed if trial.failed else math.isfinite(trial.loss or 0.0)
     configurations = [(trial.proposal.budget, *trial.counts.values()) for trial in trials]
     assert len(set(configurations)) == len(trials) == 8
@@ -222,7 +222,7 @@ def test_a_trial_goes_through_json_unchanged(one: PruningTrial) -> None:
     assert not one.meets({"size": one.cost["size"] - 1})
 
 
-@pytest.mark.parametrize("key", ["proposal", "cost", "loss", "top1", "failed"])
+@pytest.mark.parametrize("key", ["proposal", "cost", "loss", "score", "failed"])
 def test_a_damaged_trial_is_told(key: str) -> None:
     whole = trial(3, (1, 2), 0.5).to_json()
     proposal = whole["proposal"]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront, hypervolume
 from search_spaces.errors import InputError
+from search_spaces.metrics import Metric
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -28,8 +29,8 @@ def brute_force(points):
     """Ids on the front by the definition, in O(n²): feasible, nothing better, no equal one with an earlier id."""
 
     def beats(a, b):
-        no_worse = a.size_bytes <= b.size_bytes and a.val_top1.mean >= b.val_top1.mean
-        equal = a.size_bytes == b.size_bytes and a.val_top1.mean == b.val_top1.mean
+        no_worse = a.size_bytes <= b.size_bytes and a.val.mean >= b.val.mean
+        equal = a.size_bytes == b.size_bytes and a.val.mean == b.val.mean
         return a.feasible and no_worse and (not equal or a.assignment < b.assignment)
 
     return {b.assignment for b in points if b.feasible and not any(beats(a, b) for a in points)}
@@ -53,7 +54,7 @@ def test_order_never_matters(points, data):
 def test_a_dominated_point_never_moves_the_front(points, size_more, top1_less):
     front = ParetoFront.from_points(points).front
     assume(front and size_more + top1_less > 0)
-    worse = point("zz", front[0].size_bytes + size_more, front[0].val_top1.mean - top1_less)
+    worse = point("zz", front[0].size_bytes + size_more, front[0].val.mean - top1_less)
     assert ParetoFront.from_points([*points, worse]).front == front
 
 
@@ -71,7 +72,7 @@ def test_json_round_trip(points):
 def test_json_is_that_of_the_documentation():
     kept = {"budget": "40%", "limits": {"size_bytes": 160.0}, "extra_costs": {"latency_ms": 2.5}}
     kept |= {"parent": "search-1", "kept_filters": 0.625}
-    rich = point("a", 100, 0.5, test_top1=Estimate(0.25, 0.125, 3), **kept)
+    rich = point("a", 100, 0.5, test=Estimate(0.25, 0.125, 3), **kept)
     front = ParetoFront.from_points([rich], reference=FloatReference(400, 0.75, 0.5, {"bitops": 9.0}))
     assert front.to_json() == {
         "schema": "dnas.front/1",
@@ -94,6 +95,7 @@ def test_json_is_that_of_the_documentation():
                 "kept_filters": 0.625,
             }
         ],
+        "metric": {"name": "top1", "direction": "larger", "scale": 100.0, "unit": "%", "title": "top-1"},
         "preprocessing": None,
         "float": {"size_bytes": 400, "val_top1": 0.75, "test_top1": 0.5, "costs": {"bitops": 9.0}},
     }
@@ -145,7 +147,7 @@ def test_numbers_that_cannot_be_compared_are_refused(bad):
         hypervolume([(1, bad)], (0, 0))
     with pytest.raises(InputError, match="finite numbers"):
         hypervolume([], (0, bad))
-    with pytest.raises(InputError, match="val_top1"):
+    with pytest.raises(InputError, match="has val = "):
         FloatReference(1, bad)
 
 
@@ -182,7 +184,7 @@ def test_another_cost_gives_another_front():
 
 def test_csv():
     points = [
-        point("a,1", 100, 0.5, test_top1=Estimate(0.25, 0.125, 3), budget="40 %"),
+        point("a,1", 100, 0.5, test=Estimate(0.25, 0.125, 3), budget="40 %"),
         point("b", 50, 0.25, kind="uniform", extra_costs={"latency_ms": 2.5}, feasible=False),
     ]
     rows = list(csv.DictReader(io.StringIO(ParetoFront.from_points(points).to_csv())))
@@ -233,3 +235,16 @@ def test_hypervolume_counts_the_unit_squares_below_the_points(points, order):
 def test_hypervolume_never_falls_with_a_point_more(points, size, top1):
     before = ParetoFront.from_points(points).hypervolume(10)
     assert ParetoFront.from_points([*points, point("zz", size, top1 / 6)]).hypervolume(10) >= before - 1e-12
+
+
+def test_the_front_of_an_error_and_its_files():
+    error = Metric("mae", "smaller", unit="cm")
+    points = [point(name, size, value, metric=error) for name, size, value in (("a", 1, 3), ("b", 2, 2), ("c", 3, 2.5))]
+    front = ParetoFront.from_points(points, reference=FloatReference(9, 1.0, 1.5))
+    assert [p.assignment for p in front.front] == ["a", "b"]
+    assert front.hypervolume(4, 4.0) == pytest.approx((4 - 1) * (4 - 3) + (4 - 2) * (3 - 2))
+    data = front.to_json()
+    assert data["points"][0]["val_mae"]["mean"] == 3
+    assert data["float"]["val_mae"] == 1.0
+    assert ParetoFront.from_json(data) == front
+    assert "val_mae_mean" in front.to_csv().splitlines()[0]

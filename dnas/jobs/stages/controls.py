@@ -111,4 +111,4 @@ def evidence_of(job: Job) -> Evidence:
         )
         return [batch for _, batch in zip(range(_SENSITIVITY_BATCHES), images, strict=False)]
 
-    return Evidence(job.network, job.plan.space, job.plan.table, job.choice, batches, job.config.seed)
+    return Evidence(job.network, job.plan.space, job.plan.table, job.choice, batches, job.config.seed, job.task)

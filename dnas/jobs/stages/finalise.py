@@ -30,7 +30,6 @@ from dnas.jobs.training import teacher_of
 from dnas.switchable.net import SwitchableNet, check_profiles
 from dnas.switchable.training import SwitchableTrainer, passes_per_step
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import evaluate
 from results.events import Dropped, Measured, Profiles
 from results.pareto import FrontPoint, ParetoFront
 from search_spaces.assignments import BitAssignment
@@ -186,6 +185,7 @@ class _Finaliser:
             label=PROFILE,
             device=job.device,
             teacher=teacher_of(job.network, float(section.teacher == "float")),
+            task=job.task,
         )
         units = _epoch_units(job, section, len(profiles))
         place = Place(Finalise.name, self.net, f"{self.net}-seed{seed}", Finalise.name, units, seed)
@@ -198,8 +198,8 @@ class _Finaliser:
                 context.progress.recall({Measure.name: self.measurer.units})
                 continue
             view = net.view_of(name)
-            top1 = evaluate(view, job.data.val, job.config.data.batch_size, job.device).top1
-            self.log.write(Measured(assignment=assignment.id, kind=PROFILE, seed=seed, val_top1=top1))
+            val, metric = job.measured(view, job.data.val).score, job.task.metric.name
+            self.log.write(Measured(assignment=assignment.id, kind=PROFILE, seed=seed, metric=metric, val=val))
             context.progress.step(Measure.name, self.measurer.units, stage=Measure.name, run=assignment.id)
         self.log.run.delete_checkpoint(place.checkpoint)
 

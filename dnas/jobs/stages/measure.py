@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
 from dnas.quantization.sparsity import delayed
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import Measurement, Trainer, evaluate, with_prefix
+from dnas.training.trainer import Measurement, Trainer, with_prefix
 from results.events import Measured
 from results.pareto import Estimate, FrontPoint
 from results.pictures.prune_data import kept_share
@@ -30,6 +31,7 @@ from search_spaces.channels.slicing import remove_filters
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_units
+from search_spaces.metrics import ACCURACY
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import load_model
 from search_spaces.provenance import Profile
@@ -82,9 +84,12 @@ class Measurer:
         estimate = Estimate.from_values(values)
         if self.job.config.compression == "squantizer":
             assignment = as_measured(assignment, self.context)
-        metrics = {"val_top1": {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}}
+        metric = self.job.task.metric
+        metrics: dict[str, Any] = {f"val_{metric.name}": {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}}
         if first != assignment.id:
-            metrics["same_as"] = first  # type: ignore[assignment]
+            metrics["same_as"] = first
+        if metric != ACCURACY:
+            metrics["metric"] = metric.to_json()
         self.log.run.save_assignment(assignment.with_metrics(**metrics))
         origin = assignment.provenance
         cost = dict(assignment.cost)
@@ -95,7 +100,8 @@ class Measurer:
             size_bytes=cost.pop("size_bytes"),
             bitops=cost.pop("bitops"),
             macs=cost.pop("macs"),
-            val_top1=estimate,
+            val=estimate,
+            metric=metric,
             feasible=Budget(origin.limits, "").met_by(assignment.cost),
             budget=origin.budget,
             extra_costs=cost,
@@ -117,13 +123,14 @@ class Measurer:
             if known.seed == seed and known.assignment == first:
                 if assignment.id == first and not assignment.provenance.net:  # that is the work of its net
                     self.context.progress.recall(self.work)
-                return known.val_top1
+                return known.val
         network = self._trained(assignment, seed)
-        top1 = evaluate(network, self.job.data.val, self.job.config.data.batch_size, self.job.device).top1
+        val = self.job.measured(network, self.job.data.val).score
         kind = assignment.provenance.kind
-        self.log.write(Measured(assignment=assignment.id, kind=kind, seed=seed, val_top1=top1))
+        metric = self.job.task.metric.name
+        self.log.write(Measured(assignment=assignment.id, kind=kind, seed=seed, metric=metric, val=val))
         self.context.progress.step(Measure.name, self.units, stage=Measure.name, run=assignment.id)
-        return top1
+        return val
 
     @property
     def units(self) -> float:
@@ -157,6 +164,7 @@ class Measurer:
             device=job.device,
             on_progress=delayed(network, job.config.squantizer.delay),
             teacher=teacher_of(job.network, job.config.finetune.distillation),
+            task=job.task,
         )
         place = Place(FINETUNE, assignment.id, f"{assignment.id}-seed{seed}", FINETUNE, finetune_units(job), seed)
         self.context.train(trainer, place)
@@ -207,8 +215,7 @@ class Measurer:
 
     def measure_again(self, assignment: BitAssignment, seed: int, images: ImageSet) -> Measurement:
         """Measure the stored net of an assignment and seed on ``images``."""
-        batch_size = self.job.config.data.batch_size
-        return evaluate(self.stored(assignment, seed), images, batch_size, self.job.device)
+        return self.job.measured(self.stored(assignment, seed), images)
 
     def stored(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The measured net of an assignment and seed, in eval mode."""

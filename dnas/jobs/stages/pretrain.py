@@ -32,6 +32,7 @@ class Pretrain(Stage):
             seed=config.seed,
             label="pretrain",
             device=job.device,
+            task=job.task,
         )
         self.context.train(trainer, Place(self.name, "float", "pretrain", self.name, self._epoch_units()))
 

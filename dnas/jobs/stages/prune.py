@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from dnas.jobs.stages.prune_requests import (
 from dnas.jobs.stages.pruning import PRUNE, prune_all, prune_work
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, JobError, nearest
+from search_spaces.metrics import metric_of, validation_of
 from search_spaces.provenance import PRUNED
 
 
@@ -80,7 +82,7 @@ class Prune(Stage):
         run, names = self.context.log.run, [assignment.id for assignment in measured]
         # Read anew: measuring has noted in the file how accurate it is, and which other assignment has the same net.
         fitting = [run.assignment(name) for name in fits(names, self.section.assignments)]
-        best = sorted(fitting, key=lambda a: a.metrics["val_top1"]["mean"], reverse=True)[: self.section.at_most]
+        best = sorted(fitting, key=_gain, reverse=True)[: self.section.at_most]
         targets = [PruneTarget(assignment, self.section) for assignment in fitting if assignment in best]
         return [target for target in targets if self._can_be_pruned(target)]
 
@@ -136,3 +138,9 @@ class PruneMore(Stage):
 def all_ids(parent: str, section: PruneSection) -> list[str]:
     """The ids of everything that pruning ``parent`` may give."""
     return [name for number in result_numbers(section) for name in result_ids(parent, section, number).values()]
+
+
+def _gain(assignment: BitAssignment) -> float:
+    """How good a measured assignment is on validation, larger being better."""
+    found = validation_of(assignment.metrics)
+    return -math.inf if found is None else metric_of(assignment.metrics).gain(found["mean"])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from dnas.jobs.stages.measure import Measurer
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.device import CPU, AnyDevice
 from dnas.training.schedules import derived_seed
+from dnas.training.task import CLASSIFICATION, Task
 from dnas.training.trainer import Measurement, evaluate
 from results.run.folder import Run
 from search_spaces.channels.slicing import remove_filters
@@ -51,8 +52,9 @@ class PruningObjective:
         images: ImageSet,
         batch_size: int,
         device: AnyDevice = CPU,
+        task: Task = CLASSIFICATION,
     ) -> None:
-        self.device = device
+        self.device, self.task = device, task
         self.network, self.groups, self.orders = network, groups, orders
         self.batchnorm_images, self.images, self.batch_size = batchnorm_images, images, batch_size
 
@@ -68,8 +70,8 @@ class PruningObjective:
         """Measure the net whose groups keep so many units."""
         smaller = self.pruned(counts).eval()
         recalibrate_batchnorm(smaller, self.batchnorm_images)
-        measured = evaluate(smaller, self.images, self.batch_size, self.device)
-        return Measurement(measured.top1, float(f"{measured.loss:.{_DIGITS}g}"), measured.images)
+        measured = evaluate(smaller, self.images, self.batch_size, self.device, self.task)
+        return replace(measured, loss=float(f"{measured.loss:.{_DIGITS}g}"))
 
 
 def make_objective(context: JobContext, assignment: str, orders: Orders, section: PruneSection) -> PruningObjective:
@@ -88,6 +90,7 @@ def make_objective(context: JobContext, assignment: str, orders: Orders, section
         images=val,
         batch_size=batch_size,
         device=job.device,
+        task=job.task,
     )
 
 

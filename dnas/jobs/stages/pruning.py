@@ -7,11 +7,12 @@ with filters removed and BatchNorm re-estimated; the best few are fine-tuned sho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from bayesopt.criteria import rankings
 from bayesopt.trials import PruningTrial, best_trials, front_trials, run_trials
@@ -25,7 +26,8 @@ from dnas.jobs.stages.prune_trials import Orders, Trials, open_trials
 from dnas.jobs.stages.trial_events import BAYESIAN, RANDOM, known_trials, trial_event
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import recalibrate_batchnorm
-from dnas.training.trainer import Trainer, evaluate
+from dnas.training.task import Task
+from dnas.training.trainer import Trainer
 from results.events import Finalist
 from search_spaces.allocation.program import allocate, is_reachable
 from search_spaces.assignments import BitAssignment
@@ -87,7 +89,7 @@ def removal_orders(pruning: Pruning, measurer: Measurer) -> dict[str, tuple[int,
     batches = pruning.job.labelled_batches("importance", pruning.section.batchnorm_batches)
     seed = pruning.job.config.seed
     if criterion != "auto":
-        found = rankings(network, groups, criterion, batches=batches, seed=seed)
+        found = rankings(network, groups, criterion, batches=batches, loss_sum=task_loss(pruning.job.task), seed=seed)
         return {name: ranking.order for name, ranking in found.items()}
     orders = {}
     for group in groups.groups:
@@ -95,6 +97,11 @@ def removal_orders(pruning: Pruning, measurer: Measurer) -> dict[str, tuple[int,
         one = replace(groups, groups=(group,))
         orders[group.name] = rankings(network, one, "hamming" if binary else "geometric")[group.name].order
     return orders
+
+
+def task_loss(task: Task) -> Callable[[Any, Any], Tensor]:
+    """The sum of a task's losses over the images of a batch, of what a network gave for them."""
+    return lambda given, targets: task.loss_sum(task.outputs(given), targets)
 
 
 def _trials(pruning: Pruning, kind: str, name: str, trials: Trials) -> list[PruningTrial]:
@@ -109,7 +116,7 @@ def _trials(pruning: Pruning, kind: str, name: str, trials: Trials) -> list[Prun
     found = list(known)
     for trial in run_trials(proposer, trials, total=pruning.total, batch=section.batch, known=known):
         found.append(trial)
-        context.log.write(trial_event(pruning.label, kind, trial))
+        context.log.write(trial_event(pruning.label, kind, trial, pruning.job.task.metric.name))
         context.progress.step(TRIAL, units, **_trial_facts(pruning, kind, found))
     if len(found) < pruning.total:
         context.progress.correct(len(found) - pruning.total, {TRIAL: units})
@@ -149,7 +156,8 @@ def _trial_facts(pruning: Pruning, kind: str, found: Sequence[PruningTrial]) -> 
         "trials": pruning.total,
         "loss": math.nan if last.loss is None else last.loss,
         "best": best,
-        "top1": last.top1,
+        "metric": pruning.job.task.metric.name,
+        "score": last.score,
         "expected": {name: last.cost[name] for name in last.proposal.limits},
         "budget": dict(last.proposal.limits),
     }
@@ -177,7 +185,7 @@ def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Tr
         if finalist.run == name:
             context.log.run.delete_checkpoint(name)  # a kill may have come before it was
             context.progress.recall({FINETUNE: finetune_units(job) * pruning.section.finetune_epochs})
-            return finalist.top1, -finalist.loss
+            return job.task.metric.gain(finalist.score), -finalist.loss
     network = trials.objective.pruned(trial.counts)
     config = job.config
     trainer = Trainer(
@@ -190,21 +198,23 @@ def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Tr
         label="finalist",
         device=job.device,
         teacher=teacher_of(job.network, config.finetune.distillation),
+        task=job.task,
     )
     context.train(trainer, Place(PRUNE, name, name, FINETUNE, finetune_units(job)))
     recalibrate_batchnorm(network, trials.objective.batchnorm_images)
-    measured = evaluate(network.eval(), job.data.val, config.data.batch_size, job.device)
+    measured = job.measured(network.eval(), job.data.val)
     found = Finalist(
         run=name,
-        top1=measured.top1,
+        metric=measured.metric.name,
+        score=measured.score,
         loss=measured.loss,
         proxy_loss=trial.loss,
-        proxy_top1=trial.top1,
+        proxy_score=trial.score,
         number=trial.proposal.number,
     )
     context.log.write(found)
     context.log.run.delete_checkpoint(name)
-    return measured.top1, -measured.loss
+    return measured.metric.gain(measured.score), -measured.loss
 
 
 def _keep(

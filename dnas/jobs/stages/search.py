@@ -182,6 +182,7 @@ class NetSearch:
             label=label,
             device=job.device,
             teacher=teacher_of(job.network, config.search.distillation),
+            task=job.task,
         )
 
     def _train(self, supernet: Supernet, label: str, budget: Budget | None) -> None:
@@ -201,7 +202,7 @@ class NetSearch:
         self._keep(label, SEARCH, cells, label, budget)
         if self._last:
             record = EpochRecord(**{field.name: getattr(self._last, field.name) for field in fields(EpochRecord)})
-            log.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget))
+            log.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget, log.job.task.metric))
         log.write(Searched(run=label))
         log.run.delete_checkpoint(label)
 

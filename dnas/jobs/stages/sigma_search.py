@@ -27,7 +27,7 @@ from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
 from dnas.quantization.sparsity import moments, sparse_codes
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import Measurement, evaluate
+from dnas.training.trainer import Measurement
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.sparse import sparse_prices
@@ -59,9 +59,9 @@ def layer_sigmas(
     context.progress.recall({TRIAL: trial_units(job) * len(known)})
     trials = list(known)
     for trial in run_trials(proposer, _Trials(job, space), total=section.trials, known=known):
-        context.log.write(trial_event(name, BAYESIAN, trial))
+        context.log.write(trial_event(name, BAYESIAN, trial, context.job.task.metric.name))
         trials.append(trial)
-        context.progress.step(TRIAL, trial_units(job), **_facts(name, section.trials, trials))
+        context.progress.step(TRIAL, trial_units(job), **_facts(name, section.trials, trials, job.task.metric.name))
     context.progress.correct(len(trials) - section.trials, {TRIAL: trial_units(job)})
     best = best_trials(trials, budget.limits, 1)
     if not best:
@@ -69,7 +69,7 @@ def layer_sigmas(
     return as_stored(weights, space.layers_at(best[0].counts))
 
 
-def _facts(name: str, total: int, trials: Sequence[PruningTrial]) -> dict[str, Any]:
+def _facts(name: str, total: int, trials: Sequence[PruningTrial], metric: str) -> dict[str, Any]:
     """What the display shows of the last trial."""
     last = trials[-1]
     return {
@@ -79,7 +79,8 @@ def _facts(name: str, total: int, trials: Sequence[PruningTrial]) -> dict[str, A
         "trials": total,
         "loss": math.nan if last.loss is None else last.loss,
         "best": min((trial.loss for trial in trials if trial.loss is not None), default=math.nan),
-        "top1": last.top1,
+        "metric": metric,
+        "score": last.score,
         "expected": {name: last.cost[name] for name in last.proposal.limits},
         "budget": dict(last.proposal.limits),
     }
@@ -167,5 +168,5 @@ class _Trials:
         for counts in asked:
             set_sigmas(self.network, self.space.layers_at(counts))
             recalibrate_batchnorm(self.network, self._images)
-            measured = evaluate(self.network, validation, job.config.data.batch_size, job.device)
-            yield Measurement(measured.top1, float(f"{measured.loss:.{_DIGITS}g}"), measured.images)
+            measured = job.measured(self.network, validation)
+            yield replace(measured, loss=float(f"{measured.loss:.{_DIGITS}g}"))

@@ -10,7 +10,6 @@ from dnas.jobs.normalisation import preprocessing_of
 from dnas.jobs.progress import FORWARD_QUANTIZED, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer
-from dnas.training.trainer import evaluate
 from results.events import FloatMeasured, Tested
 from results.pareto import Estimate, FloatReference, ParetoFront
 from results.pictures.front import draw_fronts, save_figure
@@ -40,7 +39,7 @@ class Test(Stage):
         found = [log.run.assignment(point.assignment) for point in findings.points]
         self.context.progress.replan({self.name: self._units() * sum(map(self.measurer.seeds_of, found))})
         values = [Estimate.from_values(self._test(assignment)) for assignment in found]
-        tested = [replace(point, test_top1=top1) for point, top1 in zip(findings.points, values, strict=True)]
+        tested = [replace(point, test=test) for point, test in zip(findings.points, values, strict=True)]
         x = next(iter(plan.budgets[0].limits)) if plan.budgets else "size_bytes"
         front = ParetoFront.from_points(tested, x, self._float_reference(), preprocessing_of(self.context.job.data))
         log.run.save_front(front)
@@ -52,14 +51,15 @@ class Test(Stage):
     def _test(self, assignment: BitAssignment) -> list[float]:
         """Accuracy on the test split for every seed; journaled, so that it is read once."""
         context, values = self.context, []
-        known = {(event.assignment, event.seed): event.test_top1 for event in context.log.events(Tested)}
+        known = {(event.assignment, event.seed): event.test for event in context.log.events(Tested)}
         for seed in range(self.measurer.seeds_of(assignment)):
             key = (assignment.id, seed)
             if key in known:
                 context.progress.recall({self.name: self._units()})
             else:
-                known[key] = self.measurer.measure_again(assignment, seed, context.job.data.test).top1
-                context.log.write(Tested(assignment=assignment.id, seed=seed, test_top1=known[key]))
+                known[key] = self.measurer.measure_again(assignment, seed, context.job.data.test).score
+                metric = context.job.task.metric.name
+                context.log.write(Tested(assignment=assignment.id, seed=seed, metric=metric, test=known[key]))
                 context.progress.step(self.name, self._units(), stage=self.name, run=assignment.id)
             values.append(known[key])
         return values
@@ -69,13 +69,12 @@ class Test(Stage):
         log, job = self.context.log, self.context.job
         known = log.events(FloatMeasured)
         if known:
-            val, test = known[0].val_top1, known[0].test_top1
+            val, test = known[0].val, known[0].test
         else:
             network = job.network.eval()
-            batch_size = job.config.data.batch_size
-            val = evaluate(network, job.data.val, batch_size, job.device).top1
-            test = evaluate(network, job.data.test, batch_size, job.device).top1
-            log.write(FloatMeasured(val_top1=val, test_top1=test))
+            val = job.measured(network, job.data.val).score
+            test = job.measured(network, job.data.test).score
+            log.write(FloatMeasured(metric=job.task.metric.name, val=val, test=test))
         costs = _float_costs(job.plan.table)
         return FloatReference(costs["size_bytes"], val, test, costs)
 

@@ -22,6 +22,7 @@ from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError, JobError
+from search_spaces.metrics import ACCURACY
 
 LAYERS = ("conv1", *(f"layer{n}.0.conv{m}" for n in (1, 2, 3) for m in (1, 2)), "linear")
 EPOCH = {
@@ -309,7 +310,13 @@ def test_export(finished: Path) -> None:
 
 def test_evaluate(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(run: Run, name: str, split: str, report: Callable[[Any], None]) -> dict[str, Any]:
-        return {"assignment": name, "split": split, "top1": {"mean": 0.5, "std": 0.01, "n": 2}, "images": 360}
+        return {
+            "assignment": name,
+            "split": split,
+            "metric": ACCURACY.to_json(),
+            "top1": {"mean": 0.5, "std": 0.01, "n": 2},
+            "images": 360,
+        }
 
     monkeypatch.setattr(launching.jobs, "evaluate_assignment", measured)
     shown = dnas("evaluate", "digits", "search", "--split", "test").stdout

@@ -132,8 +132,8 @@ def test_plain_lines_come_at_most_every_two_seconds() -> None:
             display.report(progress(0.1 + 0.1 * epoch, seconds_left=12.4 - epoch))
             display.report({**EPOCH, "epoch": epoch})
         display.report({"event": "note", "text": "collapse"})
-        display.report({"event": "measured", "assignment": "s1", "val_top1": {"mean": 0.987, "std": 0.0, "n": 1}})
-        display.report({"event": "measured", "assignment": "u4", "top1": 0.5})
+        display.report({"event": "measured", "assignment": "s1", "val_top1": 0.987})
+        display.report({"event": "measured", "assignment": "u4", "val_top1": 0.5})
         display.report({"event": "stage", "stage": "search", "state": "done"})
     lines = stream.getvalue().splitlines()
     assert lines[0] == "search size_bytes 12%"

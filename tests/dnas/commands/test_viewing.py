@@ -174,7 +174,7 @@ def test_a_run_without_pruning_is_drawn_without_a_word_of_it(
 def test_pruned_assignments_that_are_beaten_are_drawn_where_none_is_on_the_front(folder: Path) -> None:
     with Run.open(folder, write=True) as run:
         points = run.load_front().points
-        beaten = [replace(p, val_top1=Estimate(0.1), size_bytes=1e9) if p.parent else p for p in points]
+        beaten = [replace(p, val=Estimate(0.1), size_bytes=1e9) if p.parent else p for p in points]
         run.save_front(ParetoFront.from_points(beaten))
     plotting.plot([folder], "size_bytes", None, ["ratios"], as_json=False)
     assert (folder / "ratios.png").exists()

@@ -123,7 +123,7 @@ def test_the_command_tells_the_seed_and_its_accuracy(smaller_run: Run, tmp_path:
     code, text, _ = run_export(*words, "--seed", "0")
     told = json.loads(run_export(*words, "--json")[1])
     assert code == 0
-    assert f"the net of seed 0, {told['val_top1']:.2%} on validation" in text
+    assert f"the net of seed 0, {100 * told['val_top1']:.2f} % on validation" in text
     count = smaller_run.assignment(name).metrics["val_top1"]["n"]
     code, _, error = run_export(*words, "--seed", str(count))
     assert code == 2

@@ -77,7 +77,7 @@ def test_every_profile_is_measured_in_the_net_and_alone(finalised: Run) -> None:
     (rows,) = switch_rows(finalised.load_front(), finalised.assignments()).values()
     assert [row.size_bytes for row in rows] == sorted(row.size_bytes for row in rows)
     assert {row.profile for row in rows} == {"search-1", "uniform-4", "w3a4"}
-    assert all(row.alone_val_top1 is not None and row.alone_test_top1 is not None for row in rows)
+    assert all(row.alone_val is not None and row.alone_test is not None for row in rows)
 
 
 def test_the_stored_net_reaches_what_the_front_says(finalised: Run) -> None:

@@ -200,7 +200,7 @@ def test_lost_files_of_a_whole_run_are_none(whole: Path) -> None:
 def test_the_float_network_is_measured_again(folder: Path) -> None:
     reference = Run.open(folder).load_front().reference
     assert reference is not None
-    for split, top1 in (("val", reference.val_top1), ("test", reference.test_top1)):
+    for split, top1 in (("val", reference.val), ("test", reference.test)):
         shown = json.loads(dnas("evaluate", folder, "float", "--split", split, "--json").stdout)
         assert (shown["assignment"], shown["top1"]["mean"]) == ("float", top1)
     (folder / "checkpoints" / "pretrain.safetensors").unlink()

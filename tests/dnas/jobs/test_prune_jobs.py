@@ -23,6 +23,7 @@ from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
 from dnas.jobs.stages.pruning import removal_orders
 from dnas.jobs.stages.search import NetSearch
 from dnas.quantization.layers import QuantizedLayer
+from dnas.training.task import CLASSIFICATION
 from dnas.training.trainer import evaluate
 from results.run.folder import Run
 from results.run.journal import Journal
@@ -253,7 +254,14 @@ def test_filters_go_in_the_order_of_the_criterion(whole: Run, criterion: str) ->
     batches = made.job.labelled_batches("importance", 2)
     for name, order in orders.items():
         own = {"auto": "hamming" if name == "layer2.0.conv1" else "geometric"}.get(criterion, criterion)
-        found = rankings(network, made.job.plan.graph.channels, own, batches=batches, seed=config.seed)
+        found = rankings(
+            network,
+            made.job.plan.graph.channels,
+            own,
+            batches=batches,
+            loss_sum=CLASSIFICATION.loss_sum,
+            seed=config.seed,
+        )
         assert order == found[name].order
     assert list(orders) == GROUPS
 

@@ -176,7 +176,7 @@ REFUSED = {
         "a list of 2 values in train",
     ),
     "map": (("model.source=own:Returning", "model.arguments={what='map'}"), "a float32 tensor of shape (2, 5, 1, 1)"),
-    "one number": (("model.source=own:Returning", "model.arguments={what='number'}"), "of shape (2,) in eval"),
+    "one number": (("model.source=own:Returning", "model.arguments={what='number'}"), "of shape (2,); wrap it"),
     "text": (("model.source=own:Returning", "model.arguments={what='text'}"), "returns a str in eval mode"),
     "no gradient": (("model.source=own:Returning", "model.arguments={what='no gradient'}"), "cannot be differentiated"),
     "failing in training": (

@@ -58,8 +58,8 @@ def test_each_setting_is_a_point_beside_the_uniform_control(uninterrupted: Run) 
     kinds = {"sq3-sigma0.5": "squantizer", "sq3-budget1": "squantizer", "uniform-3": "uniform"}
     assert {name: point.kind for name, point in points.items()} == kinds
     for point in points.values():
-        assert point.val_top1.n == 2
-        assert point.test_top1 is not None
+        assert point.val.n == 2
+        assert point.test is not None
     dense = uninterrupted.assignment("uniform-3")
     assert dense.pairs == uninterrupted.assignment("sq3-sigma0.5").pairs  # the same layers at the same bits, but dense
     assert dense.pairs["conv1"] == dense.pairs["linear"] == dense.pairs["layer2.0.conv1"] == (32, 32)

@@ -21,7 +21,7 @@ BETWEEN: Cells = [(1, 1), (2, 0)]
 def told(free: Cells, share: float, **values: Any) -> list[str]:
     """The diagnosis of a search under a budget at this share of the way from the cheapest to the dearest."""
     least, most = (TABLE.cells_cost(cells)["bitops"] for cells in (CHEAPEST, DEAREST))
-    fields: dict[str, Any] = {"top1": 0.8, "argmax_top1": 0.79, "entropy": 0.4}
+    fields: dict[str, Any] = {"score": 0.8, "argmax_score": 0.79, "entropy": 0.4}
     record = EpochRecord(
         epoch=9, epochs=9, loss=1.0, expected={}, temperature=0.5, decision_entropy={}, bits={}, seconds=1.0,
         **{**fields, **values},
@@ -42,7 +42,7 @@ def test_a_healthy_search_is_told_nothing() -> None:
         (CHEAPEST, {}, "collapse: every decision took its cheapest choice"),
         (DEAREST, {}, "collapse: every decision took its dearest choice"),
         (BETWEEN, {"entropy": 0.99}, "undecided: θ still has 99%"),
-        (BETWEEN, {"top1": 0.9, "argmax_top1": 0.6}, "the mixture is 30 points more accurate"),
+        (BETWEEN, {"score": 0.9, "argmax_score": 0.6}, "the mixture is 30 points more accurate"),
     ],
 )
 def test_each_illness_is_told_in_words(free: Cells, values: dict[str, float], words: str) -> None:

@@ -196,7 +196,7 @@ def test_a_record_says_what_the_epoch_was() -> None:
     }
     assert record.entropy == pytest.approx(built.theta.entropies().mean().item())
     assert list(record.decision_entropy) == ["stem", "first", "second"]
-    assert 0 <= record.top1 <= 1
+    assert 0 <= record.score <= 1
     assert (record.epoch, record.epochs) == (3, 3)
     assert record.to_json()["bits"] == record.bits
 
@@ -282,4 +282,4 @@ def test_the_warmup_leaves_the_average_of_the_weights() -> None:
     *_, last = warm.warmup()
     assert warm.weights.average is not None
     assert all(map(torch.equal, warm.weights.average.mean, warm.weights.average.live))
-    assert last.top1 == timeless([warm._record(2, [], None, 0.0)])[0].top1
+    assert last.score == timeless([warm._record(2, [], None, 0.0)])[0].score

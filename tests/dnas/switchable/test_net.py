@@ -292,10 +292,12 @@ def test_choosing_by_demand() -> None:
     assert net.best(max_size_bytes=29) == "small"
     assert net.best(max_size_bytes=29, max_bitops=50) == "small"
     assert net.best(max_bitops=15) == "huge"
-    with pytest.raises(InputError, match=r"no profile reaches 95.00%; the best is 'large' with 90.00%"):
+    with pytest.raises(InputError, match=r"no profile reaches 95.00 %; the best is 'large' with 90.00 %"):
         net.cheapest(min_top1=0.95)
     with pytest.raises(InputError, match=r"min_top1 = 90 is not a share"):
         net.cheapest(min_top1=90)
+    with pytest.raises(InputError, match=r"as cheapest\(min_top1=...\), got max_mae"):
+        net.cheapest(max_mae=0.1)
     with pytest.raises(InputError, match=r"no profile is within .*the smallest is 'small' \(size_bytes 10"):
         net.best(max_size_bytes=5)
     with pytest.raises(InputError, match=r"has no cost 'size_byte'; did you mean 'size_bytes'"):

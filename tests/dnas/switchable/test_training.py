@@ -180,7 +180,7 @@ def test_training_learns() -> None:
     assert losses[-1] < 0.7 * losses[0]
     found = trainer.measured(images(64))
     assert set(found["profiles"]) == set(BITS)
-    assert found["top1"] == pytest.approx(sum(found["profiles"].values()) / 5)
+    assert found["score"] == pytest.approx(sum(found["profiles"].values()) / 5)
     assert found["profiles"]["b8"] > 0.7
 
 

@@ -64,7 +64,7 @@ def test_pruned_points_are_linked_to_what_they_were_made_from():
 
 
 def test_test_accuracy_is_drawn_only_if_asked():
-    fronts = {"r": front(point("a", "search", 20, 0.5, test_top1=Estimate(0.25)), point("b", "search", 30, 0.6))}
+    fronts = {"r": front(point("a", "search", 20, 0.5, test=Estimate(0.25)), point("b", "search", 30, 0.6))}
     assert front_picture(fronts).test_series == ()
     tested = front_picture(fronts, show_test=True)
     assert [(s.x, s.y) for s in tested.test_series] == [((20,), (25,))]
@@ -158,8 +158,8 @@ def test_curves_of_one_search():
         ]
     )["search-1"]
     assert curves.epochs == (1, 2)
-    assert curves.soft_top1 == (50, 50)
-    assert curves.argmax_top1 == (None, 25)
+    assert curves.soft == (50, 50)
+    assert curves.argmax == (None, 25)
     assert [(c.label, c.values, c.budget) for c in curves.costs] == [("size (KiB)", (20, 20), 10)]
     assert curves.weight_bits == {"conv1": (4, 2), "fc": (None, 4)}
     assert curves.activation_bits == {"conv1": (8, 8), "fc": (None, 4)}
@@ -168,7 +168,7 @@ def test_curves_of_one_search():
 
 def test_an_epoch_repeated_after_a_resume_counts_once():
     curves = search_curves([epoch(1), epoch(2, top1=0.1), epoch(2, top1=0.75)])["search-1"]
-    assert curves.soft_top1 == (50, 75)
+    assert curves.soft == (50, 75)
 
 
 def test_several_budgets_are_shares_and_no_budget_is_the_first_cost():

@@ -26,7 +26,7 @@ def front(scale=1.0):
         for i in (1, 2, 3)
         for kind in kinds
     ]
-    over = FrontPoint("over", "search", 4096, 1e6, 5, Estimate(0.9), test_top1=Estimate(0.8), feasible=False)
+    over = FrontPoint("over", "search", 4096, 1e6, 5, Estimate(0.9), test=Estimate(0.8), feasible=False)
     return ParetoFront.from_points([*points, over], reference=FloatReference(1e6, 0.9))
 
 
@@ -166,7 +166,7 @@ def test_names_of_the_front_cover_neither_a_point_nor_each_other(count):
     assert boxes
     assert all(text.get_text().startswith("search-") for text in axes.texts)
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
-    places = axes.transData.transform([(p.size_bytes, 100 * p.val_top1.mean) for p in points])
+    places = axes.transData.transform([(p.size_bytes, 100 * p.val.mean) for p in points])
     assert not any(box.contains(*place) for box in boxes for place in places)
     assert all(axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 for box in boxes)
 

@@ -7,6 +7,8 @@ from rich.console import Console
 
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.tables.report import compare_pruned, compare_with_controls, front_rows, pooled_std, render_table, verdicts
+from search_spaces.errors import InputError
+from search_spaces.metrics import ACCURACY, Metric
 
 
 def point(id, kind, kib, top1, std=0.01, n=3, **changes):
@@ -145,7 +147,7 @@ def test_controls_of_another_parent_or_budget_or_over_it_do_not_count():
 
 
 def test_of_several_at_one_budget_the_best_is_compared():
-    worse = [replace(p, assignment=f"{p.assignment}-more", val_top1=Estimate(0.5, 0.01, 3)) for p in PRUNED]
+    worse = [replace(p, assignment=f"{p.assignment}-more", val=Estimate(0.5, 0.01, 3)) for p in PRUNED]
     assert sentences(*PRUNED, *worse) == sentences(*PRUNED)
 
 
@@ -184,7 +186,7 @@ def test_pooled_std_weighs_by_degrees_of_freedom():
 @pytest.fixture
 def front():
     points = [
-        point("large", "search", 40, 0.95, test_top1=Estimate(0.94, 0.02, 3)),
+        point("large", "search", 40, 0.95, test=Estimate(0.94, 0.02, 3)),
         point("small", "ilp", 10, 0.90, n=1, std=0.0),
         point("over", "search", 20, 0.93, feasible=False, budget="15 KiB"),
     ]
@@ -214,6 +216,7 @@ def test_rows_are_sorted_by_size_and_in_their_units(front):
         "feasible": True,
         "costs": {"size_bytes": 40960, "bitops": 8e10, "macs": 5},
         "limits": {},
+        "metric": ACCURACY.to_json(),
     }
     assert front_rows(ParetoFront.from_points(front.points))[0]["times_smaller"] is None
 
@@ -285,3 +288,23 @@ def test_figures_of_a_column_have_the_same_decimals():
     assert [line.split()[3] for line in lines[1:]] == ["2,500", "600,006"]
     front = ParetoFront.from_points([replace(a, bitops=a.bitops / 16.05) for a in front.points])
     assert [line.split()[3] for line in shown(front)[1].splitlines()[1:]] == ["155.8", "37,383.6"]
+
+
+def test_of_an_error_the_smaller_is_better():
+    error = Metric("mae", "smaller", title="mean absolute error")
+    points = [
+        point("s", "search", 20, 0.25, budget="b", metric=error),
+        point("i", "ilp", 20, 0.5, budget="b", metric=error),
+        point("u", "uniform", 10, 0.125, metric=error, limits={"size_bytes": 2e4}),
+    ]
+    whole = ParetoFront.from_points(points)
+    assert [p.assignment for p in whole.front] == ["u"]
+    told = verdicts(whole)
+    assert "search 's' (20 KiB, 0.25 ±0.01) beats ILP 'i' (20 KiB, 0.5 ±0.01) by 0.25 (spread 0.01)" in told[0]
+    assert "loses to uniform 'u' (10 KiB, 0.125 ±0.01) by 0.125" in told[1]
+    out = io.StringIO()
+    Console(file=out, width=100, color_system=None).print(render_table(front_rows(whole)))
+    assert "val mae" in out.getvalue()
+    assert "0.125 ±0.01" in out.getvalue()
+    with pytest.raises(InputError, match="different metrics"):
+        ParetoFront.from_points([*points, point("a", "search", 5, 0.9)])

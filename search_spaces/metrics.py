@@ -1,0 +1,82 @@
+"""What a network is judged by: the name of a figure, which way is better, and how it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from search_spaces.errors import InputError
+
+_TAKEN = ("loss", "epoch", "epochs", "seed", "seconds", "images", "mean", "std", "n")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit; in files it is ``val_NAME`` and ``test_NAME``.
+
+    It is shown times ``scale``, with ``unit``; ``title`` stands over columns and beside axes.
+
+    >>> Metric("mae", "smaller").better(0.1, 0.2), ACCURACY.text(0.125)
+    (True, '12.50 %')
+    """
+
+    name: str
+    direction: Literal["larger", "smaller"] = "larger"
+    scale: float = 1.0
+    unit: str = ""
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in _TAKEN:
+            raise InputError(
+                f"'{self.name}' cannot name a metric: take small letters, digits and '_', "
+                f"and none of {', '.join(_TAKEN)}"
+            )
+        if self.direction not in ("larger", "smaller"):
+            raise InputError(f"metric '{self.name}': direction '{self.direction}' is not 'larger' or 'smaller'")
+
+    @property
+    def label(self) -> str:
+        """The title, or the name where there is none."""
+        return self.title or self.name
+
+    def gain(self, value: float) -> float:
+        """The value with the sign that makes larger better."""
+        return value if self.direction == "larger" else -value
+
+    def better(self, value: float, other: float) -> bool:
+        """Whether ``value`` beats ``other``."""
+        return self.gain(value) > self.gain(other)
+
+    def number(self, value: float, digits: int = 2) -> str:
+        """The value as it is shown, without its unit: so many digits of a percentage, four significant of another."""
+        return f"{self.scale * value:.{digits}f}" if self.unit == "%" else f"{self.scale * value:.4g}"
+
+    def text(self, value: float, digits: int = 2) -> str:
+        """The value as it is shown, with its unit."""
+        return f"{self.number(value, digits)} {self.unit}".rstrip()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; ``Metric(**object)`` leads back."""
+        return asdict(self)
+
+
+def metric_of(metrics: Mapping[str, Any]) -> Metric:
+    """The metric that the ``metrics`` of an assignment were measured by."""
+    return Metric(**metrics["metric"]) if "metric" in metrics else ACCURACY
+
+
+def validation_of(metrics: Mapping[str, Any]) -> Mapping[str, float] | None:
+    """Mean, standard deviation and number of seeds on validation images; None before they are measured."""
+    return metrics.get(f"val_{metric_of(metrics).name}")
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of that name, as far as a file that holds the name alone can tell."""
+    return ACCURACY if name == ACCURACY.name else Metric(name)
+
+
+ACCURACY = Metric("top1", "larger", 100.0, "%", "top-1")
+"""The part of images whose most likely class is theirs, in [0, 1]; what files without a metric hold."""

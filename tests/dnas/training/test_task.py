@@ -1,0 +1,193 @@
+"""What a network is trained for: classification against its formulas, a task of one's own, and what is no task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnas.config.job import TaskSection
+from dnas.config.training import TrainingSection
+from dnas.data.image_sets import DataSplits, MemoryImages, stratified_indices
+from dnas.training.rehearsal import rehearse
+from dnas.training.task import CLASSIFICATION, Task, load_task, smoothed
+from dnas.training.trainer import Trainer, evaluate
+from search_spaces.errors import InputError
+from search_spaces.metrics import ACCURACY, Metric
+from tests.toys import Net, images, trained
+
+MAE = Metric("mae", "smaller")
+
+
+@dataclass
+class Brightness(Task):
+    """One number per image, in a dict beside another output."""
+
+    factor: float = 1.0
+    metric = MAE
+
+    def outputs(self, given: Any) -> Tensor:
+        return super().outputs(given["mean"])
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.factor * F.mse_loss(outputs, targets)
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().mean(1)
+
+
+class Gathered(Brightness):
+    """A metric that is no mean over images."""
+
+    metric = Metric("largest_error", "smaller")
+
+    def meter(self) -> Any:
+        class Largest:
+            found = 0.0
+
+            def update(self, outputs: Tensor, targets: Tensor) -> None:
+                self.found = max(self.found, float((outputs - targets).abs().max()))
+
+            def compute(self) -> float:
+                return self.found
+
+        return Largest()
+
+
+class Nameless(Task):
+    """It does not say what decides."""
+
+
+class Failing(Brightness):
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        raise ValueError("no such loss")
+
+
+class PerImage(Brightness):
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean(1)
+
+
+class Dict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = trained(Net(classes=1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"mean": self.net(x), "other": x.sum()}
+
+
+def brightness(count: int = 48) -> MemoryImages:
+    plain = images(count)
+    x, _ = next(iter(plain.batches(count)))
+    return MemoryImages(plain.images, x.mean((2, 3)), plain.mean, plain.std)
+
+
+def splits() -> DataSplits:
+    return DataSplits(brightness(), brightness(20), brightness(20), 0, (1, 6, 6))
+
+
+def test_classification_is_cross_entropy_and_the_part_that_is_right() -> None:
+    logits, labels = torch.randn(9, 4), torch.randint(0, 4, (9,))
+    assert torch.equal(CLASSIFICATION.loss(logits, labels), F.cross_entropy(logits, labels))
+    torch.testing.assert_close(CLASSIFICATION.loss_sum(logits, labels), 9 * F.cross_entropy(logits, labels))
+    meter = CLASSIFICATION.meter()
+    for part in (slice(0, 5), slice(5, 9)):
+        meter.update(logits[part], labels[part])
+    assert (
+        meter.compute() == sum(int(row.argmax()) == int(label) for row, label in zip(logits, labels, strict=True)) / 9
+    )
+    assert smoothed(CLASSIFICATION, 0.0) is CLASSIFICATION
+    assert CLASSIFICATION.metric == ACCURACY
+
+
+def test_a_task_of_ones_own_is_trained_and_measured() -> None:
+    model, task = Dict(), Brightness()
+    before = evaluate(model.eval(), brightness(), task=task)
+    section = TrainingSection(epochs=5, learning_rate=0.02, optimizer="AdamW")
+    one = Trainer(model, section, images=brightness(), batch_size=16, task=task)
+    list(one.epochs())
+    after = evaluate(model.eval(), brightness(), 7, task=task)
+    assert task.metric.better(after.score, before.score)
+    assert after.mae == after.score
+    x, y = next(iter(brightness().batches(48)))
+    with torch.no_grad():
+        found = model(x)["mean"]
+    assert after.score == pytest.approx((found - y).abs().mean().item(), rel=1e-5)
+    assert after.loss == pytest.approx(F.mse_loss(found, y).item(), rel=1e-5)
+    largest = evaluate(model, brightness(), 7, task=Gathered())
+    assert largest.score == pytest.approx((found - y).abs().max().item(), rel=1e-5)
+    with pytest.raises(AttributeError, match="no 'top1'"):
+        _ = after.top1
+
+
+def test_targets_without_classes_are_split_at_random_and_kept_as_they_are() -> None:
+    targets = torch.rand(50, 2)
+    chosen = stratified_indices(targets, 20, seed=3)
+    assert len(set(chosen.tolist())) == 20
+    assert torch.equal(chosen, stratified_indices(targets, 20, seed=3))
+    assert not torch.equal(chosen, stratified_indices(targets, 20, seed=4))
+    assert torch.equal(MemoryImages(torch.rand(50, 1, 2, 2), targets, (0.0,), (1.0,)).labels, targets)
+
+
+def named(name: str, **arguments: Any) -> TaskSection:
+    return TaskSection(kind=f"{__name__}:{name}", arguments=arguments)
+
+
+def test_a_job_names_its_task() -> None:
+    assert load_task(TaskSection()) is CLASSIFICATION
+    task = load_task(named("Brightness", factor=2.0))
+    assert (type(task).__name__, task.factor) == ("Brightness", 2.0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        (TaskSection(kind="clasification"), "there is no task 'clasification'; did you mean 'classification'"),
+        (TaskSection(kind="detection"), "write classification, or your own package.module:Class"),
+        (TaskSection(arguments={"classes": 3}), "classification takes no arguments, got classes"),
+        (named("Brightnes"), "has no 'Brightnes'; did you mean 'Brightness'"),
+        (named("Brightness", facto=1.0), "cannot be made: TypeError"),
+        (named("brightness"), "not a dnas.Task"),
+        (named("Nameless"), "has no metric; set metric"),
+    ],
+)
+def test_what_is_no_task_is_refused(section: TaskSection, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        load_task(section)
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        (Failing(), "task Failing fails on a batch of training images: ValueError: no such loss"),
+        (PerImage(), r"the loss of task PerImage is .*; give the mean over the batch"),
+        (
+            CLASSIFICATION,
+            "the network returns a dict of 'mean', 'other' in eval mode; wrap it so .* or name a task that reads it",
+        ),
+    ],
+)
+def test_a_task_that_cannot_work_is_refused_before_training(task: Task, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        rehearse(Dict(), splits(), {"training": brightness()}, 16, task=task)
+
+
+def test_a_task_without_labels_refuses_to_smooth_them() -> None:
+    with pytest.raises(InputError, match=r"label_smoothing = 0.1: the task Brightness has no labels to smooth"):
+        smoothed(Brightness(), 0.1)
+
+
+@pytest.mark.parametrize("name", ["loss", "Top1", "a b", "", "seed"])
+def test_a_metric_needs_a_name_that_files_can_have(name: str) -> None:
+    with pytest.raises(InputError, match="cannot name a metric"):
+        Metric(name)
+
+
+def test_a_direction_is_larger_or_smaller() -> None:
+    with pytest.raises(InputError, match="direction 'lower' is not 'larger' or 'smaller'"):
+        Metric("mae", "lower")  # type: ignore[arg-type]
