@@ -10,7 +10,7 @@ from typing import Any
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
 from dnas.export.fixed_layers import ExportedFile
-from dnas.export.formats import NET_EXPORTERS, NetExporter, StoredNet
+from dnas.export.formats import NET_EXPORTERS, PACKED, NetExporter, StoredNet
 from dnas.export.save import save_packed
 from dnas.jobs.job import load_network
 from dnas.jobs.normalisation import stored_preprocessing
@@ -18,7 +18,7 @@ from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.quantization.conversion import QuantizerChoice
 from results.events import Measured
 from results.run.folder import JOB, Run
-from results.tables.export import EXPORTERS, PACKED, export_assignment
+from results.tables.export import EXPORTERS, export_assignment
 from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest
 from search_spaces.metrics import metric_of, validation_of

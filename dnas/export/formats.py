@@ -22,6 +22,9 @@ from search_spaces.errors import InputError, one_line
 from search_spaces.layers import LayerGraph
 from search_spaces.registry import Registry, called, importable_working_directory
 
+PACKED = "packed"
+"""The format of :mod:`results.packed.file`, which a whole switchable net has too."""
+
 
 @dataclass(frozen=True)
 class StoredNet:
@@ -58,7 +61,7 @@ def _packed(out: Path, net: StoredNet, normalise: bool) -> ExportedFile:
     packed = save_packed(
         out, net.network, net.graph, net.assignment, net.choice, model=net.model, preprocessing=net.preprocessing
     )
-    return ExportedFile(out, "packed", out.stat().st_size, packed.tensor_bytes, header_bytes=packed.header_bytes)
+    return ExportedFile(out, PACKED, out.stat().st_size, packed.tensor_bytes, header_bytes=packed.header_bytes)
 
 
 def _own(source: str, found: Any) -> NetExporter:
@@ -85,7 +88,7 @@ def _own(source: str, found: Any) -> NetExporter:
 NET_EXPORTERS = Registry(
     "format",
     {
-        "packed": NetExporter(_packed),
+        PACKED: NetExporter(_packed),
         "onnx": NetExporter(
             lambda out, net, normalise: export_onnx(
                 out, net.network, net.graph, net.assignment, preprocessing=net.preprocessing, normalise=normalise

@@ -23,12 +23,11 @@ def export_assignment(assignment: BitAssignment, format: str, path: Path) -> Non
     The JSON is that of ``assignments/ID.json``; the CSV has one line per layer, with its filters after
     pruning and the numbers of those kept, apart by spaces; empty where all are kept.
     """
-    if format in NET_FORMATS:
-        raise InputError(
-            f"the format '{format}' holds a trained net, not an assignment alone; write it with dnas export"
-        )
     if format not in EXPORTERS:
-        raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
+        raise InputError(
+            f"unknown format '{format}'{nearest(format, EXPORTERS)}; choose one of "
+            f"{', '.join(EXPORTERS)}, or write the trained net with dnas export"
+        )
     EXPORTERS[format](assignment, path)
 
 
@@ -53,8 +52,3 @@ def _export_csv(assignment: BitAssignment, path: Path) -> None:
 
 
 EXPORTERS: dict[str, Exporter] = {"json": _export_json, "csv": _export_csv}
-PACKED = "packed"
-"""The format of :mod:`results.packed.file`."""
-NET_FORMATS = (PACKED, "onnx", "qonnx", "torchao", "aimet")
-"""Formats of a trained net; ``dnas export`` writes them."""
-FORMATS = (*EXPORTERS, *NET_FORMATS)

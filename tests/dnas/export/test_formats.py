@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from dnas.commands import cli
 from dnas.export.formats import NET_EXPORTERS, NetExporter, StoredNet
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
-from results.tables.export import EXPORTERS, NET_FORMATS
+from results.tables.export import EXPORTERS
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
@@ -70,8 +72,8 @@ def test_a_format_writes_one_file_of_the_size_it_tells_and_the_same_again(format
 
 
 def test_the_command_offers_what_is_registered() -> None:
-    assert set(NET_FORMATS) == set(NET_EXPORTERS)
-    assert not set(EXPORTERS) & set(NET_EXPORTERS)
+    option = get_type_hints(cli.export, include_extras=True)["format"].__metadata__[0]
+    assert option.metavar == "|".join([*EXPORTERS, *NET_EXPORTERS, "package.module:name"])
 
 
 @pytest.mark.parametrize(
