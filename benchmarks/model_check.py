@@ -32,7 +32,8 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
 from search_spaces.models.load import load_model
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import PrecisionSpace, build_space
 
 BITS = (2, 4, 8)
 BATCH = 2

@@ -32,7 +32,8 @@ from search_spaces.assignments import LayerBits
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 
 Step = Callable[[], None]
 THETA_SHARE = 0.2

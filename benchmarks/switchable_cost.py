@@ -37,7 +37,8 @@ from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 
 CHOICE = QuantizerChoice("nested", "pact")
 COUNTS = (2, 3, 4, 8, 16)

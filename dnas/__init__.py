@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from search_spaces.metrics import Metric
     from search_spaces.models.load import load_model
     from search_spaces.network.graph import read_graph
-    from search_spaces.spaces import SpaceOptions, build_space
+    from search_spaces.options import SpaceOptions
+    from search_spaces.spaces import build_space
 
 __all__ = [
     "BitAssignment",
@@ -130,6 +131,7 @@ __getattr__, __dir__ = attach(
         "search_spaces.network.graph": ("read_graph",),
         "search_spaces.metrics": ("Metric",),
         "search_spaces.models.load": ("load_model",),
-        "search_spaces.spaces": ("SpaceOptions", "build_space"),
+        "search_spaces.options": ("SpaceOptions",),
+        "search_spaces.spaces": ("build_space",),
     },
 )

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from search_spaces.models.load import LoadedModel, available_models, load_checkpoint, load_model
     from search_spaces.models.zoo import ZOO
     from search_spaces.network.graph import read_graph
-    from search_spaces.spaces import Decision, PrecisionSpace, SpaceOptions, build_space, read_capability
+    from search_spaces.options import SpaceOptions, read_capability
+    from search_spaces.spaces import Decision, PrecisionSpace, build_space
 
 __all__ = [
     "BitAssignment",
@@ -70,7 +71,8 @@ __getattr__, __dir__ = attach(
         "search_spaces.models.load": ("LoadedModel", "available_models", "load_checkpoint", "load_model"),
         "search_spaces.groups": ("ChannelGroup", "ChannelGroups"),
         "search_spaces.costs.pruned": ("PrunedCosts",),
-        "search_spaces.spaces": ("Decision", "PrecisionSpace", "SpaceOptions", "build_space", "read_capability"),
+        "search_spaces.options": ("SpaceOptions", "read_capability"),
+        "search_spaces.spaces": ("Decision", "PrecisionSpace", "build_space"),
         "search_spaces.models.zoo": ("ZOO",),
     },
 )

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search_spaces.errors import InputError, check_type, nearest
+from search_spaces.fields import BIT_WIDTHS
 from search_spaces.groups import kept_units
-from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.layers import LayerGraph
 from search_spaces.provenance import Provenance, read_provenance
 from search_spaces.sparse_codes import SparseWeights
 
 SCHEMA = "dnas.assignment/1"
-BIT_WIDTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, FLOAT_BITS)
 
 
 @dataclass(frozen=True)

@@ -3,94 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
 
 import networkx as nx
 import numpy as np
 
-from search_spaces.assignments import BIT_WIDTHS, LayerBits
+from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, check_type, nearest
+from search_spaces.fields import Pair
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec, ResidualBranch
+from search_spaces.options import Capability, SpaceOptions
 
-Pair = tuple[int, int]
 SKIPPED: Pair = (0, 0)
-
-
-@dataclass(frozen=True)
-class SpaceOptions:
-    """What a job file's ``[space]`` says; every name pattern is a shell pattern over module names.
-
-    A pattern may also be a layer type, written as ``type:Linear``.
-    """
-
-    weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
-    activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
-    pairing: str = "independent"
-    pairs: tuple[Pair, ...] = ()
-    granularity: str = "layer"
-    groups: tuple[str, ...] = ()
-    ties: tuple[str, ...] = ()
-    first_layer: int | str = 8
-    last_layer: int | str = 8
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    fix: Mapping[str, Pair] = field(default_factory=dict)
-    capability: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for key in ("weight_bits", "activation_bits"):
-            object.__setattr__(self, key, _widths(key, getattr(self, key)))
-        for key in ("groups", "ties", "include", "exclude"):
-            object.__setattr__(self, key, _texts(key, getattr(self, key)))
-        object.__setattr__(self, "pairs", tuple(_pair("pairs", pair) for pair in self.pairs))
-        object.__setattr__(self, "fix", {name: _pair(f"fix['{name}']", pair) for name, pair in self.fix.items()})
-        for key in ("first_layer", "last_layer"):
-            if getattr(self, key) != "search":
-                object.__setattr__(self, key, _width(key, getattr(self, key)))
-        for key, value, known in (
-            ("pairing", self.pairing, ("independent", "tied", "pairs")),
-            ("granularity", self.granularity, ("layer", "block")),
-            *(("ties", tie, ("residual", "shared_inputs")) for tie in self.ties),
-        ):
-            if value not in known:
-                hint = nearest(str(value), known)
-                raise InputError(f"space.{key} = {value!r} is not one of {', '.join(known)}{hint}")
-
-
-def _width(key: str, bits: Any) -> int:
-    if isinstance(bits, bool | float) or bits not in BIT_WIDTHS:
-        raise InputError(f"space.{key}: {bits!r} is not a bit-width; choose from {', '.join(map(str, BIT_WIDTHS))}")
-    return int(bits)
-
-
-def _widths(key: str, given: Any) -> tuple[int, ...]:
-    """Bit-widths as a tuple; a single one will do."""
-    if isinstance(given, int | np.integer):
-        given = (given,)
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise InputError(f"space.{key} = {given!r}: give a list of bit-widths, such as (2, 4, 8)")
-    return tuple(_width(key, bits) for bits in given)
-
-
-def _pair(key: str, given: Any) -> Pair:
-    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) or len(given) != 2:
-        raise InputError(f"space.{key}: {given!r} is no pair of widths, such as (4, 8) for weights and activations")
-    return _width(key, given[0]), _width(key, given[1])
-
-
-def _texts(key: str, given: Any) -> tuple[str, ...]:
-    """Names or patterns as a tuple; a single one will do."""
-    if isinstance(given, str):
-        return (given,)
-    texts = tuple(given) if isinstance(given, Iterable) else (None,)
-    if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"space.{key} = {given!r}: give a list of texts, such as ('layer1.*',)")
-    return texts
 
 
 @dataclass(frozen=True)
@@ -174,30 +100,13 @@ def build_space(graph: LayerGraph, options: SpaceOptions) -> PrecisionSpace:
     if not searched:
         raise InputError(_nothing_to_search(graph))
     decisions = tuple(_decisions(graph, options, searched, 0 in weight_bits))
-    allowed = np.stack([_allowed(graph, options, d, weight_bits, activation_bits, pairs) for d in decisions])
+    supported = options.supported
+    allowed = np.stack([_allowed(graph, supported, d, weight_bits, activation_bits, pairs) for d in decisions])
     for decision, cells in zip(decisions, allowed, strict=True):
         if not cells.any():
             raise InputError(f"decision '{decision.name}': the capability file allows none of the candidate bit-widths")
     independent = pairs is None and _is_product(allowed)
     return PrecisionSpace(decisions, weight_bits, activation_bits, allowed, independent, fixed)
-
-
-def read_capability(path: Path) -> dict[str, tuple[Pair, ...]]:
-    """Read which (weight, activation) bit pairs a target supports.
-
-    The file is JSON: ``{"pairs": [[8, 8], [4, 8]], "by_type": {"Linear": [[8, 8]]}}``; ``by_type`` overrides
-    ``pairs`` for that layer type. Returned under the keys ``"*"`` and the type names.
-    """
-    try:
-        data = json.loads(path.read_text())
-        listed = {"*": data["pairs"], **data.get("by_type", {})}
-        return {kind: tuple((int(w), int(a)) for w, a in pairs) for kind, pairs in listed.items()}
-    except OSError as error:
-        raise InputError(f"capability file {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f'capability file {path} is not {{"pairs": [[W, A], ...], "by_type": {{TYPE: [[W, A], ...]}}}}: {error!r}'
-        ) from error
 
 
 def _candidates(options: SpaceOptions) -> tuple[tuple[int, ...], tuple[int, ...], set[Pair] | None]:
@@ -211,11 +120,6 @@ def _candidates(options: SpaceOptions) -> tuple[tuple[int, ...], tuple[int, ...]
     else:
         pairs = set(options.pairs)
         rows, columns = {w for w, _ in pairs}, {a for w, a in pairs if w}
-    for bits in rows | columns:
-        if bits not in BIT_WIDTHS:
-            raise InputError(f"{bits} is not a bit-width; choose from {', '.join(map(str, BIT_WIDTHS))}")
-    if 0 in columns:
-        raise InputError("activation_bits may not hold 0; a branch is skipped by 0 among the weight_bits")
     if not rows - {0} or not columns:
         raise InputError("space offers no bit-width; list at least one in weight_bits and in activation_bits")
     return tuple(sorted(rows)), tuple(sorted(columns)), pairs
@@ -328,7 +232,7 @@ def _skippable(graph: LayerGraph, name: str, layers: tuple[str, ...]) -> Residua
 
 def _allowed(
     graph: LayerGraph,
-    options: SpaceOptions,
+    supported: Capability,
     decision: Decision,
     weight_bits: tuple[int, ...],
     activation_bits: tuple[int, ...],
@@ -343,8 +247,8 @@ def _allowed(
             continue
         if pairs is not None:
             cells[i, j] = (weight, activation) in pairs
-        for kind in kinds if options.capability else ():
-            cells[i, j] &= (weight, activation) in options.capability.get(kind, options.capability.get("*", ()))
+        for kind in kinds if supported else ():
+            cells[i, j] &= (weight, activation) in supported.get(kind, supported.get("*", ()))
     return cells
 
 

@@ -19,7 +19,8 @@ from dnas.jobs.planning import cost_table
 from search_spaces.layers import LayerGraph
 from search_spaces.models.load import load_model
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dnas.config.file import job_file_reference, load_job
 from dnas.config.job import JobConfig
 from results.run.folder import Run
 from results.run.journal import Journal
-from search_spaces.spaces import read_capability
+from search_spaces.options import read_capability
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

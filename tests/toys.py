@@ -18,7 +18,8 @@ from search_spaces.channels.running import WatchedRun
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import PrecisionSpace, build_space
 
 SHAPE = (1, 6, 6)
 

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
-from search_spaces.assignments import BIT_WIDTHS
 from search_spaces.costs.budgets import parse_amount
 from search_spaces.errors import nearest
 
 LARGEST = 2**63 - 1
 _OWN = re.compile(r"[\w.]+:[\w.]+")
-
-
-def _bit_width(bits: int) -> int:
-    if bits not in BIT_WIDTHS:
-        raise ValueError(f"{bits} is not a bit-width; choose from {', '.join(map(str, BIT_WIDTHS))}")
-    return bits
-
-
-def _some_bits(bits: int) -> int:
-    if bits == 0:
-        raise ValueError("0 is possible only among weight_bits, where it skips a residual branch")
-    return bits
-
-
-def _both_or_neither(pair: tuple[int, int]) -> tuple[int, int]:
-    if (pair[0] == 0) != (pair[1] == 0):
-        raise ValueError(f"{list(pair)}: a skipped branch has 0 bits for both")
-    return pair
-
-
-def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    for place, item in enumerate(items):
-        if item in items[:place]:
-            raise ValueError(f"{list(item) if isinstance(item, tuple) else item} stands there twice; name it once")
-    return items
-
-
-def _usable_path(text: str) -> str:
-    if not text.strip() or "\0" in text:
-        raise ValueError("expected the path of a file or folder")
-    try:
-        return str(Path(text).expanduser())
-    except RuntimeError as error:
-        raise ValueError(f"the home folder in '{text}' is not known") from error
 
 
 def _readable_amount(amount: float | int | str) -> float | int | str:
@@ -78,12 +44,7 @@ Ratio = Annotated[float, Field(ge=0, lt=1)]
 Sigma = Annotated[float, Field(ge=-10, le=100)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
-Bits = Annotated[int, AfterValidator(_bit_width)]
-SomeBits = Annotated[Bits, AfterValidator(_some_bits)]
-OnceEach = AfterValidator(_distinct)
-Pair = Annotated[tuple[Bits, Bits], AfterValidator(_both_or_neither)]
 DeviceName = Annotated[str, AfterValidator(_device_name)]
-FilePath = Annotated[str, AfterValidator(_usable_path)]
 Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]
 WrittenBudget = Annotated[dict[str, Amount], AfterValidator(_not_empty)]
 
@@ -117,3 +78,14 @@ class Section(BaseModel):
     """A table of the job file: unknown keys are refused, values cannot be changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def keys_of(kind: Any) -> dict[str, FieldInfo]:
+    """Return the keys of a table of the job file, which is a model or a dataclass; empty for anything else."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind.model_fields
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return {}
+    kinds = get_type_hints(kind, include_extras=True)
+    written = {field.name: field for field in dataclasses.fields(kind)}
+    return {name: FieldInfo.from_annotated_attribute(kinds[name], field) for name, field in written.items()}

@@ -17,11 +17,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dnas.config.errors import Where, joined, key_name, printable, sentences
+from dnas.config.errors import Where, joined, printable, sentences
 from dnas.config.job import JobConfig
 from dnas.config.text import commented_text, job_text, reference_text
-from dnas.config.toml_lines import KeyPath, key_lines, paths_of
+from dnas.config.toml_lines import key_lines, paths_of
 from search_spaces.errors import InputError, check_type, nearest
+from search_spaces.refusals import KeyPath, key_name
 
 DEFAULT_PRESET = "digits"
 

@@ -11,25 +11,22 @@ from pydantic import ConfigDict, Field, model_validator
 from dnas.config.fields import (
     ActivationQuantizer,
     AtLeastOne,
-    Bits,
     Count,
     DeviceName,
-    FilePath,
     Fraction,
     NonNegative,
-    OnceEach,
     OwnName,
-    Pair,
     Positive,
     ProposerName,
     Ratio,
     Section,
     Sigma,
-    SomeBits,
     WeightQuantizer,
     WrittenBudget,
 )
 from dnas.config.training import Distillation, Optimization, TrainingSection
+from search_spaces.fields import FilePath, OnceEach, SomeBits
+from search_spaces.options import SpaceOptions
 
 
 class ModelSection(Section):
@@ -72,30 +69,6 @@ class DataSection(Section):
     cutout: Count = Field(
         default=0, description="Augmentation: side in pixels of a square set to the mean, while fine-tuning."
     )
-
-
-class SpaceSection(Section):
-    """What the search may choose. Patterns are shell patterns over layer names, or `type:Linear` for a layer type."""
-
-    weight_bits: Annotated[tuple[Bits, ...], OnceEach] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of weights: any of 0 (skip the residual branch), 1-8, 16, 32 (not quantized).")  # fmt: skip
-    activation_bits: Annotated[tuple[SomeBits, ...], OnceEach] = Field(default=(2, 3, 4, 5, 6, 8), description="Candidate widths of input activations: any of 1-8, 16, 32.")  # fmt: skip
-    pairing: Literal["independent", "tied", "pairs"] = Field(default="independent", description="Weights and activations chosen independently, tied to the same width, or from `pairs`.")  # fmt: skip
-    pairs: Annotated[tuple[Pair, ...], OnceEach] = Field(
-        default=(), description="For `pairing = 'pairs'`: the (weight, activation) pairs on offer."
-    )
-    granularity: Literal["layer", "block"] = Field(default="layer", description="One choice per layer, or one per residual branch.")  # fmt: skip
-    groups: tuple[str, ...] = Field(default=(), description="Patterns over module names such as `layer*.?`: all layers below one matching module share a choice.")  # fmt: skip
-    ties: tuple[Literal["residual", "shared_inputs"], ...] = Field(default=(), description="Layers whose outputs are added, or that read the same tensor, share a choice.")  # fmt: skip
-    first_layer: Literal["search"] | SomeBits = Field(default=8, description="Bits of the first layer: a width such as 8 or 32, or `search`.")  # fmt: skip
-    last_layer: Literal["search"] | SomeBits = Field(default=8, description="Bits of the last layer: a width such as 8 or 32, or `search`.")  # fmt: skip
-    include: tuple[str, ...] = Field(
-        default=("*",), description="Only layers that fit one of these patterns are searched."
-    )
-    exclude: tuple[str, ...] = Field(default=(), description="Layers that fit one of these patterns stay in fp32.")
-    fix: dict[str, Pair] = Field(
-        default={}, description="Layers set by hand: pattern = [weight bits, activation bits]."
-    )
-    capability: FilePath | None = Field(default=None, examples=["capability.json"], description="JSON file of the (weight, activation) pairs that the target supports.")  # fmt: skip
 
 
 class CostsSection(Section):
@@ -262,7 +235,7 @@ class JobConfig(Section):
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     data: DataSection = DataSection()
-    space: SpaceSection = SpaceSection()
+    space: SpaceOptions = SpaceOptions()
     costs: CostsSection = CostsSection()
     quantizer: QuantizerSection = QuantizerSection()
     pretrain: PretrainSection = PretrainSection()
@@ -277,6 +250,8 @@ class JobConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> JobConfig:
+        if not isinstance(self.space.capability, str | None):
+            raise ValueError("space.capability is a table; write it into a JSON file and name that file")
         if self.compression == "squantizer":
             return self._squantizer_consistent()
         if self.compression == "switchable":

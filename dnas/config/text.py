@@ -6,11 +6,11 @@ from collections.abc import Iterator, Set
 from typing import Any
 
 import tomlkit
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dnas.config.fields import keys_of
 from dnas.config.job import JobConfig
-from dnas.config.toml_lines import KeyPath
+from search_spaces.refusals import KeyPath
 
 LONG_LINE = 88
 
@@ -79,17 +79,17 @@ def reference_text() -> str:
     return "\n".join(blocks)
 
 
-def _sections(config: JobConfig) -> Iterator[tuple[str, BaseModel]]:
+def _sections(config: JobConfig) -> Iterator[tuple[str, Any]]:
     """The job itself under an empty name, then its tables."""
     yield "", config
     for name in JobConfig.model_fields:
-        if isinstance(section := getattr(config, name), BaseModel):
+        if keys_of(type(section := getattr(config, name))):
             yield name, section
 
 
-def _own_fields(section: BaseModel) -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in type(section).model_fields.items():
-        if not isinstance(field.default, BaseModel):
+def _own_fields(section: Any) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in keys_of(type(section)).items():
+        if not keys_of(type(field.default)):
             yield name, field
 
 
@@ -101,7 +101,7 @@ def _line(key: str, value: Any) -> str:
     return "\n".join([f"{toml_key(key)} = [", *(f"    {toml_value(item)}," for item in value), "]"])
 
 
-def _described(table: str, key: str, field: FieldInfo, section: BaseModel, given: Set[KeyPath]) -> tuple[str, str]:
+def _described(table: str, key: str, field: FieldInfo, section: Any, given: Set[KeyPath]) -> tuple[str, str]:
     path = (table, key) if table else (key,)
     value = getattr(section, key)
     if value is None:
@@ -112,7 +112,8 @@ def _described(table: str, key: str, field: FieldInfo, section: BaseModel, given
 
 
 def _row(key: str, field: FieldInfo, properties: dict[str, Any]) -> str:
-    default = "none" if field.default is None else f"`{toml_value(field.default)}`"
+    value = field.get_default(call_default_factory=True)
+    default = "none" if value is None else f"`{toml_value(value)}`"
     cells = (f"`{key}`", _type_words(properties[key]), default, str(field.description))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

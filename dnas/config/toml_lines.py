@@ -6,7 +6,7 @@ import re
 import tomllib
 from typing import Any
 
-KeyPath = tuple[str | int, ...]
+from search_spaces.refusals import KeyPath
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACES = re.compile(r"[ \t]*")

@@ -31,8 +31,9 @@ from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import check_type
 from search_spaces.models.copies import fresh_copy
 from search_spaces.network.graph import read_graph
+from search_spaces.options import SpaceOptions
 from search_spaces.provenance import SEARCH, Provenance, Quantizers
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.spaces import build_space
 
 _CALIBRATION_BATCHES, _BATCHNORM_BATCHES = 4, 30
 

@@ -12,17 +12,19 @@ import torchvision
 from torch import nn
 
 from dnas.config.fields import Amount
-from dnas.config.job import CostsSection, SpaceSection
-from dnas.jobs.planning import cost_table, space_options
+from dnas.config.job import CostsSection
+from dnas.jobs.planning import cost_table
 from search_spaces.allocation.program import check_reachable
 from search_spaces.costs.budgets import parse_budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
+from search_spaces.fields import Pair
 from search_spaces.groups import ChannelGroups
 from search_spaces.layers import LayerGraph, LayerSpec, ResidualBranch
 from search_spaces.network.examples import Example
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import Pair, PrecisionSpace, SpaceOptions, build_space, matches
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import PrecisionSpace, build_space, matches
 
 UNIFORM_BITS = (2, 4, 8, 32)
 SEARCHED, FIXED, UNSUPPORTED, UNUSED = STATUSES = "searched", "fixed", "unsupported", "unused"
@@ -129,7 +131,7 @@ def examine(
     example: Example,
     *,
     source: str = "",
-    space: SpaceSection | None = None,
+    space: SpaceOptions | None = None,
     costs: CostsSection | None = None,
     per_channel: bool = False,
     budgets: Sequence[Mapping[str, Amount]] = (),
@@ -140,7 +142,7 @@ def examine(
     the network cannot run on such an input, or a budget is not one.
     """
     graph = read_graph(model, example)
-    options = space_options(space or SpaceSection())
+    options = space or SpaceOptions()
     reason = ""
     try:
         decided = build_space(graph, options)

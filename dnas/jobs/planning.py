@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from dnas.config.fields import Amount
-from dnas.config.job import CostsSection, JobConfig, PruneSection, SpaceSection
+from dnas.config.job import CostsSection, JobConfig, PruneSection
 from dnas.search.controls import CONTROLS
 from search_spaces.allocation.monotone import check_bounds
 from search_spaces.allocation.program import check_reachable
@@ -20,8 +20,9 @@ from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError, check_type
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.network.graph import read_graph
+from search_spaces.options import SpaceOptions
 from search_spaces.registry import importable_working_directory
-from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
+from search_spaces.spaces import PrecisionSpace, build_space
 
 SPARSE_COSTS = ("size_bytes", "weight_bits")
 """Costs that follow from the zeros among the weights."""
@@ -42,7 +43,7 @@ def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) 
     check_type(config, JobConfig, "a job", "give what dnas.load_job(source) returns")
     graph = read_graph(model, input_shape)
     sparse = config.compression == "squantizer"
-    space = build_space(graph, squantizer_options(config) if sparse else space_options(config.space))
+    space = build_space(graph, squantizer_options(config) if sparse else config.space)
     table = cost_table(graph, space, config.costs, config.quantizer.per_channel)
     table.require(config.search.cost)
     for bits in config.controls.uniform:  # a cost that has no figure for a control must not be found out at the end
@@ -69,13 +70,6 @@ def _most_pruned(section: PruneSection, table: CostTable) -> CostTable:
         for group in table.graph.channels.groups
     }
     return CostTable(pruned_graph(table.graph, left), table.space, list(table.costs.values()))
-
-
-def space_options(section: SpaceSection) -> SpaceOptions:
-    """The options of a job file's ``[space]`` table, with its capability file read."""
-    values = {name: getattr(section, name) for name in SpaceSection.model_fields if name != "capability"}
-    capability = read_capability(Path(section.capability)) if section.capability else {}
-    return SpaceOptions(**values, capability=capability)
 
 
 def squantizer_options(config: JobConfig) -> SpaceOptions:

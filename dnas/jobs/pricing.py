@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dnas.config.file import load_job
-from dnas.jobs.planning import cost_table, space_options
+from dnas.jobs.planning import cost_table
 from results.run.folder import JOB, Run
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.sparse import costs_by_layer
@@ -17,5 +17,5 @@ def priced_by_layer(run: Run, assignment: BitAssignment) -> dict[str, dict[str, 
     job = load_job(str(run.folder / JOB))
     network = load_model(job.model.source, arguments=job.model.arguments).module
     graph = read_graph(network, assignment.model.input_shape)
-    table = cost_table(graph, build_space(graph, space_options(job.space)), job.costs, job.quantizer.per_channel)
+    table = cost_table(graph, build_space(graph, job.space), job.costs, job.quantizer.per_channel)
     return costs_by_layer(table, assignment.layers)

@@ -17,13 +17,12 @@ from dnas.quantization.sparsity import SparseQuantizer
 from search_spaces.assignments import BitAssignment, LayerBits, bits_by_layer, check_fits, check_names, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
 from search_spaces.errors import check_type
+from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.models.copies import fresh_copy
 from search_spaces.network.examples import Example
 from search_spaces.network.graph import TRANSPOSED, read_graph
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from search_spaces.allocation.monotone import check_bounds, from_largest
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
-from search_spaces.spaces import Pair
+from search_spaces.fields import Pair
 
 Limits = TypeVar("Limits", Budget, Budget | None)
 

@@ -27,9 +27,10 @@ from search_spaces.allocation.program import Cells, allocate, dominated
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, check_type
+from search_spaces.fields import Pair
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import fresh_copy
-from search_spaces.spaces import Pair, PrecisionSpace
+from search_spaces.spaces import PrecisionSpace
 
 Sampling = Literal["gumbel", "gumbel_hard", "softmax"]
 

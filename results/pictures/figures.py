@@ -12,8 +12,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from results.files import write_bytes
-from search_spaces.assignments import BIT_WIDTHS
 from search_spaces.errors import InputError
+from search_spaces.fields import BIT_WIDTHS
 
 PNG_DPI = 200
 SMALL, NORMAL = 7.0, 8.5

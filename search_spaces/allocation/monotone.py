@@ -14,7 +14,8 @@ import numpy as np
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
-from search_spaces.spaces import Pair, PrecisionSpace
+from search_spaces.fields import Pair
+from search_spaces.spaces import PrecisionSpace
 
 
 def from_largest(budgets: Sequence[Budget], table: CostTable) -> list[int]:

@@ -19,7 +19,7 @@ from search_spaces.allocation.solver import most_useful, not_decided
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, JobError, one_line
-from search_spaces.spaces import Pair
+from search_spaces.fields import Pair
 
 Cells = list[tuple[int, int]]
 

@@ -20,10 +20,11 @@ import numpy as np
 from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
 from search_spaces.errors import InputError, check_type, nearest, one_line
+from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.registry import importable_working_directory, imported
-from search_spaces.spaces import Pair, PrecisionSpace
+from search_spaces.spaces import PrecisionSpace
 
 LayerCost = Callable[[LayerSpec, int, int], float]
 """A cost of one layer at (weight bits, activation bits); a skipped layer is never asked for."""

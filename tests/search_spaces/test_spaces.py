@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor, nn
 
@@ -13,7 +14,8 @@ from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
 from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import PrecisionSpace, SpaceOptions, build_space, read_capability
+from search_spaces.options import SpaceOptions, read_capability
+from search_spaces.spaces import PrecisionSpace, build_space
 from tests.toys import SHAPE, Net, SharedWeight, Unwatchable
 
 GRAPH = read_graph(Net(), SHAPE)
@@ -146,7 +148,7 @@ def test_block_granularity_without_its_calls_says_why() -> None:
     ("options", "message"),
     [
         ({"weight_bits": (2, 9)}, "9 is not a bit-width"),
-        ({"activation_bits": (0, 4)}, "activation_bits may not hold 0"),
+        ({"activation_bits": (0, 4)}, "0 is possible only among weight_bits"),
         ({"weight_bits": (0,)}, "offers no bit-width"),
         ({"activation_bits": ()}, "offers no bit-width"),
         ({"exclude": ("*",)}, "all 4 layers are fixed or excluded"),
@@ -170,6 +172,8 @@ def test_a_capability_file_restricts_each_type_of_layer(tmp_path: Path) -> None:
     )
     assert allowed_pairs(capable, 0) == {(4, 8), (8, 8), (2, 2)}
     assert allowed_pairs(capable, 2) == {(8, 8)}
+    named = space(weight_bits=(2, 4, 8), activation_bits=(2, 8), last_layer="search", capability=path)
+    assert np.array_equal(named.allowed, capable.allowed)
     assert not capable.independent  # {(4, 8), (2, 2)} is no product of rows and columns
 
 

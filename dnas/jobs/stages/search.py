@@ -28,10 +28,10 @@ from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
+from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.models.copies import fresh_copy
 from search_spaces.provenance import SAMPLED, SEARCH, Provenance
-from search_spaces.spaces import Pair
 
 WARMUP = "warmup"
 

@@ -14,7 +14,7 @@ import pytest
 
 from dnas.commands import plotting, viewing
 from dnas.config.file import dump_job, load_job
-from dnas.jobs.planning import cost_table, space_options
+from dnas.jobs.planning import cost_table
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
@@ -33,9 +33,7 @@ KEPT = {"layer2.0.conv1": tuple(range(4)), "layer3.0.conv2": tuple(range(4))}
 def table() -> CostTable:
     config = load_job()
     graph = read_graph(tiny_resnet(width=4), (1, 8, 8))
-    return cost_table(
-        graph, build_space(graph, space_options(config.space)), config.costs, config.quantizer.per_channel
-    )
+    return cost_table(graph, build_space(graph, config.space), config.costs, config.quantizer.per_channel)
 
 
 def assignment(name: str, table: CostTable, kept: Mapping[str, tuple[int, ...]], **facts: Any) -> BitAssignment:

@@ -12,10 +12,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dnas.config import file as jobfile
+from dnas.config.fields import keys_of
 from dnas.config.job import JobConfig
 from dnas.config.text import toml_value
 from dnas.config.toml_lines import key_lines, paths_of
 from search_spaces.errors import InputError
+from search_spaces.options import SpaceOptions
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "job-file.md"
 
@@ -157,8 +159,7 @@ def test_the_commented_job_is_the_digits_job_and_all_its_keys_are_usable(tmp_pat
     job = jobfile.load_job(job_file(tmp_path, uncommented))
     given_keys = set(paths_of(tomllib.loads(uncommented)))
     for name, field in JobConfig.model_fields.items():
-        section = getattr(job, name)
-        for key in getattr(type(section), "model_fields", {}):
+        for key in keys_of(type(getattr(job, name))):
             assert (name, key) in given_keys
         assert (field.alias or name,) in given_keys
 
@@ -169,16 +170,58 @@ def test_the_reference_on_disk_is_the_generated_one() -> None:
 
 def test_every_key_has_a_description() -> None:
     for section in (JobConfig, *(field.annotation for field in JobConfig.model_fields.values())):
-        for name, field in getattr(section, "model_fields", {}).items():
-            is_table = hasattr(field.annotation, "model_fields")
-            assert is_table or field.description, name
+        for name, field in keys_of(section).items():
+            assert keys_of(field.annotation) or field.description, name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_bits": [9]},
+        {"weight_bits": [4.0]},
+        {"weight_bits": [True]},
+        {"weight_bits": [2, 2]},
+        {"activation_bits": [0, 4]},
+        {"pairs": [4, 8]},
+        {"pairs": [[4, 0]]},
+        {"pairs": [[4]]},
+        {"pairing": "tight"},
+        {"granularity": "blocks"},
+        {"ties": ["residuals"]},
+        {"first_layer": "serach"},
+        {"last_layer": 0},
+        {"include": [3]},
+        {"fix": {"stem": "48"}},
+        {"capability": " "},
+        {"capability": 3},
+    ],
+    ids=str,
+)
+def test_a_call_and_a_job_file_refuse_the_same_space_in_the_same_words(options: dict[str, Any]) -> None:
+    ((key, value),) = options.items()
+    with pytest.raises(InputError) as called:
+        SpaceOptions(**options)
+    with pytest.raises(InputError) as written:
+        jobfile.load_job(None, f"space.{key}={toml_value(value)}")
+    assert f": {called.value}" in str(written.value)
+
+
+def test_the_space_of_a_job_is_the_record_that_a_caller_gives() -> None:
+    given = ["space.weight_bits=[2, 8]", "space.activation_bits=[4]", "space.fix={stem = [4, 8]}"]
+    assert jobfile.load_job(None, given).space == SpaceOptions((2, 8), (4,), fix={"stem": (4, 8)})
+    with pytest.raises(InputError, match=r"\[space\] has no key 'weight_bit'; did you mean 'weight_bits'"):
+        jobfile.load_job(None, "space.weight_bit=[2]")
+    with pytest.raises(InputError, match="space = 3: expected a table"):
+        jobfile.load_job(None, "space=3")
+    with pytest.raises(InputError, match=r"space\.capability is a table; write it into a JSON file"):
+        jobfile.load_job(None, "space.capability={Linear = [[8, 8]]}")
 
 
 # --- laws --------------------------------------------------------------------------------------------------------
 
 KEYS = sorted(
     {name for section in JobConfig.model_fields for name in [section]}
-    | {key for field in JobConfig.model_fields.values() for key in getattr(field.annotation, "model_fields", {})}
+    | {key for field in JobConfig.model_fields.values() for key in keys_of(field.annotation)}
 )
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 SCALARS = st.one_of(

@@ -17,7 +17,8 @@ from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 from tests.toys import SHAPE, Net, inputs, trained
 
 OWN = """

@@ -9,17 +9,17 @@ from rich.console import Console
 from torch import nn
 
 from dnas.commands.doctor_view import render_report, verdict_lines
-from dnas.config.job import SpaceSection
 from dnas.jobs.doctor import FIXED, SEARCHED, UNSUPPORTED, UNUSED, DoctorReport, default_input_shape, examine
 from search_spaces.errors import InputError
 from search_spaces.models.load import load_model
 from search_spaces.models.zoo import resnet20, tiny_resnet
+from search_spaces.options import SpaceOptions
 from tests.search_spaces.parameter_toys import ZOO
 from tests.toys import SHAPE, Unwatchable
 
 
 def test_every_layer_is_told_with_its_fate() -> None:
-    space = SpaceSection(fix={"layer1.0.conv2": (4, 8)}, exclude=("layer2.0.conv1",), last_layer="search")
+    space = SpaceOptions(fix={"layer1.0.conv2": (4, 8)}, exclude=("layer2.0.conv1",), last_layer="search")
     report = examine(tiny_resnet(), (1, 8, 8), space=space)
     found = {layer.name: (layer.status, layer.reason, layer.bits, layer.choices) for layer in report.layers}
     assert found["conv1"] == (FIXED, "first layer", (8, 8), 0)
@@ -32,7 +32,7 @@ def test_every_layer_is_told_with_its_fate() -> None:
 
 
 def test_groups_skips_and_budgets() -> None:
-    space = SpaceSection(granularity="block", weight_bits=(0, 2, 4), first_layer=32, last_layer=32)
+    space = SpaceOptions(granularity="block", weight_bits=(0, 2, 4), first_layer=32, last_layer=32)
     budgets = [{"size_bytes": "50%"}, {"size_bytes": 10}, {"size_bytes": "60%", "bitops": 1}]
     report = examine(resnet20(), (3, 32, 32), space=space, budgets=budgets)
     assert report.decisions == len(report.branches) == 9

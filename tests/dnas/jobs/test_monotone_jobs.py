@@ -20,7 +20,7 @@ from results.run.journal import Journal
 from results.run.status import run_status
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
-from search_spaces.spaces import SpaceOptions
+from search_spaces.options import SpaceOptions
 from tests.toys import SHAPE, Net, images, trained
 
 Job = Callable[..., JobConfig]

@@ -27,7 +27,8 @@ from search_spaces.groups import kept_rows
 from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import tiny_resnet
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 from tests.search_spaces.channel_toys import CASES, some_kept
 from tests.search_spaces.channel_toys import trained as with_statistics
 from tests.toys import SHAPE, Net, seeded, trained

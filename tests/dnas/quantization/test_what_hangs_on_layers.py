@@ -31,7 +31,8 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 from tests.toys import seeded
 
 WIDTH = 6

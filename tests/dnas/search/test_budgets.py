@@ -10,7 +10,7 @@ import torch
 from dnas.search.budgets import in_search_order, search_budgets
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget, parse_budget
-from search_spaces.spaces import Pair
+from search_spaces.fields import Pair
 from tests.toys import Net, build_supernet, seeded
 
 SIZES = {"search-1": "55%", "search-2": "75%", "search-3": "62%"}

@@ -12,7 +12,8 @@ from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 from tests.toys import Net, build_supernet, trained
 
 BITS = (0, 1, 2, 3, 4, 8, 32)

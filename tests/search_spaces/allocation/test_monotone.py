@@ -17,7 +17,7 @@ from search_spaces.allocation.program import Cells, allocate, dominated, is_reac
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
-from search_spaces.spaces import Pair
+from search_spaces.fields import Pair
 from tests.toys import Net, plan
 
 

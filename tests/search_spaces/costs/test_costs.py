@@ -32,7 +32,8 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.models.zoo import ZOO, resnet20
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 from tests.toys import SHAPE, Net, SharedWeight, plan, trained
 
 WIDTHS = st.sampled_from([bits for bits in BIT_WIDTHS if bits])

@@ -21,7 +21,8 @@ from search_spaces.groups import kept_rows
 from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import tiny_resnet
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 from tests.search_spaces.channel_toys import CASES, Case, built, some_kept
 
 NETWORKS = {**CASES, "tiny_resnet": Case(lambda: tiny_resnet(width=4), (), (1, 8, 8))}

@@ -15,7 +15,8 @@ from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
 from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import read_graph
-from search_spaces.spaces import SpaceOptions, build_space
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 from tests.toys import SHAPE, CalledTwice, Net, SharedWeight, Unwatchable
 
 
