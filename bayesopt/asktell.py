@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import qmc
+from scipy.stats import qmc, rankdata
 
 from bayesopt.acquisition import mutated
 from bayesopt.proposals import CostRange, Proposal, Suggestion
@@ -238,7 +238,7 @@ def _checked_sensitivity(space: RatioSpace, sensitivity: Mapping[str, float] | N
             raise InputError(f"the sensitivity of group '{name}' is {value}; it must be finite")
     harms = np.array([sensitivity.get(space.names[row], math.nan) for row in space.free])
     harms = np.where(np.isnan(harms), np.median(list(sensitivity.values())), harms)
-    ranks = np.argsort(np.argsort(harms, kind="stable"), kind="stable")
+    ranks = rankdata(harms, method="ordinal") - 1
     return 1 - 0.8 * ranks / max(1, len(ranks) - 1)
 
 

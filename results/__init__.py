@@ -13,7 +13,8 @@ from search_spaces.lazy import attach
 if TYPE_CHECKING:
     from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront, hypervolume
     from results.pictures.curve_data import search_curves
-    from results.pictures.prune_data import prune_trials, ratio_panels
+    from results.pictures.prune_data import ratio_panels
+    from results.pictures.trial_data import prune_trials
     from results.run.environment import environment
     from results.run.folder import Run, list_runs
     from results.run.journal import Journal
@@ -50,7 +51,8 @@ __getattr__, __dir__ = attach(
         "results.tables.export": ("EXPORTERS", "export_assignment"),
         "results.run.journal": ("Journal",),
         "results.pareto": ("Estimate", "FloatReference", "FrontPoint", "ParetoFront", "hypervolume"),
-        "results.pictures.prune_data": ("prune_trials", "ratio_panels"),
+        "results.pictures.prune_data": ("ratio_panels",),
+        "results.pictures.trial_data": ("prune_trials",),
         "results.tables.report": ("front_rows", "render_table", "verdicts"),
         "results.run.environment": ("environment",),
         "results.run.folder": ("Run", "list_runs"),

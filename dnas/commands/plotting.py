@@ -12,7 +12,8 @@ from dnas.commands.terminal import show, show_json, tell
 from dnas.commands.viewing import front_assignments
 from results.pictures.curve_data import search_curves
 from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, draw_trials, save_figure
-from results.pictures.prune_data import prune_trials, ratio_panels
+from results.pictures.prune_data import ratio_panels
+from results.pictures.trial_data import prune_trials
 from results.run.folder import FRONT_JSON, Run
 from search_spaces.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Draw the trials of one prune run; see :func:`results.pictures.prune_data.prune_trials` for the numbers."""
+"""Draw the trials of one prune run; see :func:`results.pictures.trial_data.prune_trials` for the numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from results.pictures.figures import NORMAL, SMALL, new_figure, plain_axes
-from results.pictures.prune_data import BAYESIAN, RANDOM, BudgetTrials, Losses
+from results.pictures.trial_data import BAYESIAN, RANDOM, BudgetTrials, Losses
 from search_spaces.errors import InputError
 
 CURVE_STYLE = {

@@ -4,7 +4,8 @@ import pytest
 
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.pictures.front import KIND_STYLE, draw_fronts, draw_ratios, draw_trials
-from results.pictures.prune_data import BudgetTrials, Forecast, GroupRatio, RatioPanel, TrialCurve
+from results.pictures.prune_data import GroupRatio, RatioPanel
+from results.pictures.trial_data import BudgetTrials, Forecast, TrialCurve
 from search_spaces.errors import InputError
 
 
