@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from results.pictures.prune_data import ratio_panels
     from results.pictures.trial_data import prune_trials
     from results.run.environment import environment
-    from results.run.folder import Run, list_runs
+    from results.run.folder import Run
     from results.run.journal import Journal
+    from results.run.layout import list_runs
     from results.run.status import RunStatus, run_status
     from results.tables.export import EXPORTERS, export_assignment
     from results.tables.report import front_rows, render_table, verdicts
@@ -55,7 +56,8 @@ __getattr__, __dir__ = attach(
         "results.pictures.trial_data": ("prune_trials",),
         "results.tables.report": ("front_rows", "render_table", "verdicts"),
         "results.run.environment": ("environment",),
-        "results.run.folder": ("Run", "list_runs"),
+        "results.run.folder": ("Run",),
+        "results.run.layout": ("list_runs",),
         "results.run.status": ("RunStatus", "run_status"),
     },
 )

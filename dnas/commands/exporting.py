@@ -17,7 +17,8 @@ from dnas.jobs.normalisation import stored_preprocessing
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.quantization.conversion import QuantizerChoice
 from results.events import Measured
-from results.run.folder import JOB, Run
+from results.run.folder import Run
+from results.run.layout import JOB
 from results.tables.export import EXPORTERS, export_assignment
 from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest

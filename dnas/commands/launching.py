@@ -21,7 +21,8 @@ from dnas.jobs.stages.prune_requests import PruneRequest
 from results.events import Epoch, Measured
 from results.pareto import FLOAT, ParetoFront
 from results.run.environment import environment
-from results.run.folder import ASSIGNMENTS, CHECKPOINTS, JOB, Run
+from results.run.folder import Run
+from results.run.layout import ASSIGNMENTS, CHECKPOINTS, JOB
 from results.run.lost import lost_files
 from results.run.status import run_status
 from results.tables.report import front_rows, measured, render_table, verdicts

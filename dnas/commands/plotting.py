@@ -14,7 +14,8 @@ from results.pictures.curve_data import search_curves
 from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, draw_trials, save_figure
 from results.pictures.prune_data import ratio_panels
 from results.pictures.trial_data import prune_trials
-from results.run.folder import FRONT_JSON, Run
+from results.run.folder import Run
+from results.run.layout import FRONT_JSON
 from search_spaces.errors import InputError
 
 Picture = tuple[str, Callable[[], Figure]]

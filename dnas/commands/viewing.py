@@ -15,7 +15,8 @@ from dnas.commands.terminal import amount_text, show, show_json, tell
 from results.pareto import ParetoFront
 from results.pictures.plot_data import bit_text
 from results.pictures.prune_data import filters_of, parents_of
-from results.run.folder import Run, list_runs
+from results.run.folder import Run
+from results.run.layout import list_runs
 from results.run.status import RunStatus, run_status
 from results.tables.report import front_rows, render_table, verdicts
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of

@@ -6,7 +6,8 @@ from dnas.config.file import load_job
 from dnas.data.image_sets import DataSplits
 from dnas.jobs.job import load_splits
 from results.preprocessing import Preprocessing
-from results.run.folder import FRONT_JSON, JOB, Run
+from results.run.folder import Run
+from results.run.layout import FRONT_JSON, JOB
 from search_spaces.errors import InputError
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dnas.config.file import load_job
 from dnas.jobs.planning import cost_table
-from results.run.folder import JOB, Run
+from results.run.folder import Run
+from results.run.layout import JOB
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.sparse import costs_by_layer
 from search_spaces.models.load import load_model

@@ -32,7 +32,8 @@ from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, StageEvent, Started
 from results.pareto import FLOAT, Estimate, ParetoFront
 from results.run.environment import environment
-from results.run.folder import CHECKPOINTS, ENVIRONMENT, Run
+from results.run.folder import Run
+from results.run.layout import CHECKPOINTS, ENVIRONMENT
 from results.run.lost import lost_files, unknown_files
 from search_spaces.errors import InputError, JobError, check_type
 

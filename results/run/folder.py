@@ -1,8 +1,7 @@
-"""The run folder: its layout, who may write to it, and the only functions that do."""
+"""The run folder: who may write to it, and the only functions that do."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,24 +12,27 @@ from results.events import Decoded
 from results.files import TEMPORARY_SUFFIX, read_json, read_text, write_bytes, write_error, write_json, write_text
 from results.pareto import ParetoFront
 from results.run.journal import Journal
-from results.run.locks import OWNER, FolderLock, Owner, lock_holder
+from results.run.layout import (
+    ASSIGNMENTS,
+    CHECKPOINTS,
+    ENVIRONMENT,
+    FRONT_CSV,
+    FRONT_JSON,
+    FRONT_PICTURE,
+    JOB,
+    JOURNAL,
+    LOCK,
+    list_runs,
+    refuse_incomplete,
+    refuse_occupied,
+    safe_name,
+)
+from results.run.locks import FolderLock, Owner, lock_holder
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import torch
-
-JOB = "job.toml"
-ENVIRONMENT = "environment.json"
-JOURNAL = "journal.jsonl"
-FRONT_JSON = "front.json"
-FRONT_CSV = "front.csv"
-FRONT_PICTURE = "front.png"
-ASSIGNMENTS = "assignments"
-CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
-
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,120}")
 
 
 class Run:
@@ -51,14 +53,14 @@ class Run:
         Raises :class:`InputError` over an existing run or a foreign folder, :class:`JobError` where the disk refuses.
         """
         folder = Path(folder)
-        _refuse_occupied(folder)
+        refuse_occupied(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(folder / LOCK)
         except OSError as error:
             raise write_error(folder, error) from error
         try:
-            _refuse_occupied(folder)
+            refuse_occupied(folder)
             for name in (ASSIGNMENTS, CHECKPOINTS):
                 (folder / name).mkdir(exist_ok=True)
             write_json(folder / ENVIRONMENT, dict(environment))
@@ -82,7 +84,7 @@ class Run:
         if not folder.exists():
             names = [run.name for run in list_runs(folder.parent)]
             raise InputError(f"there is no run at {folder}{nearest(folder.name, names)}")
-        _refuse_incomplete(folder)
+        refuse_incomplete(folder)
         if not write:
             return cls(folder)
         run = cls(folder, FolderLock(folder / LOCK))
@@ -164,7 +166,7 @@ class Run:
 
     def save_assignment(self, assignment: BitAssignment) -> Path:
         """Write ``assignments/ID.json`` and return its path; an older one of that id is replaced."""
-        path = self._writable_folder(ASSIGNMENTS) / f"{_safe('an assignment id', assignment.id)}.json"
+        path = self._writable_folder(ASSIGNMENTS) / f"{safe_name('an assignment id', assignment.id)}.json"
         write_json(path, assignment.to_json())
         return path
 
@@ -261,7 +263,7 @@ class Run:
 
     def _checkpoint_path(self, name: str, *, write: bool = False) -> Path:
         folder = self._writable_folder(CHECKPOINTS) if write else self.folder / CHECKPOINTS
-        return folder / f"{_safe('a checkpoint name', name)}.safetensors"
+        return folder / f"{safe_name('a checkpoint name', name)}.safetensors"
 
     def _writable_folder(self, name: str = "") -> Path:
         if not self.writable:
@@ -278,59 +280,6 @@ class Run:
         for folder in (self.folder, self.folder / ASSIGNMENTS, self.folder / CHECKPOINTS):
             for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)
-
-
-def is_run(folder: Path) -> bool:
-    """Whether ``folder`` holds a run."""
-    return (folder / JOURNAL).is_file() and (folder / JOB).is_file()
-
-
-def list_runs(parent: Path) -> list[Path]:
-    """Return the run folders directly inside ``parent``, sorted by name; empty where there is no such folder.
-
-    A folder that lost its job or its journal is one of them: :meth:`Run.open` says what it lacks.
-    """
-    if not parent.is_dir():
-        return []
-    return sorted(path for path in parent.iterdir() if any((path / name).is_file() for name in (JOURNAL, JOB)))
-
-
-def _refuse_incomplete(folder: Path) -> None:
-    """Raise unless ``folder`` has both files without which nothing of a run can be told or gone on with."""
-    if is_run(folder):
-        return
-    elsewhere = "or start again with another --run"
-    if (folder / JOURNAL).is_file():
-        raise InputError(
-            f"{folder} has lost its {JOB}: restore it from a copy, or put the job file that the run was started with "
-            "there, its --set values written in"
-        )
-    if (folder / JOB).is_file() and any((folder / name).glob("*") for name in (ASSIGNMENTS, CHECKPOINTS)):
-        raise InputError(f"{folder} has lost its {JOURNAL}: restore it from a copy, {elsewhere}")
-    raise InputError(f"{folder} is not a run folder: it has no {JOURNAL} beside a {JOB}")
-
-
-def _refuse_occupied(folder: Path) -> None:
-    """Raise unless ``folder`` is absent, empty, or what a run left that was killed while being created."""
-    if is_run(folder):
-        raise InputError(
-            f"{folder} already holds a run; go on with it (dnas resume {folder}) or choose another folder with --run"
-        )
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file; choose another folder with --run")
-    names = {path.name for path in folder.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
-    unborn = LOCK in names and names <= {LOCK, OWNER, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
-    if names and not unborn:
-        raise InputError(f"{folder} is not empty and is not a run; choose another folder with --run")
-
-
-def _safe(what: str, name: str) -> str:
-    """Return ``name`` if it can be a file's name everywhere, so that no id ever leaves the run folder."""
-    if not _SAFE_NAME.fullmatch(name):
-        raise InputError(f"'{name}' cannot be {what}: use letters, digits and ._+=- only, 121 at most")
-    return name
 
 
 def _read_assignment(path: Path) -> BitAssignment:

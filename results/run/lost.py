@@ -23,7 +23,8 @@ from results.events import (
     Started,
     Tested,
 )
-from results.run.folder import ASSIGNMENTS, CHECKPOINTS, ENVIRONMENT, FRONT_CSV, FRONT_JSON, FRONT_PICTURE, Run
+from results.run.folder import Run
+from results.run.layout import ASSIGNMENTS, CHECKPOINTS, ENVIRONMENT, FRONT_CSV, FRONT_JSON, FRONT_PICTURE
 from search_spaces.errors import InputError
 
 _NET = re.compile(rf"{CHECKPOINTS}/net-(?P<name>.+)-seed(?P<seed>\d+)\.safetensors")

@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from search_spaces.channels.label_tensors import Labels, spread
-from search_spaces.channels.rules import Operation, follow, tie_within
+from search_spaces.channels.operations import Operation
+from search_spaces.channels.rules import follow, tie_within
 from search_spaces.channels.running import NetworkCall, WatchedRun, tensors
 from search_spaces.channels.trace import ChannelTrace, Step
 from search_spaces.layers import LayerSpec

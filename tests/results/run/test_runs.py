@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.run.environment import environment
-from results.run.folder import Run, list_runs
+from results.run.folder import Run
+from results.run.layout import list_runs
 from results.run.locks import OWNER, FolderLock, Owner, lock_holder
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError, JobError

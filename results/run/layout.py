@@ -1,0 +1,75 @@
+"""The layout of a run folder: the names of its files, and what is one, is none, or may become one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from results.files import TEMPORARY_SUFFIX
+from results.run.locks import OWNER
+from search_spaces.errors import InputError
+
+JOB = "job.toml"
+ENVIRONMENT = "environment.json"
+JOURNAL = "journal.jsonl"
+FRONT_JSON = "front.json"
+FRONT_CSV = "front.csv"
+FRONT_PICTURE = "front.png"
+ASSIGNMENTS = "assignments"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,120}")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` holds a run."""
+    return (folder / JOURNAL).is_file() and (folder / JOB).is_file()
+
+
+def list_runs(parent: Path) -> list[Path]:
+    """Return the run folders directly inside ``parent``, sorted by name; empty where there is no such folder.
+
+    A folder that lost its job or its journal is one of them: :meth:`Run.open` says what it lacks.
+    """
+    if not parent.is_dir():
+        return []
+    return sorted(path for path in parent.iterdir() if any((path / name).is_file() for name in (JOURNAL, JOB)))
+
+
+def refuse_incomplete(folder: Path) -> None:
+    """Raise unless ``folder`` has both files without which nothing of a run can be told or gone on with."""
+    if is_run(folder):
+        return
+    elsewhere = "or start again with another --run"
+    if (folder / JOURNAL).is_file():
+        raise InputError(
+            f"{folder} has lost its {JOB}: restore it from a copy, or put the job file that the run was started with "
+            "there, its --set values written in"
+        )
+    if (folder / JOB).is_file() and any((folder / name).glob("*") for name in (ASSIGNMENTS, CHECKPOINTS)):
+        raise InputError(f"{folder} has lost its {JOURNAL}: restore it from a copy, {elsewhere}")
+    raise InputError(f"{folder} is not a run folder: it has no {JOURNAL} beside a {JOB}")
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raise unless ``folder`` is absent, empty, or what a run left that was killed while being created."""
+    if is_run(folder):
+        raise InputError(
+            f"{folder} already holds a run; go on with it (dnas resume {folder}) or choose another folder with --run"
+        )
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another folder with --run")
+    names = {path.name for path in folder.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
+    unborn = LOCK in names and names <= {LOCK, OWNER, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
+    if names and not unborn:
+        raise InputError(f"{folder} is not empty and is not a run; choose another folder with --run")
+
+
+def safe_name(what: str, name: str) -> str:
+    """Return ``name`` if it can be a file's name everywhere, so that no id ever leaves the run folder."""
+    if not _SAFE_NAME.fullmatch(name):
+        raise InputError(f"'{name}' cannot be {what}: use letters, digits and ._+=- only, 121 at most")
+    return name
