@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from dnas.quantization.fitting import SMALLEST_CLIP, best_clip, best_gain
 from dnas.quantization.mixture import mix
+from dnas.quantization.operations import operation_of
 from dnas.quantization.quantizers import Quantizer
 from dnas.quantization.samples import TensorSample, sampled, thinned, whole
 from dnas.quantization.sparsity import SparseQuantizer
@@ -208,6 +209,7 @@ class QuantizedLayer(nn.Module):
 
     original_class: ClassVar[type[nn.Module]]
     _first_argument: ClassVar[str]
+    _operation: ClassVar[Any]  # an Operation, or None
     weight: nn.Parameter
     bias: nn.Parameter | None
     quantize_input: TensorQuantizer
@@ -215,11 +217,14 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Run the layer's own forward on a quantized first input with a quantized weight."""
-        x = self.quantize_input(first_input(self, inputs, options))
+        x, weight = self.quantize_input(first_input(self, inputs, options)), self.quantized_weight()
+        patched = vars(self).get("patched_forward")
+        plain = len(inputs) + len(options) == 1 and not patched and not parametrize.is_parametrized(self)
+        if plain and self._operation:
+            return self._operation(self, x, weight.to(x.dtype))
         inputs, options = with_first_input(self, inputs, options, x)
-        run = vars(self).get("patched_forward") or super().forward
-        with _holding(self, self.quantized_weight()):
-            return run(*inputs, **options)
+        with _holding(self, weight):
+            return (patched or super().forward)(*inputs, **options)
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it."""
@@ -259,7 +264,13 @@ def _class_of(role: type[nn.Module], original: type[nn.Module]) -> type[nn.Modul
     """The class of layers of class ``original`` in the given role."""
     if (role, original) not in _CLASSES:
         name = f"{role.__name__.removesuffix('Layer')}{original.__name__}"
-        told = {"original_class": original, "_first_argument": input_name(original), "__module__": role.__module__}
+        operation = operation_of(original)
+        told = {
+            "original_class": original,
+            "_first_argument": input_name(original),
+            "_operation": operation and staticmethod(operation),
+            "__module__": role.__module__,
+        }
         _CLASSES[role, original] = type(name, (role, original), told)
     return _CLASSES[role, original]
 

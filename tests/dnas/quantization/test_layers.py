@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import pytest
@@ -213,3 +214,24 @@ def test_the_wrapper_is_made_where_the_layer_is(kind: str) -> None:
     wrapped = quantized_layer(layer.to("meta"), spec, (4,), (4,), QuantizerChoice("nested", "pact", True))
     assert {tensor.device.type for tensor in (*wrapped.parameters(), *wrapped.buffers())} == {"meta"}
     assert wrapped(torch.empty(2, *shape, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own forward"])
+def test_a_compiler_sees_a_quantized_layer_whole(kind: str) -> None:
+    make, shape = KINDS[kind]
+    wrapped = wrap(make(), shape, 3, 4)
+    x = torch.randn(2, *shape, generator=seeded(1))
+    torch._dynamo.reset()
+    compiled = torch.compile(wrapped, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), wrapped(x))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own forward"])
+def test_threads_can_share_a_quantized_layer(kind: str) -> None:
+    make, shape = KINDS[kind]
+    wrapped = wrap(make(), shape, 3, 4)
+    inputs = [torch.randn(2, *shape, generator=seeded(seed)) for seed in range(4)]
+    expected = [wrapped(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(wrapped, inputs * 25))
+    assert all(torch.equal(y, expected[index % 4]) for index, y in enumerate(found))
