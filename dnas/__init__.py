@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dnas.training.trainer import Trainer, evaluate
     from results.pareto import ParetoFront
     from results.run.folder import Run
-    from results.tables.report import verdicts
+    from results.tables.verdicts import verdicts
     from search_spaces.allocation.program import allocate
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
     from search_spaces.costs.budgets import Budget, parse_budget
@@ -120,7 +120,7 @@ __getattr__, __dir__ = attach(
         "dnas.export.save": ("save_packed",),
         "dnas.export.unpack": ("load",),
         "results.pareto": ("ParetoFront",),
-        "results.tables.report": ("verdicts",),
+        "results.tables.verdicts": ("verdicts",),
         "results.run.folder": ("Run",),
         "search_spaces.allocation.program": ("allocate",),
         "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference"),

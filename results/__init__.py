@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from results.run.layout import list_runs
     from results.run.status import RunStatus, run_status
     from results.tables.export import EXPORTERS, export_assignment
-    from results.tables.report import front_rows, render_table, verdicts
+    from results.tables.report import front_rows, render_table
+    from results.tables.verdicts import verdicts
 
 __all__ = [
     "EXPORTERS",
@@ -54,7 +55,8 @@ __getattr__, __dir__ = attach(
         "results.pareto": ("Estimate", "FloatReference", "FrontPoint", "ParetoFront", "hypervolume"),
         "results.pictures.prune_data": ("ratio_panels",),
         "results.pictures.trial_data": ("prune_trials",),
-        "results.tables.report": ("front_rows", "render_table", "verdicts"),
+        "results.tables.report": ("front_rows", "render_table"),
+        "results.tables.verdicts": ("verdicts",),
         "results.run.environment": ("environment",),
         "results.run.folder": ("Run",),
         "results.run.layout": ("list_runs",),

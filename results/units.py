@@ -1,8 +1,10 @@
-"""Costs in the units a person reads: one place that knows a name's unit, for axes, tables and sentences."""
+"""Costs and measurements as a person reads them: one place that knows a name's unit, for axes, tables and sentences."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from search_spaces.metrics import Metric
 
 _STEPS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
     "size_bytes": ("size", ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))),
@@ -62,3 +64,8 @@ def number_text(value: float) -> str:
     ('12,346', '1.235')
     """
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def measured(metric: Metric, mean: float, std: float, n: int) -> str:
+    """A figure over ``n`` seeds as it is shown, without its unit."""
+    return metric.number(mean) if n == 1 else f"{metric.number(mean)} ±{metric.number(std)}"

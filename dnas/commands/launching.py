@@ -25,7 +25,9 @@ from results.run.folder import Run
 from results.run.layout import ASSIGNMENTS, CHECKPOINTS, JOB
 from results.run.lost import lost_files
 from results.run.status import run_status
-from results.tables.report import front_rows, measured, render_table, verdicts
+from results.tables.report import front_rows, render_table
+from results.tables.verdicts import verdicts
+from results.units import measured
 from search_spaces.errors import InputError, JobError
 from search_spaces.metrics import Metric
 

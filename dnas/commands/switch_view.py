@@ -12,8 +12,7 @@ from dnas.commands.terminal import show, show_json
 from results.pareto import Estimate
 from results.pictures.switch_data import SwitchRow, switch_rows
 from results.run.folder import Run
-from results.tables.report import measured
-from results.units import number_text, scaled_unit
+from results.units import measured, number_text, scaled_unit
 from search_spaces.errors import InputError
 from search_spaces.metrics import Metric
 

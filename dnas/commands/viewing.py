@@ -18,7 +18,8 @@ from results.pictures.prune_data import filters_of, parents_of
 from results.run.folder import Run
 from results.run.layout import list_runs
 from results.run.status import RunStatus, run_status
-from results.tables.report import front_rows, render_table, verdicts
+from results.tables.report import front_rows, render_table
+from results.tables.verdicts import verdicts
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS

@@ -21,7 +21,8 @@ from dnas.jobs.run import evaluate_assignment, run_job
 from dnas.quantization.sparsity import codes_of
 from results.run.folder import Run
 from results.run.journal import Journal
-from results.tables.report import front_rows, render_table, verdicts
+from results.tables.report import front_rows, render_table
+from results.tables.verdicts import verdicts
 from search_spaces.errors import InputError
 from search_spaces.sparse_codes import decode, encode
 from tests.dnas.jobs.test_resuming import LASTING, Killed, carried_out_with_kills, history, identity, outcome

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
-from results.tables.report import compare_pruned, compare_with_controls, front_rows, pooled_std, render_table, verdicts
+from results.tables.report import front_rows, render_table
+from results.tables.verdicts import compare_pruned, compare_with_controls, pooled_std, verdicts
 from search_spaces.errors import InputError
 from search_spaces.metrics import ACCURACY, Metric
 
