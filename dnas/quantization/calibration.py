@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.samples import TensorSample, joined, sampled
-from search_spaces.errors import InputError, check_type
+from search_spaces.errors import InputError, check_type, one_line
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.network.calls import first_input
@@ -83,13 +84,16 @@ def images_of(batches: Iterable[Any]) -> Iterator[Any]:
                 "them by name for a network with several inputs"
             )
         if isinstance(x, Tensor):  # of several inputs some may be masks, of which inf is a part
-            _check_batch(number, x)
+            check_batch(number, x)
         yield x
     if empty:
         raise InputError("there is no batch of images to calibrate on; give at least one (a generator is used up once)")
 
 
-def _check_batch(number: int, x: Tensor) -> None:
+def check_batch(number: int, x: Tensor) -> None:
+    """Raise :class:`InputError` for a batch without images, or with one that is not finite."""
+    if not x.numel():
+        raise InputError(f"batch {number} of shape {tuple(x.shape)} holds no image; leave it out")
     bad = (~x.isfinite()).reshape(len(x), -1).any(1) if x.ndim else ~x.isfinite()[None]
     if bad.any():
         raise InputError(
@@ -99,14 +103,23 @@ def _check_batch(number: int, x: Tensor) -> None:
 
 
 def _run(network: nn.Module, x: Any) -> Any:
-    return network(**x) if isinstance(x, Mapping) else network(x)
+    try:
+        return network(**x) if isinstance(x, Mapping) else network(x)
+    except InputError:
+        raise
+    except Exception as error:  # code of a foreign network, on what the user gave
+        shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(x) if isinstance(t, Tensor))
+        raise InputError(
+            f"the network does not run on a batch of {shapes}: {one_line(error)}; give batches as in training"
+        ) from error
 
 
 def _check_samples(found: Mapping[str, TensorSample]) -> None:
     for name, sample in found.items():
         if not sample.values.isfinite().all():
             raise InputError(
-                f"the input of layer '{name}' is not finite, though images and weights are: a layer before it overflows"
+                f"the input of layer '{name}' is not finite, though the weights are: a layer before it overflows, "
+                "or what the network reads beside images is not finite"
             )
 
 
@@ -188,7 +201,8 @@ def recalibrate_batchnorm(
     """Replace BatchNorm's running statistics by their plain average over ``batches`` of (N, C, H, W).
 
     Idempotent on the same batches; nothing else of the network changes. ``run`` runs a batch: by default the network.
-    Raises :class:`InputError`, the statistics as they were, where there is no batch or one that is not finite.
+    Raises :class:`InputError`, the statistics as they were, where there is no batch, one that is not finite, or a layer
+    that overflows.
     """
     norms = _tracking_norms(network)
     if not norms:
@@ -203,6 +217,7 @@ def recalibrate_batchnorm(
         try:
             for x in images_of(batches):
                 run(x) if run else _run(network, x)
+            check_finite(network)  # a layer may overflow on finite images
         except BaseException:
             for norm, buffers in zip(norms, before, strict=True):
                 for key, value in buffers.items():

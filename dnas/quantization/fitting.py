@@ -25,10 +25,10 @@ def best_clip(sample: TensorSample, grids: Sequence[Grid], signed: bool) -> Tens
     fractions = _FRACTIONS.to(rows.device)
     scores = []
     for fraction in fractions:
-        clip = top * fraction
+        clip = (top * fraction).clamp_min(SMALLEST_CLIP)  # which is the clip that is used
         errors = [(weights * (rows - _levels(rows, clip, grid, signed)).square()).sum(1) for grid in grids]
         scores.append((torch.stack(errors) / weights.sum(1)).clamp_min(1e-20).log().mean(0))
-    return top * fractions[torch.stack(scores).argmin(0)][:, None]
+    return (top * fractions[torch.stack(scores).argmin(0)][:, None]).clamp_min(SMALLEST_CLIP)
 
 
 def best_gain(sample: TensorSample, clip: Tensor, grid: Grid, signed: bool) -> float:

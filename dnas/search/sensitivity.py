@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dnas.quantization.calibration import check_batch
 from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
 from dnas.quantization.quantizers import Quantizer
 from dnas.training.task import CLASSIFICATION, Task
@@ -39,12 +40,14 @@ def sensitivities(
     """Expected increase of the loss (nats) of every cell of every decision, float64 (D, Kw, Ka).
 
     ``batches`` are (images (N, C, H, W), labels (N,)) of training data; the model is left untouched. Raises
-    :class:`InputError` for a weight that is not finite.
+    :class:`InputError` for a weight or an image that is not finite.
     """
     check_finite(model)
     batches = list(batches)
     if not batches or not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
         raise InputError("sensitivities need batches of images (N, C, H, W) and labels (N,), at least one")
+    for number, (x, _) in enumerate(batches, start=1):
+        check_batch(number, x)
     twin = fresh_copy(model).eval()
     names = [name for decision in space.decisions for name in decision.layers]
     layers = {name: twin.get_submodule(name) for name in names}

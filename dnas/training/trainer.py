@@ -21,8 +21,9 @@ from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task, smoothed
-from search_spaces.errors import JobError
+from search_spaces.errors import InputError, JobError
 from search_spaces.metrics import ACCURACY, Metric
+from search_spaces.models.load import check_finite
 
 StepReport = Callable[[int, int, float], None]
 """(steps done, steps of this epoch, loss)"""
@@ -62,7 +63,11 @@ def evaluate(
     device: AnyDevice = CPU,
     task: Task = CLASSIFICATION,
 ) -> Measurement:
-    """Measure ``network`` as it is (mode and all) on ``images``, in order, without gradients."""
+    """Measure ``network`` as it is (mode and all) on ``images``, in order, without gradients.
+
+    Raises :class:`InputError` where the loss is NaN for weights or images that are not finite, :class:`JobError` where
+    the network makes it so of finite ones.
+    """
     images, device = image_set(images), Device.of(device)
     meter = task.meter()
     loss: Tensor | float = 0.0
@@ -72,8 +77,26 @@ def evaluate(
             outputs = task.outputs(network(x))
             meter.update(outputs, y)
             loss = loss + task.loss_sum(outputs, y).double()
+    if math.isnan(float(loss)):
+        _explain_nan(network, images, batch_size)
     count = len(images)
     return Measurement(float(meter.compute()), float(loss) / count, count, task.metric)
+
+
+def _explain_nan(network: Callable[[Tensor], Any], images: ImageSet, batch_size: int) -> None:
+    """Raise an error that names what made a loss NaN: such a network would be measured by chance."""
+    if isinstance(network, nn.Module):
+        check_finite(network)
+    first = 1
+    for x, _ in images.batches(batch_size):
+        bad = (~x.isfinite()).reshape(len(x), -1).any(1)
+        if bad.any():
+            raise InputError(
+                f"image {first + int(bad.nonzero()[0])} holds values that are not finite; "
+                "remove it, or check how images are normalised"
+            )
+        first += len(x)
+    raise JobError("the loss is NaN though weights and images are finite: a layer of the network overflows")
 
 
 class Trainer:

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ LayerCost = Callable[[LayerSpec, int, int], float]
 """A cost of one layer at (weight bits, activation bits); a skipped layer is never asked for."""
 
 
+def _nothing(graph: LayerGraph) -> float:
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Cost:
     """A named cost: its unit, what one layer costs, and how layers combine (``"sum"`` or ``"max"``).
@@ -42,7 +47,7 @@ class Cost:
     unit: str
     layer: LayerCost
     combine: str = "sum"
-    network: Callable[[LayerGraph], float] = lambda graph: 0.0
+    network: Callable[[LayerGraph], float] = _nothing
     shrinks: bool = True
 
     def of_layer(self, spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
@@ -65,17 +70,21 @@ def packed_weight_bytes(elements: int, bits: int) -> int:
 
 def size_bytes(per_channel: bool = False) -> Cost:
     """The size of the packed file, without its header."""
+    return Cost("size_bytes", "bytes", partial(_size_bytes, per_channel=per_channel), network=_other_bytes)
 
-    def layer(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
-        weights = 0
-        if spec.shares_weight_with is None:
-            weights = packed_weight_bytes(spec.weight_elements, weight_bits)
-            if weight_bits != FLOAT_BITS:
-                weights += 4 * (scale_rows(spec) if per_channel else 1)
-        input_scale = 0 if activation_bits == FLOAT_BITS else 4
-        return weights + input_scale + 4 * spec.bias_elements + 2 * 4 * spec.norm_channels
 
-    return Cost("size_bytes", "bytes", layer, network=lambda graph: float(graph.other_bytes))
+def _size_bytes(spec: LayerSpec, weight_bits: int, activation_bits: int, *, per_channel: bool) -> float:
+    weights = 0
+    if spec.shares_weight_with is None:
+        weights = packed_weight_bytes(spec.weight_elements, weight_bits)
+        if weight_bits != FLOAT_BITS:
+            weights += 4 * (scale_rows(spec) if per_channel else 1)
+    input_scale = 0 if activation_bits == FLOAT_BITS else 4
+    return weights + input_scale + 4 * spec.bias_elements + 2 * 4 * spec.norm_channels
+
+
+def _other_bytes(graph: LayerGraph) -> float:
+    return float(graph.other_bytes)
 
 
 def scale_rows(spec: LayerSpec) -> int:
@@ -85,6 +94,10 @@ def scale_rows(spec: LayerSpec) -> int:
 
 def _bitops(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
     return spec.macs * weight_bits * activation_bits
+
+
+def _macs(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
+    return spec.macs
 
 
 def _input_bytes(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
@@ -98,7 +111,7 @@ def _weight_bits(spec: LayerSpec, weight_bits: int, activation_bits: int) -> flo
 WEIGHT_BITS = Cost("weight_bits", "bits", _weight_bits)
 """Bits of the weights alone, as papers count size: no scales, biases, BatchNorm or padding."""
 BITOPS = Cost("bitops", "bit operations", _bitops)
-MACS = Cost("macs", "multiply-accumulates", lambda spec, weight_bits, activation_bits: spec.macs)
+MACS = Cost("macs", "multiply-accumulates", _macs)
 PEAK_ACTIVATION_BYTES = Cost("peak_activation_bytes", "bytes", _input_bytes, combine="max")
 """The largest input that any layer reads, of one sample at its activation bits."""
 
@@ -119,16 +132,20 @@ def latency_table(path: Path) -> Cost:
             f"latency table {path} must have the columns layer, weight_bits, activation_bits, latency_ms: {error!r}"
         ) from error
 
-    def layer(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
-        try:
-            return table[spec.name, weight_bits, activation_bits]
-        except KeyError:
-            raise InputError(
-                f"latency table {path} has no row for layer '{spec.name}' at {weight_bits} weight bits and "
-                f"{activation_bits} activation bits"
-            ) from None
-
+    layer = partial(_latency_ms, path=path, table=table)
     return Cost("latency_ms", "ms", layer, shrinks=False)  # its rows are of whole layers
+
+
+def _latency_ms(
+    spec: LayerSpec, weight_bits: int, activation_bits: int, *, path: Path, table: Mapping[tuple[str, int, int], float]
+) -> float:
+    try:
+        return table[spec.name, weight_bits, activation_bits]
+    except KeyError:
+        raise InputError(
+            f"latency table {path} has no row for layer '{spec.name}' at {weight_bits} weight bits and "
+            f"{activation_bits} activation bits"
+        ) from None
 
 
 def user_cost(name: str, given: str | LayerCost | Cost) -> Cost:

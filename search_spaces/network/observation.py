@@ -124,11 +124,13 @@ class _Watch(TorchDispatchMode):
             weight = record.module._parameters.get("weight")
             if weight is not None:
                 self.owners.setdefault(memory(weight), []).append(record)
+        self.elsewhere: set[int] = set()
         for name, parameter in original.named_parameters():
             layer, _, key = name.rpartition(".")
             if layer in seen.layers and key == "weight":
                 self.owners.setdefault(memory(parameter), []).append(seen.layers[layer])
                 self.held.add(memory(parameter))
+                self.elsewhere.add(memory(parameter))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -174,7 +176,8 @@ class _Watch(TorchDispatchMode):
 
     def _note_weight(self, place: int, operand: Tensor, macs: int | None) -> None:
         owners = self.owners.get(place, [])
-        running = [record for record in owners if record.running]
+        # Who reads the weight of the original calls what was not copied, such as a forward kept by a closure.
+        running = [record for record in owners if record.running and place not in self.elsewhere]
         for record in running:
             weight = cast(Tensor, record.module._parameters["weight"])
             if macs is not None and operand.numel() == weight.numel():

@@ -108,7 +108,7 @@ def test_calibration_keeps_the_mode_of_every_module_also_when_a_batch_fails() ->
     modes = {name: module.training for name, module in network.named_modules()}
     calibrate(network, [inputs()])
     assert {name: module.training for name, module in network.named_modules()} == modes
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match=r"does not run on a batch of \(1, 2, 6, 6\)"):
         calibrate(network, [torch.ones(1, 2, 6, 6)])
     assert {name: module.training for name, module in network.named_modules()} == modes
     assert all(m.observed is None for m in network.modules() if isinstance(m, TensorQuantizer))
@@ -220,6 +220,32 @@ def test_a_layer_that_overflows_is_named() -> None:
         network.first_norm.weight.fill_(3e38)
     with pytest.raises(InputError, match="input of layer 'second' is not finite"):
         calibrate(network, [inputs()])
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-8])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_weights_below_the_smallest_clip_are_not_made_larger(bits: int, per_channel: bool, scale: float) -> None:
+    """Weight decay leaves such filters, and the BatchNorm behind them would bring a level of 1e-6 back."""
+    weight = scale * torch.randn(4, 50, generator=seeded())
+    rows = {"channel_axis": 0, "rows": 4} if per_channel else {}
+    module = TensorQuantizer(WEIGHT_QUANTIZERS["lsq"], (bits,), signed=True, **rows)
+    with torch.no_grad():
+        module.fit(weight)
+        assert (module(weight) - weight).square().mean() <= weight.square().mean()
+
+
+def test_statistics_that_overflow_are_refused_and_nothing_is_lost() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    before = state(network)
+    with pytest.raises(InputError, match=r"'1\.running_var' holds 2 of 2 values that are not finite"):
+        recalibrate_batchnorm(network, [1e30 * inputs()])
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(network).items())
+
+
+def test_a_batch_without_images_is_refused() -> None:
+    with pytest.raises(InputError, match=r"batch 2 of shape .* holds no image"):
+        calibrate(fixed_net(), [inputs(), inputs()[:0]])
 
 
 @pytest.mark.parametrize("use", [calibrate, recalibrate_batchnorm])

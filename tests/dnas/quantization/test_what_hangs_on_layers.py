@@ -246,6 +246,16 @@ def test_a_layer_that_is_read_in_its_own_hook_is_refused_by_name() -> None:
         quantized(model)
 
 
+def test_a_forward_in_a_closure_over_the_original_is_told() -> None:
+    """No copy of a function reaches what it holds: the twin would run the original's float weight."""
+    model = nn.Sequential(linear(), nn.ReLU(), linear())
+    own = model[2].forward
+    model[2].forward = lambda x: own(x) * 2
+    graph = read_graph(model, (WIDTH,))
+    assert set(graph.by_name) == {"0"}
+    assert "reads the weight itself" in graph.unsupported["2"]
+
+
 def test_a_network_that_asks_for_the_exact_class_is_refused_by_name() -> None:
     class Asking(nn.Module):
         def __init__(self) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.quantization.families import find_quantizer
 from dnas.search.sensitivity import hessian_traces, quantized, sensitivities
+from search_spaces.errors import InputError
 from search_spaces.spaces import PrecisionSpace
 from tests.toys import Net, images, plan, seeded, trained
 
@@ -103,3 +104,9 @@ def test_the_same_seed_gives_the_same_table() -> None:
     model = trained(Net())
     first, second = (sensitivities(model, chosen, QuantizerChoice(), BATCHES, seed=s) for s in (0, 0))
     np.testing.assert_array_equal(first, second)
+
+
+def test_an_image_that_is_not_finite_is_refused() -> None:
+    x, y = BATCHES[1]
+    with pytest.raises(InputError, match="image 1 of batch 2 holds values that are not finite"):
+        sensitivities(Net(), plan(Net())[1], QuantizerChoice(), [BATCHES[0], (x * torch.inf, y)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 from typing import Any
 
 import numpy as np
@@ -415,3 +416,17 @@ def test_weights_and_theta_are_told_apart() -> None:
     weights, theta = {id(p) for p in supernet.weights}, {id(p) for p in supernet.theta.parameters()}
     assert not weights & theta
     assert weights | theta == {id(p) for p in supernet.parameters()}
+
+
+@pytest.mark.parametrize("engine", ["composite", "branches"])
+def test_a_supernet_can_be_pickled(engine: Any) -> None:
+    supernet = build_supernet(trained(Net()), engine=engine).eval()
+    calibrate(supernet.network, [inputs()])
+    again = pickle.loads(pickle.dumps(supernet))
+    outputs = []
+    for net in (supernet, again):
+        with net.sampled(net.one_hot([(0, 0)] * len(net.space.decisions))):
+            outputs.append(net(inputs()))
+    assert torch.equal(*outputs)
+    uniform = supernet.space.uniform(4, 4)
+    assert again.table.price(uniform) == supernet.table.price(uniform)

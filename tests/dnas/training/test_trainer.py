@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dnas.config.training import TrainingSection
 from dnas.data.augmentation import Augmentation
+from dnas.data.image_sets import MemoryImages
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import TensorQuantizer
@@ -20,9 +21,9 @@ from dnas.training.device import Device
 from dnas.training.optimization import weight_groups
 from dnas.training.trainer import Trainer, evaluate, first_non_finite, steps_per_epoch, training_batches
 from search_spaces.assignments import LayerBits
-from search_spaces.errors import JobError
+from search_spaces.errors import InputError, JobError
 from search_spaces.network.graph import read_graph
-from tests.toys import SHAPE, Net, images, inputs, trained
+from tests.toys import SHAPE, Net, images, inputs, seeded, trained
 
 CPU = torch.device("cpu")
 IMAGES = images(48)
@@ -178,3 +179,21 @@ def test_finite_outputs_leave_the_gradient_to_blame() -> None:
     model = Net()
     assert "the gradient is not" in first_non_finite(model, inputs())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("spoil", ["weight", "image", "neither"])
+def test_a_loss_that_is_nan_is_no_measurement(spoil: str) -> None:
+    """The largest of logits that are all NaN is the first class: some images would be right."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    x = torch.randn(5, 1, 2, 2, generator=seeded())
+    with torch.no_grad():
+        if spoil == "weight":
+            model[1].weight[0, 0] = float("nan")
+        elif spoil == "image":
+            x[3, 0, 0, 0] = float("inf")
+        else:
+            model[1].weight.fill_(3e38)
+    data = MemoryImages(10 * x, torch.arange(5) % 3, (0.0,), (1.0,))
+    told = {"weight": "'1.weight' holds 1 of 12 values", "image": "image 4 holds", "neither": "the loss is NaN"}[spoil]
+    with pytest.raises(JobError if spoil == "neither" else InputError, match=told):
+        evaluate(model, data, 2)
