@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.switchable.net import SwitchableNet
 from dnas.training.trainer import with_prefix
 from results.events import FloatMeasured
-from results.run.folder import Run
+from results.run.folder import CHECKPOINTS, Run
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
@@ -26,13 +27,14 @@ def stored_net(
     origin = assignment.provenance
     if isinstance(origin, Profile):
         return stored_switchable(run, network, graph, origin.net, seed).alone(origin.profile)
-    saved = run.load_checkpoint(f"net-{assignment.metrics.get('same_as', assignment.id)}-seed{seed}")
+    name = f"net-{assignment.metrics.get('same_as', assignment.id)}-seed{seed}"
+    saved = run.load_checkpoint(name)
     if saved is None:
         raise InputError(
             _missing(run, f"assignment '{assignment.id}'", measured=validation_of(assignment.metrics) is not None)
         )
     fixed = quantize_fixed(network, graph, assignment.layers, choice)
-    fixed.load_state_dict(saved[0])
+    _fill(run, name, saved[0], fixed.load_state_dict)
     return fixed.eval()
 
 
@@ -43,7 +45,7 @@ def stored_float(run: Run, network: nn.Module, epochs: int) -> nn.Module:
         if saved is None or saved[1]["epoch"] < epochs:
             lost = any(isinstance(event, FloatMeasured) for event in run.journal.events())
             raise InputError(_missing(run, "the float network", measured=lost))
-        network.load_state_dict(with_prefix(saved[0], "network"))
+        _fill(run, "pretrain", with_prefix(saved[0], "network"), network.load_state_dict)
     return network.eval()
 
 
@@ -71,8 +73,23 @@ def stored_switchable(run: Run, network: nn.Module, graph: LayerGraph, name: str
     profiles = {key: run.assignment(identity) for key, identity in values["profiles"].items()}
     choice = QuantizerChoice(**values["quantizer"])
     net = SwitchableNet(network, graph, profiles, choice, private_norms=values["private_norms"])
-    net.load_tensors(tensors)
+    _fill(run, f"net-{name}-seed{seed}", tensors, net.load_tensors)
     return net.eval()
+
+
+def _fill(run: Run, name: str, tensors: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], object]) -> None:
+    """Load a checkpoint into a net; :class:`InputError` where it holds NaN or the tensors of another net."""
+    try:
+        for key, tensor in tensors.items():
+            if tensor.isnan().any():  # infinity may be a mask
+                raise InputError(f"'{key}' holds NaN")
+        load(tensors)
+    except (InputError, RuntimeError) as error:
+        why = str(error) if isinstance(error, InputError) else "its tensors are not those of this net"
+        path = run.folder / CHECKPOINTS / f"{name}.safetensors"
+        raise InputError(
+            f"the checkpoint {path} cannot be used: {why}; remove it, then train it again with: dnas resume {run.folder}"
+        ) from error
 
 
 def _missing(run: Run, what: str, *, measured: bool) -> str:

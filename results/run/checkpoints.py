@@ -15,10 +15,11 @@ from results.files import encode_json, parse_json, write_bytes
 from search_spaces.errors import InputError
 
 METADATA_KEY = "dnas"
+NAME_KEY = "name"
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write ``tensors`` and JSON-able ``metadata`` to ``path`` in one step.
+    """Write ``tensors`` and JSON-able ``metadata`` to ``path`` in one step, with the name of the file.
 
     Every tensor is copied to contiguous CPU memory first: safetensors refuses views and shared storage.
     Raises :class:`JobError` where the disk refuses or the metadata holds a NaN.
@@ -27,26 +28,30 @@ def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: 
         name: tensor.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    text = encode_json(dict(metadata), what=f"checkpoint {path.name}")
+    text = encode_json({NAME_KEY: path.stem, **metadata}, what=f"checkpoint {path.name}")
     write_bytes(path, save(copies, metadata={METADATA_KEY: text}))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors (on the CPU) and the metadata of ``path``; raise :class:`InputError` if it is damaged."""
     with _sound(path), safe_open(path, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file)
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file, path)
 
 
 def check_checkpoint(path: Path) -> None:
     """Raise :class:`InputError` if ``path`` is damaged, as far as its header and its length tell."""
     with _sound(path), safe_open(path, framework="pt", device="cpu") as file:
-        _metadata(file)
+        _metadata(file, path)
 
 
-def _metadata(file: Any) -> dict[str, Any]:
+def _metadata(file: Any, path: Path) -> dict[str, Any]:
+    """What the file was written with; ``ValueError`` where it is another checkpoint's file under this name."""
     found = parse_json((file.metadata() or {})[METADATA_KEY])
     if not isinstance(found, dict):
         raise ValueError("its metadata is not an object")
+    name = found.pop(NAME_KEY, path.stem)  # older files do not tell
+    if name != path.stem:
+        raise ValueError(f"it is the file of '{name}'")
     return found
 
 

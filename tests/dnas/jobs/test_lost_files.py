@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from dnas.commands import cli
@@ -91,6 +92,33 @@ def test_a_lost_file_is_made_again_as_it_was(whole: Path, folder: Path, file: st
     assert {path: data for path, data in contents(folder).items() if path != "environment.json"} == kept
     assert json.loads((folder / "environment.json").read_text())["torch"]
     assert "nothing is left to do" in dnas("resume", folder).stderr
+
+
+def test_the_file_of_another_net_is_damaged(whole: Path, folder: Path) -> None:
+    """Both fit the same network: without its name one would be served for the other."""
+    other, file = (folder / "checkpoints" / f"net-{name}-seed0.safetensors" for name in ("uniform-4", "search-1"))
+    shutil.copy(other, file)
+    assert "it is the file of 'net-uniform-4-seed0'" in dnas("evaluate", folder, "search-1").stderr
+    assert dnas("resume", folder).exit_code == 0
+    assert contents(folder) == contents(whole)
+
+
+@pytest.mark.parametrize(("name", "net"), [("search-1", "net-search-1-seed0"), ("float", "pretrain")])
+@pytest.mark.parametrize(("damage", "told"), [("values", "holds NaN"), ("shapes", "are not those of this net")])
+def test_a_checkpoint_that_can_be_read_but_not_used_is_told(
+    folder: Path, name: str, net: str, damage: str, told: str
+) -> None:
+    run = Run.open(folder, write=True)
+    tensors, values = run.load_checkpoint(net) or ({}, {})
+    spoilt = {key: tensor * torch.nan if damage == "values" else torch.zeros(7) for key, tensor in tensors.items()}
+    run.save_checkpoint(net, spoilt, values)
+    run.close()
+    result = dnas("evaluate", folder, name)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+    assert told in result.stderr
+    (folder / "checkpoints" / f"{net}.safetensors").unlink()  # does what it said
+    assert dnas("resume", folder).exit_code == 0
+    assert dnas("evaluate", folder, name).exit_code == 0
 
 
 def test_everything_lost_at_once_is_made_again(whole: Path, folder: Path) -> None:
