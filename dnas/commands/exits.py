@@ -9,13 +9,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import ParamSpec
 
 import typer
 
-from search_spaces.errors import InputError, JobError
+from dnas.commands.terminal import one_document
+from search_spaces.errors import InputError, JobError, one_line
 
 DONE, FAILURE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_VARIABLE = "DNAS_TRACEBACK"
@@ -34,7 +35,8 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
             with terminable():
-                command(*args, **kwargs)
+                with one_document() if kwargs.get("as_json") else nullcontext():
+                    command(*args, **kwargs)
                 sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -47,9 +49,8 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise typer.Exit(_tell(str(error), WRONG_INPUT)) from None
         except JobError as error:
             raise typer.Exit(_tell(f"{error}{_hint()}", FAILURE)) from None
-        except Exception as error:
-            sentence = " ".join(f"{type(error).__name__}: {error}".split())
-            raise typer.Exit(_tell(f"{sentence}{_hint()}", FAILURE)) from None
+        except (Exception, SystemExit) as error:  # the user's own code may leave, too
+            raise typer.Exit(_tell(f"{one_line(error)}{_hint()}", FAILURE)) from None
 
     return run
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 
 from results.units import amount_text as amount_text
 
 PIPED_WIDTH = 200
+_document_stream: ContextVar[TextIO | None] = ContextVar("_document_stream", default=None)
 
 
 class PipeConsole(Console):
@@ -30,9 +34,20 @@ def show(*parts: RenderableType) -> None:
         console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
 
 
+@contextmanager
+def one_document() -> Iterator[None]:
+    """Send to stderr what is printed meanwhile, such as by the user's own network, but for :func:`show_json`."""
+    token = _document_stream.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _document_stream.reset(token)
+
+
 def show_json(data: Any) -> None:
     """Print one JSON document, the only thing on standard output with ``--json``."""
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    print(json.dumps(data, indent=2, ensure_ascii=False), file=_document_stream.get())
 
 
 def tell(sentence: str) -> None:

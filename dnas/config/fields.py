@@ -43,6 +43,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Sigma = Annotated[float, Field(ge=-10, le=100)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
+Parallel = Annotated[int, Field(ge=0, le=1024)]  # hundreds of thousands of threads end the process
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
 DeviceName = Annotated[str, AfterValidator(_device_name)]
 Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]

@@ -16,6 +16,7 @@ from dnas.config.fields import (
     Fraction,
     NonNegative,
     OwnName,
+    Parallel,
     Positive,
     ProposerName,
     Ratio,
@@ -62,7 +63,7 @@ class DataSection(Section):
     test_limit: AtLeastOne | None = Field(
         default=None, examples=[1000], description="Use only this many test images (a stratified subset)."
     )
-    workers: Count = Field(default=0, description="Loader processes for images too large to keep in memory.")
+    workers: Parallel = Field(default=0, description="Loader processes for images too large to keep in memory.")
     batch_size: AtLeastOne = Field(default=128, description="Images per training step.")
     crop_padding: Count = Field(default=0, description="Augmentation: random crop after padding by this many pixels.")
     flip: bool = Field(default=False, description="Augmentation: random horizontal flip.")
@@ -231,7 +232,7 @@ class JobConfig(Section):
     channels_last: bool = Field(default=False, description="Keep images with their channels last in memory, which some devices are faster with.")  # fmt: skip
     compression: Literal["search", "squantizer", "switchable"] = Field(default="search", description="What the job does: search bits per layer, train sparse and low-bit weights at once (`[squantizer]`), or train a switchable net without a search (`[finalise]`; `dnas train-switchable`).")  # fmt: skip
     pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
-    threads: Count = Field(default=0, description="CPU threads (0: PyTorch's choice).")
+    threads: Parallel = Field(default=0, description="CPU threads (0: PyTorch's choice).")
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     data: DataSection = DataSection()

@@ -88,7 +88,8 @@ def _fill(run: Run, name: str, tensors: Mapping[str, Tensor], load: Callable[[Ma
         why = str(error) if isinstance(error, InputError) else "its tensors are not those of this net"
         path = run.folder / CHECKPOINTS / f"{name}.safetensors"
         raise InputError(
-            f"the checkpoint {path} cannot be used: {why}; remove it, then train it again with: dnas resume {run.folder}"
+            f"the checkpoint {path} cannot be used: {why}; remove it, then have it made again with: dnas resume "
+            f"{run.folder}"
         ) from error
 
 

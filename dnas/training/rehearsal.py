@@ -89,7 +89,7 @@ def _outputs(task: Task, twin: nn.Module, x: Tensor, mode: str) -> Tensor:
     """What the task reads of the network's outputs; :class:`InputError` where it fails or does not fit the images."""
     try:
         given: Any = twin(x)
-    except Exception as error:  # the user's own network
+    except (Exception, SystemExit) as error:  # the user's own network
         raise InputError(
             f"the network fails in {mode} mode on images of shape {tuple(x.shape)}: {one_line(error)}; correct its "
             "forward pass, or the data"
@@ -104,6 +104,10 @@ def _outputs(task: Task, twin: nn.Module, x: Tensor, mode: str) -> Tensor:
         raise InputError(f"{told}, which the task cannot read: {one_line(error)}") from error
     if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(x) or outputs.is_complex():
         raise InputError(f"{told}; wrap it so that it returns {wanted}")
+    if outputs.isnan().any():
+        raise InputError(
+            f"{told} that holds NaN before any training; correct its forward pass, its weights or the data"
+        )
     return outputs
 
 

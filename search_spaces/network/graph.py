@@ -91,13 +91,21 @@ def _observe(model: nn.Module, call: Call) -> tuple[nn.Module, Call, Observation
         unfold_attention(twin)
         try:
             return twin, here, observe(twin, here, LAYER_TYPES, model)
-        except Exception as error:  # code that builds CPU tensors or asks for values cannot run on the meta device
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # code that builds CPU tensors or asks for values cannot run on the meta device
             failure = error
-    sentence = str(failure).strip().split("\n")[0]
     raise InputError(
-        f"the network does not run on {_told(call)}: {sentence}; give the shape of one input without the batch "
-        "dimension, such as 3,224,224, or an example of what it is called with"
+        f"the network does not run on {_told(call)}: {_reason(failure)}; give data that it takes, or the shape of one "
+        "input without the batch dimension, such as 3,224,224, or an example of what it is called with"
     ) from failure
+
+
+def _reason(failure: BaseException) -> str:
+    """What the network's code raised, of PyTorch's pages the first line."""
+    first, *_ = str(failure).strip().splitlines() or [""]
+    return f"{type(failure).__name__}: {first}" if first else type(failure).__name__
 
 
 def _told(call: Call) -> str:

@@ -42,17 +42,26 @@ class Returning(Net):
 
     def forward(self, x):
         y = super().forward(x)
+        if self.what == "exit":
+            raise SystemExit(3)
+        if self.what == "exit in training" and self.training:
+            raise SystemExit(0)
+        if self.what == "bare assertion":
+            assert False
         if self.what == "error in training":
             if self.training:
                 raise LookupError("no such thing")
             return y
         return {
+            "exit in training": y,
+            "logits": y,
             "tuple": (y, y),
             "dict": {"out": y, "aux": y},
             "list in training": [y, y] if self.training else y,
             "map": y[:, :, None, None],
             "no gradient": y.detach(),
             "number": y[:, 0],
+            "NaN": y / 0 * 0,
             "text": "logits",
         }[self.what]
 
@@ -183,6 +192,17 @@ REFUSED = {
         ("model.source=own:Returning", "model.arguments={what='error in training'}"),
         "fails in training mode on images of shape (2, 1, 6, 6): LookupError: no such thing",
     ),
+    "leaving": (("model.source=own:Returning", "model.arguments={what='exit'}"), "(1, 6, 6): SystemExit: 3; give data"),
+    "leaving in training": (
+        ("model.source=own:Returning", "model.arguments={what='exit in training'}"),
+        "fails in training mode on images of shape (2, 1, 6, 6): SystemExit: 0",
+    ),
+    "failing without a word": (
+        ("model.source=own:Returning", "model.arguments={what='bare assertion'}"),
+        "does not run on an input of shape (1, 6, 6): AssertionError; give data",
+    ),
+    "NaN": (("model.source=own:Returning", "model.arguments={what='NaN'}"), "that holds NaN before any training"),
+    "too many threads": (("threads=999999",), "expected at most 1024"),
     "frozen": (("model.source=own:frozen",), "no parameter that requires a gradient"),
     "one image per batch": (("model.arguments.norm=true", "data.batch_size=1"), "module 'norm'"),
     "one image for theta": (("model.arguments.norm=true", "search.theta_fraction=0.01"), "only 1 image for θ"),
@@ -222,6 +242,21 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(settings: str) -> 
     assert result.stderr.startswith("error: ")
     assert result.exit_code == 2
     assert not Path("run").exists()
+
+
+def test_json_is_alone_on_stdout_where_the_users_own_code_prints() -> None:
+    forward = "        y = super().forward(x)\n"
+    source = Path("own.py").read_text().replace(forward, f"        print('called')\n{forward}")
+    Path("own.py").write_text(f"print('imported')\n{source}")
+    model = ("--set", "model.source=own:Returning", "--set", "model.arguments={what='logits'}")
+    for words in (
+        ("search", "job.toml", "--run", "run", "--json", *model),
+        ("evaluate", "run", "search-1", "--json"),
+        ("doctor", "--job", "job.toml", "--json"),
+    ):
+        result = CliRunner().invoke(cli.app, [*words])
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("source", ["thirty_six", "thirty_four"])
