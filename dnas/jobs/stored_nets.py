@@ -12,7 +12,8 @@ from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.switchable.net import SwitchableNet
 from dnas.training.trainer import with_prefix
 from results.events import FloatMeasured
-from results.run.folder import CHECKPOINTS, Run
+from results.run.folder import Run
+from results.run.layout import CHECKPOINTS
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph

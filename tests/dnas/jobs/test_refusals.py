@@ -252,7 +252,7 @@ def test_json_is_alone_on_stdout_where_the_users_own_code_prints() -> None:
     for words in (
         ("search", "job.toml", "--run", "run", "--json", *model),
         ("evaluate", "run", "search-1", "--json"),
-        ("doctor", "--job", "job.toml", "--json"),
+        ("doctor", "--job", "job.toml", "--input-shape", "1,6,6", "--json"),
     ):
         result = CliRunner().invoke(cli.app, [*words])
         assert result.exit_code == 0, result.stderr
