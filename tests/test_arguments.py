@@ -372,3 +372,18 @@ def test_bits_of_layers_may_be_pairs() -> None:
         dnas.calibrate(net, batches)
         dnas.recalibrate_batchnorm(net, batches)
     assert torch.equal(nets[0].eval()(X), nets[1].eval()(X))
+
+
+def test_a_network_in_training_mode_is_measured_in_eval_mode_and_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    normed = nn.Sequential(nn.Conv2d(SHAPE[0], 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+    network = nn.Sequential(normed, nn.LazyLinear(3))
+    network(X)
+    expected = dnas.evaluate(network.eval(), BASE)
+    network.train()[0][1].eval()  # a frozen BatchNorm
+    modes, before = [m.training for m in network.modules()], {k: v.clone() for k, v in network.state_dict().items()}
+    assert dnas.evaluate(network, BASE) == expected
+    assert [m.training for m in network.modules()] == modes
+    network.train()
+    assert dnas.evaluate(network, BASE) == expected
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

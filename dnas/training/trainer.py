@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -63,7 +64,7 @@ def evaluate(
     device: AnyDevice = CPU,
     task: Task = CLASSIFICATION,
 ) -> Measurement:
-    """Measure ``network`` as it is (mode and all) on ``images``, in order, without gradients.
+    """Measure ``network`` in eval mode on ``images``, in order, without gradients; its modules keep their modes.
 
     Raises :class:`InputError` where the loss is NaN for weights or images that are not finite, :class:`JobError` where
     the network makes it so of finite ones.
@@ -71,7 +72,7 @@ def evaluate(
     images, device = image_set(images), Device.of(device)
     meter = task.meter()
     loss: Tensor | float = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), _in_eval_mode(network):
         for batch in images.batches(batch_size, device=device.place):
             x, y = task.placed(batch, device)
             outputs = task.outputs(network(x))
@@ -81,6 +82,19 @@ def evaluate(
         _explain_nan(network, images, batch_size)
     count = len(images)
     return Measurement(float(meter.compute()), float(loss) / count, count, task.metric)
+
+
+@contextmanager
+def _in_eval_mode(network: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Let every module of a network be in eval mode while the block runs; a plain function is left as it is."""
+    modes = {m: m.training for m in network.modules()} if isinstance(network, nn.Module) else {}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _explain_nan(network: Callable[[Tensor], Any], images: ImageSet, batch_size: int) -> None:
