@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas.export.buffers import described_buffers, fingerprints, unread_buffers
+from dnas.export.folding import check_folded
 from dnas.export.parts import (
     Codes,
     array_of,
@@ -62,6 +63,7 @@ def pack_fixed(
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     packer = _Packer(network, pruned_graph(graph, kept) if kept else graph, assignment)
     packer.pack()
+    check_folded(network, packer.graph)
     taken = sum(tensor.nbytes for tensor in packer.tensors.values())
     expected = _expected_bytes(packer.graph, assignment, choice.per_channel)
     if taken != expected:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dnas.export.buffers import buffers_of, described_buffers, fingerprints, unread_buffers
+from dnas.export.folding import check_folded
 from dnas.export.parts import (
     array_of,
     check_skipped,
@@ -45,6 +46,8 @@ def pack_switchable(path: Path, net: SwitchableNet, more: Mapping[str, Any]) -> 
     net = on_cpu(net)
     packer = _SharedPacker(net)
     packer.pack()
+    for name in net.profiles:
+        check_folded(net.view_of(name), net.graph)
     taken, expected = sum(tensor.nbytes for tensor in packer.tensors.values()), _expected_bytes(net)
     if taken != expected:
         raise InputError(f"this net takes {taken} bytes and should take {expected}; it is not packed")

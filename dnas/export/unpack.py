@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.export.buffers import fill_buffers
+from dnas.export.folding import fold
 from dnas.export.parts import other_norms, other_parameters
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
@@ -280,17 +281,13 @@ def _fill_grid(quantizer: TensorQuantizer, grid: Mapping[str, Any]) -> None:
 
 
 def _fill_norm(packed: PackedFile, norm: nn.Module, folded: Mapping[str, str]) -> None:
-    """Make a BatchNorm the folded scale and shift: mean 0, variance 1 and eps 0 leave x as it is."""
+    """Make a BatchNorm the scale and shift of the file."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         raise InputError("a BatchNorm of the file is none in this network")
     scale, shift = (torch.tensor(packed.tensors[folded[key]]) for key in ("scale", "shift"))
     if scale.shape != norm.running_mean.shape or shift.shape != scale.shape:
         raise InputError(f"a BatchNorm of {scale.numel()} channels in the file has {norm.num_features} in this network")
-    like = norm.running_mean
-    norm.running_mean.zero_()
-    norm.running_var.fill_(1.0)
-    norm.eps = 0.0
-    norm.weight, norm.bias = (nn.Parameter(tensor.to(like)) for tensor in (scale, shift))
+    fold(norm, scale, shift)
 
 
 def _fill(name: str, parameter: Tensor, values: np.ndarray) -> None:

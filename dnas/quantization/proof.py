@@ -69,11 +69,8 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: 
                 quantize_layer(layer, *quantizers)
         for weight in weights.values():
             weight.copy_(_other(weight))
-    expected = _outputs(network, graph.input_shape)
-    if expected is None:
-        return True
-    actual = _outputs(twin, graph.input_shape)
-    return actual is not None and len(actual) == len(expected) and all(map(_close, actual, expected))
+    expected = outputs_on_noise(network, graph.input_shape)
+    return expected is None or agree(outputs_on_noise(twin, graph.input_shape), expected)
 
 
 def _passing() -> TensorQuantizer:
@@ -94,7 +91,7 @@ def _other(weight: Tensor) -> Tensor:
     return weight * factors.to(weight.dtype).view(weight.shape)
 
 
-def _outputs(network: nn.Module, input_shape: tuple[int, ...]) -> list[Tensor] | None:
+def outputs_on_noise(network: nn.Module, input_shape: tuple[int, ...]) -> list[Tensor] | None:
     """All tensors that the network returns for one random input; None where it cannot run."""
     like = next(network.parameters(), torch.empty(0))
     devices = [like.device] if like.is_cuda else []
@@ -106,6 +103,11 @@ def _outputs(network: nn.Module, input_shape: tuple[int, ...]) -> list[Tensor] |
         except Exception:  # code of a foreign network
             return None
     return [leaf.detach() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def agree(actual: list[Tensor] | None, expected: list[Tensor]) -> bool:
+    """Whether what one network returned is what another did, up to rounding."""
+    return actual is not None and len(actual) == len(expected) and all(map(_close, actual, expected))
 
 
 def _close(actual: Tensor, expected: Tensor) -> bool:

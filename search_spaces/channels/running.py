@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,10 @@ class WatchedRun(TorchDispatchMode):
         self.network, self.whole = network, set(whole)
         self._inside = 0
         self._alive: list[Tensor] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A network that copies a module as it runs copies its hooks: the run is told of the copy by the same."""
+        return self
 
     def operation(self, function: Any, args: Any, kwargs: Any, output: Any) -> None:
         """One tensor operation outside the whole modules."""

@@ -312,3 +312,28 @@ def test_what_a_user_gives_wrong(public: tuple[Path, nn.Module, LayerGraph, BitA
     assert not path.exists()
     save_packed(str(path), network, graph, assignment)
     assert path.read_bytes() == path.with_name("a").read_bytes()
+
+
+class NormReading(nn.Module):
+    """Code that reads of a BatchNorm what folding changes, in a module of its own or not."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.key = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), key
+        self.more = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.more(self.norm(self.conv(x)))
+        return x * self.norm.eps if self.key == "eps" else x + getattr(self.norm, self.key)[:, None, None]
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("key", ["weight", "bias", "running_mean", "running_var", "eps"])
+def test_a_batchnorm_that_code_reads_itself_is_not_folded(tmp_path: Path, key: str, double: bool) -> None:
+    model = made(lambda: NormReading(key), 0)
+    graph = read_graph(model, SHAPE)
+    assignment = assignment_of(graph, same_bits(graph, 4, 4), QuantizerChoice())
+    network = apply(model, assignment).eval()
+    with pytest.raises(InputError, match="statistics of the BatchNorm 'norm' itself"):
+        save_packed(tmp_path / "a", network.double() if double else network, graph, assignment)
+    assert not (tmp_path / "a").exists()

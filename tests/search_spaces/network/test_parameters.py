@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -104,13 +105,14 @@ class Tied(nn.Module):
             "view": lambda own, z: z @ own.encode.weight.flatten().view(3, 4),
             "copy": lambda own, z: z @ own.encode.weight.clone(),
             "norm": lambda own, z: F.pad(z, (0, 1)) / own.encode.weight.norm(),
+            "module": lambda own, z: F.pad(copy.deepcopy(own.encode)(F.pad(z, (0, 1))), (0, 1)),
         }[way]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.decode(self, self.encode(x)))
 
 
-@pytest.mark.parametrize("way", ["buffer", "attribute", "list", "closure", "view", "copy", "norm"])
+@pytest.mark.parametrize("way", ["buffer", "attribute", "list", "closure", "view", "copy", "norm", "module"])
 def test_a_weight_that_is_read_outside_its_layer_is_not_quantized(way: str) -> None:
     graph = read_graph(Tied(way), (4,))
     assert list(graph.by_name) == ["head"]

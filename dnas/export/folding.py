@@ -1,0 +1,62 @@
+"""BatchNorm as a packed file holds it, and the proof that the network reads nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dnas.export.parts import folded_norm
+from dnas.quantization.layers import TensorQuantizer
+from dnas.quantization.proof import agree, outputs_on_noise
+from search_spaces.errors import InputError
+from search_spaces.layers import LayerGraph
+from search_spaces.models.copies import copy_network
+
+
+def fold(norm: _BatchNorm, scale: Tensor, shift: Tensor) -> None:
+    """Make a BatchNorm the folded scale and shift (C,): mean 0, variance 1 and eps 0 leave x as it is."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    like = norm.running_mean
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1.0)
+    norm.eps = 0.0
+    norm.weight, norm.bias = (nn.Parameter(tensor.to(like)) for tensor in (scale, shift))
+
+
+def check_folded(network: nn.Module, graph: LayerGraph) -> None:
+    """Raise :class:`InputError` that names a BatchNorm whose folding the network's own code notices.
+
+    Code may read a weight or a statistic itself, and a file holds scale and shift alone. Both run in float64 on one
+    random input, their layers' inputs unquantized; nothing is proven where the network does not run so.
+    """
+    norms = [
+        name
+        for name, norm in network.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name not in graph.unused
+    ]
+    expected = outputs_on_noise(_folded(network, ()), graph.input_shape) if norms else None
+    if expected is None or agree(outputs_on_noise(_folded(network, norms), graph.input_shape), expected):
+        return
+    for name in norms:
+        if not agree(outputs_on_noise(_folded(network, [name]), graph.input_shape), expected):
+            raise InputError(
+                f"the network reads the weight or the statistics of the BatchNorm '{name}' itself, and a packed file "
+                "holds them folded into a scale and a shift; let the code read a parameter or a buffer of its own"
+            )
+
+
+def _folded(network: nn.Module, names: Collection[str]) -> nn.Module:
+    twin = copy_network(network).eval()
+    with torch.no_grad():
+        for name in names:
+            norm = twin.get_submodule(name)
+            if isinstance(norm, _BatchNorm):
+                fold(norm, *folded_norm(name, norm))
+    for module in twin.modules():
+        if isinstance(module, TensorQuantizer):
+            module.pass_through()
+    return twin.double()
