@@ -110,6 +110,7 @@ def _entry_bytes(trace: ChannelTrace, network: nn.Module, specs: Mapping[str, La
             path, _, key = name.rpartition(".")
             owner = network.get_submodule(path)
             vectors = [buffer for own, buffer in stored_buffers(owner).items() if own == key]
-            sizes[name] = 4 * (key in owner._parameters)
+            counted = path in specs and key == "bias"  # with its layer, whoever else reads it
+            sizes[name] = 4 * (key in owner._parameters and not counted)
         sizes[name] += sum(buffer_bytes(buffer) // len(labels) for buffer in vectors)
     return {name: size for name, size in sizes.items() if size}

@@ -33,11 +33,15 @@ from search_spaces.models.zoo import mobilenet_v1, resnet20
 from search_spaces.network.graph import read_graph
 from tests.search_spaces.channel_toys import (
     CASES,
+    SHAPE,
     Case,
+    Toy,
     built,
+    conv,
     difference,
     masked_where_made,
     masked_where_read,
+    pooled,
     some_kept,
     trained,
 )
@@ -172,6 +176,16 @@ def test_a_shared_parameter_is_cut_once_and_stays_shared() -> None:
     assert first.weight is second.weight
     assert first.bias is not second.bias
     assert first.weight.shape == (3, 3, 3, 3)
+
+
+def test_a_bias_that_is_read_beside_its_layer_is_counted_once() -> None:
+    def net() -> nn.Module:
+        code = lambda n, x: n.head(pooled(n.a(x).relu() * n.a.bias.view(1, -1, 1, 1)))  # noqa: E731
+        return Toy(code, a=conv(2, 8), head=nn.Linear(8, 3))
+
+    network, graph = built(Case(net, (), SHAPE))
+    assert graph.channels.names == ("a",)
+    assert_pruned_is_masked_and_foretold(network, graph, {"a": (0, 3, 4)})
 
 
 def test_the_right_filters_stay() -> None:
