@@ -243,7 +243,7 @@ def test_the_same_net_gives_the_same_bytes(tmp_path: Path) -> None:
             "layer 'stem' is a Conv2d of shape (5, 1, 3, 3) in the file and a Conv2d of shape (4, 1, 3, 3)",
         ),
         (SharedWeight(), "assignment 'mine' names layer 'stem', which this network does not have"),
-        (nn.Conv2d(3, 4, 3), "the network does not run on an input of shape (1, 6, 6)"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3)), "the network does not run on an input of shape (1, 6, 6)"),
     ],
     ids=["other shape", "other layers", "other input"],
 )

@@ -350,7 +350,7 @@ CRAFTED = {
     "shape": (None, "layers.first", {"shape": [10**6, 10**6]}, "is not stored as bit planes of its shape"),
     "bits": (None, "profiles.whole.layers.first.weight", {"bits": 3}, "other bits than the 8 of its assignment"),
     "accuracy": (None, "profiles.p.assignment.metrics", {"val_top1": 5}, "does not describe a net"),
-    "cost": (None, "profiles.p.assignment.cost", {"size_bytes": None}, "does not describe a net"),
+    "cost": (None, "profiles.p.assignment.cost", {"size_bytes": None}, "the cost size_bytes is no number"),
 }
 
 
