@@ -24,7 +24,7 @@ from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer
 from dnas.search.losses import theta_loss
 from dnas.search.supernet import Supernet
-from dnas.training.trainer import weight_groups
+from dnas.training.optimization import Optimization, weight_groups
 from search_spaces.allocation.program import Cells, check_reachable
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable
@@ -170,7 +170,7 @@ def _search_once(
     generator = torch.Generator().manual_seed(0)
     section = SearchSection(budgets=(dict(budget.limits),))
     loss_of = theta_loss(section, supernet, budget)
-    weights = torch.optim.SGD(weight_groups(supernet.network, 5e-4), lr=1e-3, momentum=0.9)
+    weights = torch.optim.SGD(weight_groups(supernet.network, Optimization(weight_decay=5e-4)), lr=1e-3, momentum=0.9)
     theta = torch.optim.Adam(supernet.theta.parameters(), lr=0.05)
     labels = torch.arange(len(x))
     supernet.train()

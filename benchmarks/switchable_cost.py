@@ -30,7 +30,7 @@ from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.switchable.net import SwitchableNet
 from dnas.switchable.training import SwitchableTrainer, accumulate_gradients
-from dnas.training.trainer import weight_groups
+from dnas.training.optimization import Optimization, weight_groups
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.shared import shared_size_bytes
 from search_spaces.costs.table import CostTable, build_costs
@@ -79,7 +79,7 @@ class Bench:
         net = quantize_fixed(self.model, self.graph, layers, CHOICE).train()
         calibrate(net, [self.x])
         net.train()
-        optimizer = torch.optim.SGD(weight_groups(net, 5e-4), lr=0.01, momentum=0.9)
+        optimizer = torch.optim.SGD(weight_groups(net, Optimization(weight_decay=5e-4)), lr=0.01, momentum=0.9)
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)

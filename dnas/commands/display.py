@@ -110,6 +110,8 @@ def telling_line(event: Event) -> str:
         name = "" if metric.unit else f"{metric.label} "
         seed = f" (seed {event['seed']})" if event.get("seed") is not None else ""
         return f"measured {label}{seed}" + (f": {name}{metric.text(value)} on validation" if value is not None else "")
+    if kind == "lost":
+        return f"{event['file']} is {event['why']}: it is made again"
     if kind == "resumed":
         return "resumed from the journal"
     return ""

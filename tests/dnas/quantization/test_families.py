@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dnas.config.fields import ActivationQuantizer, Named, WeightQuantizer
-from dnas.export.pack import save_packed
+from dnas.export.save import save_packed
 from dnas.export.unpack import load
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed, tensor_quantizer
