@@ -37,6 +37,7 @@ Scorer = Callable[[nn.Module, ChannelGroup], Any]
 """A user's own criterion: (network, group) → one finite score per unit (U,); higher stays longer."""
 
 LossSum = Callable[[Any, Any], Tensor]
+CLASSIFICATION_LOSS: LossSum = nn.CrossEntropyLoss(reduction="sum")
 """(what the network gave, targets) → the sum of the losses of these images."""
 
 
@@ -63,14 +64,14 @@ def rankings(
     criterion: str | Criterion | Scorer = "geometric",
     *,
     batches: Iterable[tuple[Tensor, Any]] = (),
-    loss_sum: LossSum | None = None,
+    loss_sum: LossSum = CLASSIFICATION_LOSS,
     seed: int = 0,
 ) -> dict[str, Ranking]:
     """Rank the units of every group; the keys are the groups' names.
 
     ``criterion`` is a name in :data:`CRITERIA`, a ``package.module:function`` or a :data:`Scorer`. ``batches`` are
     (images (N, C, H, W), targets) and are read by ``taylor`` alone, once, whose loss over the images of a batch is
-    ``loss_sum``; the network is left untouched.
+    ``loss_sum``, that of class labels where none is given; the network is left untouched.
     """
     check_type(groups, ChannelGroups, "channel groups", "give what bayesopt.groups(model, example) returns")
     chosen = _criterion(criterion)
@@ -85,7 +86,7 @@ def removal_order(
     criterion: str | Criterion | Scorer = "geometric",
     *,
     batches: Iterable[tuple[Tensor, Any]] = (),
-    loss_sum: LossSum | None = None,
+    loss_sum: LossSum = CLASSIFICATION_LOSS,
     seed: int = 0,
 ) -> tuple[int, ...]:
     """The units of one group, most redundant first: any ratio drops the first few, so ratios are nested."""
@@ -100,7 +101,7 @@ def importance(
     criterion: str | Criterion | Scorer = "geometric",
     *,
     batches: Iterable[tuple[Tensor, Any]] = (),
-    loss_sum: LossSum | None = None,
+    loss_sum: LossSum = CLASSIFICATION_LOSS,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Scores (U,) in [0, 1] by group name, the higher the more worth keeping; they agree with the removal order."""
@@ -285,15 +286,13 @@ def _slopes(
     groups: Iterable[ChannelGroup],
     criterion: Criterion,
     batches: Iterable[tuple[Tensor, Any]],
-    loss_sum: LossSum | None,
+    loss_sum: LossSum,
 ) -> dict[str, np.ndarray]:
     """Per member layer, Σ w·∂L/∂w of each filter (R,), L being the mean loss over all images.
 
     In evaluation mode: with the statistics of the batch, a BatchNorm makes the loss indifferent to the scale of the
     filters before it, and every sum would be zero.
     """
-    if loss_sum is None:
-        raise InputError(f"criterion '{criterion.name}' follows a loss, and none is given as loss_sum")
     twin = copy.deepcopy(network).eval()
     found = {member.name: member for group in groups for member in members(twin, group, latent_weight)}
     weights = [member.layer.get_parameter("weight").requires_grad_() for member in found.values()]

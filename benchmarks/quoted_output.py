@@ -91,7 +91,7 @@ def _note() -> str:
 def _evaluate_output(name: str) -> Lines:
     point = next(point for point in Run.open(RECORDED).load_front().points if point.assignment == name)
     found = re.search(r"(\d+) validation", _note())
-    top1, images = point.val_top1, found[1] if found else "?"
+    top1, images = point.val, found[1] if found else "?"
     mean, std = 100 * top1.mean, 100 * top1.std
     return [f"{name} on val: {mean:.2f} ± {std:.2f} % top-1 ({top1.n} seeds, {images} images)"]
 

@@ -130,7 +130,8 @@ class Traps(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.stem(x))
-        left, right = self.twice(x).chunk(2, dim=1)  # views: an inplace activation would write into both
+        both = self.twice(x)
+        left, right = both[:, :4], both[:, 4:]  # views: an inplace activation writes into what they are of
         x = torch.cat([self.relu(left), right], dim=1)
         x = self.shared(self.twice(x)[:, :, ::2]) + self.same(x)[:, :, ::2]
         x = self.up(self.standardized(x))

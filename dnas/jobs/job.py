@@ -19,7 +19,7 @@ from dnas.search.trainer import SearchData
 from dnas.training.device import Device
 from dnas.training.schedules import derived_seed
 from dnas.training.task import Task, load_task
-from dnas.training.trainer import Measurement, evaluate, inputs_of
+from dnas.training.trainer import Measurement, inputs_of, measure
 from search_spaces.assignments import ModelReference
 from search_spaces.errors import InputError
 from search_spaces.models.load import LoadedModel, load_model
@@ -77,7 +77,7 @@ class Job:
 
     def measured(self, network: nn.Module, images: ImageSet) -> Measurement:
         """Measure a network, as it is, by the job's task."""
-        return evaluate(network, images, self.config.data.batch_size, self.device, self.task)
+        return measure(network, images, self.config.data.batch_size, self.device, self.task)
 
     def calibration_images(self) -> list[Tensor]:
         """The first training batches, without augmentation."""

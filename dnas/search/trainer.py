@@ -30,7 +30,7 @@ from dnas.training.task import CLASSIFICATION, Task, smoothed
 from dnas.training.trainer import (
     StepReport,
     checked_value,
-    evaluate,
+    measure,
     steps_per_epoch,
     training_batches,
     with_prefix,
@@ -285,7 +285,7 @@ class SupernetTrainer:
         batch_size = without_single(len(images), self.data.batch_size)
         supernet.eval()
         with self.weights.averaged(), batch_statistics(supernet.network), supernet.sampled(sample):
-            return evaluate(supernet, images, batch_size, self.device, self.task).score
+            return measure(supernet, images, batch_size, self.device, self.task).score
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""

@@ -25,7 +25,7 @@ from dnas.training.device import CPU, Device
 from dnas.training.distillation import taught
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task
-from dnas.training.trainer import Trainer, checked_value, evaluate, without_single
+from dnas.training.trainer import Trainer, checked_value, measure, without_single
 
 
 class SwitchableTrainer(Trainer):
@@ -61,7 +61,7 @@ class SwitchableTrainer(Trainer):
         with self.updates.averaged(), batch_statistics(self.network):
             for name in self.network.profiles:
                 view = self.network.view_of(name)
-                scores[name] = evaluate(view, images, batch_size, self.device, self.task).score
+                scores[name] = measure(view, images, batch_size, self.device, self.task).score
         return {"score": sum(scores.values()) / len(scores), "profiles": scores}
 
     def _tensors(self) -> Mapping[str, Tensor]:

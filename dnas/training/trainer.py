@@ -22,7 +22,7 @@ from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task, smoothed
-from search_spaces.errors import InputError, JobError
+from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.models.load import check_finite
 
@@ -69,7 +69,17 @@ def evaluate(
     Raises :class:`InputError` where the loss is NaN for weights or images that are not finite, :class:`JobError` where
     the network makes it so of finite ones.
     """
-    images, device = image_set(images), Device.of(device)
+    images = image_set(images)
+    measured = measure(network, images, batch_size, Device.of(device), task)
+    if math.isnan(measured.loss):
+        _explain_nan(network, images, batch_size)
+    return measured
+
+
+def measure(
+    network: Callable[[Tensor], Any], images: ImageSet, batch_size: int, device: Device, task: Task
+) -> Measurement:
+    """As :func:`evaluate`, but a net that diverged measures as it is: it must not end a job of many."""
     meter = task.meter()
     loss: Tensor | float = 0.0
     with torch.no_grad(), _in_eval_mode(network):
@@ -78,8 +88,6 @@ def evaluate(
             outputs = task.outputs(network(x))
             meter.update(outputs, y)
             loss = loss + task.loss_sum(outputs, y).double()
-    if math.isnan(float(loss)):
-        _explain_nan(network, images, batch_size)
     count = len(images)
     return Measurement(float(meter.compute()), float(loss) / count, count, task.metric)
 
@@ -139,6 +147,7 @@ class Trainer:
         task: Task = CLASSIFICATION,
     ) -> None:
         self.on_progress, self.teacher = on_progress, teacher
+        check_type(section, TrainingSection, "the section of a training", "give FinetuneSection(...) or job.finetune")
         self.task, self.training_task = task, smoothed(task, section.label_smoothing)
         self.network, self.section, self.images = network, section, image_set(images)
         self.batch_size, self.augmentation = batch_size, augmentation
@@ -193,7 +202,7 @@ class Trainer:
         """Accuracy on ``images`` of the network as it is now, or of its averaged weights."""
         self.network.eval()
         with self.updates.averaged():
-            return {"score": evaluate(self.network, images, self.batch_size, self.device, self.task).score}
+            return {"score": measure(self.network, images, self.batch_size, self.device, self.task).score}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything a later :meth:`restore` needs, as a snapshot: tensors and plain values."""

@@ -23,10 +23,10 @@ from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages.measure import Measurer
 from dnas.quantization.calibration import recalibrate_batchnorm
-from dnas.training.device import CPU, AnyDevice
+from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task
-from dnas.training.trainer import Measurement, evaluate
+from dnas.training.trainer import Measurement, measure
 from results.run.folder import Run
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import JobError
@@ -54,7 +54,7 @@ class PruningObjective:
         device: AnyDevice = CPU,
         task: Task = CLASSIFICATION,
     ) -> None:
-        self.device, self.task = device, task
+        self.device, self.task = Device.of(device), task
         self.network, self.groups, self.orders = network, groups, orders
         self.batchnorm_images, self.images, self.batch_size = batchnorm_images, images, batch_size
 
@@ -70,7 +70,7 @@ class PruningObjective:
         """Measure the net whose groups keep so many units."""
         smaller = self.pruned(counts).eval()
         recalibrate_batchnorm(smaller, self.batchnorm_images)
-        measured = evaluate(smaller, self.images, self.batch_size, self.device, self.task)
+        measured = measure(smaller, self.images, self.batch_size, self.device, self.task)
         return replace(measured, loss=float(f"{measured.loss:.{_DIGITS}g}"))
 
 

@@ -511,7 +511,6 @@ def test_own_splits_stay_as_they_are_but_for_limits() -> None:
         ("short", "must return DataSplits or"),
         ("flat", "must be (N, C, H, W)"),
         ("negative", "integers from 0 on"),
-        ("soft", "integers from 0 on"),
         ("holes", "finite floats"),
         ("unknown", "test label 8"),
         ("uneven", "differ in shape"),

@@ -84,7 +84,7 @@ def test_a_quantizer_of_ones_own_goes_through_a_fixed_net_a_supernet_and_a_packe
         assert supernet.eval()(inputs()).shape == network.eval()(inputs()).shape
     table = CostTable(graph, build_space(graph, SpaceOptions()), build_costs())
     assignment = BitAssignment("mine", ModelReference("own", SHAPE), layers, table.price(layers))
-    save_packed(tmp_path / "net.safetensors", network, graph, assignment, choice, None)
+    save_packed(tmp_path / "net.safetensors", network, graph, assignment, choice)
     assert torch.equal(load(tmp_path / "net.safetensors", model=model)(inputs()), network(inputs()))
 
 

@@ -60,6 +60,7 @@ def test_a_network_with_several_inputs_from_the_example_to_the_assignment() -> N
 
 def test_a_batch_of_another_kind_is_refused() -> None:
     model = Attending()
-    network = quantize_fixed(model, read_graph(model, batch(0)), {"head": LayerBits(4, 4)}, QuantizerChoice())
+    graph = read_graph(model, batch(0))
+    network = quantize_fixed(model, graph, {name: LayerBits(4, 4) for name in graph.by_name}, QuantizerChoice())
     with pytest.raises(InputError, match="batch 1 is str; a batch is a tensor of images"):
         calibrate(network, ["image"])
