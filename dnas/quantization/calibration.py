@@ -196,13 +196,17 @@ def _using_batch_statistics(norms: list[_BatchNorm]) -> Iterator[None]:
 
 
 def recalibrate_batchnorm(
-    network: nn.Module, batches: Iterable[Any], run: Callable[[Tensor], Any] | None = None
+    network: nn.Module,
+    batches: Iterable[Any],
+    run: Callable[[Tensor], Any] | None = None,
+    *,
+    allow_overflow: bool = False,
 ) -> None:
     """Replace BatchNorm's running statistics by their plain average over ``batches`` of (N, C, H, W).
 
     Idempotent on the same batches; nothing else of the network changes. ``run`` runs a batch: by default the network.
     Raises :class:`InputError`, the statistics as they were, where there is no batch, one that is not finite, or a layer
-    that overflows.
+    that overflows; ``allow_overflow`` lets the last be, for a net that diverged and is to be measured as it is.
     """
     norms = _tracking_norms(network)
     if not norms:
@@ -217,7 +221,8 @@ def recalibrate_batchnorm(
         try:
             for x in images_of(batches):
                 run(x) if run else _run(network, x)
-            check_finite(network)  # a layer may overflow on finite images
+            if not allow_overflow:
+                check_finite(network)  # a layer may overflow on finite images
         except BaseException:
             for norm, buffers in zip(norms, before, strict=True):
                 for key, value in buffers.items():

@@ -209,9 +209,13 @@ class SwitchableNet(nn.Module):
                 for quantizer in self.quantizers.of_input(spec.name):
                     fit_input(quantizer, inputs[spec.name])
 
-    def recalibrate(self, batches: Iterable[Tensor]) -> None:
+    def recalibrate(self, batches: Iterable[Tensor], *, allow_overflow: bool = False) -> None:
         """Replace every BatchNorm's statistics by their average over ``batches`` (N, C, H, W) and over its profiles."""
-        recalibrate_batchnorm(self.views, batches, lambda x: [view(x) for view in self.views.values()])
+
+        def run(x: Tensor) -> list[Tensor]:
+            return [view(x) for view in self.views.values()]
+
+        recalibrate_batchnorm(self.views, batches, run, allow_overflow=allow_overflow)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state with every tensor once; what :meth:`load_tensors` reads."""

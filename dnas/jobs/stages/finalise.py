@@ -190,7 +190,7 @@ class _Finaliser:
         units = _epoch_units(job, section, len(profiles))
         place = Place(Finalise.name, self.net, f"{self.net}-seed{seed}", Finalise.name, units, seed)
         context.train(trainer, place)
-        net.recalibrate(job.batchnorm_images(BATCHNORM_BATCHES))
+        net.recalibrate(job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
         save_switchable(self.log.run, net, self.net, seed)
         net.eval()
         for name, assignment in profiles.items():

@@ -169,7 +169,7 @@ class Measurer:
         place = Place(FINETUNE, assignment.id, f"{assignment.id}-seed{seed}", FINETUNE, finetune_units(job), seed)
         self.context.train(trainer, place)
         settle(network, assignment, job)
-        recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES))
+        recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
         self.log.run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), {"seed": seed})
         self.log.run.delete_checkpoint(place.checkpoint)
         return network.eval()

@@ -201,7 +201,7 @@ def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Tr
         task=job.task,
     )
     context.train(trainer, Place(PRUNE, name, name, FINETUNE, finetune_units(job)))
-    recalibrate_batchnorm(network, trials.objective.batchnorm_images)
+    recalibrate_batchnorm(network, trials.objective.batchnorm_images, allow_overflow=True)
     measured = job.measured(network.eval(), job.data.val)
     found = Finalist(
         run=name,

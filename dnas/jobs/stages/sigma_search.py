@@ -167,6 +167,6 @@ class _Trials:
         validation, job = self.job.search_data.validation, self.job
         for counts in asked:
             set_sigmas(self.network, self.space.layers_at(counts))
-            recalibrate_batchnorm(self.network, self._images)
+            recalibrate_batchnorm(self.network, self._images, allow_overflow=True)
             measured = job.measured(self.network, validation)
             yield replace(measured, loss=float(f"{measured.loss:.{_DIGITS}g}"))
