@@ -330,6 +330,9 @@ WRONG_CALLS: dict[str, Callable[[], Any]] = {
     "price of an unknown layer": lambda: TABLE.price({"stemm": dnas.LayerBits(4, 4)}),
     "too few cells": lambda: SPACE.layers_of([(0, 0)]),
     "costs that lack one": lambda: dnas.Budget({"macs": 3}, "mine").met_by({"bitops": 3}),
+    "costs of a graph": lambda: dnas.build_costs(GRAPH),  # type: ignore[arg-type]
+    "latency as a number": lambda: dnas.build_costs(latency=5),  # type: ignore[arg-type]
+    "budget without a table": lambda: dnas.parse_budget({"macs": 1}, None),  # type: ignore[arg-type]
     "job by name": lambda: dnas.plan_job("digits", Net(), SHAPE),  # type: ignore[arg-type]
     "run by name": lambda: dnas.run_job("digits", None, print),  # type: ignore[arg-type]
     "dump by name": lambda: dnas.dump_job("digits"),  # type: ignore[arg-type]

@@ -102,7 +102,7 @@ class SearchSection(Optimization):
     """The differentiable search over the supernet."""
 
     engine: Literal["composite", "branches"] = Field(default="composite", description="`composite`: one convolution per layer whatever the number of candidates; `branches`: a convolution with its own weights and BatchNorm per candidate (DNAS as published).")  # fmt: skip
-    budgets: tuple[WrittenBudget, ...] = Field(default=(), description="Each budget limits one or several costs: 40000, '40 KiB', '12%' (of fp32) or '50% of uniform8'.")  # fmt: skip
+    budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=(), description="Each budget limits one or several costs: 40000, '40 KiB', '12%' (of fp32) or '50% of uniform8'.")  # fmt: skip
     sampling: Literal["gumbel", "gumbel_hard", "softmax"] = Field(default="gumbel", description="Gumbel-softmax (soft), its hard straight-through form, or plain softmax (EdMIPS).")  # fmt: skip
     loss: Literal["hinge", "log_product", "additive"] = Field(default="hinge", description="How cost enters the loss: hinge to the budget, DNAS's CE·β(ln cost)^γ, or EdMIPS's CE + λ·cost/cost₀.")  # fmt: skip
     cost: str = Field(default="size_bytes", description="The cost that `log_product` and `additive` use; `hinge` uses those of the budget.")  # fmt: skip
@@ -157,7 +157,7 @@ class SquantizerSection(Section):
     activation_bits: SomeBits = Field(default=4, description="Bits of input activations (`quantizer.activations`), from the first training step on.")  # fmt: skip
     sigma: Annotated[tuple[Sigma, ...], OnceEach] = Field(default=(0.0,), description="σ of the threshold, mean magnitude + σ × standard deviation of the magnitudes; one net for each, besides those of `budgets`.")  # fmt: skip
     sigmas: dict[str, Sigma] = Field(default={}, description="σ of single layers, whatever the others get: pattern = σ; the last pattern that fits counts.")  # fmt: skip
-    budgets: tuple[WrittenBudget, ...] = Field(default=(), description="Limits on size_bytes or weight_bits, written as in `search.budgets`; σ is chosen for each.")  # fmt: skip
+    budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=(), description="Limits on size_bytes or weight_bits, written as in `search.budgets`; σ is chosen for each.")  # fmt: skip
     trials: Count = Field(default=0, description="Trials of a σ for each layer, by Bayesian optimization within each budget; the net with one σ for all layers stands beside it (0: that net alone).")  # fmt: skip
     delay: Annotated[float, Field(ge=0, lt=1)] = Field(default=1 / 3, description="Share of the training steps with dense float weights, before sparsity and quantization start.")  # fmt: skip
     order: Literal["sparsify-first", "quantize-first"] = Field(default="sparsify-first", description="What comes first; `quantize-first` is there to compare with.")  # fmt: skip
@@ -169,9 +169,9 @@ class PruneSection(Section):
     """Pruning of measured assignments: a ratio per channel group by Bayesian optimization, filters removed for real."""
 
     enabled: bool = Field(default=False, description="Whether the job prunes; `dnas prune` does it later for any assignment.")  # fmt: skip
-    assignments: tuple[str, ...] = Field(default=("search-*",), description="Patterns over the ids of the assignments to prune.")  # fmt: skip
+    assignments: Annotated[tuple[str, ...], OnceEach] = Field(default=("search-*",), description="Patterns over the ids of the assignments to prune.")  # fmt: skip
     at_most: AtLeastOne | None = Field(default=None, examples=[1], description="Prune only so many of them: the most accurate on validation.")  # fmt: skip
-    budgets: tuple[WrittenBudget, ...] = Field(default=({"size_bytes": "70%"},), description="Limits on size_bytes, bitops or macs; a plain % is of the assignment's own cost, else as in `search.budgets`. None: the whole front of size against accuracy.")  # fmt: skip
+    budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=({"size_bytes": "70%"},), description="Limits on any cost but latency; a plain % is of the assignment's own cost, else as in `search.budgets`. None: the whole front of size against accuracy.")  # fmt: skip
     trials: AtLeastOne = Field(default=40, description="Configurations tried for each budget.")
     batch: AtLeastOne = Field(default=1, description="Configurations asked for at once; results depend on it.")
     workers: AtLeastOne = Field(default=1, description="Processes that try configurations; the threads are shared out among them.")  # fmt: skip

@@ -26,7 +26,7 @@ def name_points(figure: Figure, axes: Axes, picture: FrontPicture) -> None:
     if not picture.labels:
         return
     figure.draw_without_rendering()  # places the axes, which the room for names depends on
-    taken = [*_markers(figure, axes, picture), *(text.get_window_extent() for text in axes.texts)]
+    taken = [*_markers(figure, axes, picture), *_lines_across(axes), *(text.get_window_extent() for text in axes.texts)]
     for label in picture.labels:
         for note in _candidates(axes, label.text, label.point):
             text = _text_box(note, figure)
@@ -61,6 +61,13 @@ def _candidates(axes: Axes, text: str, point: tuple[float, float]) -> Iterator[A
                 path_effects=[withStroke(linewidth=1.8, foreground="white")],
                 arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
             )
+
+
+def _lines_across(axes: Axes) -> list[Bbox]:
+    """What lines from one side of the axes to the other take, in pixels, such as that of the float network."""
+    across = [line for line in axes.lines if line.get_transform() == axes.get_yaxis_transform("grid")]
+    heights = (line.get_window_extent().y0 for line in across)
+    return [Bbox.from_extents(axes.bbox.x0, y - 2, axes.bbox.x1, y + 2) for y in heights]
 
 
 def _markers(figure: Figure, axes: Axes, picture: FrontPicture) -> list[Bbox]:

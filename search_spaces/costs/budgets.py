@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from search_spaces.costs.table import Cost, CostTable
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, check_type
 
 _SYMBOLS = {
     "bytes": ("B", "bytes"),
@@ -94,6 +94,7 @@ def parse_budget(
 
     A plain percentage is of fp32, or of the costs ``own`` where these are given.
     """
+    check_type(table, CostTable, "the table of a budget", "give CostTable(graph, space, build_costs())")
     if isinstance(entry, Budget):
         entry.check(table)
         return entry

@@ -270,6 +270,8 @@ def build_costs(
     functions: Mapping[str, str | LayerCost] | None = None,
 ) -> list[Cost]:
     """All costs a job knows: the five built in, a latency table if given, and the user's own functions by name."""
+    check_type(per_channel, (bool, np.bool_), "per_channel", "say whether weights have a scale for each channel")
+    check_type(latency or "", (str, Path), "a latency table", "give the path of a CSV or JSON file")
     if not isinstance(functions or {}, Mapping):
         raise InputError(f"functions are by the name of their cost, such as {{'energy': function}}; got {functions!r}")
     costs: list[Any] = [size_bytes(per_channel), BITOPS, MACS, WEIGHT_BITS, PEAK_ACTIVATION_BYTES]

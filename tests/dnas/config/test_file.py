@@ -324,6 +324,7 @@ def test_lines_of_all_ways_to_write_a_key() -> None:
     assert {path: lines[path] for path in expected} == expected
 
 
+BUDGETS = st.dictionaries(TEXT, st.integers(1, 9) | st.just("9%"), min_size=1)
 JOBS = st.builds(
     lambda values: JobConfig.model_validate(values),
     st.fixed_dictionaries(
@@ -339,7 +340,7 @@ JOBS = st.builds(
                 optional={"first_layer": st.sampled_from(["search", 4, 32])},
             ),
             "search": st.fixed_dictionaries(
-                {"budgets": st.lists(st.dictionaries(TEXT, st.integers(1, 9) | st.just("9%"), min_size=1), min_size=1)},
+                {"budgets": st.lists(BUDGETS, min_size=1, unique_by=lambda budget: frozenset(budget.items()))},
                 optional={"penalty": st.floats(0, 1e300), "theta_fraction": st.floats(0.001, 0.999)},
             ),
         }
