@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from bayesopt.proposers import Proposal, Proposer
 from bayesopt.ratios import Limits
 from search_spaces.errors import InputError, JobError
+from search_spaces.metrics import Scored
 
 MOST_FAILURES = 3
 
@@ -31,8 +32,10 @@ Evaluate = Callable[[Sequence[Mapping[str, int]]], Iterable[Measured]]
 
 
 @dataclass(frozen=True)
-class PruningTrial:
+class PruningTrial(Scored):
     """One configuration and what it measured; of a failed trial ``failed`` says why, and ``loss`` is None."""
+
+    _names: ClassVar[Mapping[str, str]] = {"{}": "score"}
 
     proposal: Proposal
     cost: dict[str, float]

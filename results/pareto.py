@@ -8,11 +8,11 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from results.preprocessing import Preprocessing
 from search_spaces.errors import InputError, check_type, nearest
-from search_spaces.metrics import ACCURACY, Metric
+from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.provenance import KINDS
 
 SCHEMA = "dnas.front/1"
@@ -49,7 +49,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class FrontPoint:
+class FrontPoint(Scored):
     """One assignment as measured: its ``metric`` on validation and test images, and its costs.
 
     ``budget`` labels the budget that a search or ILP point was made for; ``feasible`` is False where it is exceeded.
@@ -58,6 +58,8 @@ class FrontPoint:
     bits, or the one that a profile of a switchable net runs, trained alone; ``kept_filters`` is the share of all
     filters that stay (None where none was removed).
     """
+
+    _names: ClassVar[Mapping[str, str]] = {"val_{}": "val", "test_{}": "test"}
 
     assignment: str
     kind: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from search_spaces.errors import InputError
 
@@ -80,3 +80,19 @@ def metric_named(name: str) -> Metric:
 
 ACCURACY = Metric("top1", "larger", 100.0, "%", "top-1")
 """The part of images whose most likely class is theirs, in [0, 1]; what files without a metric hold."""
+
+
+class Scored:
+    """A record whose fields also answer to the name of its metric: ``top1`` or ``val_top1`` of a classification.
+
+    ``_names`` maps such a name, with {} in the place of the metric's, to the field.
+    """
+
+    _names: ClassVar[Mapping[str, str]]
+
+    def __getattr__(self, name: str) -> Any:
+        metric = self.__dict__.get("metric", ACCURACY)
+        for pattern, own in type(self)._names.items():
+            if name == pattern.format(metric.name):
+                return getattr(self, own)
+        raise AttributeError(f"{type(self).__name__} has no '{name}'")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from dnas.training.trainer import (
     without_single,
 )
 from search_spaces.costs.budgets import Budget
+from search_spaces.metrics import Scored
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class SearchData:
 
 
 @dataclass(frozen=True)
-class EpochRecord:
+class EpochRecord(Scored):
     """What one epoch of the search looked like; the journal's ``epoch`` event."""
+
+    _names: ClassVar[Mapping[str, str]] = {"{}": "score", "argmax_{}": "argmax_score"}
 
     epoch: int
     epochs: int

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task, smoothed
 from search_spaces.errors import InputError, JobError, check_type
-from search_spaces.metrics import ACCURACY, Metric
+from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.models.load import check_finite
 
 StepReport = Callable[[int, int, float], None]
@@ -31,18 +31,15 @@ StepReport = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Scored):
     """What decides (``score``, under its metric's name too) and the mean loss over ``images`` images."""
+
+    _names: ClassVar[Mapping[str, str]] = {"{}": "score"}
 
     score: float
     loss: float
     images: int
     metric: Metric = ACCURACY
-
-    def __getattr__(self, name: str) -> float:
-        if name == self.__dict__.get("metric", ACCURACY).name:
-            return self.score
-        raise AttributeError(f"a measurement has no '{name}'")
 
 
 @dataclass(frozen=True)
