@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from dnas.data.augmentation import Augmentation, crop_and_flip, cut_out, draw_augmentation
 from dnas.data.checks import described
 from dnas.data.image_sets import (
+    Batched,
     DataSplits,
     ImageSet,
     MemoryImages,
     chunks,
     draw_order,
-    refuse_batches,
     stratified_indices,
 )
 from search_spaces.errors import InputError, one_line
@@ -91,7 +91,7 @@ def _held_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetImages:
+class DatasetImages(Batched):
     """The images at ``indices`` (N,) of a map-style dataset of (image (C, H, W), label), read while they are needed."""
 
     dataset: Any
@@ -121,19 +121,6 @@ class DatasetImages:
     def subset(self, indices: Tensor) -> DatasetImages:
         """Return the images at ``indices``, int64 (M,); nothing is read."""
         return DatasetImages(self.dataset, self.labels[indices], self.indices[indices], self.input_shape, self.workers)
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        augmentation: Augmentation | None = None,
-        device: torch.device | str = "cpu",
-        drop_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches as :meth:`ImageSet.batches` says; the dataset's own transforms come first."""
-        refuse_batches(batch_size, seed, augmentation)
-        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last)
 
     def _batches(
         self,

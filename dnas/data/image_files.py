@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dnas.data.augmentation import Augmentation, centre_box, draw_augmentation, random_box, resize
-from dnas.data.image_sets import MemoryImages, chunks, draw_order, normalise, refuse_batches
+from dnas.data.image_sets import Batched, MemoryImages, chunks, draw_order, normalise
 from search_spaces.errors import InputError
 
 # Tried in this order; naming them keeps PIL from trying forty others first.
@@ -25,7 +25,7 @@ _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 
 
 @dataclass(frozen=True, eq=False)
-class FolderImages:
+class FolderImages(Batched):
     """Image files, decoded to RGB of ``size`` (H, W) while they are needed, by ``workers`` processes.
 
     Without augmentation: resized and centre-cropped; with ``crop_padding`` above zero: a random resized crop.
@@ -61,19 +61,6 @@ class FolderImages:
             images[start : start + len(batch)] = batch
             start += len(batch)
         return MemoryImages(images, self.labels, self.mean, self.std)
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        augmentation: Augmentation | None = None,
-        device: torch.device | str = "cpu",
-        drop_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalised batches as :meth:`ImageSet.batches` says, the same for every number of workers."""
-        refuse_batches(batch_size, seed, augmentation)
-        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last)
 
     def _batches(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -69,8 +70,39 @@ class DataSplits:
     class_names: tuple[str, ...] = ()
 
 
-class MemoryImages:
-    """Images (N, C, H, W), uint8 or float32 in [0, 1], normalised by ``mean`` and ``std`` of each channel."""
+class Batched:
+    """The checks and the arguments of :meth:`ImageSet.batches`; a subclass draws the batches in ``_batches``."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        augmentation: Augmentation | None = None,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches as :meth:`ImageSet.batches` says; what cannot be asked for is refused at once."""
+        refuse_batches(batch_size, seed, augmentation)
+        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last)
+
+    @abstractmethod
+    def _batches(
+        self,
+        batch_size: int,
+        seed: int | None,
+        augmentation: Augmentation | None,
+        device: torch.device,
+        drop_last: bool,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, read as they are asked for."""
+
+
+class MemoryImages(Batched):
+    """Images (N, C, H, W), uint8 or float32 in [0, 1], normalised by ``mean`` and ``std`` of each channel.
+
+    Crop and flip run on the device that batches are asked for.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
         self.images = images if images.dtype == torch.uint8 else images.float()
@@ -100,19 +132,6 @@ class MemoryImages:
         """Return the images scaled to ``size`` x ``size`` by antialiased bilinear interpolation."""
         parts = [resize(part, (size, size)) for part in torch.split(self.images, 1024)]
         return MemoryImages(torch.cat(parts), self._labels, self.mean, self.std)
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int | None = None,
-        augmentation: Augmentation | None = None,
-        device: torch.device | str = "cpu",
-        drop_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalised batches as :meth:`ImageSet.batches` says; crop and flip run on ``device``."""
-        refuse_batches(batch_size, seed, augmentation)
-        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last)
 
     def _batches(
         self,

@@ -51,7 +51,7 @@ class Task:
 
     def loss(self, outputs: Tensor, targets: Any) -> Tensor:
         """The mean loss of the images of a batch."""
-        raise NotImplementedError
+        raise InputError(f"the task {type(self).__name__} has no loss; write loss(outputs, targets)")
 
     def loss_sum(self, outputs: Tensor, targets: Any) -> Tensor:
         """The sum of the losses of the images of a batch."""
@@ -59,7 +59,7 @@ class Task:
 
     def values(self, outputs: Tensor, targets: Any) -> Tensor:
         """The metric of each image (N,), where it is a mean over images; else override :meth:`meter`."""
-        raise NotImplementedError
+        raise InputError(f"the task {type(self).__name__} says nothing of its metric; write values(outputs, targets)")
 
     def meter(self) -> Meter:
         """What gathers the metric over all batches of a measurement."""

@@ -62,6 +62,14 @@ class Nameless(Task):
     """It does not say what decides."""
 
 
+class WithoutLoss(Brightness):
+    loss = Task.loss
+
+
+class WithoutValues(Brightness):
+    values = Task.values
+
+
 class Failing(Brightness):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         raise ValueError("no such loss")
@@ -165,6 +173,8 @@ def test_what_is_no_task_is_refused(section: TaskSection, sentence: str) -> None
     ("task", "sentence"),
     [
         (Failing(), "task Failing fails on a batch of training images: ValueError: no such loss"),
+        (WithoutLoss(), r"the task WithoutLoss has no loss; write loss\(outputs, targets\)"),
+        (WithoutValues(), r"the task WithoutValues says nothing of its metric; write values\(outputs, targets\)"),
         (PerImage(), r"the loss of task PerImage is .*; give the mean over the batch"),
         (
             CLASSIFICATION,
