@@ -7,8 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from search_spaces.errors import nearest
 from search_spaces.layers import FLOAT_BITS
 
+LAYER_KINDS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Linear")
+ANY_KIND = "*"
 BIT_WIDTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 16, FLOAT_BITS)
 
 
@@ -22,6 +25,14 @@ def _some_bits(bits: int) -> int:
     if bits == 0:
         raise ValueError("0 is possible only among weight_bits, where it skips a residual branch")
     return bits
+
+
+def _layer_kind(kind: str) -> str:
+    if kind not in (ANY_KIND, *LAYER_KINDS):
+        raise ValueError(
+            f"'{kind}' is not a type of layer{nearest(kind, LAYER_KINDS)}; choose from {', '.join(LAYER_KINDS)}"
+        )
+    return kind
 
 
 def _both_or_neither(pair: tuple[int, int]) -> tuple[int, int]:
@@ -46,6 +57,7 @@ def _usable_path(text: str) -> str:
         raise ValueError(f"the home folder in '{text}' is not known") from error
 
 
+LayerKind = Annotated[str, AfterValidator(_layer_kind)]
 Bits = Annotated[int, AfterValidator(_bit_width)]
 SomeBits = Annotated[Bits, AfterValidator(_some_bits)]
 Pair = Annotated[tuple[Bits, Bits], AfterValidator(_both_or_neither)]

@@ -11,15 +11,16 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from search_spaces.errors import InputError
-from search_spaces.fields import Bits, FilePath, OnceEach, Pair, SomeBits
-from search_spaces.refusals import key_name, problems, value_at, wrong_value
+from search_spaces.fields import Bits, FilePath, LayerKind, OnceEach, Pair, SomeBits
+from search_spaces.refusals import first_problem
 
-Capability = Mapping[str, tuple[Pair, ...]]
+Capability = Mapping[LayerKind, tuple[Pair, ...]]
 """Layer type (``"*"`` for any other) → the pairs of widths that a target supports."""
 
+_FORM = 'it holds {"pairs": [[W, A], ...], "by_type": {TYPE: [[W, A], ...]}}'
 _FILE = WithJsonSchema({"type": "string"})
 
 
@@ -60,18 +61,27 @@ def read_capability(path: Path) -> dict[str, tuple[Pair, ...]]:
     """Read which (weight, activation) bit pairs a target supports.
 
     The file is JSON: ``{"pairs": [[8, 8], [4, 8]], "by_type": {"Linear": [[8, 8]]}}``; ``by_type`` overrides
-    ``pairs`` for that layer type. Returned under the keys ``"*"`` and the type names.
+    ``pairs`` for that layer type. Returned under the keys ``"*"`` and the type names. Raises :class:`InputError` for
+    a file that cannot be read, and for the first width, layer type or key that does not exist.
     """
     try:
-        data = json.loads(path.read_text())
-        listed = {"*": data["pairs"], **data.get("by_type", {})}
-        return {kind: tuple((int(w), int(a)) for w, a in pairs) for kind, pairs in listed.items()}
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+        file = _CapabilityFile.model_validate_json(text, strict=True)
     except OSError as error:
         raise InputError(f"capability file {path}: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f'capability file {path} is not {{"pairs": [[W, A], ...], "by_type": {{TYPE: [[W, A], ...]}}}}: {error!r}'
-        ) from error
+    except ValidationError as error:
+        raise InputError(f"capability file {path}: {first_problem(error, data)}; {_FORM}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"capability file {path} is not JSON ({error}); {_FORM}") from error
+    return {"*": file.pairs, **file.by_type}
+
+
+class _CapabilityFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    pairs: tuple[Pair, ...]
+    by_type: dict[LayerKind, tuple[Pair, ...]] = {}
 
 
 @cache
@@ -85,9 +95,7 @@ def _read(key: str, given: Any) -> Any:
         text = json.dumps(given, default=_plain)
         return _kinds()[key].validate_json(text, strict=True)
     except ValidationError as error:
-        data = json.loads(text)
-        path, entries = next(iter(problems(error, data).items()))
-        raise InputError(wrong_value(key_name(("space", key, *path)), value_at(path, data), entries)) from error
+        raise InputError(first_problem(error, json.loads(text), ("space", key))) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"space.{key} cannot be a {type(given).__name__} of such values: {error}") from error
 

@@ -7,9 +7,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from search_spaces.errors import InputError
-
-_SHOWN = 60
-
+from search_spaces.refusals import first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -19,7 +17,7 @@ def read_as(kind: type[Model], data: Any, what: str = "") -> Model:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise InputError(what + _sentence(error)) from error
+        raise InputError(what + first_problem(error, data)) from error
     except RecursionError as error:
         raise InputError(f"{what}it is nested too deeply") from error
 
@@ -37,17 +35,3 @@ class Record(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The keys that were given, as plain values."""
         return self.model_dump(exclude_unset=True)
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first problem: where, what was found, what is wanted."""
-    first = error.errors(include_url=False)[0]
-    place, kind = ".".join(map(str, first["loc"])), first["type"]
-    if kind == "missing":
-        return f"it has no '{place}'"
-    if kind == "extra_forbidden":
-        return f"'{place}' is not a key that it may have"
-    found = repr(first["input"])
-    shown = found[:_SHOWN] + "..." * (len(found) > _SHOWN)
-    wanted = "an object" if kind in ("model_type", "dict_type") else first["msg"].removeprefix("Input should be ")
-    return f"{place} = {shown} is not {wanted}" if place else f"{shown} is not {wanted}"

@@ -17,16 +17,21 @@ Problem = Mapping[str, Any]
 MOST_LETTERS = 60
 
 _EXPECTED = {
+    "bool_parsing": "true or false",
     "bool_type": "true or false",
     "dataclass_type": "a table",
     "dict_type": "a table, such as {{ name = 1 }}",
     "finite_number": "a finite number",
+    "float_parsing": "a number",
     "float_type": "a number",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
     "int_type": "a whole number",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
+    "list_type": "a list, such as [1, 2]",
     "literal_error": "{expected}",
     "missing": "{expected_length} values in the list",
     "model_type": "a table",
@@ -38,6 +43,17 @@ _EXPECTED = {
 }
 
 
+def first_problem(error: ValidationError, data: Any, prefix: KeyPath = ()) -> str:
+    """Say what is wrong with the first wrong value of ``data``, which itself stands at ``prefix``."""
+    path, entries = next(iter(problems(error, data).items()))
+    place = key_name((*prefix, *entries[0]["loc"]))
+    if entries[0]["type"] == "missing" and isinstance(value_at(path, data), Mapping):
+        return f"it has no '{place}'"
+    if entries[0]["type"] == "extra_forbidden":
+        return f"'{place}' is not a key that it may have"
+    return wrong_value(key_name((*prefix, *path)), value_at(path, data), entries)
+
+
 def problems(error: ValidationError, data: Any) -> dict[KeyPath, list[Problem]]:
     """Return what is said of each wrong value of ``data``, by its place; a union says one thing for each member."""
     grouped: dict[KeyPath, list[Problem]] = {}
@@ -47,7 +63,7 @@ def problems(error: ValidationError, data: Any) -> dict[KeyPath, list[Problem]]:
 
 
 def wrong_value(name: str, value: Any, entries: Sequence[Problem]) -> str:
-    """Return ``NAME = VALUE: expected ...``, with the nearest choice where there are some.
+    """Return ``NAME = VALUE: expected ...``, with the nearest choice where there are some; a file's root has no name.
 
     >>> print(wrong_value("first_layer", "serach", [{"type": "literal_error", "ctx": {"expected": "'search'"}}]))
     first_layer = "serach": expected 'search'; did you mean 'search'?
@@ -56,7 +72,7 @@ def wrong_value(name: str, value: Any, entries: Sequence[Problem]) -> str:
     expected = messages[0] if messages else "expected " + " or ".join(dict.fromkeys(map(_expected, entries)))
     choices = [word for entry in entries for word in re.findall(r"'([^']+)'", entry.get("ctx", {}).get("expected", ""))]
     hint = nearest(value, choices) if isinstance(value, str) else ""
-    return f"{name} = {_shown(value)}: {expected}{hint}"
+    return f"{name}{' = ' * bool(name)}{_shown(value)}: {expected}{hint}"
 
 
 def own_messages(entries: Sequence[Problem]) -> list[str]:
@@ -100,7 +116,7 @@ def _existing(path: Sequence[int | str], data: Any) -> KeyPath:
 
 def _expected(entry: Problem) -> str:
     if entry["type"] not in _EXPECTED:
-        return str(entry["msg"])
+        return str(entry["msg"]).removeprefix("Input should be ")
     return _EXPECTED[entry["type"]].format(**{"expected_length": 2, **entry.get("ctx", {})})
 
 

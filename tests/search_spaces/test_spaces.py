@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
+from search_spaces.fields import LAYER_KINDS
 from search_spaces.models.zoo import resnet20
-from search_spaces.network.graph import read_graph
+from search_spaces.network.graph import LAYER_TYPES, read_graph
 from search_spaces.options import SpaceOptions, read_capability
 from search_spaces.spaces import PrecisionSpace, build_space
 from tests.toys import SHAPE, Net, SharedWeight, Unwatchable
@@ -182,13 +183,41 @@ def test_a_capability_that_leaves_nothing_is_told() -> None:
         space(weight_bits=(2,), capability={"*": ((8, 8),)})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pairs": 3}', '{"pairs": [[1]]}', '{"pairs": [["a", 1]]}'])
-def test_a_damaged_capability_file_is_an_input_error(tmp_path: Path, text: str) -> None:
-    (tmp_path / "target.json").write_text(text)
-    with pytest.raises(InputError, match="is not"):
-        read_capability(tmp_path / "target.json")
-    with pytest.raises(InputError, match="No such file"):
-        read_capability(tmp_path / "missing.json")
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", r"\[\]: expected a table"),
+        ("{}", "it has no 'pairs'"),
+        ('{"pairs": 3}', "pairs = 3: expected a list"),
+        ('{"pairs": [[1]]}', r"pairs\[0\] = \[1\]: expected 2 values"),
+        ('{"pairs": [["8", 1]]}', r'pairs\[0\]\[0\] = "8": expected a whole number'),
+        ('{"pairs": [[4.5, 1]]}', r"pairs\[0\]\[0\] = 4\.5: expected a whole number"),
+        ('{"pairs": [[8, 8], [9, 8]]}', r"pairs\[1\]\[0\] = 9: 9 is not a bit-width; choose from 0, 1,"),
+        ('{"pairs": [[-4, 8]]}', "-4 is not a bit-width"),
+        ('{"pairs": [[8, 0]]}', "a skipped branch has 0 bits for both"),
+        ('{"pairs": [], "by_type": {"Linear": [[8, 12]]}}', r"by_type\.Linear\[0\]\[1\] = 12: 12 is not a bit-width"),
+        ('{"pairs": [], "by_type": {"linear": []}}', "'linear' is not a type of layer; did you mean 'Linear'"),
+        ('{"pairs": [], "by_types": {}}', "'by_types' is not a key that it may have"),
+    ],
+)
+def test_what_is_wrong_in_a_capability_file_is_told(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "target.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"capability file .*target\.json:? .*{sentence}.*; it holds ") as caught:
+        read_capability(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_capability_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    assert {kind.__name__ for kind in LAYER_TYPES} == set(LAYER_KINDS)
+    (tmp_path / "latin.json").write_bytes(b"\xff")
+    for name, sentence in (("missing.json", "No such file"), ("", "Is a directory"), ("latin.json", "is not JSON")):
+        with pytest.raises(InputError, match=sentence):
+            read_capability(tmp_path / name)
+    with pytest.raises(InputError, match=r"space\.capability = .*'conv' is not a type of layer"):
+        space(capability={"conv": ((8, 8),)})
 
 
 def test_the_uniform_control_leaves_fixed_layers_as_they_are() -> None:
