@@ -30,6 +30,8 @@ from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.switchable.net import SwitchableNet
 from dnas.switchable.training import SwitchableTrainer, accumulate_gradients
+from dnas.training.device import CPU
+from dnas.training.loss_meter import LossMeter
 from dnas.training.optimization import Optimization, weight_groups
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.shared import shared_size_bytes
@@ -94,9 +96,9 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
 
         def step() -> None:
-            trainer.optimizer.zero_grad(set_to_none=True)
-            accumulate_gradients(net, trainer.chosen(generator), self.x, self.y, values)
-            trainer.optimizer.step()
+            trainer.updates.optimizer.zero_grad(set_to_none=True)
+            accumulate_gradients(net, trainer.chosen(generator), self.x, self.y, values, LossMeter(CPU, 1))
+            trainer.updates.optimizer.step()
 
         return step
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +25,12 @@ from dnas.search.losses import ThetaLoss, theta_loss
 from dnas.search.supernet import Sample, Supernet
 from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.distillation import Teacher, taught_loss
+from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed, exponential
 from dnas.training.task import CLASSIFICATION, Task, smoothed
 from dnas.training.trainer import (
     StepReport,
-    checked_value,
     measure,
     steps_per_epoch,
     training_batches,
@@ -127,21 +128,25 @@ class SupernetTrainer:
         epochs = self.section.warmup_epochs
         while self.epoch < epochs:
             started = time.perf_counter()
-            temperature = self.section.temperature_start
-            seed = derived_seed(self.seed, self.label, "warmup", self.epoch)
-            generator = torch.Generator().manual_seed(seed)
-            steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
-            losses = []
-            with self.device.own_randomness(seed):
-                for step, batch in enumerate(self._weight_batches(seed)):
-                    place = step, steps, (self.epoch + step / steps) / epochs
-                    losses.append(self._weight_step(batch, temperature, generator, place))
-                    if report:
-                        report(step + 1, steps, losses[-1])
+            loss = watched_epoch(self, looks_every(self.device), partial(self._warmup_epoch, report))
             self.epoch += 1
-            yield self._record(epochs, losses, None, started)
+            yield self._record(epochs, loss, None, started)
         self.weights.finish()
         self.epoch = 0  # a search that follows begins at its own first epoch
+
+    def _warmup_epoch(self, report: StepReport | None, every: int) -> float:
+        """Train the weights on all their images once; returns the mean loss."""
+        seed = derived_seed(self.seed, self.label, "warmup", self.epoch)
+        generator = torch.Generator().manual_seed(seed)
+        steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
+        losses = LossMeter(self.device, every)
+        with self.device.own_randomness(seed):
+            for step, batch in enumerate(self._weight_batches(seed)):
+                place = step, steps, (self.epoch + step / steps) / self.section.warmup_epochs
+                self._weight_step(batch, self.section.temperature_start, generator, place, losses)
+                if report:
+                    report(step + 1, steps, losses.latest)
+        return losses.sum() / steps
 
     def search(self, budget: Budget | None, report: StepReport | None = None) -> Iterator[EpochRecord]:
         """Train θ towards ``budget``; the weights stay frozen or alternate with it, as the job says."""
@@ -152,30 +157,31 @@ class SupernetTrainer:
             temperature = exponential(
                 self.section.temperature_start, self.section.temperature_end, self.epoch / max(1, epochs - 1)
             )
-            losses = self._search_epoch(loss_of, temperature, report)
+            run = partial(self._search_epoch, loss_of, temperature, report)
+            loss = watched_epoch(self, looks_every(self.device), run)
             self.epoch += 1
-            yield self._record(epochs, losses, temperature, started)
+            yield self._record(epochs, loss, temperature, started)
         self.weights.finish()
 
-    def _search_epoch(self, loss_of: ThetaLoss, temperature: float, report: StepReport | None) -> list[float]:
+    def _search_epoch(self, loss_of: ThetaLoss, temperature: float, report: StepReport | None, every: int) -> float:
+        """Train θ, and the weights where they alternate with it; returns the mean loss of θ."""
         seed = derived_seed(self.seed, self.label, self.epoch)
         generator = torch.Generator().manual_seed(seed)
         steps = self.steps
-        losses: list[float] = []
+        weight_losses, theta_losses = LossMeter(self.device, every), LossMeter(self.device, every)
         weight_steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
-        done = 0
         with self.device.own_randomness(seed):
             for step, (kind, batch) in enumerate(self._schedule(seed)):
                 progress = (self.epoch + step / steps) / self.section.epochs
+                losses = weight_losses if kind == "weights" else theta_losses
                 if kind == "weights":
-                    value = self._weight_step(batch, temperature, generator, (done, weight_steps, progress))
-                    done += 1
+                    place = weight_losses.count, weight_steps, progress
+                    self._weight_step(batch, temperature, generator, place, weight_losses)
                 else:
-                    value = self._theta_step(batch, temperature, generator, loss_of, progress)
-                    losses.append(value)
+                    self._theta_step(batch, temperature, generator, loss_of, progress, theta_losses)
                 if report:
-                    report(step + 1, steps, value)
-        return losses
+                    report(step + 1, steps, losses.latest)
+        return theta_losses.sum() / max(1, theta_losses.count)
 
     @property
     def steps(self) -> int:
@@ -221,18 +227,19 @@ class SupernetTrainer:
         temperature: float,
         generator: torch.Generator,
         place: tuple[int, int, float],
-    ) -> float:
+        losses: LossMeter,
+    ) -> None:
         """Train the weights on one batch; ``place`` is its number, the epoch's batches, and the progress in [0, 1)."""
 
-        def add_gradients(part: float) -> float:
+        def add_gradients(part: float) -> None:
             with torch.no_grad():
                 sample = self.supernet.sample(temperature, self.section.sampling, generator)
             with self.supernet.sampled(sample):  # until the step ends: checkpointed modules run again in backward
                 loss = self._loss(batch)
                 (loss * part).backward()
-                return checked_value(loss, self.supernet.network, batch[0])
+                losses.add(loss, self.supernet.network, batch[0])
 
-        return self.weights.step(*place, add_gradients)
+        self.weights.step(*place, add_gradients)
 
     def _theta_step(
         self,
@@ -241,16 +248,17 @@ class SupernetTrainer:
         generator: torch.Generator,
         loss_of: ThetaLoss,
         progress: float,
-    ) -> float:
-        def add_gradients(part: float) -> float:
+        losses: LossMeter,
+    ) -> None:
+        def add_gradients(part: float) -> None:
             with frozen(self.supernet.weights):
                 sample = self.supernet.sample(temperature, self.section.sampling, generator)
                 with self.supernet.sampled(sample):
                     loss = loss_of(self._loss(batch), sample, progress)
                     (loss * part).backward()
-                    return checked_value(loss, self.supernet.network, batch[0])
+                    losses.add(loss, self.supernet.network, batch[0])
 
-        return self.theta.step(0, 1, progress, add_gradients)
+        self.theta.step(0, 1, progress, add_gradients)
 
     def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, y = batch
@@ -258,7 +266,7 @@ class SupernetTrainer:
         with self.device.computing():
             return taught_loss(self.training_task, self.supernet(x), x, y, self.teacher)
 
-    def _record(self, epochs: int, losses: list[float], temperature: float | None, started: float) -> EpochRecord:
+    def _record(self, epochs: int, loss: float, temperature: float | None, started: float) -> EpochRecord:
         supernet = self.supernet
         with torch.no_grad():
             soft = supernet.theta.probabilities()
@@ -271,7 +279,7 @@ class SupernetTrainer:
         return EpochRecord(
             epoch=self.epoch,
             epochs=epochs,
-            loss=sum(losses) / max(1, len(losses)),
+            loss=loss,
             score=self._judge(soft),
             argmax_score=self._judge(supernet.one_hot(cells)) if searching else None,
             expected=expected,

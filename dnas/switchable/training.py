@@ -23,9 +23,10 @@ from dnas.quantization.calibration import batch_statistics
 from dnas.switchable.net import SwitchableNet
 from dnas.training.device import CPU, Device
 from dnas.training.distillation import taught
+from dnas.training.loss_meter import LossMeter
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task
-from dnas.training.trainer import Trainer, checked_value, measure, without_single
+from dnas.training.trainer import Trainer, measure, without_single
 
 
 class SwitchableTrainer(Trainer):
@@ -37,12 +38,12 @@ class SwitchableTrainer(Trainer):
     def _begin(self, seed: int) -> None:
         self._draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
 
-    def _gradients(self, x: Tensor, y: Any, part: float) -> float:
+    def _gradients(self, x: Tensor, y: Any, losses: LossMeter, part: float) -> None:
         with self.device.computing():
             told = self.teacher.outputs(self.task, x) if self.teacher else None
         names = self.chosen(self._draws)
-        return accumulate_gradients(
-            self.network, names, x, y, self.section, told, part, self.device, self.training_task
+        accumulate_gradients(
+            self.network, names, x, y, self.section, losses, told, part, self.device, self.training_task
         )
 
     def chosen(self, generator: torch.Generator) -> list[str]:
@@ -87,30 +88,30 @@ def accumulate_gradients(
     x: Tensor,
     y: Any,
     section: FinaliseSection,
+    losses: LossMeter,
     told: Tensor | None = None,
     part: float = 1.0,
     device: Device = CPU,
     task: Task = CLASSIFICATION,
-) -> float:
+) -> None:
     """Add the gradients of the mean loss of these profiles (widest first) on images (N, C, H, W), labels (N,).
 
     ``told`` are the float network's outputs, where it is the teacher; ``part`` is how much of the gradients to add.
-    Returns the mean loss. One backward pass after each forward pass, so that one graph is held at a time, except with
-    the ensemble as the teacher, which is known only after all.
+    The mean loss is added to ``losses``. One backward pass after each forward pass, so that one graph is held at a
+    time, except with the ensemble as the teacher, which is known only after all.
     """
     if section.teacher == "ensemble":
-        return _with_ensemble(network, names, x, y, section, part, device, task)
+        _with_ensemble(network, names, x, y, section, losses, part, device, task)
+        return
     teacher = told
-    total = 0.0
     for name in names:
         with device.computing():
             outputs = task.outputs(network.view_of(name)(x))
             loss = profile_loss(outputs, y, teacher, section, task) / len(names)
         (loss * part).backward()
-        total += checked_value(loss, network.view_of(name), x)
+        losses.add(loss, network.view_of(name), x)
         if section.teacher == "next" or (section.teacher == "widest" and teacher is None):
             teacher = outputs.detach()
-    return total
 
 
 def _with_ensemble(
@@ -119,17 +120,17 @@ def _with_ensemble(
     x: Tensor,
     y: Any,
     section: FinaliseSection,
+    losses: LossMeter,
     part: float,
     device: Device,
     task: Task,
-) -> float:
+) -> None:
     with device.computing():
         outputs = [task.outputs(network.view_of(name)(x)) for name in names]
     mean = task.ensemble([each.detach() for each in outputs])
-    losses = [profile_loss(each, y, mean, section, task) for each in outputs]
-    loss = torch.stack(losses).mean()
+    loss = torch.stack([profile_loss(each, y, mean, section, task) for each in outputs]).mean()
     (loss * part).backward()
-    return checked_value(loss, network.view_of(names[0]), x)
+    losses.add(loss, network.view_of(names[0]), x)
 
 
 def profile_loss(

@@ -71,6 +71,11 @@ class Device:
             yield
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in the widest floating type of its device, to add up many values."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
 def available() -> list[str]:
     """The names of the devices that PyTorch finds here."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

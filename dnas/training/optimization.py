@@ -16,8 +16,8 @@ from dnas.training.optimizers import Groups, build_optimizer, optimizer_state, r
 from dnas.training.schedules import cosine, stepped, warmed_up
 from search_spaces.errors import InputError, check_type
 
-AddGradients = Callable[[float], float]
-"""Adds the gradients of so many times the loss of a batch; returns the loss itself."""
+AddGradients = Callable[[float], None]
+"""Adds the gradients of so many times the loss of a batch."""
 
 
 def scheduled_rate(optimization: Optimization, progress: float) -> float:
@@ -65,8 +65,8 @@ class Updates:
         self.optimizer = build_optimizer(groups, optimization)
         self.average = MovingAverage(network, optimization.averaging) if optimization.averaging else None
 
-    def step(self, index: int, count: int, progress: float, add_gradients: AddGradients) -> float:
-        """Train on the ``index``-th of an epoch's ``count`` batches; returns its loss.
+    def step(self, index: int, count: int, progress: float, add_gradients: AddGradients) -> None:
+        """Train on the ``index``-th of an epoch's ``count`` batches.
 
         Several batches may make one update: the gradients of each count for its part of them.
         """
@@ -74,10 +74,9 @@ class Updates:
         if index == first:
             self._set_rate(scheduled_rate(self.optimization, progress))
             self.optimizer.zero_grad(set_to_none=True)
-        value = add_gradients(1 / size)
+        add_gradients(1 / size)
         if index == first + size - 1:
             self._update()
-        return value
 
     def _set_rate(self, rate: float) -> None:
         for group, factor in zip(self.optimizer.param_groups, self._factors, strict=True):

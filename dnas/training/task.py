@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dnas.config.job import TaskSection
 from dnas.data.checks import check_classes, described
 from dnas.data.image_sets import DataSplits
-from dnas.training.device import Device
+from dnas.training.device import Device, widened
 from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.registry import import_callable, importable_working_directory
@@ -91,7 +91,7 @@ class MeanMeter:
 
     def update(self, outputs: Tensor, targets: Any) -> None:
         """Add the values of one batch."""
-        self.total = self.total + self.task.values(outputs, targets).double().sum()
+        self.total = self.total + widened(self.task.values(outputs, targets)).sum()
         self.images += len(outputs)
 
     def compute(self) -> float:

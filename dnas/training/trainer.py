@@ -16,9 +16,9 @@ from dnas.config.training import TrainingSection
 from dnas.data.augmentation import Augmentation
 from dnas.data.given import GivenImages, image_set
 from dnas.data.image_sets import ImageSet
-from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
-from dnas.training.device import CPU, AnyDevice, Device
+from dnas.training.device import CPU, AnyDevice, Device, widened
 from dnas.training.distillation import Teacher, taught_loss
+from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task, smoothed
@@ -84,7 +84,7 @@ def measure(
             x, y = task.placed(batch, device)
             outputs = task.outputs(network(x))
             meter.update(outputs, y)
-            loss = loss + task.loss_sum(outputs, y).double()
+            loss = loss + widened(task.loss_sum(outputs, y))
     count = len(images)
     return Measurement(float(meter.compute()), float(loss) / count, count, task.metric)
 
@@ -155,15 +155,16 @@ class Trainer:
     def epochs(self, report: StepReport | None = None) -> Iterator[EpochResult]:
         """Train the epochs that are left, yielding after each."""
         while self.epoch < self.section.epochs:
-            loss = self._one_epoch(report)
+            loss = watched_epoch(self, looks_every(self.device), partial(self._one_epoch, report))
             self.epoch += 1
             yield EpochResult(self.epoch, loss)
         self.updates.finish()
 
-    def _one_epoch(self, report: StepReport | None) -> float:
+    def _one_epoch(self, report: StepReport | None, every: int) -> float:
+        """Train one epoch, whose losses the host looks at once in ``every`` steps; returns their mean."""
         seed = derived_seed(self.seed, self.label, self.epoch)
         steps = steps_per_epoch(len(self.images), self.batch_size)
-        total = 0.0
+        losses = LossMeter(self.device, every)
         self._begin(seed)
         with self.device.own_randomness(seed):
             self.network.train()
@@ -172,21 +173,20 @@ class Trainer:
             ):
                 progress = (self.epoch + step / steps) / self.section.epochs
                 self.on_progress(progress)
-                value = self.updates.step(step, steps, progress, partial(self._gradients, x, y))
-                total += value
+                self.updates.step(step, steps, progress, partial(self._gradients, x, y, losses))
                 if report:
-                    report(step + 1, steps, value)
-        return total / steps
+                    report(step + 1, steps, losses.latest)
+        return losses.sum() / steps
 
     def _begin(self, seed: int) -> None:
         """What a kind of training does before each epoch, whose seed this is."""
 
-    def _gradients(self, x: Tensor, y: Any, part: float) -> float:
-        """Add ``part`` of the gradients of the loss on images (N, C, H, W) and labels (N,); returns the loss."""
+    def _gradients(self, x: Tensor, y: Any, losses: LossMeter, part: float) -> None:
+        """Add ``part`` of the gradients of the loss on images (N, C, H, W) and labels (N,), and the loss itself."""
         with self.device.computing():
             loss = taught_loss(self.training_task, self.network(x), x, y, self.teacher)
         (loss * part).backward()
-        return checked_value(loss, self.network, x)
+        losses.add(loss, self.network, x)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The state of the network."""
@@ -237,49 +237,6 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors named ``prefix.REST``, under REST."""
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def checked_value(loss: Tensor, network: nn.Module, x: Tensor) -> float:
-    """The value of a loss; :class:`JobError` that names the first layer to blame when it is not finite."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise JobError(
-            f"the loss became {value}: {first_non_finite(network, x)}; the last good checkpoint is kept, "
-            "lower the learning rate (`--set` on a new run) or check the data"
-        )
-    return value
-
-
-def first_non_finite(network: nn.Module, x: Tensor) -> str:
-    """Say which module first gives a value that is not finite on ``x``."""
-    blamed: list[str] = []
-    handles = []
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not blamed and isinstance(output, Tensor) and not output.isfinite().all():
-                blamed.append(name)
-
-        return hook
-
-    for name, module in network.named_modules():
-        is_leaf = not any(True for _ in module.children()) and not isinstance(module, TensorQuantizer)
-        if is_leaf or isinstance(module, QuantizedLayer):
-            handles.append(module.register_forward_hook(watch(name)))
-    try:
-        with torch.no_grad():
-            network(x)
-    except RuntimeError:
-        pass  # a supernet outside its sample: the parameters below still tell
-    finally:
-        for handle in handles:
-            handle.remove()
-    bad = next((name for name, p in network.named_parameters() if not p.isfinite().all()), None)
-    if not x.isfinite().all():
-        return "the input images hold values that are not finite"
-    if blamed:
-        return f"layer '{blamed[0]}' is the first whose output is not finite"
-    return f"parameter '{bad}' is not finite" if bad else "every layer's output is finite, the gradient is not"
 
 
 def inputs_of(batches: Iterable[tuple[Tensor, Tensor]], most: int) -> list[Tensor]:

@@ -20,6 +20,8 @@ from dnas.switchable.training import (
     passes_per_step,
     profile_loss,
 )
+from dnas.training.device import CPU
+from dnas.training.loss_meter import LossMeter
 from dnas.training.trainer import Trainer
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.errors import JobError
@@ -67,7 +69,7 @@ def test_gradients_are_those_of_the_mean_of_the_losses_written_out(method: str, 
     oracle = copy.deepcopy(net)
     x, y = data()
     x, names = x.double(), ["b8", "b4", "b2"]
-    accumulate_gradients(net, names, x, y, section(method=method, teacher=teacher, distillation=0.7))
+    accumulate_gradients(net, names, x, y, section(method=method, teacher=teacher, distillation=0.7), LossMeter(CPU, 1))
     logits = {name: oracle.view_of(name)(x) for name in names}
     fixed = {name: value.detach().softmax(1) for name, value in logits.items()}
     tutors: dict[str, Tensor | None] = {
@@ -95,7 +97,7 @@ def test_the_teacher_learns_from_the_labels_alone() -> None:
     net, alone = (net_of({"wide": 32, "narrow": 2}).double().train() for _ in range(2))
     x, y = data()
     x = x.double()
-    accumulate_gradients(net, ["wide", "narrow"], x, y, section(method="sp_nets"))
+    accumulate_gradients(net, ["wide", "narrow"], x, y, section(method="sp_nets"), LossMeter(CPU, 1))
     F.cross_entropy(alone.view_of("wide")(x), y).div(2).backward()
     wide = {name for name, _ in alone.named_parameters() if "view0" in name}
     own = gradients(alone)
@@ -208,7 +210,7 @@ def test_the_float_network_may_teach_every_profile_the_widest_too() -> None:
     net, (x, y) = net_of(), data()
     torch.manual_seed(1)
     told = Net(4).eval()(x).detach()
-    accumulate_gradients(net, ["b8", "b2"], x, y, section(teacher="float"), told)
+    accumulate_gradients(net, ["b8", "b2"], x, y, section(teacher="float"), LossMeter(CPU, 1), told)
     found = gradients(net)
     net.zero_grad(set_to_none=True)
     for name in ("b8", "b2"):

@@ -18,8 +18,9 @@ from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import TensorQuantizer
 from dnas.training.device import Device
+from dnas.training.loss_meter import first_non_finite
 from dnas.training.optimization import weight_groups
-from dnas.training.trainer import Trainer, evaluate, first_non_finite, steps_per_epoch, training_batches
+from dnas.training.trainer import Trainer, evaluate, steps_per_epoch, training_batches
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
 from search_spaces.network.graph import read_graph

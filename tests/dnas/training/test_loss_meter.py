@@ -1,0 +1,147 @@
+"""Losses that the host looks at now and then: the same epochs, the same blame, no waiting for the device between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dnas.config.training import Optimization
+from dnas.switchable.training import SwitchableTrainer
+from dnas.training.device import CPU, Device
+from dnas.training.loss_meter import LossMeter, NotFinite, looks_every
+from dnas.training.trainer import Trainer
+from search_spaces.errors import JobError
+from tests.dnas.search.test_trainer import budget
+from tests.dnas.search.test_trainer import trainer as search_trainer
+from tests.dnas.switchable.test_training import images as switchable_images
+from tests.dnas.switchable.test_training import net_of, section
+from tests.dnas.training.test_trainer import network, trainer
+
+# What gives the host a value, or a shape that depends on values: on CUDA each of them waits for the device.
+WAITING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique_consecutive", "_unique2"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._schema.name.partition("::")[2] in WAITING
+        return func(*args, **(kwargs or {}))
+
+
+def fixed(batch_size: int = 4) -> Trainer:
+    made = trainer()
+    made.batch_size, made.augmentation = batch_size, None  # what an augmentation draws lies on the host
+    return made
+
+
+def switchable(batch_size: int = 4) -> SwitchableTrainer:
+    return SwitchableTrainer(net_of(), section(), images=switchable_images(), batch_size=batch_size)
+
+
+def warming(batch_size: int = 4) -> Any:
+    made = search_trainer()
+    made.data = replace(made.data, batch_size=batch_size, augmentation=None)
+    return made
+
+
+EPOCHS: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {
+    "fixed": (fixed, lambda made: made.epochs()),
+    "switchable": (switchable, lambda made: made.epochs()),
+    "warm-up": (warming, lambda made: made.warmup()),
+    "theta": (warming, lambda made: made.search(budget(made.supernet))),
+}
+
+
+def looking(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """Let the host look at the losses once in so many steps."""
+    for module in ("dnas.training.trainer", "dnas.search.trainer"):
+        monkeypatch.setattr(f"{module}.looks_every", lambda device: every)
+
+
+@pytest.mark.parametrize("kind", EPOCHS)
+def test_more_steps_make_the_host_wait_no_more_often(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, epochs = EPOCHS[kind]
+    looking(monkeypatch, 1000)
+    monkeypatch.setattr("dnas.search.trainer.SupernetTrainer._record", lambda self, *rest: rest)
+    # Adam counts its steps in a tensor of the host, wherever the parameters are.
+    monkeypatch.setattr("dnas.search.trainer.theta_optimization", lambda section: Optimization(learning_rate=0.1))
+    counts = []
+    for batch_size in (12, 3):
+        iterator = epochs(make(batch_size))
+        with Waits() as waits:
+            next(iterator)
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("kind", EPOCHS)
+def test_looking_seldom_changes_no_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, epochs = EPOCHS[kind]
+    ends = []
+    for every in (1, 3):
+        looking(monkeypatch, every)
+        made = make(4)
+        losses = [result.loss for _, result in zip(range(2), epochs(made), strict=False)]
+        ends.append((losses, made.state()[0]))
+    (losses, tensors), (others, found) = ends
+    assert losses == others
+    assert all(torch.equal(value, found[name]) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize("every", [2, 5, 1000])
+def test_a_loss_that_is_not_finite_is_blamed_as_if_every_step_were_looked_at(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time of the look the network is NaN everywhere; the layer to blame is still the one that began."""
+    seen = []
+    for looks in (1, every):
+        looking(monkeypatch, looks)
+        made = fixed()
+        overflow_on(made.network, next(made.images.batches(48))[0][20])
+        with pytest.raises(JobError) as caught:
+            next(made.epochs())
+        assert not isinstance(caught.value, NotFinite)
+        seen.append(str(caught.value))
+    assert seen[0] == seen[1]
+    assert "layer 'second' is the first" in seen[0]
+
+
+def overflow_on(model: nn.Module, image: Tensor) -> None:
+    """Let the layer `second` give infinities for every batch with ``image`` (1, H, W)."""
+    there = []
+
+    def watch(module: nn.Module, inputs: Any) -> None:
+        there.append(bool((inputs[0] == image).flatten(1).all(1).any()))
+
+    # Dropout comes first, so the whole network is watched.
+    model.register_forward_pre_hook(watch)
+    model.get_submodule("second").register_forward_hook(
+        lambda module, inputs, output: output * math.inf if there[-1] else output
+    )
+
+
+def test_the_sum_is_that_of_all_losses_and_its_look_the_last() -> None:
+    meter = LossMeter(CPU, 2)
+    for value in (1.0, 2.0, 4.0):
+        meter.add(torch.tensor(value), network(), torch.zeros(1))
+    assert (meter.sum(), meter.latest, meter.count) == (7.0, 2.0, 3)
+    meter.total = meter.total * math.nan
+    with pytest.raises(NotFinite):
+        meter.sum()
+
+
+def test_only_a_device_with_a_queue_of_its_own_is_left_alone_for_some_steps() -> None:
+    assert looks_every(CPU) == 1
+    assert looks_every(Device(torch.device("cuda"))) > 1
