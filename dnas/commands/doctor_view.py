@@ -25,6 +25,7 @@ from dnas.jobs.doctor import (
     default_input_shape,
     examine,
 )
+from dnas.jobs.job import data_shape
 from search_spaces.errors import InputError
 from search_spaces.models.load import load_model
 
@@ -52,19 +53,15 @@ def _examined(
     if config is None:
         source = model or ""
         network = load_model(source).module
-        return examine(
-            network, _input_shape(shape, default_input_shape(network, source)), source=source, budgets=budgets
-        )
+        given = _input_shape(shape) or default_input_shape(network, source)
+        return examine(network, given, source=source, budgets=budgets)
     source = model or config.model.source
     own = source == config.model.source
     checkpoint = Path(config.model.checkpoint) if own and config.model.checkpoint else None
     network = load_model(source, arguments=config.model.arguments if own else None, checkpoint=checkpoint).module
-    usual = default_input_shape(network, source)
-    if config.data.image_size:
-        usual = (usual[0], config.data.image_size, config.data.image_size)
     return examine(
         network,
-        _input_shape(shape, usual),
+        _input_shape(shape) or _data_shape(config),
         source=source,
         space=config.space,
         costs=config.costs,
@@ -73,9 +70,16 @@ def _examined(
     )
 
 
-def _input_shape(text: str | None, usual: Shape) -> Shape:
+def _data_shape(config: JobConfig) -> Shape:
+    try:
+        return data_shape(config)
+    except InputError as error:
+        raise InputError(f"{error}; or give the shape of one image with --input-shape") from error
+
+
+def _input_shape(text: str | None) -> Shape | None:
     if text is None:
-        return usual
+        return None
     sides = text.replace("x", ",").split(",")
     if not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
         raise InputError(f"--input-shape {text} is not a shape without a batch dimension, such as 3,224,224")

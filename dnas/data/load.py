@@ -11,7 +11,7 @@ import torch
 from dnas.data.augmentation import SMALL_PIXELS, Augmentation
 from dnas.data.image_files import FolderImages
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
-from dnas.data.sources import SourceOptions, read_pool
+from dnas.data.sources import SourceOptions, published_shape, read_pool
 from search_spaces.errors import InputError, check_type
 
 __all__ = ["Augmentation", "DataSplits", "FolderImages", "ImageSet", "MemoryImages", "load_data", "stratified_indices"]
@@ -59,6 +59,21 @@ def load_data(
     val = _prepared(pooled.subset(held_out), image_size)
     test = _prepared(_limited(pool.test, test_limit, split_seed), image_size)
     return DataSplits(train, val, test, pool.classes, train.input_shape, pool.class_names)
+
+
+def input_shape_of(source: str, root: Path | str | None = None, image_size: int | None = None) -> tuple[int, int, int]:
+    """The shape (C, H, W) of the images that :func:`load_data` gives; nothing is fetched, and no folder decoded.
+
+    Raises InputError where it can only be told by images that are not there.
+    """
+    known = published_shape(source, image_size)
+    if known is not None:
+        return known
+    pool = read_pool(source, SourceOptions(None if root is None else Path(root), image_size=image_size))
+    if isinstance(pool, DataSplits):
+        return pool.input_shape
+    channels, height, width = pool.train.input_shape
+    return channels, image_size or height, image_size or width
 
 
 def _refuse_options(

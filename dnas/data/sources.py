@@ -30,6 +30,7 @@ _TORCHVISION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "CIFAR10": _COLOUR,
     "CIFAR100": _COLOUR,
 }
+_SHAPES = {"mnist": (1, 28), "fashionmnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32)}
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 _DEFAULT_ROOT = Path("data")
 _LARGE_PIXELS = 224
@@ -56,6 +57,15 @@ class SourceOptions:
 
 
 Source = Callable[[SourceOptions], Pool | DataSplits]
+
+
+def published_shape(source: str, image_size: int | None) -> tuple[int, int, int] | None:
+    """The shape (C, H, W) of the images of a source, resized, where no file need be read for it; else None."""
+    prefix, _, name = source.partition(":")
+    if source == "imagefolder":
+        return (3, image_size, image_size) if image_size else None
+    channels, side = _SHAPES.get(name.lower() if prefix == "torchvision" else source, (0, 0))
+    return (channels, image_size or side, image_size or side) if channels else None
 
 
 def read_pool(source: str, options: SourceOptions) -> Pool | DataSplits:

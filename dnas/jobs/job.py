@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnas.config.job import JobConfig
 from dnas.data.augmentation import Augmentation
 from dnas.data.image_sets import DataSplits, ImageSet
-from dnas.data.load import load_data
+from dnas.data.load import input_shape_of, load_data
 from dnas.jobs.planning import Plan, compilation_pays, plan_job
 from dnas.jobs.training import check_training
 from dnas.quantization.conversion import QuantizerChoice
@@ -154,6 +154,12 @@ def load_network(config: JobConfig) -> LoadedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "initial weights"))
         return load_model(config.model.source, arguments=config.model.arguments, checkpoint=checkpoint)
+
+
+def data_shape(config: JobConfig) -> tuple[int, int, int]:
+    """The shape (C, H, W) of the job's images, without reading them all; InputError where they alone could tell it."""
+    section = config.data
+    return input_shape_of(section.source, Path(section.root).expanduser() if section.root else None, section.image_size)
 
 
 def load_splits(config: JobConfig) -> DataSplits:

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from dnas.data.augmentation import crop_and_flip, cut_out, draw_augmentation, random_box
 from dnas.data.image_files import decode
-from dnas.data.load import Augmentation, DataSplits, FolderImages, ImageSet, MemoryImages, load_data, stratified_indices
+from dnas.data.load import (
+    Augmentation,
+    DataSplits,
+    FolderImages,
+    ImageSet,
+    MemoryImages,
+    input_shape_of,
+    load_data,
+    stratified_indices,
+)
 from search_spaces.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -501,6 +510,27 @@ def test_own_splits_stay_as_they_are_but_for_limits() -> None:
     splits = load_data("own_data_for_test:splits", train_limit=4)
     assert isinstance(splits, DataSplits)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (4, 6, 4)
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize("size", [None, 12])
+def test_the_shape_of_the_images_is_known_before_they_are_read(tmp_path: Path, size: int | None) -> None:
+    small, large = write_folder(tmp_path / "small", 6), write_folder(tmp_path / "large", 90)
+    mnist = write_mnist(tmp_path / "digits")
+    for source, root in (
+        ("digits", None),
+        ("mnist", mnist),
+        ("torchvision:MNIST", mnist),
+        ("imagefolder", small),
+        ("imagefolder", large),
+        ("own_data_for_test:tensors", None),
+        ("own_data_for_test:splits", None),
+    ):
+        assert input_shape_of(source, root, size) == load_data(source, root=root, image_size=size).input_shape
+    assert input_shape_of("torchvision:CIFAR10") == input_shape_of("cifar100", "nowhere") == (3, 32, 32)
+    assert input_shape_of("fashionmnist", image_size=32) == (1, 32, 32)
+    with pytest.raises(InputError, match="root 'nowhere' does not exist"):
+        input_shape_of("imagefolder", "nowhere")
 
 
 @pytest.mark.usefixtures("own_module")

@@ -252,7 +252,7 @@ def test_json_is_alone_on_stdout_where_the_users_own_code_prints() -> None:
     for words in (
         ("search", "job.toml", "--run", "run", "--json", *model),
         ("evaluate", "run", "search-1", "--json"),
-        ("doctor", "--job", "job.toml", "--input-shape", "1,6,6", "--json"),
+        ("doctor", "--job", "job.toml", "--json"),
     ):
         result = CliRunner().invoke(cli.app, [*words])
         assert result.exit_code == 0, result.stderr
@@ -285,3 +285,23 @@ def test_a_frozen_network_can_be_searched_where_no_weight_is_trained() -> None:
 def test_the_doctor_of_a_budget_that_cannot_be_met_ends_with_2(budget: str, code: int) -> None:
     result = CliRunner().invoke(cli.app, ["doctor", "--job", "job.toml", "--input-shape", "1,6,6", "--budget", budget])
     assert result.exit_code == code, result.output
+
+
+def test_the_doctor_of_a_job_takes_the_shape_from_its_data() -> None:
+    def shape(*words: str) -> list[int]:
+        result = CliRunner().invoke(cli.app, ["doctor", "--job", "job.toml", "--json", *words])
+        assert result.exit_code == 0, result.output
+        found: list[int] = json.loads(result.stdout)["input_shape"]
+        return found
+
+    assert shape() == [1, 6, 6]
+    assert shape("zoo:tiny_resnet") == [1, 6, 6]
+    assert shape("--input-shape", "1,5,7") == [1, 5, 7]
+    job = Path("job.toml").read_text()
+    for data, expected in (('"digits", image_size = 7', [1, 7, 7]), ('"mnist", root = "nowhere"', [1, 28, 28])):
+        Path("job.toml").write_text(job.replace('"own:data"', data))
+        assert shape() == expected
+    Path("job.toml").write_text(job.replace("own:data", "own:broken"))
+    result = CliRunner().invoke(cli.app, ["doctor", "--job", "job.toml"])
+    assert result.exit_code == 2
+    assert "or give the shape of one image with --input-shape" in result.stderr
