@@ -14,9 +14,8 @@ from typing import Annotated
 import typer
 
 from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE, WRONG_INPUT, told
+from results.run.layout import RUNS
 from search_spaces.errors import InputError
-
-RUNS = Path("runs")
 
 app = typer.Typer(
     name="dnas",
@@ -256,7 +255,10 @@ def status(
 @told
 def show(
     run: RunArgument,
-    assignment: Annotated[str | None, typer.Argument(metavar="ASSIGNMENT", help="Show this one's layers.")] = None,
+    assignment: Annotated[
+        str | None,
+        typer.Argument(metavar="ASSIGNMENT|float", help="Show this one's layers, or the float network's row."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the front of a run, or the bits and costs of one assignment."""

@@ -22,7 +22,7 @@ from results.events import Epoch, Measured
 from results.pareto import FLOAT, ParetoFront
 from results.run.environment import environment
 from results.run.folder import Run
-from results.run.layout import ASSIGNMENTS, CHECKPOINTS, JOB
+from results.run.layout import ASSIGNMENTS, CHECKPOINTS, JOB, RUNS
 from results.run.lost import lost_files
 from results.run.status import run_status
 from results.tables.report import front_rows, render_table
@@ -31,7 +31,6 @@ from results.units import measured
 from search_spaces.errors import InputError, JobError
 from search_spaces.metrics import Metric
 
-RUNS = Path("runs")
 Request = PruneRequest | FinaliseRequest
 
 

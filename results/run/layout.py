@@ -9,6 +9,8 @@ from results.files import TEMPORARY_SUFFIX
 from results.run.locks import OWNER
 from search_spaces.errors import InputError
 
+RUNS = Path("runs")
+"""Where runs lie by name, seen from the working directory."""
 JOB = "job.toml"
 ENVIRONMENT = "environment.json"
 JOURNAL = "journal.jsonl"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from dnas.config.job import JobConfig, PruneSection
 from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages.measure import Measurer
+from dnas.jobs.stages.trial_events import as_told
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.schedules import derived_seed
@@ -35,8 +36,6 @@ from search_spaces.groups import ChannelGroups, Kept
 Counts = Mapping[str, int]
 Orders = Mapping[str, tuple[int, ...]]
 """Group name → its units, the first to go first."""
-
-_DIGITS = 6  # of a loss: what threads add in another order must not lead the proposer another way
 
 
 class PruningObjective:
@@ -70,8 +69,7 @@ class PruningObjective:
         """Measure the net whose groups keep so many units."""
         smaller = self.pruned(counts).eval()
         recalibrate_batchnorm(smaller, self.batchnorm_images, allow_overflow=True)
-        measured = measure(smaller, self.images, self.batch_size, self.device, self.task)
-        return replace(measured, loss=float(f"{measured.loss:.{_DIGITS}g}"))
+        return as_told(measure(smaller, self.images, self.batch_size, self.device, self.task))
 
 
 def make_objective(context: JobContext, assignment: str, orders: Orders, section: PruneSection) -> PruningObjective:

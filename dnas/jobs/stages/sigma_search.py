@@ -22,7 +22,7 @@ from dnas.export.sparse_storage import EPSILON, LEAST_SIGMA, Layers, as_stored, 
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED
-from dnas.jobs.stages.trial_events import BAYESIAN, known_trials, trial_event
+from dnas.jobs.stages.trial_events import BAYESIAN, as_told, known_trials, trial_event
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
 from dnas.quantization.sparsity import moments, sparse_codes
@@ -37,7 +37,6 @@ from search_spaces.errors import InputError
 STEPS = 32
 BATCHNORM_BATCHES = 10
 TRIAL = "trial of σ"
-_DIGITS = 6  # of a loss: what threads add in another order must not lead the proposer another way
 _BOUNDED = ("size_bytes", "weight_bits")
 
 
@@ -168,5 +167,4 @@ class _Trials:
         for counts in asked:
             set_sigmas(self.network, self.space.layers_at(counts))
             recalibrate_batchnorm(self.network, self._images, allow_overflow=True)
-            measured = job.measured(self.network, validation)
-            yield replace(measured, loss=float(f"{measured.loss:.{_DIGITS}g}"))
+            yield as_told(job.measured(self.network, validation))

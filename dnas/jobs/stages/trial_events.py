@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bayesopt.trials import PruningTrial
 from dnas.jobs.log import RunLog
+from dnas.training.trainer import Measurement
 from results.events import Trial, TrialResult
 
 BAYESIAN, RANDOM = "bayesian", "random"
+_DIGITS = 6
+
+
+def as_told(measured: Measurement) -> Measurement:
+    """What a proposer is told: the loss rounded, so that what threads add in another order leads it no other way."""
+    return replace(measured, loss=float(f"{measured.loss:.{_DIGITS}g}"))
 
 
 def trial_event(run: str, kind: str, trial: PruningTrial, metric: str) -> Trial:
