@@ -30,8 +30,9 @@ def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str]
 
     Of a run that has pruned nothing the last two are left out in silence, unless one of them is all that is asked.
 
-    With ``out`` the front (or the only picture) goes there and the others beside it; else those of one run go into
-    its folder, those of several into the current one. Raises :class:`InputError` where there is nothing to draw.
+    With ``out`` the first picture goes there and the others beside it, their names behind its own; else those of one
+    run go into its folder, those of several into the current one. Raises :class:`InputError` where there is nothing to
+    draw.
     """
     runs = _opened(folders)
     _check_cost(runs, x)
@@ -43,13 +44,19 @@ def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str]
     home = folders[0] if len(folders) == 1 else Path()
     written = []
     for index, (name, draw) in enumerate(named):
-        path = home / f"{name}.png" if out is None else out if index == 0 else out.with_stem(f"{out.stem}-{name}")
+        path = home / f"{name}.png" if out is None else out if index == 0 else _beside(out, name, kinds)
         save_figure(draw(), path)
         written.append(str(path))
     if as_json:
         show_json({"files": written})
     else:
         show("written:", *(f"  {path}" for path in written))
+
+
+def _beside(out: Path, name: str, kinds: Sequence[str]) -> Path:
+    """The file of a further picture; what the only kind asked for, or ``out``, says already is not said again."""
+    said = kinds[0] if len(kinds) == 1 else out.stem
+    return out.with_stem(f"{out.stem}-{name.removeprefix(f'{said}-')}")
 
 
 def _check_cost(runs: Mapping[str, Run], x: str) -> None:

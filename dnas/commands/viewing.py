@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dnas.commands.display import duration_text
 from dnas.commands.terminal import amount_text, show, show_json, tell
-from results.pareto import ParetoFront
+from results.pareto import FLOAT, ParetoFront
 from results.pictures.plot_data import bit_text
 from results.pictures.prune_data import filters_of, parents_of
 from results.run.folder import Run
@@ -61,8 +61,11 @@ def show_run(folder: Path, as_json: bool) -> None:
 
 
 def show_assignment(folder: Path, name: str, as_json: bool) -> None:
-    """Show an assignment's bits and costs, layer by layer."""
+    """Show an assignment's bits and costs, layer by layer; of the float network its row of the front."""
     run = Run.open(folder)
+    if name == FLOAT:
+        _show_float(run, as_json)
+        return
     assignment = run.assignment(run.complete_id(name))
     filters = filters_of(assignment, parents_of(run.assignments()).get(assignment.id))
     costs = assignment.layer_costs or _priced_again(run, assignment)
@@ -70,14 +73,31 @@ def show_assignment(folder: Path, name: str, as_json: bool) -> None:
         kept = {layer: {"kept": kept, "of": of, "ratio": 1 - kept / of} for layer, (kept, of) in filters.items()}
         show_json({**assignment.to_json(), "layer_costs": costs, "filters": kept})
         return
-    totals = ", ".join(f"{cost} {amount_text(cost, value)}" for cost, value in assignment.cost.items())
-    show(_layer_table(assignment, costs, filters), "", f"in all: {totals}")
+    show(_layer_table(assignment, costs, filters), "", f"in all: {_totals(assignment.cost)}")
+
+
+def _show_float(run: Run, as_json: bool) -> None:
+    """The float network's size, costs and figures, as the front has them."""
+    rows = [row for row in front_rows(run.load_front()) if row["kind"] == FLOAT]
+    if not rows:
+        raise InputError(
+            f"the front of {run.folder} does not tell of the float network; measure it with: "
+            f"dnas evaluate {run.folder} {FLOAT}"
+        )
+    if as_json:
+        show_json(rows[0])
+        return
+    show(render_table(rows), "", f"in all: {_totals(rows[0]['costs'])}")
 
 
 def front_assignments(run: Run, front: ParetoFront) -> list[BitAssignment]:
     """Return the assignments on the front that the run still has, by rising cost."""
     found = run.assignments()
     return [found[point.assignment] for point in front.front if point.assignment in found]
+
+
+def _totals(costs: Mapping[str, float]) -> str:
+    return ", ".join(f"{cost} {amount_text(cost, value)}" for cost, value in costs.items())
 
 
 def _status_row(folder: Path) -> dict[str, Any]:

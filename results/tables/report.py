@@ -139,9 +139,10 @@ class _CostColumn:
 def _shown_costs(rows: Sequence[Mapping[str, Any]], sparse: bool) -> list[_CostColumn]:
     """The size, the bit operations unless weights are sparse, and whatever else is limited."""
     limited = dict.fromkeys(name for row in rows for name in row["limits"])
+    nets = [row for row in rows if row["kind"] != FLOAT] or rows  # fp32 has a line, not a say in the unit
     columns = []
     for name in dict.fromkeys(["size_bytes", *([] if sparse else ["bitops"]), *limited]):
-        values = [row["costs"][name] for row in rows if row["kind"] != FLOAT and row["costs"].get(name)]
+        values = [row["costs"][name] for row in nets if row["costs"].get(name)]
         unit = scaled_unit(name, min(values, default=0.0))
         heading = unit.symbol if name in COSTS else f"{unit.quantity} {unit.symbol}".rstrip()
         columns.append(_CostColumn(name, heading, unit.divisor, _decimals([v / unit.divisor for v in values])))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,9 +295,37 @@ def test_plots_are_written(finished: Path) -> None:
     assert files == [f"runs/digits/{name}.png" for name in ("front", "bits", "curves-search-1")]
     assert dnas("plot", "digits", "--kind", "front", "--x", "bitops", "--out", "f.svg").exit_code == 0
     assert all(Path(file).stat().st_size for file in (*files, "f.svg"))
+    again = json.loads(dnas("plot", "digits", "--out", "curves.png", "--json").stdout)["files"]
+    assert again == ["curves.png", "curves-bits.png", "curves-search-1.png"]
     assert "did you mean 'bitops'?" in refused("plot", "digits", "--kind", "front", "--x", "bitop")
     assert ".png, .svg, .pdf" in refused("plot", "digits", "--out", "front.doc")
     assert "no folder" in refused("plot", "digits", "--out", "nowhere/front.png")
+
+
+def test_pictures_beside_one_another_say_their_kind_once(finished: Path) -> None:
+    with Run.open(finished, write=True) as run:
+        for search in ("search-2", "search-3"):
+            run.journal.append({**EPOCH, "run": search})
+    for kind, out, names in (
+        ("curves", "curves.png", ["curves", "curves-search-2", "curves-search-3"]),
+        ("curves", "mine.png", ["mine", "mine-search-2", "mine-search-3"]),
+        ("all", "front.png", ["front", "front-bits", *(f"front-curves-search-{n}" for n in (1, 2, 3))]),
+    ):
+        files = json.loads(dnas("plot", "digits", "--kind", kind, "--out", out, "--json").stdout)["files"]
+        assert files == [f"{name}.png" for name in names]
+
+
+def test_the_float_network_is_shown_as_the_front_has_it(finished: Path) -> None:
+    row = json.loads(dnas("show", "digits", "float", "--json").stdout)
+    assert (row["id"], row["size_kib"], row["val_top1"], row["test_top1"]) == ("float", 31.25, 0.99, None)
+    shown = dnas("show", "digits", "float").stdout
+    assert [line.split() for line in shown.splitlines()][1][:4] == ["float", "float", "31.25", "1.0x"]
+    assert shown.splitlines()[-1] == "in all: size_bytes 31.25 KiB"
+    with Run.open(finished, write=True) as run:
+        run.save_front(replace(run.load_front(), reference=None))
+    assert "measure it with: dnas evaluate runs/digits float" in refused("show", "digits", "float")
+    (finished / "front.json").unlink()
+    assert "has no front yet; go on with: dnas resume" in refused("show", "digits", "float")
 
 
 def test_export(finished: Path) -> None:
