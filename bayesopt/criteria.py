@@ -10,7 +10,6 @@ member layers say is normalised per layer and averaged, so that no layer outweig
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +30,7 @@ from bayesopt.distances import (
 from bayesopt.filters import checked_rows, filters_of, latent_weight, members, submodule
 from search_spaces.errors import InputError, check_type
 from search_spaces.groups import ChannelGroup, ChannelGroups
+from search_spaces.models.copies import copy_network
 from search_spaces.registry import Registry, called, importable_working_directory
 
 Scorer = Callable[[nn.Module, ChannelGroup], Any]
@@ -293,7 +293,7 @@ def _slopes(
     In evaluation mode: with the statistics of the batch, a BatchNorm makes the loss indifferent to the scale of the
     filters before it, and every sum would be zero.
     """
-    twin = copy.deepcopy(network).eval()
+    twin = copy_network(network).eval()
     found = {member.name: member for group in groups for member in members(twin, group, latent_weight)}
     weights = [member.layer.get_parameter("weight").requires_grad_() for member in found.values()]
     slopes = [torch.zeros_like(member.filters[:, 0], dtype=torch.float64) for member in found.values()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -15,6 +14,7 @@ from bayesopt.ratios import is_number
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import InputError, nearest
 from search_spaces.groups import ChannelGroups, Kept
+from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import read_graph
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -115,7 +115,7 @@ def _carry_over(
     parameters: Mapping[str, nn.Parameter],
 ) -> None:
     """Cut one kind of state, by putting it in the place of the parameters of a copy and pruning that."""
-    twin = copy.deepcopy(network)
+    twin = copy_network(network)
     places = dict(twin.named_parameters())
     shaped = []
     for parameter, state in optimizer.state.items():

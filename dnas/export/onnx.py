@@ -37,6 +37,7 @@ from dnas.export.onnx_normalisation import normalised, take_pixels
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import INPUT, replace_marks, trace
 from dnas.export.onnx_types import INPUT_WIDTHS, holds, integer_type, packed, type_range
+from dnas.export.parts import deployed_copy
 from results.files import encode_json, write_bytes
 from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
@@ -69,7 +70,7 @@ def export_onnx(
     layer that differs; nothing is written then.
     """
     need(FORMAT, "onnx", "onnxruntime", "onnxscript")
-    network = copy.deepcopy(network).cpu().float().eval()
+    network = deployed_copy(network)
     layers = fixed_layers(network)
     builder = OnnxBuilder()
     opset, ir_version = (_OPSET_2_BITS, _IR_VERSION_2_BITS) if _has_2_bits(layers) else (_OPSET, _IR_VERSION)

@@ -7,7 +7,6 @@ nodes of the format. The input and the output of every layer are marked too: the
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from dnas.export.onnx_packages import need
 from dnas.quantization.branches import SkippedLayer
 from dnas.quantization.layers import QuantizedLayer
 from search_spaces.errors import InputError
+from search_spaces.models.copies import copy_network
 from search_spaces.network.calls import first_input, with_first_input
 
 _DOMAIN = "dnas"
@@ -175,7 +175,7 @@ class _Zeros(nn.Module):
 
 def _marked(network: nn.Module, names: Iterable[str], example: Tensor) -> nn.Module:
     """A copy of ``network`` for the exporter, on the CPU, in eval mode, with marks for quantizers."""
-    twin = copy.deepcopy(network).cpu().float().eval()
+    twin = copy_network(network).cpu().float().eval()
     for name, shapes in _skipped_shapes(twin, example).items():
         parent, _, key = name.rpartition(".")
         setattr(twin.get_submodule(parent), key, _Zeros(shapes))

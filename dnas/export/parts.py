@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -21,6 +20,8 @@ from dnas.switchable.views import Picked
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.models.computed import make_plain
+from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import LAYER_TYPES
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -48,7 +49,14 @@ def on_cpu(network: Network) -> Network:
     if lost is not None:
         raise InputError(f"'{lost}' is on the meta device and has no values; load the trained weights first")
     elsewhere = any(tensor.device.type != "cpu" for tensor in tensors.values())
-    return copy.deepcopy(network).cpu() if elsewhere else network
+    return copy_network(network).cpu() if elsewhere else network
+
+
+def deployed_copy(network: nn.Module) -> nn.Module:
+    """A copy in eval mode, in fp32 on the CPU, that holds as parameters what it computed of others."""
+    twin = copy_network(network).cpu().float().eval()
+    make_plain(twin)
+    return twin
 
 
 def smallest_clip(clip: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ node that floors (inputs) or whose weights are shifted by half a step, and half 
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from dnas.export.onnx_check import check_inputs, check_same, tensor_names
 from dnas.export.onnx_normalisation import normalised, take_pixels
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import INPUT, replace_marks, trace
+from dnas.export.parts import deployed_copy
 from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
@@ -51,7 +51,7 @@ def export_qonnx(
     nothing is written then.
     """
     need(FORMAT, "onnx", "onnxscript", "onnxruntime", "qonnx")
-    network = copy.deepcopy(network).cpu().float().eval()
+    network = deployed_copy(network)
     layers = fixed_layers(network)
     for layer in layers.values():
         if isinstance(layer.weight, SparseWeight):

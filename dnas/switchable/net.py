@@ -33,7 +33,7 @@ from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
 from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.layers import LayerGraph
 from search_spaces.metrics import Metric, metric_of, validation_of
-from search_spaces.models.copies import fresh_copy
+from search_spaces.models.copies import copy_network, fresh_copy
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class SwitchableNet(nn.Module):
 
     def alone(self, name: str) -> nn.Module:
         """A profile as a fixed quantized net with tensors of its own."""
-        net = copy.deepcopy(self.view_of(name))
+        net = copy_network(self.view_of(name))
         for module in list(net.modules()):
             if parametrize.is_parametrized(module):
                 own_parts(module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.models.copies import copy_network
 
 _COARSE_BITS, _COARSE_STEP = 2, 0.1
 """The gain of up to 2 bits gets about ten times the gradient of wider ones; it takes smaller steps instead."""
@@ -169,7 +169,7 @@ def _numbered(base: nn.Module) -> nn.Module:
 
     It lies on the CPU, where positions are read, wherever the network is.
     """
-    twin = copy.deepcopy(base).to_empty(device="cpu")
+    twin = copy_network(base).to_empty(device="cpu")
     for parameter in twin.parameters():
         count = parameter.numel()
         parameter.data = torch.arange(count, dtype=torch.float64).reshape(parameter.shape)
