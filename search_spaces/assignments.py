@@ -16,7 +16,7 @@ from search_spaces.fields import BIT_WIDTHS
 from search_spaces.groups import kept_units
 from search_spaces.layers import LayerGraph
 from search_spaces.provenance import Provenance, read_provenance
-from search_spaces.sparse_codes import SparseWeights
+from search_spaces.schemes import WeightScheme, read_scheme
 
 SCHEMA = "dnas.assignment/1"
 
@@ -25,14 +25,15 @@ SCHEMA = "dnas.assignment/1"
 class LayerBits:
     """The choice for one layer: bits of its weights, bits of its input activations, and the filters it keeps.
 
-    ``sparse`` is None for dense weights; sparse ones have ``weight_bits`` for each weight that is not zero.
+    ``scheme`` says how the weights are represented where they are no integers of one grid: sparse ones, say, which have
+    ``weight_bits`` for each weight that is not zero.
     """
 
     weight_bits: int
     activation_bits: int
     out_channels: int | None = None
     kept_channels: tuple[int, ...] | None = None
-    sparse: SparseWeights | None = None
+    scheme: WeightScheme | None = None
 
     def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
@@ -111,7 +112,7 @@ class BitAssignment:
                     "activation_bits": bits.activation_bits,
                     "out_channels": bits.out_channels,
                     "kept_channels": None if bits.kept_channels is None else list(bits.kept_channels),
-                    **({"sparse": bits.sparse.to_json()} if bits.sparse else {}),
+                    **({bits.scheme.name: bits.scheme.to_json()} if bits.scheme else {}),
                 }
                 for name, bits in self.layers.items()
             },
@@ -185,7 +186,7 @@ def _layer_bits(entry: Mapping[str, Any]) -> LayerBits:
         entry["activation_bits"],
         entry["out_channels"],
         None if kept is None else tuple(int(index) for index in kept),
-        SparseWeights.from_json(entry["sparse"]) if entry.get("sparse") else None,
+        read_scheme(entry),
     )
 
 

@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from search_spaces.errors import InputError, nearest, one_line
 
@@ -27,7 +27,7 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
     """
 
     def __init__(self, kind: str, things: Mapping[str, Thing], own: Callable[[str, Any], Thing]) -> None:
-        self.kind, self._things, self._own = kind, dict(things), own
+        self.kind, self._things, self._own = kind, things, own
 
     def find(self, source: str) -> Thing:
         """Ours of that name, or the user's; :class:`InputError` with the nearest name otherwise."""
@@ -47,6 +47,29 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
 
     def __len__(self) -> int:
         return len(self._things)
+
+
+class Lazy(Mapping[str, Thing], Generic[Thing]):
+    """Things of ours by name, each named ``package.module:name`` and imported when it is first asked for.
+
+    So a room can use what a room above it offers, and need not wait for it either.
+    """
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self._sources = dict(sources)
+
+    def __getitem__(self, name: str) -> Thing:
+        module, _, thing = self._sources[name].partition(":")
+        return cast(Thing, getattr(importlib.import_module(module), thing))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
 
 
 def imported(source: str, what: str) -> Any:

@@ -152,7 +152,7 @@ def _export_one(run: Run, assignment: BitAssignment, format: str, out: Path, see
 def _packed_file(net: StoredNet, file: ExportedFile) -> tuple[dict[str, Any], str]:
     tensor_bytes, header_bytes = file.ideal_bytes or 0, file.header_bytes or 0
     expected = int(net.assignment.cost["size_bytes"])
-    other = "" if tensor_bytes == expected else f" of its largest net: {expected:,}"  # of sparse nets
+    other = "" if tensor_bytes == expected else f" of its largest net: {expected:,}"
     found = {"tensor_bytes": tensor_bytes, "header_bytes": header_bytes}
     return found, f" ({tensor_bytes:,} bytes of tensors, size_bytes{other}; {header_bytes:,} of header)"
 

@@ -20,7 +20,7 @@ from results.run.layout import list_runs
 from results.run.status import RunStatus, run_status
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
-from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
+from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 
@@ -158,8 +158,9 @@ def _layer_table(assignment: BitAssignment, costs: LayerCosts, filters: Filters)
     """One line per layer; what is kept of its filters stands there where any layer lost some."""
     names = list(next(iter(costs.values()), {}))
     pruned = bool(kept_rows_of(assignment.layers))
-    sparse = any(bits.sparse for bits in assignment.layers.values())
-    extra = (*(("filters", "removed") if pruned else ()), *(("non-zero", "stored as") if sparse else ()))
+    stored = {name: bits.scheme.columns() for name, bits in assignment.layers.items() if bits.scheme}
+    headings = list(dict.fromkeys(heading for columns in stored.values() for heading in columns))
+    extra = (*(("filters", "removed") if pruned else ()), *headings)
     table = _table("layer", "weights", "inputs", *extra, *names)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -167,16 +168,9 @@ def _layer_table(assignment: BitAssignment, costs: LayerCosts, filters: Filters)
         own = costs.get(layer, {})
         cells = (amount_text(name, own[name]) if name in own else "" for name in names)
         kept = _kept_text(bits.out_channels, filters.get(layer)) if pruned else ()
-        stored = _sparse_text(bits) if sparse else ()
-        table.add_row(layer, bit_text(bits.weight_bits), bit_text(bits.activation_bits), *kept, *stored, *cells)
+        scheme = (stored.get(layer, {}).get(heading, "") for heading in headings)
+        table.add_row(layer, bit_text(bits.weight_bits), bit_text(bits.activation_bits), *kept, *scheme, *cells)
     return table
-
-
-def _sparse_text(bits: LayerBits) -> tuple[str, str]:
-    """Weights that are not zero and the format they are stored in; empty for dense weights."""
-    if bits.sparse is None or bits.sparse.nonzeros is None:
-        return "", ""
-    return f"{bits.sparse.nonzeros:,}", bits.sparse.storage or ""
 
 
 def _kept_text(left: int | None, filters: tuple[int, int] | None) -> tuple[str, str]:

@@ -41,7 +41,6 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
-Sigma = Annotated[float, Field(ge=-10, le=100)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Parallel = Annotated[int, Field(ge=0, le=1024)]  # hundreds of thousands of threads end the process
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
@@ -79,6 +78,13 @@ class Section(BaseModel):
     """A table of the job file: unknown keys are refused, values cannot be changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CompressionSection(Section):
+    """The table of a compression, under the name that `compression` has then."""
+
+    def check_job(self, job: Any) -> None:
+        """Raise :class:`ValueError` where ``job``, a JobConfig of this compression, asks for what cannot be."""
 
 
 def keys_of(kind: Any) -> dict[str, FieldInfo]:

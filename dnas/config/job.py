@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from dnas.config.fields import (
     ActivationQuantizer,
     AtLeastOne,
+    CompressionSection,
     Count,
     DeviceName,
     Fraction,
@@ -21,13 +22,19 @@ from dnas.config.fields import (
     ProposerName,
     Ratio,
     Section,
-    Sigma,
     WeightQuantizer,
     WrittenBudget,
 )
 from dnas.config.training import Distillation, Optimization, TrainingSection
 from search_spaces.fields import FilePath, OnceEach, SomeBits
 from search_spaces.options import SpaceOptions
+from search_spaces.registry import imported
+
+# The sections of compressions that are rooms of their own, above this one: named, not imported.
+if TYPE_CHECKING:
+    SquantizerSection = CompressionSection
+else:
+    SquantizerSection = imported("dnas.squantizer.section:SquantizerSection", "the section [squantizer]")
 
 
 class ModelSection(Section):
@@ -150,21 +157,6 @@ class ControlsSection(Section):
     own: Annotated[tuple[OwnName, ...], OnceEach] = Field(default=(), description="Your own ways to choose bits at every budget: `package.module:function(question)`.")  # fmt: skip
 
 
-class SquantizerSection(Section):
-    """SQuantizer, for `compression = 'squantizer'`: weights that are sparse and low-bit at once. First and last layer stay in fp32; `include`, `exclude` and `fix` of `[space]` hold, `[search]` does not."""
-
-    weight_bits: Annotated[tuple[Annotated[int, Field(ge=1, le=8)], ...], OnceEach] = Field(default=(4,), min_length=1, description="Bits of a weight that is not zero, 1 to 8; one net for each.")  # fmt: skip
-    activation_bits: SomeBits = Field(default=4, description="Bits of input activations (`quantizer.activations`), from the first training step on.")  # fmt: skip
-    sigma: Annotated[tuple[Sigma, ...], OnceEach] = Field(default=(0.0,), description="σ of the threshold, mean magnitude + σ × standard deviation of the magnitudes; one net for each, besides those of `budgets`.")  # fmt: skip
-    sigmas: dict[str, Sigma] = Field(default={}, description="σ of single layers, whatever the others get: pattern = σ; the last pattern that fits counts.")  # fmt: skip
-    budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=(), description="Limits on size_bytes or weight_bits, written as in `search.budgets`; σ is chosen for each.")  # fmt: skip
-    trials: Count = Field(default=0, description="Trials of a σ for each layer, by Bayesian optimization within each budget; the net with one σ for all layers stands beside it (0: that net alone).")  # fmt: skip
-    delay: Annotated[float, Field(ge=0, lt=1)] = Field(default=1 / 3, description="Share of the training steps with dense float weights, before sparsity and quantization start.")  # fmt: skip
-    order: Literal["sparsify-first", "quantize-first"] = Field(default="sparsify-first", description="What comes first; `quantize-first` is there to compare with.")  # fmt: skip
-    gradient: Literal["straight-through", "zero"] = Field(default="straight-through", description="What reaches the weights below the threshold: `straight-through` lets them return, `zero` does not.")  # fmt: skip
-    exclude: tuple[str, ...] = Field(default=(), description="Layers that fit one of these patterns stay in fp32.")
-
-
 class PruneSection(Section):
     """Pruning of measured assignments: a ratio per channel group by Bayesian optimization, filters removed for real."""
 
@@ -253,8 +245,10 @@ class JobConfig(Section):
     def _consistent(self) -> JobConfig:
         if not isinstance(self.space.capability, str | None):
             raise ValueError("space.capability is a table; write it into a JSON file and name that file")
-        if self.compression == "squantizer":
-            return self._squantizer_consistent()
+        own = getattr(self, self.compression, None)
+        if isinstance(own, CompressionSection):
+            own.check_job(self)
+            return self
         if self.compression == "switchable":
             return self._switchable_consistent()
         self._check_pipeline()
@@ -291,20 +285,3 @@ class JobConfig(Section):
             raise ValueError(
                 f"pipeline = {list(self.pipeline)} begins with pruning, which prune.enabled = false turns off"
             )
-
-    def _squantizer_consistent(self) -> JobConfig:
-        if not self.squantizer.sigma and not self.squantizer.budgets:
-            raise ValueError("compression = 'squantizer' needs an entry in squantizer.sigma or squantizer.budgets")
-        if self.squantizer.trials and not self.squantizer.budgets:
-            raise ValueError("squantizer.trials needs an entry in squantizer.budgets")
-        if self.squantizer.trials and self.finetune.start == "fresh":
-            raise ValueError("squantizer.trials needs a trained network: finetune.start = 'pretrained'")
-        if self.squantizer.order == "quantize-first" and 1 in self.squantizer.weight_bits:
-            raise ValueError("squantizer.order = 'quantize-first' needs squantizer.weight_bits of at least 2")
-        if self.prune.enabled:
-            raise ValueError("compression = 'squantizer' removes weights, not filters; set prune.enabled = false")
-        if self.finetune.start == "supernet":
-            raise ValueError("finetune.start = 'supernet' needs compression = 'search'; use 'pretrained' or 'fresh'")
-        if self.finalise.enabled:
-            raise ValueError("sparse weights cannot be shared; set finalise.enabled = false")
-        return self

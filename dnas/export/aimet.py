@@ -17,10 +17,10 @@ from dnas.export.fixed_layers import (
     ExportedFile,
     FixedLayer,
     Levels,
-    SparseWeight,
     fixed_layers,
     ideal_bytes,
 )
+from dnas.quantization.schemes import GappedWeight
 from results.files import encode_json, write_text
 from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
@@ -33,7 +33,7 @@ FORMAT = "aimet"
 def export_aimet(
     path: Path, network: nn.Module, assignment: BitAssignment, preprocessing: Preprocessing | None = None
 ) -> ExportedFile:
-    """Write the encodings of the fixed net ``network``; :class:`InputError` for sparse weights.
+    """Write the encodings of the fixed net ``network``; :class:`InputError` for weights of a scheme of their own.
 
     Parameters go by their PyTorch names; the input of a layer is ``LAYER.input``.
     """
@@ -56,9 +56,9 @@ def export_aimet(
 
 
 def _weight(layer: FixedLayer) -> dict[str, Any]:
-    if isinstance(layer.weight, SparseWeight):
+    if isinstance(layer.weight, GappedWeight):
         raise InputError(
-            f"layer '{layer.name}' has sparse weights, whose levels are not evenly spaced; AIMET cannot hold them"
+            f"layer '{layer.name}' has {layer.weight.words}, whose levels are not evenly spaced; AIMET cannot hold them"
         )
     if layer.weight is None:
         return _float()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dnas.export.parts import smallest_clip, weight_codes
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import Grid
-from dnas.quantization.sparsity import SparseQuantizer, sparse_codes
+from dnas.quantization.schemes import GappedWeight, SchemeQuantizer
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 
@@ -74,20 +74,11 @@ class DenseWeight:
 
 
 @dataclass(frozen=True)
-class SparseWeight:
-    """Codes of which 0 is zero and ±m is ±(start + (m - 1) step)."""
-
-    codes: np.ndarray
-    start: float
-    step: float
-
-
-@dataclass(frozen=True)
 class FixedLayer:
     """One quantized layer; a weight or an input that stays fp32 is None."""
 
     name: str
-    weight: DenseWeight | SparseWeight | None
+    weight: DenseWeight | GappedWeight | None
     input: Levels | None
 
 
@@ -108,10 +99,10 @@ def ideal_bytes(assignment: BitAssignment) -> int | None:
     return None if size is None else int(size)
 
 
-def _weight(name: str, layer: QuantizedLayer) -> DenseWeight | SparseWeight | None:
+def _weight(name: str, layer: QuantizedLayer) -> DenseWeight | GappedWeight | None:
     quantizer = layer.quantize_weight
-    if isinstance(quantizer, SparseQuantizer):
-        return _sparse_weight(name, layer, quantizer)
+    if isinstance(quantizer, SchemeQuantizer):
+        return quantizer.gapped(name, layer.weight)
     if not quantizer.widths:
         return None
     _check_affine(f"the weight of layer '{name}'", quantizer)
@@ -120,14 +111,6 @@ def _weight(name: str, layer: QuantizedLayer) -> DenseWeight | SparseWeight | No
     grid = _grid(f"the weight of layer '{name}'", quantizer)
     axis = None if len(found.clip) == 1 else quantizer.channel_axis
     return DenseWeight(found.codes - math.floor(grid.offset), levels, axis)
-
-
-def _sparse_weight(name: str, layer: QuantizedLayer, quantizer: SparseQuantizer) -> SparseWeight:
-    if not quantizer.active:
-        raise InputError(f"the weights of layer '{name}' are not sparse yet; train the net to its end first")
-    found = sparse_codes(layer.weight, quantizer.sigma, quantizer.bits[0], quantizer.order)
-    codes = found.codes.cpu().numpy().astype(np.int64)
-    return SparseWeight(codes, float(found.start), float(found.step))
 
 
 def _input(name: str, layer: QuantizedLayer) -> Levels | None:

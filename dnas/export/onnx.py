@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from dnas.export.fixed_layers import (
     ExportedFile,
     FixedLayer,
-    SparseWeight,
     fixed_layers,
     ideal_bytes,
     input_shape_of,
@@ -38,6 +37,7 @@ from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import INPUT, replace_marks, trace
 from dnas.export.onnx_types import INPUT_WIDTHS, holds, integer_type, packed, type_range
 from dnas.export.parts import deployed_copy
+from dnas.quantization.schemes import GappedWeight
 from results.files import encode_json, write_bytes
 from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
@@ -179,8 +179,8 @@ class OnnxBuilder(Initializers):
 
     def weight(self, layer: FixedLayer, target: str) -> list[Any]:
         """DequantizeLinear of integers."""
-        if isinstance(layer.weight, SparseWeight):
-            return self._sparse(layer.name, layer.weight, target)
+        if isinstance(layer.weight, GappedWeight):
+            return self._gapped(layer.name, layer.weight, target)
         found = layer.weight
         assert found is not None
         levels, codes, step, half = found.levels, found.codes, found.levels.level_step, None
@@ -195,9 +195,9 @@ class OnnxBuilder(Initializers):
         steps = [("DequantizeLinear", [scale]), *([("Add", [half])] if half else [])]
         return self.chain(stored, target, steps, **axis)
 
-    def _sparse(self, name: str, weight: SparseWeight, target: str) -> list[Any]:
+    def _gapped(self, name: str, weight: GappedWeight, target: str) -> list[Any]:
         """Multiples of the step, and by the sign what is missing: m stands for start + (m - 1) step."""
-        kind = integer_type(*_sparse_range(weight))
+        kind = integer_type(*_gapped_range(weight))
         stored = self.constant(f"{name}.weight.codes", weight.codes, kind)
         if weight.step == weight.start or not weight.step:  # zero is a level like the others, or there is one level
             scale = self.constant(f"{name}.weight.scale", weight.start)
@@ -262,7 +262,7 @@ def _add_biases_behind(model: Any, used: set[str]) -> None:
     model.graph.initializer.extend(kept)
 
 
-def _sparse_range(weight: SparseWeight) -> tuple[int, int]:
+def _gapped_range(weight: GappedWeight) -> tuple[int, int]:
     """Least and greatest code; below zero at least by one, as weights are signed."""
     return min(-1, int(weight.codes.min())), int(weight.codes.max())
 
@@ -270,5 +270,5 @@ def _sparse_range(weight: SparseWeight) -> tuple[int, int]:
 def _has_2_bits(layers: Mapping[str, FixedLayer]) -> bool:
     """Whether a weight is stored in a type of 2 bits."""
     weights = [layer.weight for layer in layers.values() if layer.weight is not None]
-    ends = [_sparse_range(w) if isinstance(w, SparseWeight) else (w.levels.low, w.levels.high) for w in weights]
+    ends = [_gapped_range(w) if isinstance(w, GappedWeight) else (w.levels.low, w.levels.high) for w in weights]
     return any(integer_type(*pair).endswith("INT2") for pair in ends)

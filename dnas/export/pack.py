@@ -32,16 +32,14 @@ from dnas.export.parts import (
     used_weight,
     weight_codes,
 )
-from dnas.export.sparse_storage import as_stored
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
-from dnas.quantization.sparsity import SparseQuantizer, dense_bits, sparse_codes
+from dnas.quantization.schemes import SchemeQuantizer, as_stored
 from results.packed.file import DEFAULT_PROFILE, PackedFile, to_planes, write_packed
 from results.packed.weights import FLOAT, PLANES, SHARED
-from search_spaces import sparse_codes as sparse
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.costs.sparse import layer_costs
+from search_spaces.costs.stored import layer_costs
 from search_spaces.costs.table import WEIGHT_BITS, size_bytes
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_units
@@ -71,7 +69,7 @@ def pack_fixed(
             f"this net takes {taken} bytes and the cost table says {expected}: it holds something that the table "
             "does not count, and is not packed"
         )
-    if any(bits.sparse for bits in assignment.layers.values()):  # what is recorded is the largest net of all seeds
+    if any(bits.scheme for bits in assignment.layers.values()):  # what is recorded is the largest net of all seeds
         assignment = replace(assignment, cost={**assignment.cost, "size_bytes": float(taken)})
     profile = {"assignment": assignment.to_json(), "layers": packer.choices, "norms": packer.norms}
     description = {
@@ -88,7 +86,7 @@ def pack_fixed(
 
 
 def _expected_bytes(graph: LayerGraph, assignment: BitAssignment, per_channel: bool) -> int:
-    """``size_bytes`` of the cost table, sparse layers as they are stored."""
+    """``size_bytes`` of the cost table, layers as they are stored."""
     costs = {"size_bytes": size_bytes(per_channel), "weight_bits": WEIGHT_BITS}
     layers = (layer_costs(costs, graph[name], bits)["size_bytes"] for name, bits in assignment.layers.items())
     return int(sum(layers)) + graph.other_bytes
@@ -141,8 +139,8 @@ class _Packer:
         """How the weight is stored, and how its codes become values (None: it is stored in fp32)."""
         if spec.shares_weight_with is not None:
             return self._shared_weight(spec, layer)
-        if bits.sparse is not None:
-            return self._sparse_weight(spec.name, layer, bits)
+        if isinstance(layer, QuantizedLayer) and isinstance(layer.quantize_weight, SchemeQuantizer):
+            return layer.quantize_weight.pack(spec.name, layer.weight, bits.scheme, self._add)
         if bits.weight_bits == FLOAT_BITS:
             return {"storage": FLOAT, "tensor": self._add(f"{spec.name}.weight", layer.weight)}, None
         found, quantizer = weight_codes(layer), layer.quantize_weight
@@ -164,25 +162,6 @@ class _Packer:
                 "so give both the same bits and train again"
             )
         return {"storage": SHARED, "layer": owner}, self.choices[owner]["weight"]
-
-    def _sparse_weight(self, name: str, layer: Any, bits: LayerBits) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The codes in their smallest format, and the two numbers that make them values."""
-        quantizer, known = layer.quantize_weight, cast(sparse.SparseWeights, bits.sparse)
-        if not isinstance(quantizer, SparseQuantizer) or not quantizer.active:
-            raise InputError(f"the weights of layer '{name}' are not sparse yet; train the net to its end first")
-        found = sparse_codes(layer.weight, quantizer.sigma, bits.weight_bits, known.order)
-        dense = dense_bits(bits.weight_bits, known.order)
-        codes = found.codes.cpu().numpy().astype(np.int64)
-        data = sparse.encode(codes, cast(str, known.storage), bits.weight_bits, dense)
-        stored = {
-            "storage": known.storage,
-            "bits": bits.weight_bits,
-            "dense_bits": dense,
-            "nonzeros": known.nonzeros,
-            "tensor": self._add(f"{name}.sparse", np.frombuffer(data, dtype=np.uint8)),
-        }
-        levels = self._add(f"{name}.levels", torch.stack([found.start, found.step]))
-        return stored, {"bits": bits.weight_bits, "levels": levels}
 
     def _input(self, name: str, layer: Any) -> dict[str, Any] | None:
         """How the input becomes codes; None where it stays fp32."""

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dnas.quantization.fitting import SMALLEST_CLIP
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, has_hooks
 from dnas.quantization.quantizers import Grid, encode
-from dnas.quantization.sparsity import SparseQuantizer
+from dnas.quantization.schemes import SchemeQuantizer, module_of
 from dnas.switchable.views import Picked
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError
@@ -26,7 +26,7 @@ from search_spaces.network.graph import LAYER_TYPES
 
 Network = TypeVar("Network", bound=nn.Module)
 _GEOMETRY = ("stride", "padding", "dilation", "output_padding", "groups", "padding_mode")
-OURS = (TensorQuantizer, SparseQuantizer, Picked)
+OURS = (TensorQuantizer, SchemeQuantizer, Picked)
 """What conversion puts into a network: the file describes it otherwise."""
 
 
@@ -83,7 +83,7 @@ def grid_with_gain(quantizer: TensorQuantizer) -> Grid:
 
 
 def weight_codes(layer: QuantizedLayer) -> Codes:
-    """The codes (int64, the weight's shape) of a layer with a dense quantized weight of one width."""
+    """The codes (int64, the weight's shape) of a layer with a plain quantized weight of one width."""
     quantizer = cast(TensorQuantizer, layer.quantize_weight)
     with torch.no_grad():
         clip = quantizer.prepare(layer.weight)[1]
@@ -151,7 +151,7 @@ def other_parameters(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[st
 
 
 def check_storable(name: str, layer: nn.Module, bits: LayerBits) -> None:
-    """Refuse levels that are no affine grid, inputs whose range is that of each batch, and other bits than told."""
+    """Refuse levels that are no affine grid, inputs whose range is that of each batch, and others than were told."""
     quantized = isinstance(layer, QuantizedLayer)
     for what, width in (("weight", bits.weight_bits), ("input", bits.activation_bits)):
         quantizer: Any = getattr(layer, f"quantize_{what}") if quantized else None
@@ -164,6 +164,14 @@ def check_storable(name: str, layer: nn.Module, bits: LayerBits) -> None:
             )
         if isinstance(quantizer, TensorQuantizer) and quantizer.widths:
             _check_grid(name, what, quantizer)
+    made = getattr(layer, "quantize_weight", None)
+    told_scheme = None if bits.scheme is None else module_of(bits.scheme)
+    if told_scheme is not (type(made) if isinstance(made, SchemeQuantizer) else None):
+        words = made.words if isinstance(made, SchemeQuantizer) else bits.scheme and bits.scheme.words
+        raise InputError(
+            f"layer '{name}' has {words} in {'the assignment' if told_scheme else 'this net'} alone; give the "
+            "assignment that the net was made of"
+        )
 
 
 def _check_grid(name: str, what: str, quantizer: TensorQuantizer) -> None:

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from dnas.export.fixed_layers import ExportedFile, FixedLayer, Levels, SparseWeight, fixed_layers, input_shape_of
+from dnas.export.fixed_layers import ExportedFile, FixedLayer, Levels, fixed_layers, input_shape_of
 from dnas.export.onnx import Initializers, describe, write_model
 from dnas.export.onnx_check import check_inputs, check_same, tensor_names
 from dnas.export.onnx_normalisation import normalised, take_pixels
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import INPUT, replace_marks, trace
 from dnas.export.parts import deployed_copy
+from dnas.quantization.schemes import GappedWeight
 from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
@@ -54,9 +55,10 @@ def export_qonnx(
     network = deployed_copy(network)
     layers = fixed_layers(network)
     for layer in layers.values():
-        if isinstance(layer.weight, SparseWeight):
+        if isinstance(layer.weight, GappedWeight):
             raise InputError(
-                f"layer '{layer.name}' has sparse weights, which QONNX has no node for; export it as onnx or packed"
+                f"layer '{layer.name}' has {layer.weight.words}, which QONNX has no node for; "
+                "export it as onnx or packed"
             )
     model = trace(network, [spec.name for spec in graph.layers], input_shape_of(assignment), _OPSET, batch=1)
     if normalise:
@@ -128,7 +130,7 @@ class QonnxBuilder(Initializers):
         """Quant of weights that lie on its grid."""
         found, name = layer.weight, f"{layer.name}.weight"
         assert found is not None
-        assert not isinstance(found, SparseWeight)
+        assert not isinstance(found, GappedWeight)
         step = found.along_axis(found.levels.level_step)
         if _is_sign(found.levels):
             signs = self.constant(f"{name}.values", (found.codes + 0.5) * step)

@@ -82,8 +82,8 @@ def layer_config(spec: LayerSpec, bits: LayerBits) -> tuple[Mapping[str, Any] | 
 
 def _why_not(spec: LayerSpec, bits: LayerBits) -> str:
     """Why torchao cannot quantize the weights of a layer; empty where it can."""
-    if bits.sparse is not None:
-        return "torchao has no sparse weights of few bits"
+    if bits.scheme is not None:
+        return f"torchao has no {bits.scheme.words} of few bits"
     if spec.kind not in ("Linear", "Conv2d"):
         return f"torchao quantizes Linear and Conv2d, and this is a {spec.kind}"
     if spec.kind == "Conv2d" and spec.weight_shape[1] == 1:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TypeVar
 
+from dnas.jobs.compressions import compression_of
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Report
 from results.events import Decoded, Event, Note
@@ -17,7 +18,7 @@ from results.run.lost import sound_events, standing
 from search_spaces.allocation.program import Cells
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.sparse import costs_by_layer, sparse_prices
+from search_spaces.costs.stored import costs_by_layer
 from search_spaces.layers import LayerSpec
 from search_spaces.provenance import Provenance, Quantizers
 
@@ -76,16 +77,12 @@ class RunLog:
         }
         told = {key: value for key, value in known.items() if key not in made.model_fields_set}
         made = made.model_copy(update=told)
+        prices = compression_of(job.config).prices(job.plan.table, layers)
         by_layer = costs_by_layer(job.plan.table, layers)
-        assignment = BitAssignment(name, job.reference, layers, self._price(layers), {}, made, by_layer)
+        assignment = BitAssignment(name, job.reference, layers, prices, {}, made, by_layer)
         self.run.save_assignment(assignment)
         self.write(Decoded(assignment=name, kind=made.kind, run=made.run, cost=dict(assignment.cost)))
         return assignment
-
-    def _price(self, layers: Mapping[str, LayerBits]) -> dict[str, float]:
-        """All costs; with sparse weights also the sizes without their index."""
-        table = self.job.plan.table
-        return sparse_prices(table, layers) if self.job.config.compression == "squantizer" else table.price(layers)
 
 
 def _with_channels(bits: LayerBits, spec: LayerSpec) -> LayerBits:

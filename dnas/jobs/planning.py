@@ -11,6 +11,7 @@ from torch import nn
 
 from dnas.config.fields import Amount
 from dnas.config.job import CostsSection, JobConfig, PruneSection
+from dnas.jobs.compressions import compression_of
 from dnas.search.controls import CONTROLS
 from search_spaces.allocation.monotone import check_bounds
 from search_spaces.allocation.program import check_reachable
@@ -18,14 +19,10 @@ from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError, check_type
-from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
-from search_spaces.options import SpaceOptions
 from search_spaces.registry import importable_working_directory
 from search_spaces.spaces import PrecisionSpace, build_space
-
-SPARSE_COSTS = ("size_bytes", "weight_bits")
-"""Costs that follow from the zeros among the weights."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +39,15 @@ def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) 
     """Plan a job; raises :class:`InputError` for a budget out of reach or a space that does not fit the network."""
     check_type(config, JobConfig, "a job", "give what dnas.load_job(source) returns")
     graph = read_graph(model, input_shape)
-    sparse = config.compression == "squantizer"
-    space = build_space(graph, squantizer_options(config) if sparse else config.space)
+    compression = compression_of(config)
+    space = build_space(graph, compression.options(config))
     table = cost_table(graph, space, config.costs, config.quantizer.per_channel)
     table.require(config.search.cost)
     for bits in config.controls.uniform:  # a cost that has no figure for a control must not be found out at the end
         table.price(space.uniform(bits))
     for source in config.controls.own:
         CONTROLS.find(source)
-    if sparse:
-        sparse_budgets(config, table)
+    compression.check_costs(config, table)
     if "search" not in config.order:
         return Plan(graph, space, table, ())
     smallest = _most_pruned(config.prune, table) if config.order[0] == "prune" else table
@@ -70,32 +66,6 @@ def _most_pruned(section: PruneSection, table: CostTable) -> CostTable:
         for group in table.graph.channels.groups
     }
     return CostTable(pruned_graph(table.graph, left), table.space, list(table.costs.values()))
-
-
-def squantizer_options(config: JobConfig) -> SpaceOptions:
-    """The layers that SQuantizer makes sparse, as a space; first and last stay in fp32 (arXiv 1812.08301)."""
-    section = config.squantizer
-    return SpaceOptions(
-        weight_bits=tuple(sorted(set(section.weight_bits))),
-        activation_bits=(section.activation_bits,),
-        first_layer=FLOAT_BITS,
-        last_layer=FLOAT_BITS,
-        include=config.space.include,
-        exclude=config.space.exclude + section.exclude,
-        fix=config.space.fix,
-    )
-
-
-def sparse_budgets(config: JobConfig, table: CostTable) -> tuple[Budget, ...]:
-    """The budgets of ``[squantizer]``; :class:`InputError` for a cost that does not depend on σ."""
-    budgets = tuple(parse_budget(entry, table) for entry in config.squantizer.budgets)
-    for budget in budgets:
-        for name in budget.limits:
-            if name not in SPARSE_COSTS:
-                raise InputError(
-                    f"squantizer.budgets: sparsity does not change '{name}'; limit {' or '.join(SPARSE_COSTS)}"
-                )
-    return budgets
 
 
 def cost_table(graph: LayerGraph, space: PrecisionSpace, section: CostsSection, per_channel: bool) -> CostTable:

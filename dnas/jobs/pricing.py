@@ -7,7 +7,7 @@ from dnas.jobs.planning import cost_table
 from results.run.folder import Run
 from results.run.layout import JOB
 from search_spaces.assignments import BitAssignment
-from search_spaces.costs.sparse import costs_by_layer
+from search_spaces.costs.stored import costs_by_layer
 from search_spaces.models.load import load_model
 from search_spaces.network.graph import read_graph
 from search_spaces.spaces import build_space

@@ -12,19 +12,17 @@ import torch
 
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
+from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Report, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.jobs.stages.controls import Controls
 from dnas.jobs.stages.finalise import Finalise
 from dnas.jobs.stages.finalise_requests import FinaliseRequest, check_finalise_request, sections
-from dnas.jobs.stages.measure import Measure, Measurer
+from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.pretrain import Pretrain
-from dnas.jobs.stages.prune import Prune, PruneMore
+from dnas.jobs.stages.prune import PruneMore
 from dnas.jobs.stages.prune_requests import PruneRequest, check_request, requested
-from dnas.jobs.stages.search import Search
-from dnas.jobs.stages.squantizer import Squantizer
 from dnas.jobs.stages.testing import Test
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
@@ -130,26 +128,10 @@ def job_stages(context: JobContext) -> list[Stage]:
     """The stages of a job, in order."""
     measurer = Measurer(context)
     stages: list[Stage] = [Pretrain(context)]
-    if context.job.config.compression == "search":
-        stages += _pipeline(context, measurer)
-    else:
-        stages += [Squantizer(context)] if context.job.config.compression == "squantizer" else []
-        stages += [Controls(context), Measure(context, measurer)]
+    stages += compression_of(context.job.config).stages(context, measurer)
     stages += [PruneMore(context, measurer)] if requested(context.log) else []
     stages += [Finalise(context, measurer)] if sections(context) else []
     return [*stages, Test(context, measurer)]
-
-
-def _pipeline(context: JobContext, measurer: Measurer) -> list[Stage]:
-    """Bit searches and pruning in the order that the job asks for; a later search starts from a pruned net."""
-    stages: list[Stage] = []
-    order = context.job.config.order
-    for number, step in enumerate(order):
-        stages += [Search(context, pruned="prune" in order[:number])] if step == "search" else []
-        stages += [Controls(context), Measure(context, measurer)] if number == 0 else []
-        stages += [Prune(context, measurer)] if step == "prune" else []
-        stages += [Measure(context, measurer)] if number > 0 or step == "prune" else []
-    return stages
 
 
 def check_job(config: JobConfig) -> None:
@@ -200,17 +182,10 @@ def _introduction(job: Job) -> list[str]:
             f"checkpoint: {len(missing)} keys missing ({', '.join(missing[:3]) or 'none'}), "
             f"{len(unexpected)} unexpected ({', '.join(unexpected[:3]) or 'none'})"
         )
-    graph, data = job.plan.graph, job.data
+    data = job.data
     told += few_images(data)
-    told += [f"unsupported: {name}: {why}" for name, why in graph.unsupported.items()]
-    if job.config.compression == "squantizer":
-        sparse = sum(len(decision.layers) for decision in job.plan.space.decisions)
-        what, how = f"{sparse} sparse layers of {len(graph.layers)}", "SQuantizer"
-    elif job.config.compression == "switchable":
-        what, how = f"{len(graph.layers)} layers", f"a switchable net ({job.config.finalise.method})"
-    else:
-        what = f"{len(job.plan.space.decisions)} decisions over {len(graph.layers)} layers"
-        how = f"{job.config.search.engine} engine, {'compiled' if job.compiles else 'eager'} mixture"
+    told += [f"unsupported: {name}: {why}" for name, why in job.plan.graph.unsupported.items()]
+    what, how = compression_of(job.config).introduction(job)
     told.append(
         f"{what}; {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images; "
         f"{how}, on {job.device}"

@@ -13,7 +13,7 @@ from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer
 from dnas.quantization.proof import check_twin
 from dnas.quantization.quantizers import Quantizer
-from dnas.quantization.sparsity import SparseQuantizer
+from dnas.quantization.schemes import module_of
 from search_spaces.assignments import BitAssignment, LayerBits, bits_by_layer, check_fits, check_names, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
 from search_spaces.errors import check_type
@@ -128,8 +128,9 @@ def fixed_copy(
         elif (bits.weight_bits, bits.activation_bits) != (FLOAT_BITS, FLOAT_BITS):
             pair = (bits.weight_bits,), (bits.activation_bits,)
             quantized = quantized_layer(layer, graph[name], *pair, choice)
-            if bits.sparse is not None:
-                quantized.quantize_weight = SparseQuantizer(bits.weight_bits, bits.sparse).to(quantized.weight.device)
+            if bits.scheme is not None:
+                own = module_of(bits.scheme)(bits.weight_bits, bits.scheme)
+                quantized.quantize_weight = own.to(quantized.weight.device)
     _share_quantizers(twin, graph, layers)
     for branch in graph.branches:
         if all(layers[name].weight_bits == 0 for name in branch.layers):
@@ -141,7 +142,7 @@ def _share_quantizers(twin: nn.Module, graph: LayerGraph, layers: Mapping[str, L
     """Give layers that share a weight one quantizer too, where their bits are the same: it is stored once."""
     for name, bits in layers.items():
         owner = graph[name].shares_weight_with
-        if owner is None or layers[owner].weight_bits != bits.weight_bits or layers[owner].sparse or bits.sparse:
+        if owner is None or layers[owner].weight_bits != bits.weight_bits or layers[owner].scheme or bits.scheme:
             continue
         layer, other = twin.get_submodule(name), twin.get_submodule(owner)
         if isinstance(layer, QuantizedLayer) and isinstance(other, QuantizedLayer):

@@ -22,9 +22,8 @@ from dnas.quantization.mixture import mix
 from dnas.quantization.operations import operation_of
 from dnas.quantization.quantizers import Quantizer
 from dnas.quantization.samples import TensorSample, sampled, thinned, whole
-from dnas.quantization.sparsity import SparseQuantizer
+from dnas.quantization.schemes import SchemeQuantizer
 from search_spaces.channels.slicing import Selection, cut_layer
-from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.network.calls import first_input, input_name, with_first_input
 
@@ -213,7 +212,7 @@ class QuantizedLayer(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     quantize_input: TensorQuantizer
-    quantize_weight: TensorQuantizer | SparseQuantizer
+    quantize_weight: TensorQuantizer | SchemeQuantizer
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Run the layer's own forward on a quantized first input with a quantized weight."""
@@ -232,8 +231,6 @@ class QuantizedLayer(nn.Module):
 
     def keep_channels(self, selection: Selection) -> None:
         """Keep only some filters and input channels, in place; the weights that stay are quantized as before."""
-        if isinstance(self.quantize_weight, SparseQuantizer):
-            raise InputError("sparse weights cannot lose filters: their threshold is that of the whole layer")
         if id(self.quantize_weight) not in selection.sliced:  # layers that share a weight may share its quantizer
             selection.sliced[id(self.quantize_weight)] = None
             self.quantize_weight.hold(self.weight)
@@ -246,7 +243,7 @@ class QuantizedLayer(nn.Module):
 
 
 def quantize_layer(
-    layer: nn.Module, quantize_input: TensorQuantizer, quantize_weight: TensorQuantizer | SparseQuantizer
+    layer: nn.Module, quantize_input: TensorQuantizer, quantize_weight: TensorQuantizer | SchemeQuantizer
 ) -> QuantizedLayer:
     """Let ``layer`` quantize its input and its weight from now on, in place."""
     patched = vars(layer).pop("forward", None)  # set on the object, it would hide the forward of the new class

@@ -305,8 +305,8 @@ def check_profiles(graph: LayerGraph, assignments: Mapping[str, BitAssignment], 
     for name, assignment in assignments.items():
         check_type(assignment, BitAssignment, f"profile '{name}'", "give a BitAssignment")
         check_fits(assignment, graph)
-        if any(bits.sparse for bits in assignment.layers.values()):
-            raise InputError(f"profile '{name}' has sparse weights, which others cannot share; leave it out")
+        for scheme in (bits.scheme for bits in assignment.layers.values() if bits.scheme):
+            raise InputError(f"profile '{name}' has {scheme.words}, which others cannot share; leave it out")
         if kept_rows_of(assignment.layers) and not private_norms:
             raise InputError(f"profile '{name}' is pruned, which needs BatchNorms of its own; leave private_norms on")
 

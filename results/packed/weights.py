@@ -1,4 +1,4 @@
-"""The weights of a packed net, from their bit planes or sparse codes to values; numpy alone."""
+"""The weights of a packed net, from their bit planes, or the codes of a weight scheme, to values; numpy alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, cast
 import numpy as np
 
 from results.packed.file import DEFAULT_PROFILE, PackedFile, from_planes
-from search_spaces import sparse_codes as sparse
 from search_spaces.errors import InputError
+from search_spaces.schemes import scheme_of
 
 PLANES, FLOAT, SHARED = "planes", "float32", "shared"
-"""How a weight is stored, beside the formats of :mod:`search_spaces.sparse_codes`."""
+"""How a weight is stored, beside what weight schemes have of their own."""
 
 
 def stored_weight(packed: PackedFile, name: str) -> Mapping[str, Any]:
@@ -22,22 +22,25 @@ def stored_weight(packed: PackedFile, name: str) -> Mapping[str, Any]:
     if weight["storage"] == SHARED:
         weight = packed.description["layers"][weight["layer"]]["weight"]
     known = weight["storage"] in (PLANES, FLOAT)
-    if weight["storage"] == SHARED or not (known or _sparse_is_sound(packed, name, weight)):
+    if weight["storage"] == SHARED or not (known or _scheme_is_sound(packed, name, weight)):
         raise InputError(f"how the weight of layer '{name}' is stored makes no sense; export it again")
     return cast(Mapping[str, Any], weight)
 
 
-def _sparse_is_sound(packed: PackedFile, name: str, weight: Mapping[str, Any]) -> bool:
-    """Whether the numbers of sparse codes are such that decoding them needs no more memory than the weight."""
-    bits, dense, nonzeros = (weight[key] for key in ("bits", "dense_bits", "nonzeros"))
-    count = math.prod(packed.description["layers"][name]["shape"])
-    return bits in range(1, 9) and dense in (bits, bits + 1) and nonzeros in range(count + 1)
+def _scheme_is_sound(packed: PackedFile, name: str, weight: Mapping[str, Any]) -> bool:
+    """Whether a scheme reads this weight, and decoding it needs no more memory than the weight."""
+    scheme = scheme_of(weight["storage"])
+    return scheme is not None and scheme.is_sound(weight, _shape(packed, name))
+
+
+def _shape(packed: PackedFile, name: str) -> tuple[int, ...]:
+    return tuple(packed.description["layers"][name]["shape"])
 
 
 def weight_codes(packed: PackedFile, name: str, profile: str = DEFAULT_PROFILE) -> np.ndarray:
     """The integer codes (int64, the weight's shape in this profile) of a layer whose weight is quantized.
 
-    Those of a weight stored in fp32 are computed as the net computes them; a file has none of a sparse one.
+    Those of a weight stored in fp32 are computed as the net computes them; a file has none of a weight scheme.
     """
     weight = stored_weight(packed, name)
     told = packed.description["profiles"][profile]["layers"][name]["weight"]
@@ -102,8 +105,9 @@ def weight_values(packed: PackedFile, name: str, profile: str = DEFAULT_PROFILE)
     told = packed.description["profiles"][profile]["layers"][name]["weight"]
     if weight["storage"] == FLOAT and told is None:
         return part_of(packed, profile, weight["tensor"], packed.tensors[weight["tensor"]])
-    if weight["storage"] not in (PLANES, FLOAT):
-        return _sparse_values(packed, name, weight, told)
+    scheme = None if weight["storage"] in (PLANES, FLOAT) else scheme_of(weight["storage"])
+    if scheme is not None:
+        return scheme.decode(weight, told, _shape(packed, name), packed.tensors)
     codes, clip = weight_codes(packed, name, profile), weight_clip(packed, name, profile)
     step, start = (np.float32(told["grid"][key]) for key in ("step", "start"))
     return cast(np.ndarray, clip * (start + step * codes.astype(np.float32)))
@@ -126,12 +130,3 @@ def shared_values(packed: PackedFile, name: str, nests: bool) -> np.ndarray:
         return cast(np.ndarray, clip * (np.float32(told["grid"]["start"]) + np.float32(told["grid"]["step"]) * codes))
     cells = np.float32(2.0**bits)
     return cast(np.ndarray, clip * ((2 * codes + 1) / cells - 1))
-
-
-def _sparse_values(packed: PackedFile, name: str, weight: Mapping[str, Any], told: Mapping[str, Any]) -> np.ndarray:
-    """0, or ±(start + (m - 1) step) for a code of ±m."""
-    data, shape = packed.tensors[weight["tensor"]].tobytes(), tuple(packed.description["layers"][name]["shape"])
-    codes = sparse.decode(data, weight["storage"], shape, weight["nonzeros"], weight["bits"], weight["dense_bits"])
-    start, step = packed.tensors[told["levels"]]
-    sizes = start + (np.abs(codes).astype(np.float32) - 1) * step
-    return cast(np.ndarray, (np.sign(codes) * np.where(codes == 0, np.float32(0), sizes)).astype(np.float32))

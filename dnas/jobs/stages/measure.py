@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from dnas.data.image_sets import ImageSet
+from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, times
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.jobs.stages.squantizer import as_measured, settle
 from dnas.jobs.stored_nets import stored_net
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
-from dnas.quantization.sparsity import delayed
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement, Trainer, with_prefix
 from results.events import Measured
@@ -69,6 +68,7 @@ class Measurer:
 
     def __init__(self, context: JobContext) -> None:
         self.context, self.job, self.log = context, context.job, context.log
+        self.compression = compression_of(self.job.config)
         self._first_with: dict[str, str] = {}
 
     def measure_all(self, assignments: Sequence[BitAssignment]) -> list[FrontPoint]:
@@ -82,8 +82,7 @@ class Measurer:
         first = self._first(assignment)
         values = [self._measure_seed(assignment, first, seed) for seed in range(self.seeds_of(assignment))]
         estimate = Estimate.from_values(values)
-        if self.job.config.compression == "squantizer":
-            assignment = as_measured(assignment, self.context)
+        assignment = self.compression.as_measured(assignment, self.context)
         metric = self.job.task.metric
         metrics: dict[str, Any] = {f"val_{metric.name}": {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}}
         if first != assignment.id:
@@ -111,8 +110,8 @@ class Measurer:
         )
 
     def _first(self, assignment: BitAssignment) -> str:
-        """The id of the first assignment with the same bits in every layer; one sparse or shared is like no other."""
-        if any(bits.sparse for bits in assignment.layers.values()) or assignment.provenance.net:
+        """The id of the first assignment with equal bits; one with a weight scheme, or shared, is like no other."""
+        if any(bits.scheme for bits in assignment.layers.values()) or assignment.provenance.net:
             return assignment.id
         kept = sorted(kept_rows_of(assignment.layers).items())
         key = json.dumps([sorted(assignment.pairs.items()), kept, assignment.provenance.parent])
@@ -162,13 +161,13 @@ class Measurer:
             seed=derived_seed(job.config.seed, seed),
             label="finetune",  # not the assignment's name: equal assignments must train equally
             device=job.device,
-            on_progress=delayed(network, job.config.squantizer.delay),
+            on_progress=self.compression.on_progress(network, job),
             teacher=teacher_of(job.network, job.config.finetune.distillation),
             task=job.task,
         )
         place = Place(FINETUNE, assignment.id, f"{assignment.id}-seed{seed}", FINETUNE, finetune_units(job), seed)
         self.context.train(trainer, place)
-        settle(network, assignment, job)
+        self.compression.settle(network, assignment, job)
         recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
         self.log.run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), {"seed": seed})
         self.log.run.delete_checkpoint(place.checkpoint)

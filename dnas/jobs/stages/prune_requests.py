@@ -93,8 +93,8 @@ def check_request(context: JobContext, request: PruneRequest) -> PruneRequest:
     parent = log.run.assignment(request.assignment or "")
     if any(bits.kept_channels is not None for bits in parent.layers.values()):
         raise InputError(f"assignment '{parent.id}' is pruned already; name one that has all its filters")
-    if any(bits.sparse is not None for bits in parent.layers.values()):
-        raise InputError(f"assignment '{parent.id}' has sparse weights, which cannot lose filters; name a dense one")
+    for scheme in (bits.scheme for bits in parent.layers.values() if bits.scheme):
+        raise InputError(f"assignment '{parent.id}' has {scheme.words}, which cannot lose filters; name a dense one")
     Pruning(context, PruneTarget(parent, request.section))
     return request
 

@@ -18,7 +18,7 @@ from dnas.jobs.planning import cost_table
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
-from search_spaces.costs.sparse import costs_by_layer
+from search_spaces.costs.stored import costs_by_layer
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows

@@ -29,12 +29,12 @@ from dnas.export.onnx_types import integer_type
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
-from dnas.quantization.sparsity import SparseQuantizer
+from dnas.squantizer.quantizer import SparseQuantizer
 from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
 from search_spaces.layers import LayerGraph
-from search_spaces.sparse_codes import SparseWeights
+from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.exported_nets import (
     INPUTS,
     WEIGHTS,
@@ -200,7 +200,7 @@ def test_runtimes_do_not_round_more(tmp_path: Path, name: str, bits: tuple[int, 
 def test_a_skipped_branch_sparse_weights_and_fp32(tmp_path: Path) -> None:
     def bits(graph: LayerGraph) -> dict[str, LayerBits]:
         found = {"first": LayerBits(0, 0), "second": LayerBits(0, 0), "head": LayerBits(32, 32, 3)}
-        return {"stem": LayerBits(3, 4, 5, sparse=SparseWeights(0.5, "sparsify-first")), **found}
+        return {"stem": LayerBits(3, 4, 5, scheme=SparseWeights(0.5, "sparsify-first")), **found}
 
     network, graph, assignment = fixed_net("residual", bits, QuantizerChoice("lsq", "dorefa"))
     file = export_onnx(tmp_path / "net.onnx", network, graph, assignment)

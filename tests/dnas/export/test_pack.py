@@ -33,7 +33,7 @@ from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
-from search_spaces.sparse_codes import SparseWeights
+from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.packed_nets import (
     CASES,
     Packed,
@@ -210,7 +210,7 @@ def test_sparse_weights_are_stored_in_their_smallest_format(
 ) -> None:
     def sparse(graph: LayerGraph) -> dict[str, LayerBits]:
         layers = same_bits(graph, bits, 4)
-        entry = dataclasses.replace(layers["first"], sparse=SparseWeights(sigma, order))
+        entry = dataclasses.replace(layers["first"], scheme=SparseWeights(sigma, order))
         return {**layers, "first": entry, "head": dataclasses.replace(entry, out_channels=3)}
 
     found = packed_net(tmp_path / "a", "residual", sparse)

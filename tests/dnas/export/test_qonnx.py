@@ -22,7 +22,7 @@ from dnas.export.qonnx import QonnxBuilder, export_qonnx, run_qonnx
 from dnas.quantization.conversion import QuantizerChoice
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
-from search_spaces.sparse_codes import SparseWeights
+from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.exported_nets import INPUTS, WEIGHTS, described, fixed_net, quantized_layer, samples, small_net, traced_once
 from tests.packed_nets import inputs_for
 
@@ -127,7 +127,7 @@ def test_a_wrong_weight_names_its_layer_and_leaves_no_file(tmp_path: Path, monke
 def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     def bits(graph: Any) -> dict[str, LayerBits]:
         found = {spec.name: LayerBits(4, 4, spec.out_channels) for spec in graph.layers}
-        return {**found, "first": dataclasses.replace(found["first"], sparse=SparseWeights(0.5, "sparsify-first"))}
+        return {**found, "first": dataclasses.replace(found["first"], scheme=SparseWeights(0.5, "sparsify-first"))}
 
     network, graph, assignment = fixed_net("residual", bits)
     with pytest.raises(InputError, match="layer 'first' has sparse weights, which QONNX has no node for"):

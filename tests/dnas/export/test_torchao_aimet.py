@@ -24,7 +24,7 @@ from dnas.quantization.layers import QuantizedLayer
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError
-from search_spaces.sparse_codes import SparseWeights
+from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.exported_nets import fixed_net, small_net
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph, same_bits
 
@@ -88,7 +88,7 @@ def test_what_torchao_cannot_express_is_listed() -> None:
         True,
         "4-bit weights and 8-bit inputs: torchao has no inputs of few bits for Conv2d",
     )
-    sparse = LayerBits(4, 32, sparse=SparseWeights(0.5, "sparsify-first"))
+    sparse = LayerBits(4, 32, scheme=SparseWeights(0.5, "sparsify-first"))
     for name, layer, bits, sentence in (
         ("residual", "head", LayerBits(16, 8), "torchao has weights of 2 to 8 bits"),
         ("residual", "head", LayerBits(32, 8), "32-bit weights and 8-bit inputs"),
@@ -175,7 +175,7 @@ def test_aimet_leaves_fp32_to_float_and_refuses_sparse_weights(tmp_path: Path) -
     assert told["excluded_layers"] == ["head"]
 
     def sparse(graph: Any) -> dict[str, LayerBits]:
-        entry = LayerBits(4, 4, 5, sparse=SparseWeights(0.5, "sparsify-first"))
+        entry = LayerBits(4, 4, 5, scheme=SparseWeights(0.5, "sparsify-first"))
         return {**bits(graph), "first": entry}
 
     network, graph, assignment = fixed_net("residual", sparse)

@@ -23,7 +23,7 @@ from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
 from search_spaces.network.graph import read_graph
-from search_spaces.sparse_codes import SparseWeights
+from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.packed_nets import CASES, assignment_of, inputs_for, model_and_graph, same_bits
 from tests.toys import Net, seeded
 
@@ -328,7 +328,7 @@ def test_what_cannot_be_shared() -> None:
     model, graph = model_and_graph("residual")
     with pytest.raises(InputError, match="at least one profile"):
         SwitchableNet(model, graph, {}, NESTED)
-    layers = {**same_bits(graph, 4, 4), "first": LayerBits(4, 4, sparse=SparseWeights(0.0))}
+    layers = {**same_bits(graph, 4, 4), "first": LayerBits(4, 4, scheme=SparseWeights(0.0))}
     with pytest.raises(InputError, match="profile 'a' has sparse weights"):
         SwitchableNet(model, graph, {"a": BitAssignment("a", ModelReference("t", graph.input_shape), layers)}, NESTED)
     with pytest.raises(InputError, match="profile 'p' is pruned, which needs BatchNorms of its own"):

@@ -1,28 +1,26 @@
-"""A job of ``compression = "squantizer"``: which nets it trains, and what each of them takes once it is trained."""
+"""A job of ``compression = "squantizer"``: which nets it trains, and with which σ in every layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from dnas.export.sparse_storage import Layers, as_stored, raised_within, set_sigmas, sigma_within
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
-from dnas.jobs.planning import sparse_budgets
 from dnas.jobs.progress import Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.jobs.stages.sigma_search import TRIAL, layer_sigmas, trial_units
-from dnas.quantization.sparsity import activate
-from search_spaces.assignments import BitAssignment
+from dnas.quantization.schemes import as_stored
+from dnas.squantizer.plan import section_of, sparse_budgets
+from dnas.squantizer.sigma_search import TRIAL, layer_sigmas, trial_units
+from dnas.squantizer.storage import Layers, sigma_within
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.sparse import compression, costs_by_layer, sparse_prices
 from search_spaces.errors import InputError
 from search_spaces.models.copies import fresh_copy
 from search_spaces.provenance import SQUANTIZER, Provenance
 from search_spaces.spaces import matches
-from search_spaces.sparse_codes import SparseWeights
+from search_spaces.sparse_weights.scheme import SparseWeights
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class SparseNet:
 
 def sparse_nets(job: Job) -> Iterator[SparseNet]:
     """One net for every width and σ, and one or two for every width and budget."""
-    section = job.config.squantizer
+    section = section_of(job.config)
     for bits in dict.fromkeys(section.weight_bits):
         for sigma in dict.fromkeys(section.sigma):
             yield SparseNet(f"sq{bits}-sigma{str(sigma).removesuffix('.0')}", bits, sigma)
@@ -51,7 +49,7 @@ def sparse_nets(job: Job) -> Iterator[SparseNet]:
 class Squantizer(Stage):
     """Makes the sparse assignments, to be measured.
 
-    Their sizes are those on the weights before training; :func:`as_measured` gives the final ones.
+    Their sizes are those on the weights before training; :class:`SquantizerCompression` gives the final ones.
     """
 
     name = "squantizer"
@@ -109,7 +107,7 @@ def sparse_layers(job: Job, bits: int, sigma: float) -> Layers:
 
     Nothing is known of their non-zeros yet.
     """
-    section, plan = job.config.squantizer, job.plan
+    section, plan = section_of(job.config), job.plan
     for pattern in section.sigmas:
         if not any(matches([pattern], plan.graph[name]) for name in _sparse_names(job)):
             raise InputError(
@@ -120,7 +118,7 @@ def sparse_layers(job: Job, bits: int, sigma: float) -> Layers:
     for name in _sparse_names(job):
         own = [value for pattern, value in section.sigmas.items() if matches([pattern], plan.graph[name])]
         sparse = SparseWeights(own[-1] if own else sigma, section.order, section.gradient)
-        layers[name] = replace(layers[name], sparse=sparse)
+        layers[name] = replace(layers[name], scheme=sparse)
     return layers
 
 
@@ -130,7 +128,7 @@ def _sparse_names(job: Job) -> list[str]:
 
 def _free_names(job: Job) -> list[str]:
     """The sparse layers whose σ `squantizer.sigmas` leaves open."""
-    patterns = list(job.config.squantizer.sigmas)
+    patterns = list(section_of(job.config).sigmas)
     names = [name for name in _sparse_names(job) if not matches(patterns, job.plan.graph[name])]
     if not names:
         raise InputError("squantizer.budgets needs a layer whose σ is free; squantizer.sigmas sets them all")
@@ -147,39 +145,3 @@ def _within(job: Job, weights: Mapping[str, Tensor], bits: int, budget: Budget) 
             "raise it, take fewer bits or exclude fewer layers"
         )
     return found
-
-
-def settle(network: nn.Module, assignment: BitAssignment, job: Job) -> None:
-    """Switch sparsity on for good; where the trained weights are over the budget, raise every σ until they are not."""
-    activate(network)
-    limits = assignment.provenance.limits
-    sparse = {name for name, bits in assignment.layers.items() if bits.sparse is not None}
-    if not limits or not sparse:
-        return
-    # On the CPU, as the sizes are counted: another device may add up the statistics to another last digit.
-    weights = {key: value.cpu() for key, value in network.state_dict().items()}
-    raised = raised_within(job.plan.table, assignment.layers, weights, Budget(limits, ""))
-    set_sigmas(network, raised or {})
-
-
-def as_measured(assignment: BitAssignment, context: JobContext) -> BitAssignment:
-    """The assignment with what its trained nets take: the σ, non-zeros, formats and costs of the largest one.
-
-    The nets of all seeds are read from their checkpoints. A net of dense weights keeps its costs, which are then
-    also those without an index.
-    """
-    table, nets = context.job.plan.table, []
-    for seed in range(context.job.config.finetune.seeds if any(b.sparse for b in assignment.layers.values()) else 0):
-        saved = context.log.run.load_checkpoint(f"net-{assignment.id}-seed{seed}")
-        if saved is None:
-            raise InputError(f"the checkpoint 'net-{assignment.id}-seed{seed}' is gone; restore it or search again")
-        nets.append(as_stored(saved[0], assignment.layers))
-    layers = max(nets, key=lambda net: sparse_prices(table, net)["size_bytes"], default=dict(assignment.layers))
-    empty = [name for name, bits in layers.items() if bits.sparse and not bits.sparse.nonzeros]
-    if empty:
-        context.log.tell_once([f"{assignment.id}: no weight stayed in {', '.join(empty)}; lower their σ"])
-    prices = sparse_prices(table, layers)
-    sizes = [sparse_prices(table, net)["size_bytes"] for net in nets or [layers]]
-    told = {**compression(table, layers, prices), "size_bytes_of_seeds": sizes}
-    by_layer = costs_by_layer(table, layers)
-    return replace(assignment, layers=layers, cost=prices, layer_costs=by_layer).with_metrics(compression=told)

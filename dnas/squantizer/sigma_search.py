@@ -11,33 +11,35 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from bayesopt.proposers import Proposer, make_proposer
 from bayesopt.ratios import RatioSpace
 from bayesopt.trials import PruningTrial, best_trials, run_trials
-from dnas.export.sparse_storage import EPSILON, LEAST_SIGMA, Layers, as_stored, set_sigmas
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED
 from dnas.jobs.stages.trial_events import BAYESIAN, as_told, known_trials, trial_event
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
-from dnas.quantization.sparsity import moments, sparse_codes
+from dnas.quantization.schemes import as_stored
+from dnas.squantizer.plan import section_of
+from dnas.squantizer.quantizer import moments, sparse_codes
+from dnas.squantizer.storage import EPSILON, LEAST_SIGMA, Layers, set_sigmas
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.sparse import sparse_prices
+from search_spaces.costs.stored import STORED, stored_prices
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
+from search_spaces.sparse_weights.scheme import SparseWeights
 
 STEPS = 32
 BATCHNORM_BATCHES = 10
 TRIAL = "trial of σ"
-_BOUNDED = ("size_bytes", "weight_bits")
 
 
 def layer_sigmas(
@@ -49,7 +51,7 @@ def layer_sigmas(
     """
     job = context.job
     space = SigmaSpace(job.plan.table, layers, weights, free)
-    section = job.config.squantizer
+    section = section_of(job.config)
     seed = derived_seed(job.config.seed, name) % 2**32
     proposer: Proposer = make_proposer(
         "scikit-optimize", space.ratios, [budget.limits], seed=seed, total=section.trials
@@ -102,17 +104,17 @@ class SigmaSpace:
         at = {**layers, **start}
         steps: dict[str, list[dict[str, float]]] = {}
         for name, sigmas in self.sigmas.items():
-            nothing = sparse_prices(table, {**at, name: _empty(layers[name])})
+            nothing = stored_prices(table, {**at, name: _empty(layers[name])})
             steps[name] = []
             for sigma in sigmas:
                 known = as_stored(weights, {name: _at(layers[name], sigma)})
-                prices = sparse_prices(table, {**at, **known})
-                steps[name].append({cost: prices[cost] - nothing[cost] for cost in _BOUNDED})
-        base = sparse_prices(table, {**at, **{name: _empty(layers[name]) for name in self.sigmas}})
+                prices = stored_prices(table, {**at, **known})
+                steps[name].append({cost: prices[cost] - nothing[cost] for cost in STORED})
+        base = stored_prices(table, {**at, **{name: _empty(layers[name]) for name in self.sigmas}})
 
         def cost(counts: Mapping[str, int]) -> dict[str, float]:
             added = [steps[name][count - 1] for name, count in counts.items()]
-            return {name: base[name] + sum(step[name] for step in added) for name in _BOUNDED}
+            return {name: base[name] + sum(step[name] for step in added) for name in STORED}
 
         names = tuple(self.sigmas)
         self.ratios = RatioSpace(names, (STEPS,) * len(names), cost, max_ratio=1 - 1 / STEPS)
@@ -126,8 +128,8 @@ class SigmaSpace:
 def share_sigmas(weight: Tensor, bits: LayerBits) -> list[float]:
     """The σ at which 1/32, 2/32, ... all of the weights stay, those of equal magnitude together."""
     sizes = weight.detach().abs().flatten()
-    if bits.sparse is not None and bits.sparse.order == "quantize-first":
-        sizes = sparse_codes(weight, LEAST_SIGMA, bits.weight_bits, bits.sparse.order).values().abs().flatten()
+    if isinstance(bits.scheme, SparseWeights) and bits.scheme.order == "quantize-first":
+        sizes = sparse_codes(weight, LEAST_SIGMA, bits.weight_bits, bits.scheme.order).values().abs().flatten()
     mean, std = (float(moment) for moment in moments(sizes))
     falling = sizes.sort(descending=True).values
     last = [max(1, round(sizes.numel() * share / STEPS)) - 1 for share in range(1, STEPS)]
@@ -137,12 +139,13 @@ def share_sigmas(weight: Tensor, bits: LayerBits) -> list[float]:
 
 
 def _at(bits: LayerBits, sigma: float) -> LayerBits:
-    return replace(bits, sparse=bits.sparse and replace(bits.sparse, sigma=sigma))
+    return replace(bits, scheme=replace(cast(SparseWeights, bits.scheme), sigma=sigma))
 
 
 def _empty(bits: LayerBits) -> LayerBits:
     """The layer as if nothing of it were stored."""
-    return replace(bits, sparse=bits.sparse and replace(bits.sparse, nonzeros=0, storage="bitmask", stored_bits=0))
+    known = cast(SparseWeights, bits.scheme)
+    return replace(bits, scheme=replace(known, nonzeros=0, storage="bitmask", stored_bits=0))
 
 
 class _Trials:

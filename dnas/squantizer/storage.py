@@ -7,12 +7,13 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from dnas.quantization.sparsity import SparseQuantizer, moments, sparse_codes, stored
+from dnas.quantization.schemes import as_stored
+from dnas.squantizer.prices import sparse_of
+from dnas.squantizer.quantizer import SparseQuantizer, moments, sparse_codes
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.sparse import sparse_prices
+from search_spaces.costs.stored import stored_prices
 from search_spaces.costs.table import CostTable
-from search_spaces.sparse_codes import ORDERS
 
 Layers = dict[str, LayerBits]
 LEAST_SIGMA = -10.0
@@ -22,35 +23,18 @@ EPSILON = 1e-6
 _BISECTIONS = 32
 
 
-def as_stored(tensors: Mapping[str, Tensor], layers: Mapping[str, LayerBits]) -> Layers:
-    """The layers with non-zeros, format and bits of their sparse weights; ``tensors`` is a net's state.
-
-    Where the net has a σ of its own (``LAYER.quantize_weight.sigma``), it takes the place of the assignment's.
-    """
-    found = dict(layers)
-    for name, bits in layers.items():
-        if bits.sparse is not None:
-            own = tensors.get(f"{name}.quantize_weight.sigma")
-            sparse = bits.sparse if own is None else replace(bits.sparse, sigma=float(own))
-            found[name] = replace(bits, sparse=stored(tensors[f"{name}.weight"], bits.weight_bits, sparse))
-    return found
-
-
 def with_sigmas(layers: Mapping[str, LayerBits], sigma: Callable[[str, float], float]) -> Layers:
     """The layers with another σ in each sparse one: ``sigma`` of its name and its σ so far."""
-    found = dict(layers)
-    for name, bits in layers.items():
-        if bits.sparse is not None:
-            found[name] = replace(bits, sparse=replace(bits.sparse, sigma=sigma(name, bits.sparse.sigma)))
-    return found
+    changed = {name: replace(known, sigma=sigma(name, known.sigma)) for name, known in sparse_of(layers).items()}
+    return {**layers, **{name: replace(layers[name], scheme=known) for name, known in changed.items()}}
 
 
 def set_sigmas(network: nn.Module, layers: Mapping[str, LayerBits]) -> None:
     """Give every sparse layer of ``network`` the σ that it has in ``layers``."""
-    for name, bits in layers.items():
+    for name, known in sparse_of(layers).items():
         quantizer = getattr(network.get_submodule(name), "quantize_weight", None)
-        if bits.sparse is not None and isinstance(quantizer, SparseQuantizer):
-            quantizer.sigma.fill_(bits.sparse.sigma)
+        if isinstance(quantizer, SparseQuantizer):
+            quantizer.sigma.fill_(known.sigma)
 
 
 def largest_sigma(weight: Tensor, bits: int, order: str) -> float:
@@ -84,7 +68,7 @@ def raised_within(
     table: CostTable, layers: Mapping[str, LayerBits], weights: Mapping[str, Tensor], budget: Budget
 ) -> Layers | None:
     """The layers with the least amount added to every σ that meets ``budget`` on ``weights``; None if none does."""
-    names = [name for name, bits in layers.items() if bits.sparse is not None]
+    names = list(sparse_of(layers))
     ends = dict(zip(names, _largest(weights, layers, names), strict=True))
 
     def at(added: float) -> Layers:
@@ -105,7 +89,7 @@ def _least(
     weights = {name: tensor for name, tensor in weights.items() if name.endswith(".weight")}  # not the net's own σ
 
     def meets(layers: Layers) -> bool:
-        return budget.met_by(sparse_prices(table, as_stored(weights, layers)))
+        return budget.met_by(stored_prices(table, as_stored(weights, layers)))
 
     if meets(at(low)):
         return as_stored(weights, at(low))
@@ -118,9 +102,5 @@ def _least(
 
 
 def _largest(weights: Mapping[str, Tensor], layers: Mapping[str, LayerBits], names: Sequence[str]) -> list[float]:
-    ends = []
-    for name in names:
-        bits, sparse = layers[name], layers[name].sparse
-        order = sparse.order if sparse else ORDERS[0]
-        ends.append(largest_sigma(weights[f"{name}.weight"], bits.weight_bits, order))
-    return ends
+    known = sparse_of(layers)
+    return [largest_sigma(weights[f"{name}.weight"], layers[name].weight_bits, known[name].order) for name in names]

@@ -19,9 +19,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -30,41 +29,6 @@ from search_spaces.errors import InputError
 DENSE, BITMASK, CSR, RELATIVE = "dense", "bitmask", "csr", "relative"
 INDEX_BITS = range(2, 17)
 """Index widths that ``relative`` is tried with."""
-ORDERS = ("sparsify-first", "quantize-first")
-GRADIENTS = ("straight-through", "zero")
-
-
-@dataclass(frozen=True)
-class SparseWeights:
-    """How the weights of one layer are made sparse, and what they take once they are.
-
-    Threshold: mean|W| + ``sigma`` · std|W|. ``order`` says what comes first, ``gradient`` what reaches the weights
-    below the threshold in training. ``nonzeros``, ``storage`` (the format) and ``stored_bits`` are None before they
-    are known.
-    """
-
-    sigma: float
-    order: str = "sparsify-first"
-    gradient: str = "straight-through"
-    nonzeros: int | None = None
-    storage: str | None = None
-    stored_bits: int | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sigma, bool) or not isinstance(self.sigma, (int, float)) or not math.isfinite(self.sigma):
-            raise InputError(f"sigma = {self.sigma!r} is not a finite number")
-        for name, value, known in (("order", self.order, ORDERS), ("gradient", self.gradient, GRADIENTS)):
-            if value not in known:
-                raise InputError(f"{name} = {value!r} of sparse weights is not one of {', '.join(known)}")
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry ``sparse`` of a layer in an assignment file."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> SparseWeights:
-        """Read what :meth:`to_json` writes; keys of later versions are passed over."""
-        return cls(**{field.name: entry[field.name] for field in fields(cls) if field.name in entry})
 
 
 @dataclass(frozen=True)
@@ -163,17 +127,28 @@ def _relative_places(bits: np.ndarray, width: int, nonzeros: int) -> tuple[np.nd
     return np.cumsum(steps)[ends] - 1, used * width
 
 
-def _parsed(format: str) -> tuple[str, int]:
-    """The kind of a format, and its index width (0 where it has none)."""
+def is_format(format: str) -> bool:
+    """Whether this is the tag of a format."""
+    return _kind(format) is not None
+
+
+def _kind(format: str) -> tuple[str, int] | None:
+    """The kind of a format, and its index width (0 where it has none); None for anything else."""
     found = re.fullmatch(rf"{RELATIVE}-(\d+)", format)
     if found and int(found[1]) in INDEX_BITS:
         return RELATIVE, int(found[1])
-    if format in (DENSE, BITMASK, CSR):
-        return format, 0
-    raise InputError(
-        f"'{format}' is not a format of sparse codes; there are {DENSE}, {BITMASK}, {CSR} "
-        f"and {RELATIVE}-{INDEX_BITS[0]} to {RELATIVE}-{INDEX_BITS[-1]}"
-    )
+    return (format, 0) if format in (DENSE, BITMASK, CSR) else None
+
+
+def _parsed(format: str) -> tuple[str, int]:
+    """The kind of a format and its index width; :class:`InputError` for what is none."""
+    found = _kind(format)
+    if found is None:
+        raise InputError(
+            f"'{format}' is not a format of sparse codes; there are {DENSE}, {BITMASK}, {CSR} "
+            f"and {RELATIVE}-{INDEX_BITS[0]} to {RELATIVE}-{INDEX_BITS[-1]}"
+        )
+    return found
 
 
 def _rows(shape: tuple[int, ...]) -> int:

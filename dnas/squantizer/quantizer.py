@@ -14,17 +14,18 @@ sign(W) round(n |W| / max|W|) / n max|W| and then sets to zero what is below the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnas.quantization.samples import TensorSample
+from dnas.quantization.schemes import Add, GappedWeight, SchemeQuantizer
 from search_spaces.errors import InputError
-from search_spaces.sparse_codes import SparseWeights, smallest
+from search_spaces.sparse_weights.codes import encode, smallest
+from search_spaces.sparse_weights.scheme import SparseWeights
 
 WEIGHT_BITS = range(1, 9)
 
@@ -96,7 +97,7 @@ class _Passing(torch.autograd.Function):
         return grads[0] if ctx.passes is None else grads[0] * ctx.passes, None, None
 
 
-class SparseQuantizer(nn.Module):
+class SparseQuantizer(SchemeQuantizer):
     """The weight quantizer of a layer that is made sparse and low-bit; it has no parameter to train.
 
     State: ``sigma`` (), and ``active`` (): before training has got as far as the delay, weights pass as they are.
@@ -104,26 +105,62 @@ class SparseQuantizer(nn.Module):
 
     sigma: Tensor
     active: Tensor
-    widths: tuple[int, ...] = ()  # nothing to calibrate: everything is read from the weights each time
 
-    def __init__(self, bits: int, sparse: SparseWeights) -> None:
-        super().__init__()
+    def __init__(self, bits: int, scheme: SparseWeights) -> None:
+        super().__init__(bits, scheme)
         if bits not in WEIGHT_BITS:
             raise InputError(f"sparse weights have 1 to 8 bits, not {bits}")
-        if sparse.order == "quantize-first" and bits == 1:
+        if scheme.order == "quantize-first" and bits == 1:
             raise InputError("order = 'quantize-first' needs at least 2 bits: its grid of 1 bit is zero everywhere")
-        self.bits, self.order, self.gradient = (bits,), sparse.order, sparse.gradient
-        self.register_buffer("sigma", torch.tensor(float(sparse.sigma), dtype=torch.float64))
+        self.order, self.gradient = scheme.order, scheme.gradient
+        self.register_buffer("sigma", torch.tensor(float(scheme.sigma), dtype=torch.float64))
         self.register_buffer("active", torch.tensor(True))
-        self.observed: list[TensorSample] | None = None
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Sparse, quantized weights of the same shape; ``weight`` itself while observing or not yet active."""
-        if self.observed is not None or not self.active:
+    def represented(self, weight: Tensor) -> Tensor:
+        """Sparse, quantized weights of the same shape; ``weight`` itself while not yet active."""
+        if not self.active:
             return weight
-        found = sparse_codes(weight, self.sigma, self.bits[0], self.order)
+        found = self._codes(weight)
         passes = (found.codes != 0).to(weight.dtype) if self.gradient == "zero" else None
         return cast(Tensor, _Passing.apply(weight, found.values(), passes))
+
+    @classmethod
+    def stored(cls, tensors: Mapping[str, Tensor], name: str, bits: int, scheme: SparseWeights) -> SparseWeights:
+        """Non-zeros, format and bits; a σ that the net has itself takes the place of the assignment's."""
+        own = tensors.get(f"{name}.quantize_weight.sigma")
+        scheme = scheme if own is None else replace(scheme, sigma=float(own))
+        return stored(tensors[f"{name}.weight"], bits, scheme)
+
+    def pack(self, name: str, weight: Tensor, scheme: SparseWeights, add: Add) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The codes in their smallest format, and the two numbers that make them values."""
+        found, (bits,) = self._trained_codes(name, weight), self.bits
+        dense = dense_bits(bits, self.order)
+        data = encode(_integers(found), cast(str, scheme.storage), bits, dense)
+        described = {
+            "storage": scheme.storage,
+            "bits": bits,
+            "dense_bits": dense,
+            "nonzeros": scheme.nonzeros,
+            "tensor": add(f"{name}.sparse", np.frombuffer(data, dtype=np.uint8)),
+        }
+        return described, {"bits": bits, "levels": add(f"{name}.levels", torch.stack([found.start, found.step]))}
+
+    def gapped(self, name: str, weight: Tensor) -> GappedWeight:
+        """The codes, t, and the distance of levels."""
+        found = self._trained_codes(name, weight)
+        return GappedWeight(self.words, _integers(found), float(found.start), float(found.step))
+
+    def keep_rows(self, rows: Tensor | None) -> NoReturn:
+        """Refuse to let filters be removed."""
+        raise InputError("sparse weights cannot lose filters: their threshold is that of the whole layer")
+
+    def _codes(self, weight: Tensor) -> SparseCodes:
+        return sparse_codes(weight, self.sigma, self.bits[0], self.order)
+
+    def _trained_codes(self, name: str, weight: Tensor) -> SparseCodes:
+        if not self.active:
+            raise InputError(f"the weights of layer '{name}' are not sparse yet; train the net to its end first")
+        return self._codes(weight)
 
     def extra_repr(self) -> str:
         """What printing the module shows."""
@@ -161,7 +198,11 @@ def stored(weight: Tensor, bits: int, sparse: SparseWeights) -> SparseWeights:
 
 def codes_of(weight: Tensor, bits: int, sparse: SparseWeights) -> np.ndarray:
     """The integers (int64, the weight's shape) that stand for ``weight``."""
-    return sparse_codes(weight, sparse.sigma, bits, sparse.order).codes.cpu().numpy().astype(np.int64)
+    return _integers(sparse_codes(weight, sparse.sigma, bits, sparse.order))
+
+
+def _integers(found: SparseCodes) -> np.ndarray:
+    return found.codes.cpu().numpy().astype(np.int64)
 
 
 def dense_bits(bits: int, order: str) -> int:

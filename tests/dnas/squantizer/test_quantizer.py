@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dnas.config.training import TrainingSection
-from dnas.export.sparse_storage import as_stored, largest_sigma, raised_within, sigma_within, with_sigmas
-from dnas.jobs.stages.sigma_search import SigmaSpace
 from dnas.quantization.calibration import calibrate, observing
 from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer
-from dnas.quantization.sparsity import (
+from dnas.quantization.schemes import as_stored
+from dnas.squantizer.prices import sparse_prices
+from dnas.squantizer.quantizer import (
     SparseQuantizer,
     activate,
     codes_of,
@@ -30,12 +30,14 @@ from dnas.quantization.sparsity import (
     sparse_quantizers,
     stored,
 )
+from dnas.squantizer.sigma_search import SigmaSpace
+from dnas.squantizer.storage import largest_sigma, raised_within, sigma_within, with_sigmas
 from dnas.training.trainer import Trainer
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.sparse import sparse_prices
 from search_spaces.errors import InputError
-from search_spaces.sparse_codes import ORDERS, SparseWeights, decode, encode
+from search_spaces.sparse_weights.codes import decode, encode
+from search_spaces.sparse_weights.scheme import ORDERS, SparseWeights
 from tests.toys import Net, images, inputs, plan, seeded, trained
 
 GAUSSIAN = torch.randn(1_000_000, generator=seeded())
@@ -173,7 +175,7 @@ def sparse_layers(model: nn.Module, sigma: float = 0.0, bits: int = 4) -> dict[s
     _, space, _ = plan(model, **OPTIONS)
     names = [name for decision in space.decisions for name in decision.layers]
     layers = space.uniform(bits)
-    return {n: replace(b, sparse=SparseWeights(sigma)) if n in names else b for n, b in layers.items()}
+    return {n: replace(b, scheme=SparseWeights(sigma)) if n in names else b for n, b in layers.items()}
 
 
 def quantized(model: nn.Module, sigma: float = 0.0) -> nn.Module:
@@ -260,10 +262,10 @@ def test_sizes_follow_the_net_own_sigma_and_encode_to_as_many_bytes() -> None:
     network = quantized(model, 0.5)
     sparse_quantizers(network)[0].sigma.fill_(1.0)
     layers = as_stored(network.state_dict(), sparse_layers(model, 0.5))
-    assert [b.sparse.sigma for b in layers.values() if b.sparse] == [1.0, 0.5]
-    assert layers["stem"].sparse is None
+    assert [b.scheme.sigma for b in layers.values() if b.scheme] == [1.0, 0.5]
+    assert layers["stem"].scheme is None
     for name in ("first", "second"):
-        sparse, weight = layers[name].sparse, network.get_submodule(name).weight
+        sparse, weight = layers[name].scheme, network.get_submodule(name).weight
         assert sparse is not None
         assert sparse.storage is not None
         assert sparse.stored_bits is not None
@@ -287,7 +289,7 @@ def test_the_least_sigma_within_a_budget(share: float) -> None:
     found = sigma_within(table, layers, weights, budget, ["first", "second"])
     assert found is not None
     assert budget.met_by(sparse_prices(table, found))
-    [sigma] = {b.sparse.sigma for b in found.values() if b.sparse}
+    [sigma] = {b.scheme.sigma for b in found.values() if b.scheme}
     lower = as_stored(weights, with_sigmas(layers, lambda name, own: sigma - 0.05))
     assert not budget.met_by(sparse_prices(table, lower))
 
@@ -297,7 +299,7 @@ def test_no_layer_loses_its_last_weight_and_a_budget_below_that_is_not_met(order
     model = trained(Net(channels=6))
     _, _, table = plan(model, **OPTIONS)
     layers = {
-        n: replace(b, sparse=b.sparse and replace(b.sparse, order=order)) for n, b in sparse_layers(model).items()
+        n: replace(b, scheme=b.scheme and replace(b.scheme, order=order)) for n, b in sparse_layers(model).items()
     }
     assert sigma_within(table, layers, model.state_dict(), Budget({"size_bytes": 1.0}, ""), ["first"]) is None
     for weight in (model.get_submodule("first").weight, torch.ones(4)):
@@ -315,11 +317,11 @@ def test_every_sigma_is_raised_alike_until_the_trained_weights_fit() -> None:
     now = sparse_prices(table, as_stored(model.state_dict(), layers))["size_bytes"]
     same = raised_within(table, layers, weights, Budget({"size_bytes": now}, ""))
     assert same is not None
-    assert [b.sparse.sigma for b in same.values() if b.sparse] == [0.0, 0.5]
+    assert [b.scheme.sigma for b in same.values() if b.scheme] == [0.0, 0.5]
     smaller = raised_within(table, layers, weights, Budget({"size_bytes": now - 40}, ""))
     assert smaller is not None
     assert sparse_prices(table, smaller)["size_bytes"] <= now - 40
-    first, second = (b.sparse.sigma for b in smaller.values() if b.sparse)
+    first, second = (b.scheme.sigma for b in smaller.values() if b.scheme)
     assert second - first == pytest.approx(0.5)
     assert first > 0
     assert raised_within(table, layers, weights, Budget({"size_bytes": 1.0}, "")) is None
@@ -332,7 +334,7 @@ def test_a_search_space_of_sigmas_prices_every_choice_exactly(order: str) -> Non
     _, _, table = plan(model, **OPTIONS)
     weights = model.state_dict()
     layers = {
-        n: replace(b, sparse=b.sparse and replace(b.sparse, order=order)) for n, b in sparse_layers(model).items()
+        n: replace(b, scheme=b.scheme and replace(b.scheme, order=order)) for n, b in sparse_layers(model).items()
     }
     space = SigmaSpace(table, layers, weights, ["first", "second"])
     for counts in ({"first": 1, "second": 32}, {"first": 7, "second": 16}, {"first": 32, "second": 1}):
@@ -341,7 +343,7 @@ def test_a_search_space_of_sigmas_prices_every_choice_exactly(order: str) -> Non
         assert space.ratios.cost(counts) == {name: prices[name] for name in ("size_bytes", "weight_bits")}
         if order == "sparsify-first":
             for name, count in counts.items():
-                sparse, elements = found[name].sparse, model.get_submodule(name).weight.numel()
+                sparse, elements = found[name].scheme, model.get_submodule(name).weight.numel()
                 assert sparse is not None
                 assert sparse.nonzeros == max(1, round(elements * count / 32))
     assert space.layers_at({"first": 3, "second": 4})["stem"] == layers["stem"]

@@ -18,13 +18,13 @@ from dnas.commands.cli import app
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
 from dnas.jobs.run import evaluate_assignment, run_job
-from dnas.quantization.sparsity import codes_of
+from dnas.squantizer.quantizer import codes_of
 from results.run.folder import Run
 from results.run.journal import Journal
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
 from search_spaces.errors import InputError
-from search_spaces.sparse_codes import decode, encode
+from search_spaces.sparse_weights.codes import decode, encode
 from tests.dnas.jobs.test_resuming import LASTING, Killed, carried_out_with_kills, history, identity, outcome
 
 Job = Callable[..., JobConfig]
@@ -77,20 +77,20 @@ def test_the_layers_have_their_sigmas_and_the_sizes_of_the_trained_weights(unint
         saved = uninterrupted.load_checkpoint(f"net-{name}-seed{seed}")
         assert saved is not None
         for layer, bits in assignment.layers.items():
-            if bits.sparse is None:
+            if bits.scheme is None:
                 assert layer in ("conv1", "linear", "layer2.0.conv1")
                 continue
-            codes = codes_of(saved[0][f"{layer}.weight"], bits.weight_bits, bits.sparse)
-            assert bits.sparse.nonzeros == np.count_nonzero(codes)
-            assert bits.sparse.storage is not None
-            data = encode(codes, bits.sparse.storage, 3, 4)
-            assert len(data) == -(-(bits.sparse.stored_bits or 0) // 8)
-            back = decode(data, bits.sparse.storage, codes.shape, bits.sparse.nonzeros, 3, 4)
+            codes = codes_of(saved[0][f"{layer}.weight"], bits.weight_bits, bits.scheme)
+            assert bits.scheme.nonzeros == np.count_nonzero(codes)
+            assert bits.scheme.storage is not None
+            data = encode(codes, bits.scheme.storage, 3, 4)
+            assert len(data) == -(-(bits.scheme.stored_bits or 0) // 8)
+            back = decode(data, bits.scheme.storage, codes.shape, bits.scheme.nonzeros, 3, 4)
             assert np.array_equal(back, codes)
         assert 0 < told["sparsity"] < 1
         assert told["without_index"] > told["with_index"] > 1
         assert told["weights_without_index"] > told["weights_with_index"] > told["with_index"]
-    sigmas = {n: b.sparse.sigma for n, b in uninterrupted.assignment("sq3-sigma0.5").layers.items() if b.sparse}
+    sigmas = {n: b.scheme.sigma for n, b in uninterrupted.assignment("sq3-sigma0.5").layers.items() if b.scheme}
     assert sigmas["layer1.0.conv1"] == -1.0
     assert set(sigmas.values()) == {-1.0, 0.5}
 
@@ -175,7 +175,7 @@ def test_a_sigma_for_each_layer_is_searched_within_the_budget(
     best = min(trials, key=lambda trial: trial["loss"])
     assert decoded["sq3-layers1"]["size_bytes"] == best["cost"]["size_bytes"]
     layers = whole.assignment("sq3-layers1").layers
-    free = {n: b.sparse.sigma for n, b in layers.items() if b.sparse and n != "layer1.0.conv1"}
+    free = {n: b.scheme.sigma for n, b in layers.items() if b.scheme and n != "layer1.0.conv1"}
     assert set(free) == set(best["proposal"]["counts"])
     assert len(set(free.values())) > 1
     assert whole.assignment("sq3-layers1").cost["size_bytes"] <= limit
@@ -205,7 +205,7 @@ def test_a_layer_that_lost_all_its_weights_is_told(
 ) -> None:
     settings = ("squantizer.sigmas={'layer2.0.conv2'=50.0}", "squantizer.budgets=[]", "controls.uniform=[]")
     run = carried_out(sparse_job(*settings, "finetune.epochs=1", "finetune.seeds=1"), tmp_path / "run")
-    sparse = run.assignment("sq3-sigma0.5").layers["layer2.0.conv2"].sparse
+    sparse = run.assignment("sq3-sigma0.5").layers["layer2.0.conv2"].scheme
     assert sparse is not None
     assert (sparse.nonzeros, sparse.stored_bits) == (0, 0)
     notes = [record["text"] for record in run.journal.records() if record["event"] == "note"]

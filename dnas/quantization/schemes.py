@@ -1,0 +1,92 @@
+"""What a weight scheme does with tensors: the modules that make, store and export weights of no single grid.
+
+A scheme names its module (:mod:`search_spaces.schemes`), so that nothing here knows any of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, cast
+
+import numpy as np
+from torch import Tensor, nn
+
+from dnas.quantization.samples import TensorSample
+from search_spaces.assignments import LayerBits
+from search_spaces.errors import InputError
+from search_spaces.registry import imported
+from search_spaces.schemes import WeightScheme
+
+Add = Callable[[str, Tensor | np.ndarray], str]
+"""Keeps a tensor of a packed file under a name like the one given, and returns the name."""
+
+
+@dataclass(frozen=True)
+class GappedWeight:
+    """Codes (int64, of the weight's shape) of which 0 is zero and ±m is ±(start + (m - 1) step)."""
+
+    words: str
+    codes: np.ndarray
+    start: float
+    step: float
+
+
+class SchemeQuantizer(nn.Module, ABC):
+    """The weight quantizer of a layer with a weight scheme: it is made anew from the weights, and never mixed."""
+
+    widths: tuple[int, ...] = ()  # nothing to calibrate
+
+    def __init__(self, bits: int, scheme: WeightScheme) -> None:
+        super().__init__()
+        self.bits, self.words = (bits,), scheme.words
+        self.observed: list[TensorSample] | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weights that the layer uses, of the same shape; ``weight`` itself while observing."""
+        return weight if self.observed is not None else self.represented(weight)
+
+    @abstractmethod
+    def represented(self, weight: Tensor) -> Tensor:
+        """The values that ``weight`` is represented by, with a gradient that reaches it."""
+
+    @classmethod
+    @abstractmethod
+    def stored(cls, tensors: Mapping[str, Tensor], name: str, bits: int, scheme: Any) -> WeightScheme:
+        """The scheme of layer ``name`` with what its weight takes; ``tensors`` is the net's state, by full names."""
+
+    @abstractmethod
+    def pack(self, name: str, weight: Tensor, scheme: Any, add: Add) -> tuple[dict[str, Any], dict[str, Any]]:
+        """How a packed file stores the weight of layer ``name``, and how a profile makes values of it.
+
+        The first has a ``storage`` that the scheme reads; both name tensors as ``add`` returns them. Raises
+        :class:`InputError` for a weight that is not ready.
+        """
+
+    def gapped(self, name: str, weight: Tensor) -> GappedWeight:
+        """The weight of layer ``name`` as exports read it; :class:`InputError` where it has no such codes."""
+        raise InputError(f"layer '{name}' has {self.words}, which this format cannot hold; export it as packed")
+
+    def hold(self, weight: Tensor) -> None:
+        """Refuse to let filters be removed: what stays must not depend on what goes."""
+        self.keep_rows(None)
+
+    def keep_rows(self, rows: Tensor | None) -> NoReturn:
+        """Refuse to let filters be removed."""
+        raise InputError(f"{self.words} cannot lose filters: how they are represented is that of the whole layer")
+
+
+def module_of(scheme: WeightScheme) -> type[SchemeQuantizer]:
+    """The module that a scheme names."""
+    return cast(type[SchemeQuantizer], imported(scheme.module, "the module of a weight scheme"))
+
+
+def as_stored(tensors: Mapping[str, Tensor], layers: Mapping[str, LayerBits]) -> dict[str, LayerBits]:
+    """The layers with what their weights take, where they have a scheme; ``tensors`` is a net's state."""
+    found = dict(layers)
+    for name, bits in layers.items():
+        if bits.scheme is not None:
+            known = module_of(bits.scheme).stored(tensors, name, bits.weight_bits, bits.scheme)
+            found[name] = replace(bits, scheme=known)
+    return found
