@@ -117,6 +117,8 @@ def _existing(path: Sequence[int | str], data: Any) -> KeyPath:
 def _expected(entry: Problem) -> str:
     if entry["type"] not in _EXPECTED:
         return str(entry["msg"]).removeprefix("Input should be ")
+    if entry["type"] == "missing" and isinstance(entry["loc"][-1], str):
+        return f"a table with the key '{entry['loc'][-1]}'"
     return _EXPECTED[entry["type"]].format(**{"expected_length": 2, **entry.get("ctx", {})})
 
 

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 from search_spaces.errors import InputError, nearest, one_line
 
 Thing = TypeVar("Thing")
+_EXTRAS = ("onnx", "optuna", "timm", "torchmetrics")
 _OFTEN_MEANT = ("zoo", "torchvision", "timm", "imagefolder")
 
 
@@ -82,12 +83,18 @@ def imported(source: str, what: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the user's own code runs here, and may fail in any way
-        hint = nearest(module_name, _OFTEN_MEANT)
+        hint = _extra(error) or nearest(module_name, _OFTEN_MEANT)
         raise InputError(f"{what} '{source}': cannot import module '{module_name}': {one_line(error)}{hint}") from error
     if not hasattr(module, name):
         hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
         raise InputError(f"{what} '{source}': module '{module_name}' has no '{name}'{hint}")
     return getattr(module, name)
+
+
+def _extra(error: BaseException) -> str:
+    """How to install what is missing, where that is an extra of ours."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return f"; pip install 'dnas[{missing}]'" if missing in _EXTRAS else ""
 
 
 def import_callable(source: str, what: str) -> Callable[..., Any]:

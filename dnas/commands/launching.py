@@ -121,11 +121,15 @@ def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
     if as_json:
         show_json(result)
         return
-    metric = Metric(**result["metric"])
-    found = result[metric.name]
-    seeds = f"{found['n']} seed{'s' if found['n'] > 1 else ''}"
-    figure = measured(metric, found["mean"], found["std"], found["n"]).replace("±", "± ")
-    show(f"{name} on {split}: {f'{figure} {metric.unit}'.rstrip()} {metric.label} ({seeds}, {result['images']} images)")
+    metrics = [Metric(**each) for each in (result["metric"], *result["beside"])]
+    count = result[metrics[0].name]["n"]
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    figures = ", ".join(_figure(metric, **result[metric.name]) for metric in metrics)
+    show(f"{name} on {split}: {figures} ({seeds}, {result['images']} images)")
+
+
+def _figure(metric: Metric, mean: float, std: float, n: int) -> str:
+    return f"{measured(metric, mean, std, n).replace('±', '± ')} {metric.unit}".rstrip() + f" {metric.label}"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -43,8 +43,13 @@ def known_keys(path: KeyPath) -> list[str]:
     section: Any = JobConfig
     for part in path:
         fields = keys_of(section)
-        section = fields[str(part)].annotation if part in fields else None
+        section = fields[str(part)].annotation if part in fields else _kind_of_entries(section)
     return [field.alias or name for name, field in keys_of(section).items()]
+
+
+def _kind_of_entries(kind: Any) -> Any:
+    """What the values of a table with names of the user's own are."""
+    return get_args(kind)[1] if get_origin(kind) is dict else None
 
 
 def _sentence(path: KeyPath, entries: Sequence[Problem], data: Any, where: Where) -> str:

@@ -47,11 +47,27 @@ class ModelSection(Section):
     checkpoint: FilePath | None = Field(default=None, examples=["weights.safetensors"], description="Trained weights to start from (safetensors or a weights-only PyTorch file).")  # fmt: skip
 
 
+class MetricSection(Section):
+    """A figure that a class of torchmetrics, or your own with `update` and `compute`, gathers over batches."""
+
+    kind: OwnName = Field(description="The class, as `package.module:Class`.")
+    arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments, such as `num_classes`.")
+    direction: Literal["larger", "smaller"] | None = Field(default=None, description="Which way is better; needed where the class does not say it.")  # fmt: skip
+    unit: str = Field(default="", description="Written behind the figure; `%` shows 100 times of it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name_alone(cls, written: Any) -> Any:
+        return {"kind": written} if isinstance(written, str) else written
+
+
 class TaskSection(Section):
-    """What the network is trained for."""
+    """What the network is trained for, and judged by."""
 
     kind: str = Field(default="classification", description="`classification`, or your own `package.module:Class`, a subclass of `dnas.Task`.")  # fmt: skip
     arguments: dict[str, Any] = Field(default={}, description="Keyword arguments of your own task.")
+    metrics: dict[str, MetricSection] = Field(default={}, description="Further metrics by name, each a class of torchmetrics (extra `torchmetrics`) or your own: `{ f1 = { kind = 'torchmetrics.classification:MulticlassF1Score', arguments = { num_classes = 10 } } }`, or the import path alone; `direction = 'smaller'` where the class does not say which way is better, `unit = '%'` to show it in percent. `dnas evaluate` tells all of them.")  # fmt: skip
+    metric: str | None = Field(default=None, description="Name of the metric that decides (none: the task's own).")
 
 
 class DataSection(Section):

@@ -8,7 +8,7 @@ from typing import Any
 import tomlkit
 from pydantic.fields import FieldInfo
 
-from dnas.config.fields import keys_of
+from dnas.config.fields import Section, keys_of
 from dnas.config.job import JobConfig
 from search_spaces.refusals import KeyPath
 
@@ -32,6 +32,8 @@ def toml_value(value: Any) -> str:
     >>> toml_value([{"size_bytes": "12%"}, (1, 2.5, True)])
     '[{size_bytes = "12%"}, [1, 2.5, true]]'
     """
+    if isinstance(value, Section):
+        value = value.model_dump(exclude_defaults=True)
     if isinstance(value, dict):
         entries = (f"{toml_key(key)} = {toml_value(item)}" for key, item in value.items() if item is not None)
         return "{" + ", ".join(entries) + "}"
@@ -130,6 +132,8 @@ def _type_words(schema: dict[str, Any]) -> str:
         if "prefixItems" in schema:
             return f"{len(schema['prefixItems'])} {_plural(schema['prefixItems'][0])}"
         return f"list of {_plural(schema['items'])}"
+    if "$ref" in schema:
+        return "table"
     if schema.get("type") == "object":
         entries = schema.get("additionalProperties")
         return f"table of {_plural(entries)}" if isinstance(entries, dict) else "table"

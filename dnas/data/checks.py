@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def check_splits(data: DataSplits) -> None:
         first_images(name, split, 1)
 
 
-def check_classes(data: DataSplits, logits: Tensor) -> None:
+def check_classes(sets: Mapping[str, ImageSet], logits: Tensor) -> None:
     """Raise :class:`InputError` unless these are logits (N, classes) and every label is the number of one of them."""
     if logits.ndim != 2:
         raise InputError(
@@ -39,8 +40,8 @@ def check_classes(data: DataSplits, logits: Tensor) -> None:
             f"here ({len(logits)}, classes)"
         )
     outputs = logits.shape[1]
-    for name, split in named_splits(data).items():
-        labels = split.labels
+    for name, images in sets.items():
+        labels = images.labels
         if labels.ndim != 1 or labels.is_floating_point():
             raise InputError(f"data: labels of the {name} images must be integers (N,); got {described(labels)}")
         if labels.dtype == torch.bool or int(labels.min()) < 0:

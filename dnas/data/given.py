@@ -19,8 +19,10 @@ from dnas.data.image_sets import (
     DataSplits,
     ImageSet,
     MemoryImages,
+    as_targets,
     chunks,
     draw_order,
+    has_classes,
     stratified_indices,
 )
 from search_spaces.errors import InputError, one_line
@@ -30,11 +32,14 @@ GivenImages = ImageSet | Dataset[Any] | Iterable[Any]
 GivenSplits = DataSplits | Mapping[str, GivenImages] | Sequence[GivenImages] | GivenImages
 """Whatever :func:`data_splits` takes."""
 _HELD_OUT = 0.1
-_PAIRS = "give pairs of images (N, C, H, W) and labels (N,), as a DataLoader, a dataset of torch or a list of batches"
+_PAIRS = (
+    "give pairs of images (N, C, H, W) and labels (N,) or targets (N, ...), as a DataLoader, a dataset of torch or a "
+    "list of batches"
+)
 
 
 def image_set(data: GivenImages, name: str = "the images") -> ImageSet:
-    """Return what was given as a set of images.
+    """Return what was given as a set of images with classes (N,), or with the targets (N, ...) of a task.
 
     A map-style dataset, and a DataLoader over all of one, is read anew in every epoch, so that its random transforms
     stay random; order and batches are ours. Anything else that yields (images, labels), in batches or one by one, is
@@ -76,7 +81,8 @@ def data_splits(data: GivenSplits) -> DataSplits:
     else:
         val = image_set(parts[1], "the validation images")
     test = image_set(parts[2], "the test images") if len(parts) == 3 and parts[2] is not None else val
-    classes = 1 + max(int(split.labels.max()) for split in (train, val, test))
+    splits = (train, val, test)
+    classes = 1 + max(int(split.labels.max()) for split in splits) if has_classes(train.labels) else 0
     return DataSplits(train, val, test, classes, train.input_shape)
 
 
@@ -92,7 +98,7 @@ def _held_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 @dataclass(frozen=True, eq=False)
 class DatasetImages(Batched):
-    """The images at ``indices`` (N,) of a map-style dataset of (image (C, H, W), label), read while they are needed."""
+    """The images at ``indices`` (N,) of a map-style dataset of (image (C, H, W), target), read as they are needed."""
 
     dataset: Any
     labels: Tensor
@@ -110,8 +116,8 @@ class DatasetImages(Batched):
             raise InputError(f"{name}: an item of the dataset must be an image (C, H, W) and a label, {_got(image)}")
         labels = _known_labels(dataset)
         if labels is None:
-            found = [_pair(_item(dataset, index, name), name)[1] for index in range(len(dataset))]
-            labels = _class_labels(found, name)
+            found = [_pair(_item(dataset, index, name), name)[1][None] for index in range(len(dataset))]
+            labels = _targets(found, name)
         channels, height, width = image.shape
         return cls(dataset, labels, torch.arange(len(dataset)), (channels, height, width), workers)
 
@@ -153,7 +159,7 @@ def _in_memory(pairs: Iterable[Any], name: str) -> MemoryImages:
         for item in pairs:
             x, y = _pair(item, name)
             images.append(x if x.ndim == 4 else x[None])
-            labels.append(y.reshape(-1))
+            labels.append(y if x.ndim == 4 else y[None])
         if not images:
             raise InputError(f"{name}: there are none; {_PAIRS}")
         whole = torch.cat(images)
@@ -161,7 +167,7 @@ def _in_memory(pairs: Iterable[Any], name: str) -> MemoryImages:
         raise
     except Exception as error:  # the user's own code, or images of different shapes
         raise InputError(f"{name} cannot be read: {one_line(error)}; {_PAIRS}") from error
-    found = _class_labels(labels, name)
+    found = _targets(labels, name)
     if whole.ndim != 4 or len(found) != len(whole):
         raise InputError(f"{name}: {_PAIRS}; {_got(whole)} and {described(found)}")
     return MemoryImages(whole, found, (0.0,) * whole.shape[1], (1.0,) * whole.shape[1])
@@ -220,11 +226,19 @@ def _known_labels(dataset: Any) -> Tensor | None:
     return labels.long() if whole else None
 
 
-def _class_labels(parts: Sequence[Tensor], name: str) -> Tensor:
-    labels = torch.cat([part.reshape(-1) for part in parts])
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or int(labels.min()) < 0:
-        raise InputError(f"{name}: labels must be integers from 0 on, got {described(labels)}")
-    return labels.long()
+def _targets(parts: Sequence[Tensor], name: str) -> Tensor:
+    """Classes (N,), of which integers (N, 1) are too, or a task's targets (N, ...)."""
+    try:
+        labels = torch.cat(list(parts))
+    except RuntimeError as error:  # numbers beside tensors, or other shapes
+        raise InputError(f"{name}: labels of one shape are needed: {one_line(error)}") from error
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point() else labels
+    unknown = labels.is_complex() or labels.dtype == torch.bool or not bool(labels.isfinite().all())
+    if unknown or (has_classes(labels) and int(labels.min()) < 0):
+        raise InputError(
+            f"{name}: labels must be integers from 0 on, or finite numbers that a task learns, got {described(labels)}"
+        )
+    return as_targets(labels)
 
 
 def _got(value: Tensor) -> str:

@@ -106,13 +106,13 @@ class MemoryImages(Batched):
 
     def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
         self.images = images if images.dtype == torch.uint8 else images.float()
-        self._labels = labels.long() if has_classes(labels) else labels
+        self._labels = as_targets(labels)
         self.mean = tuple(mean)
         self.std = tuple(std)
 
     @property
     def labels(self) -> Tensor:
-        """The class of each image, int64 (N,)."""
+        """The class of each image, int64 (N,), or what else a task learns of it, (N, ...)."""
         return self._labels
 
     @property
@@ -155,6 +155,13 @@ class MemoryImages(Batched):
 def has_classes(labels: Tensor) -> bool:
     """Whether these are classes (N,), and not numbers or several values for each image."""
     return labels.ndim == 1 and not labels.is_floating_point()
+
+
+def as_targets(labels: Tensor) -> Tensor:
+    """Classes (N,) as int64, numbers (N, ...) as float32, which networks compute in."""
+    if has_classes(labels):
+        return labels.long()
+    return labels.float() if labels.is_floating_point() else labels
 
 
 def stratified_indices(labels: Tensor, count: int, seed: int) -> Tensor:

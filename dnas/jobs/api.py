@@ -24,6 +24,7 @@ from dnas.search.trainer import SearchData, SupernetTrainer
 from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.distillation import Teacher
 from dnas.training.rehearsal import rehearse
+from dnas.training.task import CLASSIFICATION, AnyTask, smoothed, task_of
 from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.budgets import Budget
@@ -50,14 +51,16 @@ def search_bits(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     device: AnyDevice = CPU,
+    task: AnyTask = CLASSIFICATION,
 ) -> list[BitAssignment]:
     """Search the bits of a trained ``model`` under each budget, such as ``{"size_bytes": "12%"}``.
 
     ``data`` are splits, as of :func:`dnas.load_data`, or what people have at hand: a DataLoader, a dataset of torch, or
-    several of them as (training, validation). The model is left untouched. Raises :class:`InputError`, before any
+    several of them as (training, validation). ``task`` says what the model is trained for: a :class:`dnas.Task`, its
+    name, or ``job.task``. The model is left untouched. Raises :class:`InputError`, before any
     training, for a budget that cannot be met, and for a network or data that cannot be trained.
     """
-    data, device = data_splits(data), Device.of(device)
+    data, device, task = data_splits(data), Device.of(device), task_of(task)
     quantizers = quantizers or QuantizerChoice()
     graph = read_graph(model, data.input_shape)
     precision_space = build_space(graph, space or SpaceOptions())
@@ -69,12 +72,14 @@ def search_bits(
     ordered = in_search_order(labels, table, section.monotone)
     images = SearchData.split(data.train, data.val, section.theta_fraction, batch_size, augmentation, seed=seed)
     sets = {"the weights": images.weights, "θ": images.theta, "validation": images.validation}
-    rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=section.warmup_epochs > 0)
+    trains = section.warmup_epochs > 0
+    smoothed(task, section.label_smoothing)
+    rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=trains, task=task)
     supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device.place)
     batches = images.weights.batches(batch_size, device=device.place)
     calibrate(supernet.network, inputs_of(batches, _CALIBRATION_BATCHES))
     teacher = _teacher(model, section.distillation, device)
-    trainer = partial(SupernetTrainer, supernet, section, images, seed=seed, device=device, teacher=teacher)
+    trainer = partial(SupernetTrainer, supernet, section, images, seed=seed, device=device, teacher=teacher, task=task)
     for _ in trainer(label="warmup").warmup():
         pass
 
@@ -102,16 +107,19 @@ def finetune(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     device: AnyDevice = CPU,
+    task: AnyTask = CLASSIFICATION,
 ) -> tuple[nn.Module, Measurement]:
     """Apply ``assignment`` to a copy of ``model``, fine-tune it, and measure it on the validation split.
 
-    ``data`` are as for :func:`search_bits`. Returns the quantized net in eval mode and its accuracy. Raises
+    ``data`` and ``task`` are as for :func:`search_bits`. Returns the quantized net in eval mode and its figures. Raises
     :class:`InputError` when the assignment was made for another network, and for data that cannot be trained on.
     """
-    data, device, section = data_splits(data), Device.of(device), section or FinetuneSection()
+    data, device, task, section = data_splits(data), Device.of(device), task_of(task), section or FinetuneSection()
     check_type(section, FinetuneSection, "the section of a fine-tuning", "give FinetuneSection(...) or job.finetune")
     sets = {"training": data.train}
-    rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=section.epochs > 0)
+    trains = section.epochs > 0
+    smoothed(task, section.label_smoothing)
+    rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=trains, task=task)
     network = apply(model, assignment).to(device.place)
     batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place)
     images = inputs_of(batches, _BATCHNORM_BATCHES)
@@ -125,11 +133,12 @@ def finetune(
         seed=seed,
         device=device,
         teacher=_teacher(model, section.distillation, device),
+        task=task,
     )
     for _ in trainer.epochs():
         pass
     recalibrate_batchnorm(network, images)
-    return network.eval(), evaluate(network, data.val, batch_size, device)
+    return network.eval(), evaluate(network, data.val, batch_size, device, task)
 
 
 def _teacher(model: nn.Module, weight: float, device: Device) -> Teacher | None:

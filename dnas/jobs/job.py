@@ -18,7 +18,7 @@ from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.trainer import SearchData
 from dnas.training.device import Device
 from dnas.training.schedules import derived_seed
-from dnas.training.task import Task, load_task
+from dnas.training.task import Task, task_of
 from dnas.training.trainer import Measurement, inputs_of, measure
 from search_spaces.assignments import ModelReference
 from search_spaces.errors import InputError
@@ -50,7 +50,7 @@ class Job:
     def of(cls, config: JobConfig) -> Job:
         """Load and plan a job; :class:`InputError` for an unknown model, a budget out of reach, missing data."""
         _check_start(config)
-        task = load_task(config.task)
+        task = task_of(config.task)
         check_training(config, task)
         device, section = Device.named(config.device, config.precision, config.channels_last), config.quantizer
         choice = QuantizerChoice(section.weights, section.activations, section.per_channel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -96,15 +97,17 @@ def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report
         raise InputError(f"split '{split}' is not one of val, test")
     if assignment is None:
         network = stored_float(run, job.network, job.config.pretrain.epochs)
-        values = [job.measured(network, images).score]
+        measured = [job.measured(network, images)]
     else:
         measurer = Measurer(context)
         seeds = range(measurer.seeds_of(assignment))
-        values = [measurer.measure_again(assignment, seed, images).score for seed in seeds]
-    estimate = Estimate.from_values(values)
-    metric, score = job.task.metric, {"mean": estimate.mean, "std": estimate.std, "n": estimate.n}
-    names = {"metric": metric.to_json(), metric.name: score}
-    return {"assignment": assignment_id, "split": split, **names, "images": len(images)}
+        measured = [measurer.measure_again(assignment, seed, images) for seed in seeds]
+    metric, others = job.task.metric, [gauge.metric for gauge in job.task.beside]
+    values = {metric.name: [each.score for each in measured]}
+    values |= {other.name: [each.beside[other.name] for each in measured] for other in others}
+    figures = {name: asdict(Estimate.from_values(found)) for name, found in values.items()}
+    names = {"metric": metric.to_json(), "beside": [other.to_json() for other in others]}
+    return {"assignment": assignment_id, "split": split, **names, **figures, "images": len(images)}
 
 
 def _run(context: JobContext) -> ParetoFront:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dnas.quantization.calibration import check_batch
 from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
 from dnas.quantization.quantizers import Quantizer
-from dnas.training.task import CLASSIFICATION, Task
+from dnas.training.task import CLASSIFICATION, AnyTask, Task, task_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.models.copies import fresh_copy
@@ -35,15 +35,15 @@ def sensitivities(
     *,
     seed: int = 0,
     probes: int = 4,
-    task: Task = CLASSIFICATION,
+    task: AnyTask = CLASSIFICATION,
 ) -> np.ndarray:
-    """Expected increase of the loss (nats) of every cell of every decision, float64 (D, Kw, Ka).
+    """Expected increase of the loss (nats, of a classification) of every cell of every decision, float64 (D, Kw, Ka).
 
-    ``batches`` are (images (N, C, H, W), labels (N,)) of training data; the model is left untouched. Raises
+    ``batches`` are (images (N, C, H, W), targets (N, ...)) of training data; the model is left untouched. Raises
     :class:`InputError` for a weight or an image that is not finite.
     """
     check_finite(model)
-    batches = list(batches)
+    task, batches = task_of(task), list(batches)
     if not batches or not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
         raise InputError("sensitivities need batches of images (N, C, H, W) and labels (N,), at least one")
     for number, (x, _) in enumerate(batches, start=1):

@@ -28,7 +28,7 @@ from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed, exponential
-from dnas.training.task import CLASSIFICATION, Task, smoothed
+from dnas.training.task import CLASSIFICATION, AnyTask, smoothed, task_of
 from dnas.training.trainer import (
     StepReport,
     measure,
@@ -114,9 +114,10 @@ class SupernetTrainer:
         label: str = "search",
         device: AnyDevice = CPU,
         teacher: Teacher | None = None,
-        task: Task = CLASSIFICATION,
+        task: AnyTask = CLASSIFICATION,
     ) -> None:
-        self.task, self.training_task = task, smoothed(task, section.label_smoothing)
+        self.task = task_of(task)
+        self.training_task = smoothed(self.task, section.label_smoothing)
         self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
         self.seed, self.label, self.device = seed, label, Device.of(device)
         self.weights = Updates(supernet.network, section)
@@ -291,7 +292,7 @@ class SupernetTrainer:
         )
 
     def _judge(self, sample: Sample) -> float:
-        """Accuracy of the supernet under ``sample``, with the BatchNorm statistics of each batch."""
+        """The metric of the supernet under ``sample``, with the BatchNorm statistics of each batch."""
         supernet, images = self.supernet, self.data.validation
         batch_size = without_single(len(images), self.data.batch_size)
         supernet.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,9 +51,9 @@ def rehearse(
     with device.own_randomness(0):
         x, y = first_images("training", data.train, min(_IMAGES, batch_size), augmentation, device.place)
         with torch.no_grad():
-            task.check(data, _outputs(task, twin.eval(), x, "eval"))
+            task.check(named_splits(data), _outputs(task, twin.eval(), x, "eval"))
         outputs = _outputs(task, twin.train(), x, "training")
-        task.check(data, outputs)
+        task.check(named_splits(data), outputs)
         loss = _loss(task, outputs, y)
         if trains:
             _check_gradient(loss)
@@ -61,7 +62,7 @@ def rehearse(
 def few_images(data: DataSplits) -> list[str]:
     """A sentence for each split that is too small for its figures to mean much."""
     return [
-        f"there are only {len(split)} {name} images, so one of them is {100 / len(split):.0f} % of an accuracy; "
+        f"there are only {len(split)} {name} images, so one of them is {100 / len(split):.0f} % of every figure; "
         "use more data"
         for name, split in named_splits(data).items()
         if len(split) < FEW_IMAGES
@@ -115,9 +116,15 @@ def _loss(task: Task, outputs: Tensor, targets: Any) -> Tensor:
     """The loss and the metric of a batch, tried; what the user's own task raises is told in a sentence."""
     name = type(task).__name__
     try:
-        loss, meter = task.loss(outputs, targets), task.meter()
-        meter.update(outputs.detach(), targets)
-        float(meter.compute())
+        loss = task.loss(outputs, targets)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metrics that are undefined for so few images
+            for gauge in task.gauges:
+                meter = gauge.on(outputs.device)
+                meter.update(outputs.detach(), targets)
+                gauge.read(meter)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"task {name} fails on a batch of training images: {one_line(error)}") from error
     if not isinstance(loss, Tensor) or loss.ndim:

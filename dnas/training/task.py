@@ -1,14 +1,15 @@
 """What a network is trained for: how its outputs are read, its loss, and the metric that decides.
 
-Nothing else in the engine knows classes or accuracy. A task of one's own is a subclass of :class:`Task`, named in the
-job file as ``package.module:Class``; docs/extending.md shows one.
+Nothing else in the engine knows classes or accuracy. A task of one's own is a subclass of :class:`Task`, named as
+``package.module:Class`` or handed over; docs/extending.md shows one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,27 +17,22 @@ from torch.nn import functional as F
 
 from dnas.config.job import TaskSection
 from dnas.data.checks import check_classes, described
-from dnas.data.image_sets import DataSplits
+from dnas.data.image_sets import ImageSet
 from dnas.training.device import Device, widened
-from search_spaces.errors import InputError, nearest, one_line
+from dnas.training.metrics import Gauge, Meter, gauges_of
+from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.metrics import ACCURACY, Metric
-from search_spaces.registry import import_callable, importable_working_directory
-
-
-class Meter(Protocol):
-    """Gathers a metric over batches, as those of torchmetrics do."""
-
-    def update(self, outputs: Tensor, targets: Any) -> Any:
-        """Take note of one batch."""
-
-    def compute(self) -> Any:
-        """The figure over all batches, a number or a tensor of one element."""
+from search_spaces.registry import Registry, called, importable_working_directory
 
 
 class Task:
-    """What a network is trained for. A subclass sets ``metric`` and has :meth:`loss` and :meth:`values`."""
+    """What a network is trained for. A subclass sets ``metric`` and has :meth:`loss` and :meth:`values`.
+
+    ``metric`` decides; ``beside`` it others are measured.
+    """
 
     metric: Metric
+    beside: tuple[Gauge, ...] = ()
 
     def placed(self, batch: tuple[Tensor, Any], device: Device) -> tuple[Tensor, Any]:
         """Images (N, C, H, W) and targets of one batch where the network computes."""
@@ -65,6 +61,11 @@ class Task:
         """What gathers the metric over all batches of a measurement."""
         return MeanMeter(self)
 
+    @property
+    def gauges(self) -> tuple[Gauge, ...]:
+        """All that is measured, what decides first."""
+        return Gauge(self.metric, self.meter), *self.beside
+
     def divergence(self, outputs: Tensor, told: Tensor) -> Tensor:
         """How far the outputs are from those of a teacher: the mean squared difference, where a task says no other."""
         return F.mse_loss(outputs, told)
@@ -77,8 +78,8 @@ class Task:
         """The same task with this much label smoothing in its loss."""
         raise InputError(f"label_smoothing = {amount}: the task {type(self).__name__} has no labels to smooth")
 
-    def check(self, data: DataSplits, outputs: Tensor) -> None:
-        """Raise :class:`InputError` where outputs of the network on N images do not fit the targets of some split."""
+    def check(self, sets: Mapping[str, ImageSet], outputs: Tensor) -> None:
+        """Raise :class:`InputError` where outputs of the network on N images do not fit the targets of a named set."""
 
 
 class MeanMeter:
@@ -130,34 +131,80 @@ class Classification(Task):
         """Take ``amount`` of the probability from the label and share it out among all classes."""
         return replace(self, label_smoothing=amount)
 
-    def check(self, data: DataSplits, outputs: Tensor) -> None:
+    def check(self, sets: Mapping[str, ImageSet], outputs: Tensor) -> None:
         """Refuse labels without an output, and outputs that are not logits (N, classes)."""
-        check_classes(data, outputs)
+        check_classes(sets, outputs)
 
 
 CLASSIFICATION = Classification()
+MakeTask = Callable[..., Task]
+"""Makes a task of keyword arguments."""
 
 
-def load_task(section: TaskSection) -> Task:
-    """The task that a job names; :class:`InputError` for one that cannot be made or does not say what decides."""
-    if section.kind == "classification":
-        if section.arguments:
-            raise InputError(f"[task]: classification takes no arguments, got {', '.join(section.arguments)}")
-        return CLASSIFICATION
-    if ":" not in section.kind:
-        hint = nearest(section.kind, ["classification"]) or "; write classification, or your own package.module:Class"
-        raise InputError(f"there is no task '{section.kind}'{hint}")
+def _classification() -> Task:
+    return CLASSIFICATION
+
+
+def _own(source: str, found: Any) -> MakeTask:
+    return (lambda: found) if isinstance(found, Task) else called(source, found, "task")
+
+
+TASKS: Registry[MakeTask] = Registry("task", {"classification": _classification}, _own)
+
+AnyTask = Task | TaskSection | str
+"""What functions for use from Python take for a task; :func:`task_of` makes a Task of it."""
+
+
+def task_of(given: AnyTask) -> Task:
+    """The task itself, that of a job's ``[task]``, or that of a name, ours or ``package.module:Class``.
+
+    Raises :class:`InputError` for one that cannot be made or does not say what decides.
+    """
+    if isinstance(given, str):
+        return task_of(TaskSection(kind=given))
+    if isinstance(given, TaskSection):
+        return _measuring(_checked(_made(given), f"task '{given.kind}'"), given)
+    if isinstance(given, type):
+        raise InputError(f"task {given.__name__} is a class; give {given.__name__}(...), a task made of it")
+    check_type(given, Task, "a task", "give one of dnas.Task, its name, or job.task")
+    return _checked(given, f"task {type(given).__name__}")
+
+
+def _made(section: TaskSection) -> Any:
+    make = TASKS.find(section.kind)
     with importable_working_directory():
-        make = import_callable(section.kind, "task")
         try:
-            task = make(**section.arguments)
+            return make(**section.arguments)
         except Exception as error:  # the user's own code
             raise InputError(f"task '{section.kind}' cannot be made: {one_line(error)}") from error
+
+
+def _checked(task: Any, name: str) -> Task:
     if not isinstance(task, Task):
-        raise InputError(f"task '{section.kind}' gives {described(task)}, not a dnas.Task")
+        raise InputError(f"{name} gives {described(task)}, not a dnas.Task")
     if not isinstance(getattr(task, "metric", None), Metric):
-        raise InputError(f"task '{section.kind}' has no metric; set metric = dnas.Metric('NAME', 'smaller')")
+        raise InputError(f"{name} has no metric; set metric = dnas.Metric('NAME', 'smaller')")
     return task
+
+
+def _measuring(task: Task, section: TaskSection) -> Task:
+    """The task with the metrics that a job names measured too, and one of them or its own deciding."""
+    own = task.metric.name
+    gauges = {gauge.metric.name: gauge for gauge in task.gauges}
+    for name in section.metrics:
+        if name in gauges:
+            raise InputError(f"task.metrics.{name}: the task measures a '{name}' itself; choose another name")
+    gauges |= gauges_of(section.metrics)
+    chosen = own if section.metric is None else section.metric
+    if chosen not in gauges:
+        raise InputError(f"task.metric = '{chosen}' is none of {', '.join(gauges)}{nearest(chosen, gauges)}")
+    if len(gauges) == 1:
+        return task
+    first = gauges.pop(chosen)
+    changed = copy(task)
+    for name, value in {"metric": first.metric, "meter": first.make, "beside": tuple(gauges.values())}.items():
+        object.__setattr__(changed, name, value)  # a task may be frozen
+    return changed
 
 
 def smoothed(task: Task, amount: float) -> Task:

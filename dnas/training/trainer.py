@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
-from dnas.training.task import CLASSIFICATION, Task, smoothed
+from dnas.training.task import CLASSIFICATION, AnyTask, Task, smoothed, task_of
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.models.load import check_finite
@@ -32,7 +32,10 @@ StepReport = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Measurement(Scored):
-    """What decides (``score``, under its metric's name too) and the mean loss over ``images`` images."""
+    """What decides (``score``, under its metric's name too) and the mean loss over ``images`` images.
+
+    ``beside`` are the other metrics of the task by name; each is an attribute too.
+    """
 
     _names: ClassVar[Mapping[str, str]] = {"{}": "score"}
 
@@ -40,6 +43,11 @@ class Measurement(Scored):
     loss: float
     images: int
     metric: Metric = ACCURACY
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        others = self.__dict__.get("beside", {})
+        return others[name] if name in others else super().__getattr__(name)
 
 
 @dataclass(frozen=True)
@@ -59,34 +67,47 @@ def evaluate(
     images: GivenImages,
     batch_size: int = 256,
     device: AnyDevice = CPU,
-    task: Task = CLASSIFICATION,
+    task: AnyTask = CLASSIFICATION,
 ) -> Measurement:
     """Measure ``network`` in eval mode on ``images``, in order, without gradients; its modules keep their modes.
 
     Raises :class:`InputError` where the loss is NaN for weights or images that are not finite, :class:`JobError` where
     the network makes it so of finite ones.
     """
-    images = image_set(images)
-    measured = measure(network, images, batch_size, Device.of(device), task)
+    images, device, task = image_set(images), Device.of(device), task_of(task)
+    _check_fit(network, images, device, task)
+    measured = measure(network, images, batch_size, device, task)
     if math.isnan(measured.loss):
         _explain_nan(network, images, batch_size)
     return measured
+
+
+def _check_fit(network: Callable[[Tensor], Any], images: ImageSet, device: Device, task: Task) -> None:
+    """Refuse targets that do not fit what the network gives for the first images."""
+    first = images.subset(torch.arange(min(2, len(images))))
+    with torch.no_grad(), _in_eval_mode(network):
+        x, _ = task.placed(next(iter(first.batches(2, device=device.place))), device)
+        task.check({"given": images}, task.outputs(network(x)))
 
 
 def measure(
     network: Callable[[Tensor], Any], images: ImageSet, batch_size: int, device: Device, task: Task
 ) -> Measurement:
     """As :func:`evaluate`, but a net that diverged measures as it is: it must not end a job of many."""
-    meter = task.meter()
+    gauges = task.gauges
+    meters = [gauge.on(device.place) for gauge in gauges]
     loss: Tensor | float = 0.0
     with torch.no_grad(), _in_eval_mode(network):
         for batch in images.batches(batch_size, device=device.place):
             x, y = task.placed(batch, device)
             outputs = task.outputs(network(x))
-            meter.update(outputs, y)
+            for meter in meters:
+                meter.update(outputs, y)
             loss = loss + widened(task.loss_sum(outputs, y))
     count = len(images)
-    return Measurement(float(meter.compute()), float(loss) / count, count, task.metric)
+    score, *others = (gauge.read(meter) for gauge, meter in zip(gauges, meters, strict=True))
+    beside = dict(zip((gauge.metric.name for gauge in task.beside), others, strict=True))
+    return Measurement(score, float(loss) / count, count, task.metric, beside)
 
 
 @contextmanager
@@ -141,11 +162,12 @@ class Trainer:
         device: AnyDevice = CPU,
         on_progress: Callable[[float], None] = lambda progress: None,
         teacher: Teacher | None = None,
-        task: Task = CLASSIFICATION,
+        task: AnyTask = CLASSIFICATION,
     ) -> None:
         self.on_progress, self.teacher = on_progress, teacher
         check_type(section, TrainingSection, "the section of a training", "give FinetuneSection(...) or job.finetune")
-        self.task, self.training_task = task, smoothed(task, section.label_smoothing)
+        self.task = task_of(task)
+        self.training_task = smoothed(self.task, section.label_smoothing)
         self.network, self.section, self.images = network, section, image_set(images)
         self.batch_size, self.augmentation = batch_size, augmentation
         self.seed, self.label, self.device = seed, label, Device.of(device)

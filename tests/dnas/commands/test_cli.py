@@ -23,7 +23,7 @@ from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError, JobError
-from search_spaces.metrics import ACCURACY
+from search_spaces.metrics import ACCURACY, Metric
 
 LAYERS = ("conv1", *(f"layer{n}.0.conv{m}" for n in (1, 2, 3) for m in (1, 2)), "linear")
 EPOCH = {
@@ -343,13 +343,15 @@ def test_evaluate(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "assignment": name,
             "split": split,
             "metric": ACCURACY.to_json(),
+            "beside": [Metric("f1", unit="%", scale=100).to_json()],
             "top1": {"mean": 0.5, "std": 0.01, "n": 2},
+            "f1": {"mean": 0.25, "std": 0.02, "n": 2},
             "images": 360,
         }
 
     monkeypatch.setattr(launching.jobs, "evaluate_assignment", measured)
     shown = dnas("evaluate", "digits", "search", "--split", "test").stdout
-    assert shown == "search-1 on test: 50.00 ± 1.00 % top-1 (2 seeds, 360 images)\n"
+    assert shown == "search-1 on test: 50.00 ± 1.00 % top-1, 25.00 ± 2.00 % f1 (2 seeds, 360 images)\n"
     assert json.loads(dnas("evaluate", "digits", "search", "--json").stdout)["split"] == "val"
     assert "did you mean 'search-1'?" in refused("evaluate", "digits", "seerch-1")
 

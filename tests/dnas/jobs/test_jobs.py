@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from dnas.config.file import load_job
+from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
 from dnas.data.image_sets import MemoryImages
 from dnas.jobs import job as job_module
@@ -21,6 +22,7 @@ from dnas.jobs.planning import plan_job
 from results.run.folder import Run
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
+from search_spaces.metrics import Metric
 
 Job = Callable[..., JobConfig]
 CarriedOut = Callable[..., Run]
@@ -166,6 +168,18 @@ def test_the_test_images_are_read_after_the_last_choice(
     first = journaled_at_read[0]
     for kind in ("epoch", "decoded", "searched", "measured"):
         assert first.count(kind) == len(events(run, kind))
+
+
+def test_metrics_beside_that_which_decides_are_measured_of_a_finished_run(toy_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(toy_run.folder, tmp_path / "run")
+    path = tmp_path / "run" / "job.toml"
+    count = load_job(str(path)).model.arguments.get("num_classes", 10)
+    error = f"{{kind = 'torchmetrics.classification:MulticlassHammingDistance', arguments = {{num_classes = {count}}}}}"
+    path.write_text(dump_job(load_job(str(path), [f"task.metrics.hamming={error}"])))
+    result = jobs.evaluate_assignment(Run.open(tmp_path / "run"), "search-1", "val", lambda event: None)
+    assert result["beside"] == [Metric("hamming", "smaller").to_json()]
+    assert result["hamming"]["n"] == result["top1"]["n"] == 2
+    assert 0 <= result["hamming"]["mean"] <= 1
 
 
 def test_an_assignment_is_measured_again_as_it_was(toy_run: Run) -> None:

@@ -272,7 +272,7 @@ def test_a_split_of_a_few_images_is_told() -> None:
     assert result.exit_code == 0, result.stderr
     records = map(json.loads, Path("run/journal.jsonl").read_text().splitlines())
     notes = [record["text"] for record in records if record["event"] == "note"]
-    assert "there are only 2 validation images, so one of them is 50 % of an accuracy; use more data" in notes
+    assert "there are only 2 validation images, so one of them is 50 % of every figure; use more data" in notes
     assert any(note.startswith("there are only 3 test images") for note in notes)
 
 

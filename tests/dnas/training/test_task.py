@@ -14,7 +14,7 @@ from dnas.config.job import TaskSection
 from dnas.config.training import TrainingSection
 from dnas.data.image_sets import DataSplits, MemoryImages, stratified_indices
 from dnas.training.rehearsal import rehearse
-from dnas.training.task import CLASSIFICATION, Task, load_task, smoothed
+from dnas.training.task import CLASSIFICATION, TASKS, Task, smoothed, task_of
 from dnas.training.trainer import Trainer, evaluate
 from search_spaces.errors import InputError
 from search_spaces.metrics import ACCURACY, Metric
@@ -146,27 +146,98 @@ def named(name: str, **arguments: Any) -> TaskSection:
     return TaskSection(kind=f"{__name__}:{name}", arguments=arguments)
 
 
+class Plain(Brightness):
+    """The tensor that the network returns counts."""
+
+    outputs = Task.outputs
+
+
+READY = Plain(2.0)
+LABELS = torch.arange(12) % 4
+LEVELS = torch.linspace(0, 1, 12)[:, None]
+# What each task is tried on: its targets, and outputs that could not be better.
+TRIED = {
+    "classification": (LABELS, 9 * F.one_hot(LABELS, 4).float()),
+    f"{__name__}:Plain": (LEVELS, LEVELS),
+    f"{__name__}:READY": (LEVELS, LEVELS),
+}
+
+
+def test_every_task_of_ours_is_tried() -> None:
+    assert set(TASKS) <= set(TRIED)
+
+
+@pytest.mark.parametrize("name", TRIED)
+class TestContract:
+    def test_the_loss_is_one_number_that_falls_towards_the_targets(self, name: str) -> None:
+        task, (targets, best) = task_of(name), TRIED[name]
+        outputs = (0.3 * best).requires_grad_()
+        loss = task.loss(outputs, targets)
+        loss.backward()
+        assert loss.ndim == 0
+        assert outputs.grad is not None
+        assert task.loss(best, targets) < loss
+        assert task.loss(outputs - 0.01 * outputs.grad, targets) < loss
+
+    def test_sums_of_losses_add_up_over_batches(self, name: str) -> None:
+        task, (targets, best) = task_of(name), TRIED[name]
+        outputs = best + torch.randn(best.shape, generator=torch.Generator().manual_seed(1))
+        parts = [task.loss_sum(outputs[part], targets[part]) for part in (slice(0, 5), slice(5, 12))]
+        torch.testing.assert_close(sum(parts), 12 * task.loss(outputs, targets))
+
+    def test_figures_are_those_of_all_images_however_they_are_batched(self, name: str) -> None:
+        task, (targets, best) = task_of(name), TRIED[name]
+        outputs = best + 9 * torch.randn(best.shape, generator=torch.Generator().manual_seed(2))
+        for gauge in task.gauges:
+            found = []
+            for parts in ([slice(0, 12)], [slice(5, 12), slice(0, 5)]):
+                meter = gauge.on(torch.device("cpu"))
+                for part in parts:
+                    meter.update(outputs[part], targets[part])
+                found.append(gauge.read(meter))
+            assert found[0] == pytest.approx(found[1])
+            perfect = gauge.on(torch.device("cpu"))
+            perfect.update(best, targets)
+            assert gauge.metric.better(gauge.read(perfect), found[0])
+
+    def test_a_teacher_that_says_the_same_teaches_nothing(self, name: str) -> None:
+        task, (_, best) = task_of(name), TRIED[name]
+        assert float(task.divergence(best, best)) == pytest.approx(0, abs=1e-6)
+        assert float(task.divergence(0.3 * best, best)) > 0
+        assert float(task.divergence(task.ensemble([best, best]), best)) == pytest.approx(0, abs=1e-6)
+
+    def test_it_is_had_by_name_by_value_and_from_a_job(self, name: str) -> None:
+        task = task_of(TaskSection(kind=name))
+        assert type(task_of(name)) is type(task)
+        assert task_of(task) is task
+
+
 def test_a_job_names_its_task() -> None:
-    assert load_task(TaskSection()) is CLASSIFICATION
-    task = load_task(named("Brightness", factor=2.0))
+    assert task_of(TaskSection()) is CLASSIFICATION
+    task = task_of(named("Brightness", factor=2.0))
     assert (type(task).__name__, task.factor) == ("Brightness", 2.0)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [
-        (TaskSection(kind="clasification"), "there is no task 'clasification'; did you mean 'classification'"),
-        (TaskSection(kind="detection"), "write classification, or your own package.module:Class"),
-        (TaskSection(arguments={"classes": 3}), "classification takes no arguments, got classes"),
+        (TaskSection(kind="clasification"), "unknown task 'clasification'; .* did you mean 'classification'"),
+        (TaskSection(kind="detection"), "known are classification and package.module:name"),
+        (TaskSection(arguments={"classes": 3}), "'classification' cannot be made: .* argument 'classes'"),
         (named("Brightnes"), "has no 'Brightnes'; did you mean 'Brightness'"),
         (named("Brightness", facto=1.0), "cannot be made: TypeError"),
         (named("brightness"), "not a dnas.Task"),
         (named("Nameless"), "has no metric; set metric"),
+        (named("READY", factor=1.0), "cannot be made: TypeError"),
+        (Brightness, "task Brightness is a class; give Brightness"),
+        (Nameless(), "task Nameless has no metric"),
+        (3, "a task cannot be a int; give one of dnas.Task, its name, or job.task"),
+        ("mine", "unknown task 'mine'"),
     ],
 )
-def test_what_is_no_task_is_refused(section: TaskSection, sentence: str) -> None:
+def test_what_is_no_task_is_refused(section: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        load_task(section)
+        task_of(section)
 
 
 @pytest.mark.parametrize(
