@@ -16,6 +16,7 @@ from dnas.quantization.samples import TensorSample
 
 SMALLEST_CLIP = 1e-6
 _FRACTIONS = torch.linspace(1.0, 0.025, 40)
+_VALUES_AT_ONCE = 2**16  # several fractions in one step while it stays in the cache
 
 
 def best_clip(sample: TensorSample, grids: Sequence[Grid], signed: bool) -> Tensor:
@@ -24,11 +25,11 @@ def best_clip(sample: TensorSample, grids: Sequence[Grid], signed: bool) -> Tens
     top = (rows.abs() if signed else rows.clamp_min(0)).amax(1, keepdim=True).clamp_min(SMALLEST_CLIP)
     fractions = _FRACTIONS.to(rows.device)
     scores = []
-    for fraction in fractions:
-        clip = (top * fraction).clamp_min(SMALLEST_CLIP)  # which is the clip that is used
-        errors = [(weights * (rows - _levels(rows, clip, grid, signed)).square()).sum(1) for grid in grids]
+    for some in fractions.split(max(1, _VALUES_AT_ONCE // max(1, rows.numel()))):
+        clips = (top * some[:, None, None]).clamp_min(SMALLEST_CLIP)  # (F, R, 1), which are the clips that are used
+        errors = [(weights * (rows - _levels(rows, clips, grid, signed)).square()).sum(-1) for grid in grids]
         scores.append((torch.stack(errors) / weights.sum(1)).clamp_min(1e-20).log().mean(0))
-    return (top * fractions[torch.stack(scores).argmin(0)][:, None]).clamp_min(SMALLEST_CLIP)
+    return (top * fractions[torch.cat(scores).argmin(0)][:, None]).clamp_min(SMALLEST_CLIP)
 
 
 def best_gain(sample: TensorSample, clip: Tensor, grid: Grid, signed: bool) -> float:

@@ -44,6 +44,8 @@ def test_the_clip_is_the_best_of_forty_for_each_row(bits: int, signed: bool) -> 
         candidates = [top * share / 40 for share in range(1, 41)]
         errors = [float((row - decode(encode(row, c, grid, signed), c, grid)).square().mean()) for c in candidates]
         assert clip.item() == pytest.approx(candidates[int(np.argmin(errors))].item(), rel=1e-5)
+    for times in (50, 200):  # so many values that fractions are tried a few or one at a time
+        assert torch.equal(best_clip(whole(rows.repeat(1, times)), [grid], signed), clips)
 
 
 @pytest.mark.parametrize("registry", [WEIGHT_QUANTIZERS, ACTIVATION_QUANTIZERS], ids=["weights", "activations"])
