@@ -23,14 +23,24 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
     and the attribute that Python cannot copy.
     """
     memo = {} if memo is None else memo
-    for module in model.modules():
-        for value in tree_leaves(vars(module)):
-            if isinstance(value, Tensor) and value.grad_fn is not None and id(value) not in memo:
-                memo[id(value)] = value.detach().clone()
+    attempt = dict(memo)
     try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # an attribute may be anything, and fail in any way
-        raise InputError(_refusal(model, memo, error)) from error
+        twin = copy.deepcopy(model, attempt)
+    except Exception:  # kept tensors are looked for where Python stumbled alone: looking takes as long as copying
+        attempt = _kept_tensors(model) | memo
+        try:
+            twin = copy.deepcopy(model, attempt)
+        except Exception as error:  # an attribute may be anything, and fail in any way
+            raise InputError(_refusal(model, attempt, error)) from error
+    memo.update(attempt)
+    return twin
+
+
+def _kept_tensors(model: nn.Module) -> dict[int, Tensor]:
+    """Copies of the tensors that modules computed and kept, by id."""
+    leaves = (leaf for module in model.modules() for leaf in tree_leaves(vars(module)))
+    kept = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is not None}
+    return {key: tensor.detach().clone() for key, tensor in kept.items()}
 
 
 def fresh_copy(model: Network, memo: dict[int, Any] | None = None) -> Network:
