@@ -25,8 +25,8 @@ SCHEMA = "dnas.assignment/1"
 class LayerBits:
     """The choice for one layer: bits of its weights, bits of its input activations, and the filters it keeps.
 
-    ``scheme`` says how the weights are represented where they are no integers of one grid: sparse ones, say, which have
-    ``weight_bits`` for each weight that is not zero.
+    ``scheme`` says how the weights are represented where they are no integers of one grid; ``weight_bits`` are then
+    those of each value that it stores.
     """
 
     weight_bits: int

@@ -13,12 +13,12 @@ from pydantic import ConfigDict, Field
 from search_spaces.errors import InputError, nearest
 from search_spaces.records import Record
 
-SEARCH, SAMPLED, SQUANTIZER = "search", "sampled", "squantizer"
+SEARCH, SAMPLED = "search", "sampled"
 UNIFORM, ILP, RANDOM, CONTROL = "uniform", "ilp", "random", "control"
 PRUNED, PRUNED_UNIFORM, PRUNED_RANDOM, FEWER_BITS = "pruned", "pruned-uniform", "pruned-random", "fewer-bits"
 GIVEN, PROFILE = "given", "switchable"
 KINDS = (
-    *(SEARCH, SQUANTIZER, UNIFORM, ILP, RANDOM, CONTROL, SAMPLED),
+    *(SEARCH, "squantizer", UNIFORM, ILP, RANDOM, CONTROL, SAMPLED),
     *(PRUNED, PRUNED_UNIFORM, PRUNED_RANDOM, FEWER_BITS),
     *(GIVEN, PROFILE),
 )

@@ -28,7 +28,7 @@ class WeightScheme(ABC):
     name: ClassVar[str]
     """The key of the entry in an assignment file; ``package.module:Class`` for a scheme that is not registered."""
     words: ClassVar[str]
-    """What such weights are called in a sentence, such as "sparse weights"."""
+    """What such weights are called in a sentence."""
     module: ClassVar[str]
     """The torch module as ``package.module:Class``: a :class:`dnas.quantization.schemes.SchemeQuantizer`."""
     scale_bytes: ClassVar[int]

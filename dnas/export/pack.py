@@ -140,7 +140,8 @@ class _Packer:
         if spec.shares_weight_with is not None:
             return self._shared_weight(spec, layer)
         if isinstance(layer, QuantizedLayer) and isinstance(layer.quantize_weight, SchemeQuantizer):
-            return layer.quantize_weight.pack(spec.name, layer.weight, bits.scheme, self._add)
+            stored, told = layer.quantize_weight.pack(spec.name, layer.weight, bits.scheme, self._add)
+            return stored, {"bits": bits.weight_bits, **told}
         if bits.weight_bits == FLOAT_BITS:
             return {"storage": FLOAT, "tensor": self._add(f"{spec.name}.weight", layer.weight)}, None
         found, quantizer = weight_codes(layer), layer.quantize_weight

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dnas.quantization.samples import TensorSample
@@ -31,6 +32,22 @@ class GappedWeight:
     codes: np.ndarray
     start: float
     step: float
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, value: Tensor, passes: Tensor | None) -> Tensor:
+        ctx.passes = passes
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0] if ctx.passes is None else grads[0] * ctx.passes, None, None
+
+
+def straight_through(weight: Tensor, value: Tensor, passes: Tensor | None = None) -> Tensor:
+    """``value``, whose gradient, times ``passes`` where there is one, goes to ``weight``; all of one shape."""
+    return cast(Tensor, _StraightThrough.apply(weight, value, passes))
 
 
 class SchemeQuantizer(nn.Module, ABC):
@@ -60,7 +77,7 @@ class SchemeQuantizer(nn.Module, ABC):
     def pack(self, name: str, weight: Tensor, scheme: Any, add: Add) -> tuple[dict[str, Any], dict[str, Any]]:
         """How a packed file stores the weight of layer ``name``, and how a profile makes values of it.
 
-        The first has a ``storage`` that the scheme reads; both name tensors as ``add`` returns them. Raises
+        The first has a ``storage`` that the scheme reads; tensors go by the names that ``add`` returns. Raises
         :class:`InputError` for a weight that is not ready.
         """
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnas.quantization.schemes import Add, GappedWeight, SchemeQuantizer
+from dnas.quantization.schemes import Add, GappedWeight, SchemeQuantizer, straight_through
 from search_spaces.errors import InputError
 from search_spaces.sparse_weights.codes import encode, smallest
 from search_spaces.sparse_weights.scheme import SparseWeights
@@ -84,19 +84,6 @@ def _rounded(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator > 0, torch.floor(numerator / safe + 0.5), torch.zeros_like(numerator))
 
 
-class _Passing(torch.autograd.Function):
-    """Gives ``value`` forward and the gradient, times ``passes`` where there is one, backward to ``weight``."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, value: Tensor, passes: Tensor | None) -> Tensor:
-        ctx.passes = passes
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0] if ctx.passes is None else grads[0] * ctx.passes, None, None
-
-
 class SparseQuantizer(SchemeQuantizer):
     """The weight quantizer of a layer that is made sparse and low-bit; it has no parameter to train.
 
@@ -122,7 +109,7 @@ class SparseQuantizer(SchemeQuantizer):
             return weight
         found = self._codes(weight)
         passes = (found.codes != 0).to(weight.dtype) if self.gradient == "zero" else None
-        return cast(Tensor, _Passing.apply(weight, found.values(), passes))
+        return straight_through(weight, found.values(), passes)
 
     @classmethod
     def stored(cls, tensors: Mapping[str, Tensor], name: str, bits: int, scheme: SparseWeights) -> SparseWeights:
@@ -143,7 +130,7 @@ class SparseQuantizer(SchemeQuantizer):
             "nonzeros": scheme.nonzeros,
             "tensor": add(f"{name}.sparse", np.frombuffer(data, dtype=np.uint8)),
         }
-        return described, {"bits": bits, "levels": add(f"{name}.levels", torch.stack([found.start, found.step]))}
+        return described, {"levels": add(f"{name}.levels", torch.stack([found.start, found.step]))}
 
     def gapped(self, name: str, weight: Tensor) -> GappedWeight:
         """The codes, t, and the distance of levels."""

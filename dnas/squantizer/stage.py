@@ -18,7 +18,7 @@ from dnas.squantizer.storage import Layers, sigma_within
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.models.copies import fresh_copy
-from search_spaces.provenance import SQUANTIZER, Provenance
+from search_spaces.provenance import Provenance
 from search_spaces.spaces import matches
 from search_spaces.sparse_weights.scheme import SparseWeights
 
@@ -76,7 +76,7 @@ class Squantizer(Stage):
     def carry_out(self, findings: Findings) -> None:
         """Save and journal every assignment."""
         context = self.context
-        weights, made = starting_weights(context.job), Provenance(kind=SQUANTIZER, run=SQUANTIZER)
+        weights, made = starting_weights(context.job), Provenance(kind=Squantizer.name, run=Squantizer.name)
         for net in sparse_nets(context.job):
             layers: Layers = {}
             if net.id in context.log.decoded:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from results.kinds import POINT_KINDS
 from results.pareto import ParetoFront
 from results.pictures.bits import draw_bits as draw_bits
 from results.pictures.curves import draw_search_curves as draw_search_curves
@@ -21,25 +22,6 @@ from results.pictures.ratios import draw_ratios as draw_ratios
 from results.pictures.trials import draw_trials as draw_trials
 from search_spaces.metrics import Metric
 
-# Okabe and Ito's palette, told apart by colour-blind readers; markers tell the kinds apart without colour.
-KIND_STYLE = {
-    "search": ("#0072B2", "o", "search"),
-    "squantizer": ("#D55E00", "P", "SQuantizer"),
-    "uniform": ("#E69F00", "s", "uniform"),
-    "ilp": ("#009E73", "^", "ILP"),
-    "random": ("#777777", "v", "random"),
-    "control": ("#117733", "d", "own control"),
-    "sampled": ("#CC79A7", "D", "sampled"),
-    "pruned": ("#882255", "*", "pruned"),
-    "pruned-uniform": ("#56B4E9", ">", "pruned, one ratio"),
-    "pruned-random": ("#999933", "<", "pruned, random"),
-    "fewer-bits": ("#000000", "X", "fewer bits, unpruned"),
-    "given": ("#F0E442", "p", "given"),
-    "switchable": ("#CC3311", "h", "switchable net"),
-}
-MARKER_SIZE = {"pruned": 10.5, "fewer-bits": 7.0, "switchable": 10.0}
-RINGS = ("switchable",)
-"""Kinds drawn as rings, so that the same assignment trained alone is seen inside."""
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 OVER_BUDGET = "over budget"
 LINK_STYLE: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 0.9, "alpha": 0.8, "zorder": 1.5}
@@ -61,12 +43,12 @@ def draw_front_picture(picture: FrontPicture) -> Figure:
         colour = colours[stairs.run] if several else "0.25"
         axes.step(stairs.x, stairs.y, where="post", color=colour, linewidth=1.2, zorder=2)
     for link in picture.links:
-        colour = colours[link.run] if several else KIND_STYLE["pruned"][0]
+        colour = colours[link.run] if several else POINT_KINDS["pruned"].colour
         axes.plot(*zip(link.start, link.end, strict=True), color=colour, **LINK_STYLE)
     for series in picture.series:
-        _draw_series(axes, series, colours[series.run] if several else KIND_STYLE[series.kind][0])
+        _draw_series(axes, series, colours[series.run] if several else POINT_KINDS[series.kind].colour)
     for series in picture.test_series:
-        colour = colours[series.run] if several else KIND_STYLE[series.kind][0]
+        colour = colours[series.run] if several else POINT_KINDS[series.kind].colour
         axes.plot(series.x, series.y, "_", color=colour, markersize=10, markeredgewidth=1.6, zorder=3)
     for run, level in picture.baselines.items():
         axes.axhline(level, color=colours[run] if several else "0.35", linestyle=(0, (5, 3)), linewidth=1, zorder=1)
@@ -92,7 +74,7 @@ def _mark_below(axes: Axes, picture: FrontPicture, run_colours: Mapping[str, str
         return
     axes.set_ylim(bottom=picture.floor)
     for series, at in picture.below:
-        colour = run_colours.get(series.run, KIND_STYLE[series.kind][0])
+        colour = run_colours.get(series.run, POINT_KINDS[series.kind].colour)
         words = f"{series.y[at]:.1f} %"
         style: dict[str, Any] = {"color": colour, "transform": axes.get_xaxis_transform(), "clip_on": False}
         axes.plot(series.x[at], 0.02, marker=r"$\downarrow$", linestyle="none", markersize=7, zorder=5, **style)
@@ -112,10 +94,10 @@ def _draw_series(axes: Axes, series: Series, colour: str) -> None:
         series.x,
         series.y,
         yerr=series.error if any(series.error) else None,
-        fmt=KIND_STYLE[series.kind][1],
+        fmt=POINT_KINDS[series.kind].marker,
         color=colour,
         **_face(series, colour),
-        markersize=MARKER_SIZE.get(series.kind, 6.5),
+        markersize=POINT_KINDS[series.kind].size,
         elinewidth=1,
         capsize=2.5,
         zorder=4.5 if series.kind == "pruned" else 4,  # what is judged lies above its controls
@@ -126,7 +108,7 @@ def _draw_series(axes: Axes, series: Series, colour: str) -> None:
 
 def _face(series: Series, colour: str) -> dict[str, Any]:
     """How a marker is filled: solid, a ring, or white where a budget is exceeded."""
-    if series.kind in RINGS:
+    if POINT_KINDS[series.kind].ring:
         return {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.4}
     if series.feasible:
         return {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.6}
@@ -150,19 +132,19 @@ def _legend(picture: FrontPicture, run_colours: Mapping[str, str]) -> list[Line2
     """Return the legend's entries: runs by colour where there are several, then kinds, then the other marks."""
     handles = [Line2D([], [], color=colour, linewidth=2, label=run) for run, colour in run_colours.items()]
     drawn = {series.kind for series in picture.series}
-    for kind, (colour, marker, name) in KIND_STYLE.items():
-        if kind in drawn:
-            face = "0.35" if run_colours else colour
-            size = MARKER_SIZE.get(kind, 6.5) - 0.5
+    for name, kind in POINT_KINDS.items():
+        if name in drawn:
+            face = "0.35" if run_colours else kind.colour
+            size = kind.size - 0.5
             ring = {"markerfacecolor": "none", "markeredgecolor": face}
             filled = {"markerfacecolor": face, "markeredgecolor": "white"}
-            handles.append(_mark(marker, face, name, markersize=size, **(ring if kind in RINGS else filled)))
+            handles.append(_mark(kind.marker, face, kind.label, markersize=size, **(ring if kind.ring else filled)))
     if any(not series.feasible for series in picture.series):
         handles.append(_mark(r"$\otimes$", "0.35", OVER_BUDGET, markersize=8, markeredgewidth=0.3))
     if picture.test_series:
         handles.append(_mark("_", "0.35", "test", markeredgewidth=1.6))
     if picture.links:
-        colour = "0.35" if run_colours else KIND_STYLE["pruned"][0]
+        colour = "0.35" if run_colours else POINT_KINDS["pruned"].colour
         handles.append(Line2D([], [], color=colour, label="unpruned → pruned", **LINK_STYLE))
     if picture.staircases and not run_colours:
         handles.append(Line2D([], [], color="0.25", linewidth=1.2, label="front"))

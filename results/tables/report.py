@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
+from results.kinds import POINT_KINDS
 from results.pareto import COSTS, FLOAT, FloatReference, ParetoFront
 from results.units import measured, scaled_unit
 from search_spaces.metrics import ACCURACY, Metric
 
 KIBIBYTE = 1024
-_SHORT = {"ilp": "ILP", "squantizer": "SQuant"}
 
 
 def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
 
     Where the float network is known its row, of the kind "float", comes last. ``costs`` and ``limits`` are in the
     costs' own units. ``times_smaller`` is the fp32 size over the point's size, None where the fp32 size is not known;
-    ``times_smaller_without_index`` leaves out what says where the non-zero weights are, None without sparse weights.
+    ``times_smaller_without_index`` leaves out what says where weights are, None where that is not told apart.
     """
     reference = front.reference
     rows = []
@@ -89,18 +89,18 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) ->
 
     Where something was pruned, "kept" (the share of filters) takes the place of the kind, which ids tell as well: that
     of a pruned assignment begins with the id of the one it was made from.
-    "÷fp32" is how many times smaller than in fp32 the network is, "no index" the same without the index of sparse
-    weights; "over" marks a point over its budget. Beside the size stand the bit operations (without sparse weights) and
-    every other cost that a budget limits.
+    "÷fp32" is how many times smaller than in fp32 the network is, "no index" the same without what says where
+    weights are; "over" marks a point over its budget. Beside the size stand the bit operations (unless an index is told
+    apart: they do not know of zeros) and every other cost that a budget limits.
     """
     # No lines, so that the usual costs fit into 80 columns; only a long id is ever folded.
     table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
     table.add_column("assignment", overflow="fold")
     pruned = any(row.get("kept_filters") is not None for row in rows)
     table.add_column("kept" if pruned else "kind", no_wrap=True, justify="right" if pruned else "left")
-    sparse = any(row.get("times_smaller_without_index") is not None for row in rows)
-    size, *others = _shown_costs(rows, sparse)
-    for heading in (size.heading, "÷fp32", *(["no index"] if sparse else []), *(cost.heading for cost in others)):
+    indexed = any(row.get("times_smaller_without_index") is not None for row in rows)
+    size, *others = _shown_costs(rows, indexed)
+    for heading in (size.heading, "÷fp32", *(["no index"] if indexed else []), *(cost.heading for cost in others)):
         table.add_column(heading, justify="right", no_wrap=True)
     metric = Metric(**rows[0]["metric"]) if rows else ACCURACY
     for heading in (f"{split} {metric.unit or metric.name}" for split in ("val", "test")):
@@ -109,10 +109,10 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) ->
     for row in rows:
         table.add_row(
             row["id"],
-            _filters(row["kept_filters"]) if pruned else _SHORT.get(row["kind"], row["kind"]),
+            _filters(row["kept_filters"]) if pruned else _kind_text(row["kind"]),
             size.text(row),
             _times(row["times_smaller"]),
-            *([_times(row["times_smaller_without_index"])] if sparse else []),
+            *([_times(row["times_smaller_without_index"])] if indexed else []),
             *(cost.text(row) for cost in others),
             _cell(metric, row[f"val_{metric.name}"], row["val_std"], row["seeds"]),
             _cell(metric, row[f"test_{metric.name}"], row["test_std"], row["test_seeds"]),
@@ -136,12 +136,12 @@ class _CostColumn:
         return "" if value is None else f"{value / self.divisor:,.{self.decimals}f}"
 
 
-def _shown_costs(rows: Sequence[Mapping[str, Any]], sparse: bool) -> list[_CostColumn]:
-    """The size, the bit operations unless weights are sparse, and whatever else is limited."""
+def _shown_costs(rows: Sequence[Mapping[str, Any]], indexed: bool) -> list[_CostColumn]:
+    """The size, the bit operations unless an index is told apart, and whatever else is limited."""
     limited = dict.fromkeys(name for row in rows for name in row["limits"])
     nets = [row for row in rows if row["kind"] != FLOAT] or rows  # fp32 has a line, not a say in the unit
     columns = []
-    for name in dict.fromkeys(["size_bytes", *([] if sparse else ["bitops"]), *limited]):
+    for name in dict.fromkeys(["size_bytes", *([] if indexed else ["bitops"]), *limited]):
         values = [row["costs"][name] for row in nets if row["costs"].get(name)]
         unit = scaled_unit(name, min(values, default=0.0))
         heading = unit.symbol if name in COSTS else f"{unit.quantity} {unit.symbol}".rstrip()
@@ -155,6 +155,11 @@ def _decimals(values: Sequence[float]) -> int:
     if not smallest or all(value == round(value) for value in values):
         return 0
     return min(max(3 - math.floor(math.log10(smallest)), 0), 6)
+
+
+def _kind_text(kind: str) -> str:
+    known = POINT_KINDS.get(kind)
+    return known.short if known and known.short else kind
 
 
 def _filters(share: float | None) -> str:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from results.kinds import POINT_KINDS
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.units import Unit, measured, number_text, scaled_unit
 from search_spaces.errors import check_type
 from search_spaces.metrics import Metric
 
-COMPARED = ("search", "squantizer")
-"""Kinds of points that are compared with the controls."""
 PRUNE_CONTROLS = {
     "pruned-uniform": "no uniform ratio was measured at this budget",
     "pruned-random": "no result of random trials was measured at this budget",
@@ -58,20 +57,18 @@ def pooled_std(first: Estimate, second: Estimate) -> float | None:
 
 
 def compare_with_controls(front: ParetoFront) -> list[Comparison]:
-    """Return, for each budget by rising cost, the best feasible search point beside both of its controls.
-
-    SQuantizer points stand beside the best uniform point alone, each without a budget by itself.
+    """Return, for each budget by rising cost, the best feasible search point beside the controls of its kind.
 
     The controls are the ILP point of the same budget, and the best uniform point that meets every limit of that
     budget (or costs no more than the search point, where the limits are not known). Where several points qualify,
     the one with the highest validation accuracy is taken.
     """
-    search = [point for point in front.points if point.kind in COMPARED and point.feasible]
+    search = [point for point in front.points if POINT_KINDS[point.kind].controls and point.feasible]
     best = {key: _best([p for p in search if _goal(p) == key]) for key in {_goal(p) for p in search}}
     comparisons = []
     for point in sorted((p for p in best.values() if p), key=lambda p: (p.cost(front.x), p.key)):
         label = point.budget or point.assignment
-        if point.kind == "search":
+        if "ilp" in POINT_KINDS[point.kind].controls:
             ilp = _best([p for p in front.points if p.kind == "ilp" and p.feasible and p.budget == point.budget])
             comparisons.append(_compare(label, point, "ilp", ilp, "no ILP control was measured at this budget"))
         uniform = [p for p in front.points if p.kind == "uniform"]
@@ -84,7 +81,7 @@ def compare_with_controls(front: ParetoFront) -> list[Comparison]:
 
 def _goal(point: FrontPoint) -> tuple[str, str]:
     """What a point was made for: among points with the same, the best is compared."""
-    alone = point.kind == "squantizer" and point.budget is None
+    alone = POINT_KINDS[point.kind].alone and point.budget is None
     return point.kind, point.assignment if alone else point.budget or ""
 
 

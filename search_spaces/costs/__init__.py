@@ -1,1 +1,1 @@
-"""What a choice costs: the table, budgets, and what pruned, sparse and shared nets take."""
+"""What a choice costs: the table, budgets, and what pruned, shared and specially stored layers take."""

@@ -77,7 +77,7 @@ def memory(tensor: Tensor) -> int:
     """A number that all views of a tensor share; 0 for one that has no memory of its own."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # such as a sparse tensor
+    except (NotImplementedError, RuntimeError):  # a tensor without plain memory
         return 0
 
 

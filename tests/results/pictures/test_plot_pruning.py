@@ -2,11 +2,13 @@ from itertools import combinations, pairwise
 
 import pytest
 
+from results.kinds import POINT_KINDS
 from results.pareto import Estimate, FrontPoint, ParetoFront
-from results.pictures.front import KIND_STYLE, draw_fronts, draw_ratios, draw_trials
+from results.pictures.front import draw_fronts, draw_ratios, draw_trials
 from results.pictures.prune_data import GroupRatio, RatioPanel
 from results.pictures.trial_data import BudgetTrials, Forecast, TrialCurve
 from search_spaces.errors import InputError
+from search_spaces.provenance import KINDS
 
 
 def point(id, kind, kib, top1, **changes):
@@ -45,8 +47,9 @@ def test_pruned_points_have_a_style_of_their_own_and_a_line_to_their_parent():
 
 
 def test_no_two_kinds_look_alike():
-    for part in (0, 1, 2):
-        assert len({style[part] for style in KIND_STYLE.values()}) == len(KIND_STYLE)
+    assert set(POINT_KINDS) == set(KINDS)
+    for part in ("colour", "marker", "label"):
+        assert len({getattr(kind, part) for kind in POINT_KINDS.values()}) == len(KINDS)
 
 
 def panel(name, count=3, uniform=None):
