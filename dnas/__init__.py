@@ -13,6 +13,7 @@ from search_spaces.lazy import attach
 if TYPE_CHECKING:
     from dnas.config.file import dump_job, load_job
     from dnas.config.job import JobConfig
+    from dnas.data.augmentation import Augmentation
     from dnas.data.load import load_data
     from dnas.export.save import save_packed
     from dnas.export.unpack import load
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from search_spaces.spaces import build_space
 
 __all__ = [
+    "Augmentation",
     "BitAssignment",
     "Budget",
     "Cost",
@@ -104,6 +106,7 @@ __getattr__, __dir__ = attach(
         "dnas.quantization.calibration": ("calibrate", "recalibrate_batchnorm"),
         "dnas.config.job": ("JobConfig",),
         "dnas.quantization.conversion": ("QuantizerChoice", "apply", "quantize_fixed"),
+        "dnas.data.augmentation": ("Augmentation",),
         "dnas.data.load": ("load_data",),
         "dnas.jobs.doctor": ("examine",),
         "dnas.config.file": ("dump_job", "load_job"),

@@ -48,8 +48,8 @@ def known_keys(path: KeyPath) -> list[str]:
 
 
 def _kind_of_entries(kind: Any) -> Any:
-    """What the values of a table with names of the user's own are."""
-    return get_args(kind)[1] if get_origin(kind) is dict else None
+    """What the entries of a list are, or the values of a table with names of the user's own."""
+    return get_args(kind)[get_origin(kind) is dict] if get_origin(kind) in (dict, tuple) else None
 
 
 def _sentence(path: KeyPath, entries: Sequence[Problem], data: Any, where: Where) -> str:

@@ -47,18 +47,23 @@ class ModelSection(Section):
     checkpoint: FilePath | None = Field(default=None, examples=["weights.safetensors"], description="Trained weights to start from (safetensors or a weights-only PyTorch file).")  # fmt: skip
 
 
-class MetricSection(Section):
-    """A figure that a class of torchmetrics, or your own with `update` and `compute`, gathers over batches."""
+class OwnSection(Section):
+    """A class or a function of another package or of your own; its import path alone stands for one without arguments."""
 
-    kind: OwnName = Field(description="The class, as `package.module:Class`.")
-    arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments, such as `num_classes`.")
-    direction: Literal["larger", "smaller"] | None = Field(default=None, description="Which way is better; needed where the class does not say it.")  # fmt: skip
-    unit: str = Field(default="", description="Written behind the figure; `%` shows 100 times of it.")
+    kind: OwnName = Field(description="Its import path, `package.module:name`.")
+    arguments: dict[str, Any] = Field(default={}, description="Its keyword arguments.")
 
     @model_validator(mode="before")
     @classmethod
     def _by_name_alone(cls, written: Any) -> Any:
         return {"kind": written} if isinstance(written, str) else written
+
+
+class MetricSection(OwnSection):
+    """A figure that a class of torchmetrics, or your own with `update` and `compute`, gathers over batches."""
+
+    direction: Literal["larger", "smaller"] | None = Field(default=None, description="Which way is better; needed where the class does not say it.")  # fmt: skip
+    unit: str = Field(default="", description="Written behind the figure; `%` shows 100 times of it.")
 
 
 class TaskSection(Section):
@@ -93,6 +98,7 @@ class DataSection(Section):
     cutout: Count = Field(
         default=0, description="Augmentation: side in pixels of a square set to the mean, while fine-tuning."
     )
+    transforms: tuple[OwnSection, ...] = Field(default=(), description="Augmentation: what else happens to each training image after crop and flip, in order: transforms of `torchvision.transforms.v2` or your own, such as `['torchvision.transforms.v2:RandAugment', { kind = 'mine:fog', arguments = { most = 0.2 } }]`. What they draw follows from the job's seed.")  # fmt: skip
 
 
 class CostsSection(Section):

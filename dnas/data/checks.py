@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnas.data.augmentation import Augmentation
+from dnas.data.described import described
 from dnas.data.image_sets import DataSplits, ImageSet
 from search_spaces.errors import InputError, one_line
 
@@ -78,18 +78,3 @@ def first_images(
             f"labels (N,); got {described(x)} and {described(y)}"
         )
     return x, y
-
-
-def described(value: Any) -> str:
-    """Say what a value is, in a few words.
-
-    >>> described(torch.zeros(2, 3)), described({"out": 1}), described([1, 2]), described("x")
-    ('a float32 tensor of shape (2, 3)', "a dict of 'out'", 'a list of 2 values', 'a str')
-    """
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    if isinstance(value, dict):
-        return f"a {type(value).__name__} of {', '.join(repr(key) for key in value)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)} values"
-    return f"a {type(value).__name__}"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
-from dnas.data.augmentation import Augmentation, crop_and_flip, cut_out, draw_augmentation
-from dnas.data.checks import described
+from dnas.data.augmentation import Augmentation, augmented, cut_out, draw_augmentation
+from dnas.data.described import described
 from dnas.data.image_sets import (
     Batched,
     DataSplits,
@@ -148,7 +148,7 @@ class DatasetImages(Batched):
             x = _pair(batch, "the images")[0].to(device)
             if augmentation is not None:
                 draw = draw_augmentation(len(x), x.shape[2], x.shape[3], augmentation, generator)
-                x = cut_out(crop_and_flip(x, draw, augmentation.crop_padding), draw, augmentation.cutout)
+                x = cut_out(augmented(x, draw, augmentation, generator), draw, augmentation.cutout)
             yield x, self.labels[rows].to(device)
 
 

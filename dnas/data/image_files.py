@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import resized_crop
 
-from dnas.data.augmentation import Augmentation, centre_box, draw_augmentation, random_box, resize
+from dnas.data.augmentation import Augmentation, centre_box, draw_augmentation
 from dnas.data.image_sets import Batched, MemoryImages, chunks, draw_order, normalise
+from dnas.data.transforms import Transform, seeds_of, transformed
 from search_spaces.errors import InputError
 
 # Tried in this order; naming them keeps PIL from trying forty others first.
@@ -71,8 +75,7 @@ class FolderImages(Batched):
         drop_last: bool,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         generator, order = draw_order(len(self), seed)
-        # A seed for each image, drawn before any worker starts: which worker decodes it cannot matter.
-        seeds = torch.randint(0, 2**31, (len(self),), generator=generator)
+        seeds = seeds_of(len(self), generator)
         paths = tuple(self.paths[index] for index in order.tolist())
         loader = self._loader(_Files(paths, self.size, seeds, augmentation), batch_size, drop_last)
         for images, indices in zip(loader, chunks(order, batch_size, drop_last), strict=True):
@@ -106,7 +109,7 @@ class _Files(Dataset[Tensor | str]):
         self.paths = paths
         self.size = size
         self.seeds = seeds
-        self.augmentation = augmentation
+        self.transforms = None if augmentation is None else _transforms(size, augmentation)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -114,17 +117,22 @@ class _Files(Dataset[Tensor | str]):
     def __getitem__(self, position: int) -> Tensor | str:
         try:
             image = decode(self.paths[position])
+            if self.transforms is None:
+                return centred(image, self.size)
+            return transformed(image[None], self.seeds[position : position + 1], self.transforms)[0]
         except InputError as error:
             return str(error)
-        if self.augmentation is None:
-            return resize(image[None], self.size, centre_box(image.shape[1:], self.size))[0]
-        generator = torch.Generator().manual_seed(int(self.seeds[position]))
-        box = centre_box(image.shape[1:], self.size)
-        if self.augmentation.crop_padding:
-            box = random_box(image.shape[1:], generator)
-        resized = resize(image[None], self.size, box)[0]
-        mirrored = self.augmentation.flip and bool(torch.rand((), generator=generator) < 0.5)
-        return resized.flip(2) if mirrored else resized
+
+
+def _transforms(size: tuple[int, int], augmentation: Augmentation) -> tuple[Transform, ...]:
+    """What happens to each file: crop and flip of torchvision, then the augmentation's own transforms."""
+    crop = v2.RandomResizedCrop(size) if augmentation.crop_padding else partial(centred, size=size)
+    return crop, *((v2.RandomHorizontalFlip(),) if augmentation.flip else ()), *augmentation.transforms
+
+
+def centred(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The centre of an image (C, H, W), scaled to ``size``."""
+    return resized_crop(image, *centre_box(image.shape[1:], size), list(size))
 
 
 def decode(path: str) -> Tensor:

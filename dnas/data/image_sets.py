@@ -9,14 +9,14 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from dnas.data.augmentation import (
     Augmentation,
     AugmentationDraw,
-    crop_and_flip,
+    augmented,
     cut_out,
     draw_augmentation,
-    resize,
 )
 from search_spaces.errors import InputError
 
@@ -130,7 +130,7 @@ class MemoryImages(Batched):
 
     def resized(self, size: int) -> MemoryImages:
         """Return the images scaled to ``size`` x ``size`` by antialiased bilinear interpolation."""
-        parts = [resize(part, (size, size)) for part in torch.split(self.images, 1024)]
+        parts = [resize(part, [size, size]) for part in torch.split(self.images, 1024)]
         return MemoryImages(torch.cat(parts), self._labels, self.mean, self.std)
 
     def _batches(
@@ -148,7 +148,7 @@ class MemoryImages(Batched):
             draw = None
             if augmentation is not None:
                 draw = draw_augmentation(len(indices), height, width, augmentation, generator)
-                images = crop_and_flip(images, draw, augmentation.crop_padding)
+                images = augmented(images, draw, augmentation, generator)
             yield normalise(images, self.mean, self.std, draw, augmentation), self._labels[indices].to(device)
 
 

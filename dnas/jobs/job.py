@@ -12,6 +12,7 @@ from dnas.config.job import JobConfig
 from dnas.data.augmentation import Augmentation
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.data.load import input_shape_of, load_data
+from dnas.data.transforms import transform_of
 from dnas.jobs.planning import Plan, compilation_pays, plan_job
 from dnas.jobs.training import check_training
 from dnas.quantization.conversion import QuantizerChoice
@@ -106,7 +107,8 @@ class Job:
 def _images(config: JobConfig, data: DataSplits) -> tuple[Augmentation | None, SearchData]:
     """The augmentation of fine-tuning, and the images of the search (which never uses cutout)."""
     section = config.data
-    full = Augmentation(section.crop_padding, section.flip, section.cutout)
+    transforms = tuple(transform_of(each.kind, each.arguments) for each in section.transforms)
+    full = Augmentation(section.crop_padding, section.flip, section.cutout, transforms)
     light = replace(full, cutout=0)
     nothing = Augmentation()
     search_data = SearchData.split(

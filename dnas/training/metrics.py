@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dnas.config.job import MetricSection
-from dnas.data.checks import described
+from dnas.data.described import described
 from search_spaces.errors import InputError, one_line
 from search_spaces.metrics import Metric
 from search_spaces.registry import import_callable, importable_working_directory

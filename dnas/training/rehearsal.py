@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.data.augmentation import Augmentation
-from dnas.data.checks import check_splits, described, first_images, named_splits
+from dnas.data.checks import check_splits, first_images, named_splits
+from dnas.data.described import described
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.training.device import CPU, Device
 from dnas.training.task import CLASSIFICATION, Task

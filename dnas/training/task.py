@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dnas.config.job import TaskSection
-from dnas.data.checks import check_classes, described
+from dnas.data.checks import check_classes
+from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
 from dnas.training.device import Device, widened
 from dnas.training.metrics import Gauge, Meter, gauges_of

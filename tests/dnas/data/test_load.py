@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from dnas.data.augmentation import crop_and_flip, cut_out, draw_augmentation, random_box
+from dnas.data.augmentation import crop_and_flip, cut_out, draw_augmentation
 from dnas.data.image_files import decode
 from dnas.data.load import (
     Augmentation,
@@ -232,16 +232,6 @@ def test_draws_reach_every_shift_and_flip_half() -> None:
     for values, size in ((draw.top, 5), (draw.left, 5), (draw.cutout_row, 8), (draw.cutout_column, 8)):
         assert values.unique().tolist() == list(range(size))
     assert 0.45 < float(draw.flip.float().mean()) < 0.55
-
-
-@settings(deadline=None, max_examples=60)
-@given(height=st.integers(1, 500), width=st.integers(1, 500), seed=st.integers(0, 1000))
-def test_random_boxes_lie_inside_the_image(height: int, width: int, seed: int) -> None:
-    top, left, box_height, box_width = random_box((height, width), torch.Generator().manual_seed(seed))
-    assert top >= 0
-    assert left >= 0
-    assert 0 < box_height <= height - top
-    assert 0 < box_width <= width - left
 
 
 # --- image folders ---
