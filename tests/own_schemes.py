@@ -59,9 +59,8 @@ class TernaryQuantizer(SchemeQuantizer):
         codes, size = ternary(weight, self.share)
         return straight_through(weight, codes * size)
 
-    @classmethod
-    def stored(cls, tensors: Mapping[str, Tensor], name: str, bits: int, scheme: Ternary) -> Ternary:
-        codes, _ = ternary(tensors[f"{name}.weight"], scheme.share)
+    def stored(self, weight: Tensor, scheme: Ternary) -> Ternary:
+        codes, _ = ternary(weight, self.share)
         return replace(scheme, nonzeros=int(codes.count_nonzero()), stored_bits=8 * len(_rows(codes)))
 
     def pack(self, name: str, weight: Tensor, scheme: Ternary, add: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -57,7 +57,7 @@ def pack_fixed(
     """Write the fixed net ``network`` to ``path``, with ``more`` in its description; see :func:`save_packed`."""
     check_fits(assignment, graph)
     network = on_cpu(network)
-    assignment = replace(assignment, layers=as_stored(network.state_dict(), assignment.layers))
+    assignment = replace(assignment, layers=as_stored(network, assignment.layers))
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     packer = _Packer(network, pruned_graph(graph, kept) if kept else graph, assignment)
     packer.pack()

@@ -68,10 +68,9 @@ class SchemeQuantizer(nn.Module, ABC):
     def represented(self, weight: Tensor) -> Tensor:
         """The values that ``weight`` is represented by, with a gradient that reaches it."""
 
-    @classmethod
     @abstractmethod
-    def stored(cls, tensors: Mapping[str, Tensor], name: str, bits: int, scheme: Any) -> WeightScheme:
-        """The scheme of layer ``name`` with what its weight takes; ``tensors`` is the net's state, by full names."""
+    def stored(self, weight: Tensor, scheme: Any) -> WeightScheme:
+        """The scheme with what ``weight`` takes; what this module knows itself takes the place of the scheme's."""
 
     @abstractmethod
     def pack(self, name: str, weight: Tensor, scheme: Any, add: Add) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -99,11 +98,12 @@ def module_of(scheme: WeightScheme) -> type[SchemeQuantizer]:
     return cast(type[SchemeQuantizer], imported(scheme.module, "the module of a weight scheme"))
 
 
-def as_stored(tensors: Mapping[str, Tensor], layers: Mapping[str, LayerBits]) -> dict[str, LayerBits]:
-    """The layers with what their weights take, where they have a scheme; ``tensors`` is a net's state."""
+def as_stored(network: nn.Module, layers: Mapping[str, LayerBits]) -> dict[str, LayerBits]:
+    """The layers of a fixed net with what their weights take, where they have a scheme."""
     found = dict(layers)
     for name, bits in layers.items():
-        if bits.scheme is not None:
-            known = module_of(bits.scheme).stored(tensors, name, bits.weight_bits, bits.scheme)
-            found[name] = replace(bits, scheme=known)
+        layer: Any = network.get_submodule(name)
+        quantizer = getattr(layer, "quantize_weight", None)
+        if bits.scheme is not None and isinstance(quantizer, module_of(bits.scheme)):
+            found[name] = replace(bits, scheme=quantizer.stored(layer.weight, bits.scheme))
     return found

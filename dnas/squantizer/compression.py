@@ -14,17 +14,17 @@ from dnas.jobs.job import Job
 from dnas.jobs.stage import Stage
 from dnas.jobs.stages.controls import Controls
 from dnas.jobs.stages.measure import Measure, Measurer
+from dnas.jobs.stored_nets import stored_net
 from dnas.quantization.schemes import as_stored
 from dnas.squantizer.plan import section_of, sparse_budgets, squantizer_options
 from dnas.squantizer.prices import compression_ratios, sparse_of, sparse_prices
 from dnas.squantizer.quantizer import activate, delayed
 from dnas.squantizer.stage import Squantizer
-from dnas.squantizer.storage import Layers, raised_within, set_sigmas
+from dnas.squantizer.storage import Layers, float_weights, raised_within, set_sigmas
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.stored import costs_by_layer
 from search_spaces.costs.table import CostTable
-from search_spaces.errors import InputError
 from search_spaces.options import SpaceOptions
 
 
@@ -62,8 +62,7 @@ class SquantizerCompression(Compression):
         limits = assignment.provenance.limits
         if not limits or not sparse_of(assignment.layers):
             return
-        # On the CPU, as the sizes are counted: another device may add up the statistics to another last digit.
-        weights = {key: value.cpu() for key, value in network.state_dict().items()}
+        weights = float_weights(network, assignment.layers)
         raised = raised_within(job.plan.table, assignment.layers, weights, Budget(limits, ""))
         set_sigmas(network, raised or {})
 
@@ -84,13 +83,11 @@ class SquantizerCompression(Compression):
 
 
 def _nets(assignment: BitAssignment, context: JobContext) -> list[Layers]:
-    """The layers as the net of each seed stores them, read from its checkpoint; those of a dense net, once."""
+    """The layers as the net of each seed stores them; those of a dense net, once."""
     if not sparse_of(assignment.layers):
         return [dict(assignment.layers)]
-    nets = []
-    for seed in range(context.job.config.finetune.seeds):
-        saved = context.log.run.load_checkpoint(f"net-{assignment.id}-seed{seed}")
-        if saved is None:
-            raise InputError(f"the checkpoint 'net-{assignment.id}-seed{seed}' is gone; restore it or search again")
-        nets.append(as_stored(saved[0], assignment.layers))
+    job, run, nets = context.job, context.log.run, []
+    for seed in range(job.config.finetune.seeds):
+        network = stored_net(run, job.network, job.plan.graph, assignment, job.choice, seed)
+        nets.append(as_stored(network.cpu(), assignment.layers))  # the sizes are those that the CPU counts
     return nets

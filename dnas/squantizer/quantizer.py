@@ -14,7 +14,7 @@ sign(W) round(n |W| / max|W|) / n max|W| and then sets to zero what is below the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, cast
 
@@ -111,12 +111,9 @@ class SparseQuantizer(SchemeQuantizer):
         passes = (found.codes != 0).to(weight.dtype) if self.gradient == "zero" else None
         return straight_through(weight, found.values(), passes)
 
-    @classmethod
-    def stored(cls, tensors: Mapping[str, Tensor], name: str, bits: int, scheme: SparseWeights) -> SparseWeights:
-        """Non-zeros, format and bits; a σ that the net has itself takes the place of the assignment's."""
-        own = tensors.get(f"{name}.quantize_weight.sigma")
-        scheme = scheme if own is None else replace(scheme, sigma=float(own))
-        return stored(tensors[f"{name}.weight"], bits, scheme)
+    def stored(self, weight: Tensor, scheme: SparseWeights) -> SparseWeights:
+        """Non-zeros, format and bits, at the σ of the net."""
+        return stored(weight, self.bits[0], replace(scheme, sigma=float(self.sigma), order=self.order))
 
     def pack(self, name: str, weight: Tensor, scheme: SparseWeights, add: Add) -> tuple[dict[str, Any], dict[str, Any]]:
         """The codes in their smallest format, and the two numbers that make them values."""

@@ -24,10 +24,9 @@ from dnas.jobs.progress import FORWARD_QUANTIZED
 from dnas.jobs.stages.trial_events import BAYESIAN, as_told, known_trials, trial_event
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
-from dnas.quantization.schemes import as_stored
 from dnas.squantizer.plan import section_of
 from dnas.squantizer.quantizer import moments, sparse_codes
-from dnas.squantizer.storage import EPSILON, LEAST_SIGMA, Layers, set_sigmas
+from dnas.squantizer.storage import EPSILON, LEAST_SIGMA, Layers, Weights, set_sigmas, stored_layers
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement
 from search_spaces.assignments import LayerBits
@@ -43,11 +42,11 @@ TRIAL = "trial of σ"
 
 
 def layer_sigmas(
-    context: JobContext, name: str, layers: Layers, weights: Mapping[str, Tensor], budget: Budget, free: Sequence[str]
+    context: JobContext, name: str, layers: Layers, weights: Weights, budget: Budget, free: Sequence[str]
 ) -> Layers:
     """The layers with the σ of each ``free`` one that lost least within ``budget``; every trial is journaled.
 
-    ``weights`` is the float network's state; ``name`` tells this search from others of the job.
+    ``weights`` are those of the float network; ``name`` tells this search from others of the job.
     """
     job = context.job
     space = SigmaSpace(job.plan.table, layers, weights, free)
@@ -67,7 +66,7 @@ def layer_sigmas(
     best = best_trials(trials, budget.limits, 1)
     if not best:
         raise InputError(f"no trial of '{name}' gave a finite loss; give squantizer.sigma instead of a budget")
-    return as_stored(weights, space.layers_at(best[0].counts))
+    return stored_layers(weights, space.layers_at(best[0].counts))
 
 
 def _facts(name: str, total: int, trials: Sequence[PruningTrial], metric: str) -> dict[str, Any]:
@@ -96,18 +95,18 @@ def trial_units(job: Job) -> float:
 class SigmaSpace:
     """For every free layer, 32 shares of its weights that may stay: the σ of each, and what is stored then."""
 
-    def __init__(self, table: CostTable, layers: Layers, weights: Mapping[str, Tensor], free: Sequence[str]) -> None:
+    def __init__(self, table: CostTable, layers: Layers, weights: Weights, free: Sequence[str]) -> None:
         self.layers = layers
-        self.sigmas = {name: share_sigmas(weights[f"{name}.weight"], layers[name]) for name in free}
+        self.sigmas = {name: share_sigmas(weights[name], layers[name]) for name in free}
         others = {name for name in layers if name not in self.sigmas}
-        start = as_stored(weights, {name: bits for name, bits in layers.items() if name in others})
+        start = stored_layers(weights, {name: bits for name, bits in layers.items() if name in others})
         at = {**layers, **start}
         steps: dict[str, list[dict[str, float]]] = {}
         for name, sigmas in self.sigmas.items():
             nothing = stored_prices(table, {**at, name: _empty(layers[name])})
             steps[name] = []
             for sigma in sigmas:
-                known = as_stored(weights, {name: _at(layers[name], sigma)})
+                known = stored_layers(weights, {name: _at(layers[name], sigma)})
                 prices = stored_prices(table, {**at, **known})
                 steps[name].append({cost: prices[cost] - nothing[cost] for cost in STORED})
         base = stored_prices(table, {**at, **{name: _empty(layers[name]) for name in self.sigmas}})

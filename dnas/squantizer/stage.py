@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-
-from torch import Tensor
 
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.quantization.schemes import as_stored
 from dnas.squantizer.plan import section_of, sparse_budgets
 from dnas.squantizer.sigma_search import TRIAL, layer_sigmas, trial_units
-from dnas.squantizer.storage import Layers, sigma_within
+from dnas.squantizer.storage import Layers, Weights, float_weights, sigma_within, stored_layers
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.models.copies import fresh_copy
@@ -86,20 +83,20 @@ class Squantizer(Stage):
             findings.found.append(context.log.keep(net.id, layers, made, net.budget))
 
 
-def _layers_of(context: JobContext, net: SparseNet, weights: Mapping[str, Tensor]) -> Layers:
+def _layers_of(context: JobContext, net: SparseNet, weights: Weights) -> Layers:
     """The layers of a net on the weights as they are."""
     job = context.job
     if net.budget is None:
-        return as_stored(weights, sparse_layers(job, net.bits, net.sigma))
+        return stored_layers(weights, sparse_layers(job, net.bits, net.sigma))
     if not net.trials:
         return _within(job, weights, net.bits, net.budget)
     layers = sparse_layers(job, net.bits, 0.0)
     return layer_sigmas(context, net.id, layers, weights, net.budget, _free_names(job))
 
 
-def starting_weights(job: Job) -> Mapping[str, Tensor]:
-    """The state of the float network, under the names that its quantized copy has."""
-    return fresh_copy(job.network).state_dict()
+def starting_weights(job: Job) -> Weights:
+    """The weights of the float network, whose layers have the names of a quantized copy's."""
+    return float_weights(fresh_copy(job.network), sparse_layers(job, section_of(job.config).weight_bits[0], 0.0))
 
 
 def sparse_layers(job: Job, bits: int, sigma: float) -> Layers:
@@ -135,7 +132,7 @@ def _free_names(job: Job) -> list[str]:
     return names
 
 
-def _within(job: Job, weights: Mapping[str, Tensor], bits: int, budget: Budget) -> Layers:
+def _within(job: Job, weights: Weights, bits: int, budget: Budget) -> Layers:
     """The layers at the least common σ that meets ``budget`` on ``weights``."""
     layers, names = sparse_layers(job, bits, 0.0), _free_names(job)
     found = sigma_within(job.plan.table, layers, weights, budget, names)

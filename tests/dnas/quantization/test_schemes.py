@@ -106,7 +106,7 @@ def test_a_packed_file_holds_the_weights_bit_for_bit_in_the_bytes_they_cost(
         assert np.array_equal(weight_values(found.file, name), weights(found.network, name).numpy())
     space = build_space(found.graph, SpaceOptions((4,), (4,), first_layer="search", last_layer="search"))
     table = CostTable(found.graph, space, build_costs(False))
-    known = as_stored(found.network.state_dict(), found.assignment.layers)
+    known = as_stored(found.network, found.assignment.layers)
     assert stored_prices(table, known)["size_bytes"] == found.file.tensor_bytes
     [entry] = {tuple(bits.scheme.columns()) for bits in known.values() if bits.scheme}
     assert entry

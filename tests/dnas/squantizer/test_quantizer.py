@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +14,8 @@ from torch import Tensor, nn
 
 from dnas.config.training import TrainingSection
 from dnas.quantization.calibration import calibrate, observing
-from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
+from dnas.quantization.conversion import apply
 from dnas.quantization.layers import QuantizedLayer
-from dnas.quantization.schemes import as_stored
-from dnas.squantizer.prices import sparse_prices
 from dnas.squantizer.quantizer import (
     SparseQuantizer,
     activate,
@@ -30,15 +26,13 @@ from dnas.squantizer.quantizer import (
     sparse_quantizers,
     stored,
 )
-from dnas.squantizer.sigma_search import SigmaSpace
-from dnas.squantizer.storage import largest_sigma, raised_within, sigma_within, with_sigmas
 from dnas.training.trainer import Trainer
-from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
-from search_spaces.costs.budgets import Budget
+from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.errors import InputError
 from search_spaces.sparse_weights.codes import decode, encode
 from search_spaces.sparse_weights.scheme import ORDERS, SparseWeights
-from tests.toys import Net, images, inputs, plan, seeded, trained
+from tests.sparse_nets import quantized, sparse_layers
+from tests.toys import Net, images, inputs, seeded, trained
 
 GAUSSIAN = torch.randn(1_000_000, generator=seeded())
 SPARSITY = {-0.5: 0.380, 0.0: 0.575, 0.5: 0.728, 1.0: 0.839}  # methods/pruning.md of the product, section 2
@@ -168,21 +162,6 @@ def test_bits_without_a_sparse_form_are_refused(bits: int, order: str) -> None:
         SparseQuantizer(bits, SparseWeights(0.0, order))
 
 
-OPTIONS = {"weight_bits": (4,), "activation_bits": (4,), "first_layer": 32, "last_layer": 32}
-
-
-def sparse_layers(model: nn.Module, sigma: float = 0.0, bits: int = 4) -> dict[str, LayerBits]:
-    _, space, _ = plan(model, **OPTIONS)
-    names = [name for decision in space.decisions for name in decision.layers]
-    layers = space.uniform(bits)
-    return {n: replace(b, scheme=SparseWeights(sigma)) if n in names else b for n, b in layers.items()}
-
-
-def quantized(model: nn.Module, sigma: float = 0.0) -> nn.Module:
-    graph, _, _ = plan(model, **OPTIONS)
-    return quantize_fixed(model, graph, sparse_layers(model, sigma), QuantizerChoice())
-
-
 def test_a_net_has_sparse_weights_in_all_but_its_first_and_last_layer() -> None:
     model = trained(Net(channels=6))
     network = quantized(model)
@@ -255,95 +234,3 @@ def test_training_resumed_amid_the_delay_is_the_uninterrupted_one() -> None:
         assert len(seen) == 4 * (3 - epochs)
         for name, value in whole.network.state_dict().items():
             assert torch.equal(value, second.network.state_dict()[name]), name
-
-
-def test_sizes_follow_the_net_own_sigma_and_encode_to_as_many_bytes() -> None:
-    model = trained(Net(channels=12))
-    network = quantized(model, 0.5)
-    sparse_quantizers(network)[0].sigma.fill_(1.0)
-    layers = as_stored(network.state_dict(), sparse_layers(model, 0.5))
-    assert [b.scheme.sigma for b in layers.values() if b.scheme] == [1.0, 0.5]
-    assert layers["stem"].scheme is None
-    for name in ("first", "second"):
-        sparse, weight = layers[name].scheme, network.get_submodule(name).weight
-        assert sparse is not None
-        assert sparse.storage is not None
-        assert sparse.stored_bits is not None
-        codes = codes_of(weight, 4, sparse)
-        assert sparse.nonzeros == np.count_nonzero(codes)
-        assert len(encode(codes, sparse.storage, 4, 5)) == -(-sparse.stored_bits // 8)
-        values = sparse_codes(weight, sparse.sigma, 4).values()
-        layer = network.get_submodule(name)
-        assert isinstance(layer, QuantizedLayer)
-        assert torch.equal(values, layer.quantized_weight())
-
-
-@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
-def test_the_least_sigma_within_a_budget(share: float) -> None:
-    model = trained(Net(channels=12))
-    _, _, table = plan(model, **OPTIONS)
-    layers, weights = sparse_layers(model), model.state_dict()
-    dense = sparse_prices(table, as_stored(weights, with_sigmas(layers, lambda name, own: -1.0)))["size_bytes"]
-    least = sparse_prices(table, as_stored(weights, with_sigmas(layers, lambda name, own: 3.0)))["size_bytes"]
-    budget = Budget({"size_bytes": least + share * (dense - least)}, "a budget")
-    found = sigma_within(table, layers, weights, budget, ["first", "second"])
-    assert found is not None
-    assert budget.met_by(sparse_prices(table, found))
-    [sigma] = {b.scheme.sigma for b in found.values() if b.scheme}
-    lower = as_stored(weights, with_sigmas(layers, lambda name, own: sigma - 0.05))
-    assert not budget.met_by(sparse_prices(table, lower))
-
-
-@every_order
-def test_no_layer_loses_its_last_weight_and_a_budget_below_that_is_not_met(order: str) -> None:
-    model = trained(Net(channels=6))
-    _, _, table = plan(model, **OPTIONS)
-    layers = {
-        n: replace(b, scheme=b.scheme and replace(b.scheme, order=order)) for n, b in sparse_layers(model).items()
-    }
-    assert sigma_within(table, layers, model.state_dict(), Budget({"size_bytes": 1.0}, ""), ["first"]) is None
-    for weight in (model.get_submodule("first").weight, torch.ones(4)):
-        end = largest_sigma(weight, 4, order)
-        assert sparse_codes(weight, end, 4, order).codes.any()
-        if end:
-            assert not sparse_codes(weight, end + 0.01, 4, order).codes.any()
-
-
-def test_every_sigma_is_raised_alike_until_the_trained_weights_fit() -> None:
-    model = trained(Net(channels=12))
-    _, _, table = plan(model, **OPTIONS)
-    layers = with_sigmas(sparse_layers(model), lambda name, own: {"first": 0.0, "second": 0.5}[name])
-    weights = quantized(model).state_dict()
-    now = sparse_prices(table, as_stored(model.state_dict(), layers))["size_bytes"]
-    same = raised_within(table, layers, weights, Budget({"size_bytes": now}, ""))
-    assert same is not None
-    assert [b.scheme.sigma for b in same.values() if b.scheme] == [0.0, 0.5]
-    smaller = raised_within(table, layers, weights, Budget({"size_bytes": now - 40}, ""))
-    assert smaller is not None
-    assert sparse_prices(table, smaller)["size_bytes"] <= now - 40
-    first, second = (b.scheme.sigma for b in smaller.values() if b.scheme)
-    assert second - first == pytest.approx(0.5)
-    assert first > 0
-    assert raised_within(table, layers, weights, Budget({"size_bytes": 1.0}, "")) is None
-    assert math.isfinite(first)
-
-
-@every_order
-def test_a_search_space_of_sigmas_prices_every_choice_exactly(order: str) -> None:
-    model = trained(Net(channels=12))
-    _, _, table = plan(model, **OPTIONS)
-    weights = model.state_dict()
-    layers = {
-        n: replace(b, scheme=b.scheme and replace(b.scheme, order=order)) for n, b in sparse_layers(model).items()
-    }
-    space = SigmaSpace(table, layers, weights, ["first", "second"])
-    for counts in ({"first": 1, "second": 32}, {"first": 7, "second": 16}, {"first": 32, "second": 1}):
-        found = as_stored(weights, space.layers_at(counts))
-        prices = sparse_prices(table, found)
-        assert space.ratios.cost(counts) == {name: prices[name] for name in ("size_bytes", "weight_bits")}
-        if order == "sparsify-first":
-            for name, count in counts.items():
-                sparse, elements = found[name].scheme, model.get_submodule(name).weight.numel()
-                assert sparse is not None
-                assert sparse.nonzeros == max(1, round(elements * count / 32))
-    assert space.layers_at({"first": 3, "second": 4})["stem"] == layers["stem"]
