@@ -289,7 +289,7 @@ def test_a_job_works_with_the_users_own_modules_of_the_current_folder(smaller_se
     assert result.exit_code == 0, result.stderr
     front = Run.open(Path("run")).load_front()
     assert front.x == "energy"
-    assert {point.kind for point in front.points} == {"search", "ilp", "uniform"}
+    assert {point.kind for point in front.points} == {"search", "uniform"}
 
 
 KEYS = st.sampled_from(

@@ -119,7 +119,11 @@ def test_the_accuracies_are_the_means_over_seeds(toy_run: Run) -> None:
 def test_equal_assignments_are_measured_once(smaller: Job, carried_out: CarriedOut, tmp_path: Path) -> None:
     fractions: list[float] = []
     one_choice = ("space.weight_bits=[4]", "space.activation_bits=[4]", "search.budgets=[{size_bytes='99%'}]")
-    run = carried_out(smaller(*one_choice), tmp_path / "run", lambda event: fractions.append(event.get("fraction", 0)))
+    run = carried_out(
+        smaller("controls.ilp=true", *one_choice),
+        tmp_path / "run",
+        lambda event: fractions.append(event.get("fraction", 0)),
+    )
     assert {point["kind"] for point in points(run)} == {"search", "ilp", "uniform"}
     assert len({point["val_top1"]["mean"] for point in points(run)}) == 1
     assert len(events(run, "measured")) == 1

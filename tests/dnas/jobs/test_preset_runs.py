@@ -27,7 +27,7 @@ class ThinResNet(ResNet):
 
 
 def resnet18():
-    net = ThinResNet(BasicBlock, [2, 2, 2, 2])
+    net = ThinResNet(BasicBlock, [1, 1, 1, 1])
     net.fc = nn.Linear(32, 4)
     return net
 
@@ -208,7 +208,7 @@ def test_a_switchable_preset_runs_to_its_end(
 def test_every_part_of_a_search_runs(
     settings: tuple[str, ...], smaller: Job, carried_out: CarriedOut, tmp_path: Path
 ) -> None:
-    config = smaller(*settings)
+    config = smaller("controls.ilp=true", *settings)
     run = carried_out(config, tmp_path / "run")
     front = run.load_front()
     assert {"search", "ilp", "uniform"} <= {point.kind for point in front.points}

@@ -64,6 +64,7 @@ def busy(smaller: Job) -> JobConfig:
         "data.crop_padding=1",
         "data.flip=true",
         "controls.uniform=[]",
+        "controls.ilp=true",
     )
 
 
