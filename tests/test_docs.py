@@ -114,6 +114,7 @@ def test_python_blocks_run(
 ) -> None:
     shutil.copytree(digits_run, tmp_path / "runs" / "digits")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as for a script there
     names: dict[str, object] = {"__name__": "docs"}
     for block in blocks(page):
         if block.language == "python":
