@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnas.training.task import Task
+from dnas.training.task import Task, outputs_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,6 @@ def taught(task: Task, loss: Tensor, outputs: Tensor, told: Tensor | None, weigh
 
 def taught_loss(task: Task, given: Any, x: Tensor, targets: Any, teacher: Teacher | None) -> Tensor:
     """The loss of what a network gave for images (N, C, H, W), a teacher's part included."""
-    outputs = task.outputs(given)
+    outputs = outputs_of(task, given, len(x))
     loss = task.loss(outputs, targets)
     return taught(task, loss, outputs, teacher.outputs(task, x), teacher.weight) if teacher else loss

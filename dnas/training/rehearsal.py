@@ -36,10 +36,11 @@ def rehearse(
 ) -> None:
     """Run one step of measuring and one of training on two images, on a copy; the network is left untouched.
 
+    Then the network is run without gradients on as many images as each kind of batch will have, full and last ones.
     ``training`` names the sets whose batches BatchNorm will take its statistics from; ``trains`` says whether any
     weights will be trained. Raises :class:`InputError` for splits that cannot be used, a network in which nothing can
     be trained, batches of one image under BatchNorm, labels without an output, outputs that are not logits (N,
-    classes), and whatever the network's own code raises.
+    classes), outputs without a row for each image of some batch, and whatever the network's own code raises.
     """
     check_splits(data)
     twin = fresh_copy(network).to(device.place).train()
@@ -58,6 +59,7 @@ def rehearse(
         loss = _loss(task, outputs, y)
         if trains:
             _check_gradient(loss)
+        _check_rows(task, twin, named_splits(data), training, batch_size, augmentation, device)
 
 
 def few_images(data: DataSplits) -> list[str]:
@@ -87,6 +89,36 @@ def _check_batches(twin: nn.Module, training: Mapping[str, ImageSet], batch_size
     )
 
 
+def batch_sizes(images: int, batch_size: int) -> set[int]:
+    """How many images the batches of a set have, the last one too.
+
+    >>> batch_sizes(10, 4), batch_sizes(8, 4), batch_sizes(3, 4)
+    ({2, 4}, {4}, {3})
+    """
+    return {min(images, batch_size), images % batch_size} - {0}
+
+
+def _check_rows(
+    task: Task,
+    twin: nn.Module,
+    measured: Mapping[str, ImageSet],
+    training: Mapping[str, ImageSet],
+    batch_size: int,
+    augmentation: Augmentation | None,
+    device: Device,
+) -> None:
+    """Run the network on each number of images that is measured at once, and on each that it is trained on."""
+    whole = {size: name for name, images in measured.items() for size in batch_sizes(len(images), batch_size)}
+    steps = {min(len(images), batch_size): name for name, images in training.items()}
+    with torch.no_grad():
+        for size, name in whole.items():
+            x, _ = first_images(name, measured[name], size, device=device.place)
+            _outputs(task, twin.eval(), x, "eval")
+        for size, name in steps.items():
+            x, _ = first_images(name, training[name], size, augmentation, device.place)
+            _outputs(task, twin.train(), x, "training")
+
+
 def _outputs(task: Task, twin: nn.Module, x: Tensor, mode: str) -> Tensor:
     """What the task reads of the network's outputs; :class:`InputError` where it fails or does not fit the images."""
     try:
@@ -96,7 +128,7 @@ def _outputs(task: Task, twin: nn.Module, x: Tensor, mode: str) -> Tensor:
             f"the network fails in {mode} mode on images of shape {tuple(x.shape)}: {one_line(error)}; correct its "
             "forward pass, or the data"
         ) from error
-    told = f"the network returns {described(given)} in {mode} mode"
+    told = f"the network returns {described(given)} in {mode} mode for {len(x)} image{'s' if len(x) > 1 else ''}"
     wanted = f"a tensor with a row for each image, such as logits (N, classes), here ({len(x)}, classes)"
     try:
         outputs = task.outputs(given)
@@ -117,8 +149,9 @@ def _loss(task: Task, outputs: Tensor, targets: Any) -> Tensor:
     """The loss and the metric of a batch, tried; what the user's own task raises is told in a sentence."""
     name = type(task).__name__
     try:
-        loss = task.loss(outputs, targets)
         with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Using a target size")  # rows (N, 1) less targets (N,) are (N, N)
+            loss = task.loss(outputs, targets)
             warnings.simplefilter("ignore")  # of metrics that are undefined for so few images
             for gauge in task.gauges:
                 meter = gauge.on(outputs.device)

@@ -208,6 +208,15 @@ def _measuring(task: Task, section: TaskSection) -> Task:
     return changed
 
 
+def outputs_of(task: Task, given: Any, images: int) -> Tensor:
+    """What the task reads of what a network gave; :class:`InputError` where it is no row for each image (N, ...)."""
+    outputs = task.outputs(given)
+    if outputs.ndim < 1 or len(outputs) != images:
+        told = f"the network returns {described(outputs)} for a batch of {images}"
+        raise InputError(f"{told}; wrap it so that it returns a row for each image")
+    return outputs
+
+
 def smoothed(task: Task, amount: float) -> Task:
     """The task as it is trained; label smoothing has no part in what is measured."""
     return task.smoothed(amount) if amount else task

@@ -21,7 +21,7 @@ from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
-from dnas.training.task import CLASSIFICATION, AnyTask, Task, smoothed, task_of
+from dnas.training.task import CLASSIFICATION, AnyTask, Task, outputs_of, smoothed, task_of
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.models.load import check_finite
@@ -87,7 +87,7 @@ def _check_fit(network: Callable[[Tensor], Any], images: ImageSet, device: Devic
     first = images.subset(torch.arange(min(2, len(images))))
     with torch.no_grad(), _in_eval_mode(network):
         x, _ = task.placed(next(iter(first.batches(2, device=device.place))), device)
-        task.check({"given": images}, task.outputs(network(x)))
+        task.check({"given": images}, outputs_of(task, network(x), len(x)))
 
 
 def measure(
@@ -100,7 +100,7 @@ def measure(
     with torch.no_grad(), _in_eval_mode(network):
         for batch in images.batches(batch_size, device=device.place):
             x, y = task.placed(batch, device)
-            outputs = task.outputs(network(x))
+            outputs = outputs_of(task, network(x), len(x))
             for meter in meters:
                 meter.update(outputs, y)
             loss = loss + widened(task.loss_sum(outputs, y))

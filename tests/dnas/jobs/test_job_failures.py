@@ -27,7 +27,7 @@ from search_spaces.models.zoo import ZOO
 
 FRAGILE_MODEL = """
 from pathlib import Path
-from torch import nn
+from torch import is_grad_enabled, nn
 
 steps = 0
 
@@ -35,7 +35,8 @@ steps = 0
 class Fuse(nn.Module):
     def forward(self, x):
         global steps
-        steps += self.training
+        trains = self.training and is_grad_enabled()
+        steps += trains
         return x * float("nan") if self.training and steps > int(Path("last_good_step").read_text()) else x
 
 

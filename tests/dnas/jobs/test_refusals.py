@@ -66,6 +66,24 @@ class Returning(Net):
         }[self.what]
 
 
+class Rows(Net):
+    def __init__(self, what):
+        super().__init__(5)
+        self.what = what
+
+    def forward(self, x):
+        y = super().forward(x)
+        if self.what == "squeezed":
+            return y.squeeze()
+        if len(y) < 3 or (self.what == "means of two in training" and not self.training):
+            return y
+        if self.what == "eight at most":
+            return y[:8]
+        if self.what == "fours":
+            return y.reshape(-1, 4, 5).reshape(-1, 5)
+        return y.reshape(-1, 2, 5).mean(1)
+
+
 def frozen():
     return net().requires_grad_(False)
 
@@ -186,6 +204,26 @@ REFUSED = {
     ),
     "map": (("model.source=own:Returning", "model.arguments={what='map'}"), "a float32 tensor of shape (2, 5, 1, 1)"),
     "one number": (("model.source=own:Returning", "model.arguments={what='number'}"), "of shape (2,); wrap it"),
+    "rows dropped from the ninth on": (
+        ("model.source=own:Rows", "model.arguments={what='eight at most'}", "data.batch_size=9"),
+        "of shape (8, 5) in eval mode for 9 images; wrap it",
+    ),
+    "rows merged": (
+        ("model.source=own:Rows", "model.arguments={what='means of two'}"),
+        "of shape (4, 5) in eval mode for 8 images",
+    ),
+    "rows merged in training": (
+        ("model.source=own:Rows", "model.arguments={what='means of two in training'}"),
+        "of shape (4, 5) in training mode for 8 images",
+    ),
+    "a last image alone": (
+        ("model.source=own:Rows", "model.arguments={what='squeezed'}", "data.batch_size=19"),
+        "of shape (5,) in eval mode for 1 image; wrap it so that it returns a tensor with a row for each image",
+    ),
+    "a last batch of another number": (
+        ("model.source=own:Rows", "model.arguments={what='fours'}", "data.batch_size=12"),
+        "fails in training mode on images of shape (7, 1, 6, 6)",
+    ),
     "text": (("model.source=own:Returning", "model.arguments={what='text'}"), "returns a str in eval mode"),
     "no gradient": (("model.source=own:Returning", "model.arguments={what='no gradient'}"), "cannot be differentiated"),
     "failing in training": (

@@ -249,7 +249,7 @@ def test_what_is_no_task_is_refused(section: Any, sentence: str) -> None:
         (PerImage(), r"the loss of task PerImage is .*; give the mean over the batch"),
         (
             CLASSIFICATION,
-            "the network returns a dict of 'mean', 'other' in eval mode; wrap it so .* or name a task that reads it",
+            "the network returns a dict of 'mean', 'other' in eval mode for 2 images; .* or name a task that reads it",
         ),
     ],
 )

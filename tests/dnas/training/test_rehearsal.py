@@ -1,0 +1,124 @@
+"""One step before the first: every number of images that a batch can have is tried, and nothing else is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnas.config.training import TrainingSection
+from dnas.data.image_sets import DataSplits, MemoryImages
+from dnas.training.rehearsal import rehearse
+from dnas.training.task import CLASSIFICATION, Task
+from dnas.training.trainer import Trainer, evaluate
+from search_spaces.errors import InputError
+from search_spaces.metrics import Metric
+from tests.toys import SHAPE, Net, images
+
+
+class Numbers(Task):
+    """The squared error of whatever shape the targets have."""
+
+    metric = Metric("mse", "smaller")
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, targets)
+
+    def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().flatten(1).mean(1)
+
+
+class Shaped(Net):
+    """A network whose outputs (N, 3) are given another shape at the end."""
+
+    def __init__(self, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(super().forward(x))
+
+
+def given(count: int, *shape: int) -> MemoryImages:
+    plain = images(count)
+    return MemoryImages(plain.images, torch.rand(count, *shape), plain.mean, plain.std) if shape else plain
+
+
+def tried(change: Callable[[Tensor], Any], counts: tuple[int, int, int], *shape: int, batch_size: int = 8) -> None:
+    train, val, test = (given(count, *shape) for count in counts)
+    task = Numbers() if shape else CLASSIFICATION
+    data = DataSplits(train, val, test, 3, SHAPE)
+    rehearse(Shaped(change), data, {"training": train}, batch_size, task=task)
+
+
+FINE: dict[str, tuple[Callable[[Tensor], Any], tuple[int, int, int], tuple[int, ...]]] = {
+    "logits, the last image alone under BatchNorm": (lambda y: y, (17, 9, 9), ()),
+    "eight rows at most and batches of eight": (lambda y: y[:8], (17, 9, 8), ()),
+    "maps (N, C, 1, 1)": (lambda y: y[:, :, None, None], (17, 9, 9), (3, 1, 1)),
+    "sequences (N, T, C)": (lambda y: y[:, None].expand(-1, 4, -1), (17, 9, 9), (4, 3)),
+    "squeezed, never alone": (lambda y: y.squeeze(), (18, 10, 10), ()),
+}
+UNFIT: dict[str, tuple[Callable[[Tensor], Any], tuple[int, int, int], tuple[int, ...], str]] = {
+    "maps of a classification": (lambda y: y[:, :, None, None], (16, 8, 8), (), r"\(2, 3, 1, 1\); wrap it"),
+    "sequences of a classification": (lambda y: y[:, None].expand(-1, 4, -1), (16, 8, 8), (), r"\(2, 4, 3\); wrap"),
+    "seven rows at most": (lambda y: y[:7], (16, 8, 8), (), r"\(7, 3\) in eval mode for 8 images"),
+    "tokens beside the batch": (
+        lambda y: y[:, None].expand(-1, 4, -1).reshape(-1, 3),
+        (16, 8, 8),
+        (3,),
+        r"\(8, 3\) in eval mode for 2 images",
+    ),
+    "batch behind the tokens": (lambda y: y[None].expand(4, -1, -1), (16, 8, 8), (4, 3), r"\(4, 2, 3\) in eval"),
+    "one training image left, alone": (lambda y: y.squeeze(), (17, 8, 8), (), r"\(3,\) in eval mode for 1 image;"),
+    "one validation image left": (lambda y: y.squeeze(), (16, 9, 8), (), r"\(3,\) in eval mode for 1 image;"),
+    "one test image left": (lambda y: y.squeeze(), (16, 8, 9), (), r"\(3,\) in eval mode for 1 image;"),
+    "a scalar for one image": (
+        lambda y: y[:, :1] if len(y) > 1 else y[0, 0],
+        (16, 8, 9),
+        (1,),
+        r"shape \(\) in eval mode for 1 image;",
+    ),
+    "a mean over the batch": (lambda y: y.mean(0, keepdim=True), (16, 8, 8), (3,), r"\(1, 3\) in eval mode"),
+    "fewer than a batch to train on": (lambda y: y[: 6 - len(y) % 2], (7, 4, 4), (), r"\(5, 3\) in eval mode for 7"),
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_what_gives_a_row_for_each_image_is_not_refused(name: str) -> None:
+    change, counts, shape = FINE[name]
+    tried(change, counts, *shape)
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_batch_whose_rows_are_not_its_images_is_refused_before_training(name: str) -> None:
+    change, counts, shape, sentence = UNFIT[name]
+    with pytest.raises(InputError, match=sentence) as caught:
+        tried(change, counts, *shape)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_outputs_that_would_be_spread_over_the_targets_are_refused() -> None:
+    with pytest.raises(InputError, match=r"task Numbers fails on a batch of training images: .*Using a target size"):
+        tried(lambda y: y[:, 0], (16, 8, 8), 1)
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    network = Shaped(lambda y: y).eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    data = given(17)
+    rehearse(network, DataSplits(data, data, data, 3, SHAPE), {"training": data}, 8)
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_training_and_measuring_refuse_such_rows_where_nothing_was_rehearsed() -> None:
+    network: nn.Module = Shaped(lambda y: y.mean(0, keepdim=True) if len(y) > 2 else y)
+    with pytest.raises(InputError, match=r"\(1, 3\) for a batch of 8; wrap it so that it returns a row for each image"):
+        evaluate(network, given(16, 3), 8, task=Numbers())
+    with pytest.raises(InputError, match=r"\(1, 3\) for a batch of 8; wrap it"):
+        list(Trainer(network, TrainingSection(epochs=1), images=given(16, 3), batch_size=8, task=Numbers()).epochs())
