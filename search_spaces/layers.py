@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from search_spaces.groups import ChannelGroups
 
@@ -18,7 +19,9 @@ class LayerSpec:
     ``macs`` counts multiply-accumulates of one sample over all ``calls`` of the layer in one forward pass.
     ``norm`` names the BatchNorm that reads this layer's output and is folded into it on export;
     ``norm_channels`` is its width (0 without one). ``shares_weight_with`` names the earlier layer that owns
-    the same parameter.
+    the same parameter. ``weight_from`` says where the weight that it multiplies with comes from: its ``"parameter"``;
+    ``"computed"`` of others by PyTorch's means (a parametrization, weight or spectral norm, a mask) before its code
+    runs; or ``"made"`` by its own code, as weight standardisation does.
     """
 
     name: str
@@ -34,6 +37,7 @@ class LayerSpec:
     norm: str | None = None
     norm_channels: int = 0
     shares_weight_with: str | None = None
+    weight_from: Literal["parameter", "computed", "made"] = "parameter"
 
     @property
     def weight_elements(self) -> int:
@@ -76,7 +80,8 @@ class LayerGraph:
 
     ``parameters`` are all parameters of the network, each once. ``unsupported`` maps every layer that cannot be
     quantized, and every other parameter with two axes or more that no layer holds, to the reason.
-    ``unused`` names the parameters, buffers and BatchNorms that are never read in eval mode: they are not deployed.
+    ``unused`` names the parameters, buffers and BatchNorms that are not deployed: nothing reads them in eval mode, or
+    only what computes the weight of a layer.
     ``other_bytes`` is what everything deployed outside ``layers`` (and outside their folded BatchNorms) takes:
     parameters in fp32, and buffers.
     ``uncounted_macs`` are multiply-accumulates of operations outside ``layers``, such as attention products.

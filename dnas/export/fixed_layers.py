@@ -102,7 +102,7 @@ def ideal_bytes(assignment: BitAssignment) -> int | None:
 def _weight(name: str, layer: QuantizedLayer) -> DenseWeight | GappedWeight | None:
     quantizer = layer.quantize_weight
     if isinstance(quantizer, SchemeQuantizer):
-        return quantizer.gapped(name, layer.weight)
+        return quantizer.gapped(name, layer.float_weight())
     if not quantizer.widths:
         return None
     _check_affine(f"the weight of layer '{name}'", quantizer)

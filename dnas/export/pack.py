@@ -31,6 +31,7 @@ from dnas.export.parts import (
     smallest_clip,
     used_weight,
     weight_codes,
+    with_plain_layers,
 )
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
@@ -56,7 +57,7 @@ def pack_fixed(
 ) -> PackedFile:
     """Write the fixed net ``network`` to ``path``, with ``more`` in its description; see :func:`save_packed`."""
     check_fits(assignment, graph)
-    network = on_cpu(network)
+    network = with_plain_layers(on_cpu(network), graph)
     assignment = replace(assignment, layers=as_stored(network, assignment.layers))
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     packer = _Packer(network, pruned_graph(graph, kept) if kept else graph, assignment)
@@ -140,10 +141,10 @@ class _Packer:
         if spec.shares_weight_with is not None:
             return self._shared_weight(spec, layer)
         if isinstance(layer, QuantizedLayer) and isinstance(layer.quantize_weight, SchemeQuantizer):
-            stored, told = layer.quantize_weight.pack(spec.name, layer.weight, bits.scheme, self._add)
+            stored, told = layer.quantize_weight.pack(spec.name, layer.float_weight(), bits.scheme, self._add)
             return stored, {"bits": bits.weight_bits, **told}
         if bits.weight_bits == FLOAT_BITS:
-            return {"storage": FLOAT, "tensor": self._add(f"{spec.name}.weight", layer.weight)}, None
+            return {"storage": FLOAT, "tensor": self._add(f"{spec.name}.weight", used_weight(layer, spec))}, None
         found, quantizer = weight_codes(layer), layer.quantize_weight
         planes = self._add(f"{spec.name}.planes", to_planes(found.codes, bits.weight_bits))
         axis = None if quantizer.channel_axis is None else int(quantizer.channel_axis)
@@ -155,7 +156,7 @@ class _Packer:
         owner = cast(str, spec.shares_weight_with)
         same = owner in self.layers
         if same:
-            ours, theirs = (used_weight(module) for module in (layer, self.network.get_submodule(owner)))
+            ours, theirs = (used_weight(module, spec) for module in (layer, self.network.get_submodule(owner)))
             same = torch.equal(ours, theirs)
         if not same:
             raise InputError(

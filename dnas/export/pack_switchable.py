@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from dnas.export.buffers import buffers_of, described_buffers, fingerprints, unread_buffers
 from dnas.export.folding import check_folded
@@ -28,7 +27,7 @@ from dnas.export.parts import (
 )
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.switchable.net import SwitchableNet
-from dnas.switchable.views import key_of, part_of
+from dnas.switchable.views import is_part, key_of, part_of
 from results.packed.file import PackedFile, to_planes, write_packed
 from results.packed.weights import FLOAT, PLANES, SHARED
 from search_spaces.costs.shared import shared_size_bytes
@@ -121,7 +120,7 @@ class _SharedPacker:
         weight = self._weight(spec, users)
         bias = None
         if self._layer(users[0], name).bias is not None:
-            bias = self._stored(f"{name}.bias", self.net.shared[key_of(f"{name}.bias")], users, name, "bias")
+            bias = self._stored(f"{name}.bias", self.net.bias_of(spec), users, name, "bias")
         shape = self.layers[weight["layer"]]["shape"] if weight["storage"] == SHARED else weight.pop("shape")
         entry: dict[str, Any] = {
             "kind": spec.kind,
@@ -150,7 +149,7 @@ class _SharedPacker:
         if spec.shares_weight_with is not None:
             self._check_sharing(spec, self.net.graph[spec.shares_weight_with], users)
             return {"storage": SHARED, "layer": spec.shares_weight_with}
-        full = self.net.shared[key_of(f"{spec.name}.weight")]
+        full = self.net.weight_of(spec)
         widths = sorted({self._bits(profile, spec).weight_bits for profile in users})
         nests = self.net.choice.of_weights().nests
         axis = (1 if "Transpose" in spec.kind else 0) if self.net.choice.per_channel else None
@@ -190,7 +189,7 @@ class _SharedPacker:
                 "otherwise; make the net with finalise.weights = 'nested'"
             )
         with torch.no_grad():
-            clip = whole.prepare(self.net.shared[key_of(f"{owner}.weight")])[1]
+            clip = whole.prepare(self.net.weight_of(self.net.graph[owner]))[1]
         one_scale = whole.quantizer.nests or whole.quantizer.clip != "learned"
         key = ("clip", owner, 0 if one_scale else bits)
         if key not in self._known:
@@ -203,7 +202,7 @@ class _SharedPacker:
         return {**told, "transform": "tanh"} if whole.quantizer.transform is torch.tanh else told
 
     def _is_part(self, profile: str, name: str) -> bool:
-        return parametrize.is_parametrized(self._layer(profile, name), "weight")
+        return is_part(self._layer(profile, name), "weight")
 
     def _input(self, name: str, layer: Any) -> dict[str, Any] | None:
         quantizer = layer.quantize_input if isinstance(layer, QuantizedLayer) else None

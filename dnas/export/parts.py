@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.quantization.fitting import SMALLEST_CLIP
-from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, has_hooks
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, float_weight
 from dnas.quantization.quantizers import Grid, encode
+from dnas.quantization.roles import has_hooks
 from dnas.quantization.schemes import SchemeQuantizer, module_of
 from dnas.switchable.views import Picked
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError
-from search_spaces.layers import FLOAT_BITS, LayerGraph
-from search_spaces.models.computed import make_plain
+from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
+from search_spaces.models.computed import computed_names, make_plain
 from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import LAYER_TYPES
 
@@ -69,10 +70,26 @@ def array_of(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().contiguous().numpy()
 
 
-def used_weight(layer: nn.Module) -> Tensor:
+def with_plain_layers(network: nn.Module, graph: LayerGraph) -> nn.Module:
+    """``network``, or a copy of it whose layers hold as parameters what they compute of others."""
+    computing = [spec.name for spec in graph.layers if _computes(network, spec.name)]
+    twin = copy_network(network) if computing else network
+    for name in computing:
+        make_plain(twin.get_submodule(name))
+    return twin
+
+
+def _computes(network: nn.Module, name: str) -> bool:
+    try:
+        return bool(computed_names(network.get_submodule(name)))
+    except AttributeError:  # a layer of an attention module, which hides it in a float network
+        return False
+
+
+def used_weight(layer: nn.Module, spec: LayerSpec) -> Tensor:
     """The weight as the layer uses it."""
     with torch.no_grad():
-        return layer.quantized_weight() if isinstance(layer, QuantizedLayer) else cast(Tensor, layer.weight)
+        return layer.quantized_weight() if isinstance(layer, QuantizedLayer) else float_weight(layer, spec)
 
 
 def grid_with_gain(quantizer: TensorQuantizer) -> Grid:
@@ -86,8 +103,9 @@ def weight_codes(layer: QuantizedLayer) -> Codes:
     """The codes (int64, the weight's shape) of a layer with a plain quantized weight of one width."""
     quantizer = cast(TensorQuantizer, layer.quantize_weight)
     with torch.no_grad():
-        clip = quantizer.prepare(layer.weight)[1]
-    return Codes(codes_of(quantizer, layer.weight), array_of(clip).reshape(-1), grid_with_gain(quantizer))
+        weight = layer.float_weight()
+        clip = quantizer.prepare(weight)[1]
+    return Codes(codes_of(quantizer, weight), array_of(clip).reshape(-1), grid_with_gain(quantizer))
 
 
 def codes_of(quantizer: TensorQuantizer, weight: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Layers that are skipped, and layers of several branches: what else becomes of a layer, in place."""
+"""Layers that are skipped, layers of several branches, layers with a given weight: what else becomes of a layer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dnas.quantization.layers import (
-    QuantizedLayer,
-    TensorQuantizer,
-    become,
-    blank,
-    copy_without_hooks,
-    has_hooks,
-    quantize_layer,
-)
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer, shapes_of
+from dnas.quantization.roles import become, copy_without_hooks, has_hooks, reduced
 from search_spaces.channels.slicing import Selection, slice_layer
 from search_spaces.layers import LayerSpec
+from search_spaces.models.computed import forget_sources, make_plain
 from search_spaces.models.copies import copy_network
+from search_spaces.models.multiplied import changing
 from search_spaces.network.calls import first_input, with_first_input
 
 
@@ -47,11 +42,12 @@ class SkippedLayer(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As :class:`QuantizedLayer`."""
-        return blank, (SkippedLayer, self.original_class), self.__getstate__()
+        return reduced(self, SkippedLayer, self.original_class)
 
 
 def skip_layer(layer: nn.Module) -> SkippedLayer:
     """Let ``layer`` give zeros from now on, in place; it forgets its weights."""
+    make_plain(layer)
     meta = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()}
     # In a tuple, so that it is no submodule: nothing of it is stored.
     shape_only = (copy_without_hooks(layer, meta),)
@@ -86,7 +82,7 @@ class BranchedLayer(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As :class:`QuantizedLayer`."""
-        return blank, (BranchedLayer, self.original_class), self.__getstate__()
+        return reduced(self, BranchedLayer, self.original_class)
 
 
 def branch_layer(
@@ -100,15 +96,46 @@ def branch_layer(
     norm = twin.get_submodule(spec.norm) if spec.norm else None
     if norm is None or has_hooks(layer) or has_hooks(norm):
         norm = nn.Identity()
-    branches = [quantize_layer(copy_without_hooks(layer), *pair) for pair in quantizers]
+    made = shapes_of(spec)
+    branches = [quantize_layer(copy_without_hooks(layer), *pair, made) for pair in quantizers]
     norms = [copy_network(norm) for _ in quantizers]
     for module in (layer, norm):
         vars(module).pop("forward", None)
+        forget_sources(module)
         _forget_tensors(module)
     norm.__class__ = nn.Identity
     branched = cast(BranchedLayer, become(layer, BranchedLayer))
     branched.branches, branched.norms, branched.lent = nn.ModuleList(branches), nn.ModuleList(norms), None
     return branched
+
+
+class DirectLayer(nn.Module):
+    """A layer that multiplies with the weight that it holds, whatever its own code makes of it.
+
+    :func:`direct_layer` makes it of a layer in place.
+    """
+
+    original_class: ClassVar[type[nn.Module]]
+    weight: nn.Parameter
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Run the layer's own code, with its weight in the place of the one that the code makes."""
+        weight = self.weight
+        with changing(weight.shape, lambda _: weight):
+            return (vars(self).get("own_code") or super().forward)(*inputs, **options)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As :class:`QuantizedLayer`."""
+        return reduced(self, DirectLayer, self.original_class)
+
+
+def direct_layer(layer: nn.Module) -> DirectLayer:
+    """Let ``layer`` multiply with the weight that it holds from now on, in place."""
+    own_code = vars(layer).pop("forward", None)
+    direct = cast(DirectLayer, become(layer, DirectLayer))
+    if own_code is not None:
+        direct.own_code = own_code
+    return direct
 
 
 def _forget_tensors(module: nn.Module) -> None:

@@ -140,7 +140,7 @@ def calibrate_weights(network: nn.Module) -> None:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, QuantizedLayer) and isinstance(module.quantize_weight, TensorQuantizer):
-                module.quantize_weight.fit(module.weight.detach())
+                module.quantize_weight.fit(module.float_weight().detach())
 
 
 @contextmanager

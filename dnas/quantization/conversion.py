@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from dnas.quantization.branches import BranchedLayer, DroppedBranch, branch_layer, skip_layer
 from dnas.quantization.families import find_quantizer
-from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer, shapes_of
 from dnas.quantization.proof import check_twin
 from dnas.quantization.quantizers import Quantizer
 from dnas.quantization.schemes import module_of
@@ -81,7 +81,7 @@ def layer_quantizers(
     inputs = tensor_quantizer(source, activation_bits, signed=True)
     if source.clip_gradient == "full":
         inputs.clip_gradient_scale = spec.input_elements**-0.5
-    device = cast(Tensor, layer.weight).device  # the network may be on another one than the CPU by now
+    device = next(layer.parameters()).device  # the network may be on another one than the CPU by now
     return inputs.to(device), weight.to(device)
 
 
@@ -93,7 +93,8 @@ def quantized_layer(
     choice: QuantizerChoice,
 ) -> QuantizedLayer:
     """Quantize one layer, in place, with candidate widths for its weight and its input."""
-    return quantize_layer(layer, *layer_quantizers(layer, spec, weight_bits, activation_bits, choice))
+    quantizers = layer_quantizers(layer, spec, weight_bits, activation_bits, choice)
+    return quantize_layer(layer, *quantizers, shapes_of(spec))
 
 
 def quantize_fixed(
@@ -130,7 +131,7 @@ def fixed_copy(
             quantized = quantized_layer(layer, graph[name], *pair, choice)
             if bits.scheme is not None:
                 own = module_of(bits.scheme)(bits.weight_bits, bits.scheme)
-                quantized.quantize_weight = own.to(quantized.weight.device)
+                quantized.quantize_weight = own.to(next(quantized.parameters()).device)
     _share_quantizers(twin, graph, layers)
     for branch in graph.branches:
         if all(layers[name].weight_bits == 0 for name in branch.layers):

@@ -7,25 +7,22 @@ The coefficients of several candidates are lent for the time of one forward pass
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from dnas.quantization.fitting import SMALLEST_CLIP, best_clip, best_gain
 from dnas.quantization.mixture import mix
-from dnas.quantization.operations import operation_of
 from dnas.quantization.quantizers import Quantizer
+from dnas.quantization.roles import become, holding, reduced
 from dnas.quantization.samples import TensorSample, sampled, thinned, whole
 from dnas.quantization.schemes import SchemeQuantizer
 from search_spaces.channels.slicing import Selection, cut_layer
-from search_spaces.layers import FLOAT_BITS
-from search_spaces.network.calls import first_input, input_name, with_first_input
+from search_spaces.layers import FLOAT_BITS, LayerSpec
+from search_spaces.models.multiplied import Shapes, changing, multiplied_weight
+from search_spaces.network.calls import first_input, with_first_input
 
 
 class TensorQuantizer(nn.Module):
@@ -213,111 +210,69 @@ class QuantizedLayer(nn.Module):
     bias: nn.Parameter | None
     quantize_input: TensorQuantizer
     quantize_weight: TensorQuantizer | SchemeQuantizer
+    made: Shapes | None = None
+    """Given where the layer's own code makes the weight that it multiplies with."""
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Run the layer's own forward on a quantized first input with a quantized weight."""
-        x, weight = self.quantize_input(first_input(self, inputs, options)), self.quantized_weight()
-        patched = vars(self).get("patched_forward")
-        plain = len(inputs) + len(options) == 1 and not patched and not parametrize.is_parametrized(self)
-        if plain and self._operation:
+        x = self.quantize_input(first_input(self, inputs, options))
+        given = with_first_input(self, inputs, options, x)
+        if self.made is not None:
+            with changing(self.made.weight, lambda weight: self.quantize_weight(weight)):
+                return self._own_forward(*given[0], **given[1])
+        weight = self.quantize_weight(self.weight)
+        if self._operation and len(inputs) + len(options) == 1 and "patched_forward" not in vars(self):
             return self._operation(self, x, weight.to(x.dtype))
-        inputs, options = with_first_input(self, inputs, options, x)
-        with _holding(self, weight):
-            return (patched or super().forward)(*inputs, **options)
+        with holding(self, weight):
+            return self._own_forward(*given[0], **given[1])
+
+    @property
+    def _own_forward(self) -> Callable[..., Any]:
+        return vars(self).get("patched_forward") or super().forward
+
+    def float_weight(self) -> Tensor:
+        """The weight that the layer would multiply with if it did not quantize it."""
+        return multiplied_weight(self, self._own_forward, self.made)
 
     def quantized_weight(self) -> Tensor:
         """The weight as the layer uses it."""
-        return cast(Tensor, self.quantize_weight(self.weight))
+        return cast(Tensor, self.quantize_weight(self.float_weight()))
 
     def keep_channels(self, selection: Selection) -> None:
         """Keep only some filters and input channels, in place; the weights that stay are quantized as before."""
         if id(self.quantize_weight) not in selection.sliced:  # layers that share a weight may share its quantizer
             selection.sliced[id(self.quantize_weight)] = None
-            self.quantize_weight.hold(self.weight)
+            self.quantize_weight.hold(self.float_weight())
             self.quantize_weight.keep_rows(selection.filters)
         cut_layer(self, selection)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles name the two classes: the one made of them is in no module."""
-        return blank, (QuantizedLayer, self.original_class), self.__getstate__()
+        """See :func:`reduced`."""
+        return reduced(self, QuantizedLayer, self.original_class)
 
 
 def quantize_layer(
-    layer: nn.Module, quantize_input: TensorQuantizer, quantize_weight: TensorQuantizer | SchemeQuantizer
+    layer: nn.Module,
+    quantize_input: TensorQuantizer,
+    quantize_weight: TensorQuantizer | SchemeQuantizer,
+    made: Shapes | None = None,
 ) -> QuantizedLayer:
-    """Let ``layer`` quantize its input and its weight from now on, in place."""
+    """Let ``layer`` quantize its input and its weight from now on, in place; ``made`` where its code makes the last."""
     patched = vars(layer).pop("forward", None)  # set on the object, it would hide the forward of the new class
     quantized = cast(QuantizedLayer, become(layer, QuantizedLayer))
     if patched is not None:
         quantized.patched_forward = patched
-    quantized.quantize_input, quantized.quantize_weight = quantize_input, quantize_weight
+    quantized.quantize_input, quantized.quantize_weight, quantized.made = quantize_input, quantize_weight, made
     return quantized
 
 
-_CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
+def shapes_of(spec: LayerSpec) -> Shapes | None:
+    """What a quantized layer is given as ``made``: None where its own code makes no weight."""
+    return Shapes(spec.input_shape, spec.weight_shape) if spec.weight_from == "made" else None
 
 
-def _class_of(role: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
-    """The class of layers of class ``original`` in the given role."""
-    if (role, original) not in _CLASSES:
-        name = f"{role.__name__.removesuffix('Layer')}{original.__name__}"
-        operation = operation_of(original)
-        told = {
-            "original_class": original,
-            "_first_argument": input_name(original),
-            "_operation": operation and staticmethod(operation),
-            "__module__": role.__module__,
-        }
-        _CLASSES[role, original] = type(name, (role, original), told)
-    return _CLASSES[role, original]
-
-
-def become(layer: nn.Module, role: type[nn.Module]) -> nn.Module:
-    """Make ``layer`` one of a subclass of ``role`` and of its own class, in place."""
-    layer.__class__ = _class_of(role, type(layer))
-    return layer
-
-
-def blank(role: type[nn.Module], original: type[nn.Module]) -> nn.Module:
-    """An object without attributes, for a copy to fill."""
-    kind = _class_of(role, original)
-    return kind.__new__(kind)
-
-
-@contextmanager
-def _holding(layer: nn.Module, weight: Tensor) -> Iterator[None]:
-    """Let the layer's own code find ``weight`` as its weight inside this context.
-
-    What an object holds itself hides its parameters, but not the properties of a parametrized class.
-    """
-    found, kind = {"weight": weight}, type(layer)
-    if parametrize.is_parametrized(layer):
-        found = {key: getattr(layer, key) for key in cast(nn.ModuleDict, layer.parametrizations)} | found
-    before = {key: vars(layer)[key] for key in found if key in vars(layer)}
-    vars(layer).update(found)
-    layer.__class__ = parametrize.type_before_parametrizations(layer)
-    try:
-        yield
-    finally:
-        layer.__class__ = kind
-        for key in found:
-            vars(layer).pop(key)
-        vars(layer).update(before)
-
-
-_HOOKS = tuple(key for key in vars(nn.Module()) if key.endswith(("_hooks", "_with_kwargs", "_always_called")))
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something is called before or after the module's own forward or backward."""
-    return any(vars(module)[key] for key in _HOOKS)
-
-
-def copy_without_hooks(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy on which nothing hangs: a hook may hold the whole network."""
-    hooks = {key: vars(module)[key] for key in _HOOKS}
-    vars(module).update({key: OrderedDict() for key in _HOOKS})
-    try:
-        return copy.deepcopy(module, memo)
-    finally:
-        vars(module).update(hooks)
+def float_weight(layer: nn.Module, spec: LayerSpec) -> Tensor:
+    """The weight that a layer multiplies with where it is not quantized."""
+    if isinstance(layer, QuantizedLayer):
+        return layer.float_weight()
+    return multiplied_weight(layer, layer.forward, shapes_of(spec))

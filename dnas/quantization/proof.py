@@ -12,11 +12,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from dnas.quantization.branches import branch_layer
 from dnas.quantization.families import find_quantizer
-from dnas.quantization.layers import TensorQuantizer, quantize_layer
+from dnas.quantization.layers import TensorQuantizer, quantize_layer, shapes_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models.copies import copy_network, fresh_copy
@@ -59,18 +60,32 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: 
     with torch.no_grad():
         weights = {}
         for name in names:
-            layer = twin.get_submodule(name)
-            weight = cast(Tensor, layer.weight)
-            weights[id(weight)] = copied[id(originals[id(weight)])]
-            quantizers = _passing().to(weight.device), cast(TensorQuantizer, _Other())
+            layer, spec = twin.get_submodule(name), graph[name]
+            changes: nn.Module = _Other()
+            if spec.weight_from == "parameter":
+                weight = cast(Tensor, layer.weight)
+                weights[id(weight)] = copied[id(originals[id(weight)])]
+            elif spec.weight_from == "computed":
+                _change_computed(network.get_submodule(name))
+            else:  # the layer's own code makes it: what else reads the one that it holds was seen as it ran
+                changes = _passing()
+            quantizers = _passing(), cast(TensorQuantizer, changes)
             if branched:
-                branch_layer(twin, graph[name], [quantizers]).lent = weight.new_ones(1)
+                branch_layer(twin, spec, [quantizers]).lent = next(network.parameters()).new_ones(1)
             else:
-                quantize_layer(layer, *quantizers)
+                quantize_layer(layer, *quantizers, shapes_of(spec))
         for weight in weights.values():
             weight.copy_(_other(weight))
     expected = outputs_on_noise(network, graph.input_shape)
     return expected is None or agree(outputs_on_noise(twin, graph.input_shape), expected)
+
+
+def _change_computed(layer: nn.Module) -> None:
+    """Let a weight that is computed of others become another one last."""
+    if parametrize.is_parametrized(layer, "weight"):
+        parametrize.register_parametrization(layer, "weight", _Other(), unsafe=True)
+    else:
+        layer.register_forward_pre_hook(lambda module, _: setattr(module, "weight", _other(module.weight)))
 
 
 def _passing() -> TensorQuantizer:

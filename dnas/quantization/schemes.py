@@ -105,5 +105,5 @@ def as_stored(network: nn.Module, layers: Mapping[str, LayerBits]) -> dict[str, 
         layer: Any = network.get_submodule(name)
         quantizer = getattr(layer, "quantize_weight", None)
         if bits.scheme is not None and isinstance(quantizer, module_of(bits.scheme)):
-            found[name] = replace(bits, scheme=quantizer.stored(layer.weight, bits.scheme))
+            found[name] = replace(bits, scheme=quantizer.stored(layer.float_weight(), bits.scheme))
     return found

@@ -62,7 +62,7 @@ class SquantizerCompression(Compression):
         limits = assignment.provenance.limits
         if not limits or not sparse_of(assignment.layers):
             return
-        weights = float_weights(network, assignment.layers)
+        weights = float_weights(network, assignment.layers, job.plan.graph)
         raised = raised_within(job.plan.table, assignment.layers, weights, Budget(limits, ""))
         set_sigmas(network, raised or {})
 

@@ -96,7 +96,8 @@ def _layers_of(context: JobContext, net: SparseNet, weights: Weights) -> Layers:
 
 def starting_weights(job: Job) -> Weights:
     """The weights of the float network, whose layers have the names of a quantized copy's."""
-    return float_weights(fresh_copy(job.network), sparse_layers(job, section_of(job.config).weight_bits[0], 0.0))
+    layers = sparse_layers(job, section_of(job.config).weight_bits[0], 0.0)
+    return float_weights(fresh_copy(job.network), layers, job.plan.graph)
 
 
 def sparse_layers(job: Job, bits: int, sigma: float) -> Layers:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
 
 from torch import Tensor, nn
 
+from dnas.quantization.layers import float_weight
 from dnas.squantizer.prices import sparse_of
 from dnas.squantizer.quantizer import SparseQuantizer, moments, sparse_codes, stored
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.stored import stored_prices
 from search_spaces.costs.table import CostTable
+from search_spaces.layers import LayerGraph
 from search_spaces.sparse_weights.scheme import SparseWeights
 
 Layers = dict[str, LayerBits]
@@ -42,12 +43,13 @@ def _with_schemes(layers: Mapping[str, LayerBits], schemes: Mapping[str, SparseW
     return {**layers, **{name: replace(layers[name], scheme=scheme) for name, scheme in schemes.items()}}
 
 
-def float_weights(network: nn.Module, layers: Mapping[str, LayerBits]) -> Weights:
+def float_weights(network: nn.Module, layers: Mapping[str, LayerBits], graph: LayerGraph) -> Weights:
     """The float weights of the sparse layers, quantized or not, on the CPU: where their sizes are counted.
 
     Another device may add up the statistics to another last digit.
     """
-    return {name: cast(Tensor, network.get_submodule(name).weight).detach().cpu() for name in sparse_of(layers)}
+    found = {name: float_weight(network.get_submodule(name), graph[name]) for name in sparse_of(layers)}
+    return {name: weight.detach().cpu() for name, weight in found.items()}
 
 
 def set_sigmas(network: nn.Module, layers: Mapping[str, LayerBits]) -> None:

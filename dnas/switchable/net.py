@@ -16,23 +16,32 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from dnas.quantization.branches import SkippedLayer
 from dnas.quantization.calibration import fit_input, layer_inputs, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice
-from dnas.quantization.layers import TensorQuantizer, fit_together
+from dnas.quantization.layers import TensorQuantizer, fit_together, float_weight
 from dnas.quantization.proof import check_twin
-from dnas.switchable.views import SharedQuantizers, build_view, key_of, once_each, own_parts, part_of, share_norms
+from dnas.switchable.views import (
+    SharedQuantizers,
+    build_view,
+    is_part,
+    key_of,
+    once_each,
+    own_parts,
+    part_of,
+    share_norms,
+)
 from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
 from search_spaces.errors import InputError, check_type, nearest
-from search_spaces.layers import LayerGraph
+from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.metrics import Metric, metric_of, validation_of
+from search_spaces.models.computed import current
 from search_spaces.models.copies import copy_network, fresh_copy
 
 
@@ -190,7 +199,7 @@ class SwitchableNet(nn.Module):
         """A profile as a fixed quantized net with tensors of its own."""
         net = copy_network(self.view_of(name))
         for module in list(net.modules()):
-            if parametrize.is_parametrized(module):
+            if is_part(module):
                 own_parts(module)
         return net
 
@@ -204,8 +213,7 @@ class SwitchableNet(nn.Module):
         with torch.no_grad():
             for spec in self.graph.layers:
                 if spec.shares_weight_with is None:
-                    weight = self.shared[key_of(f"{spec.name}.weight")].detach()
-                    _fit_weight(self.quantizers.of_weight(spec.name), weight)
+                    _fit_weight(self.quantizers.of_weight(spec.name), self.weight_of(spec))
                 for quantizer in self.quantizers.of_input(spec.name):
                     fit_input(quantizer, inputs[spec.name])
 
@@ -233,6 +241,22 @@ class SwitchableNet(nn.Module):
         if set(own) != set(tensors) or any(own[name].shape != tensors[name].shape for name in own):
             raise InputError("these tensors are those of another switchable net")
         self.load_state_dict(dict(tensors), strict=False)
+
+    def weight_of(self, spec: LayerSpec) -> Tensor:
+        """The whole float weight that a layer multiplies with in any profile."""
+        if spec.weight_from == "parameter":
+            return self.shared[key_of(f"{spec.name}.weight")].detach()
+        return float_weight(self._layer_that_runs(spec), spec).detach()
+
+    def bias_of(self, spec: LayerSpec) -> Tensor:
+        """The whole bias of a layer that has one."""
+        shared = self.shared[key] if (key := key_of(f"{spec.name}.bias")) in self.shared else None
+        return cast(Tensor, current(self._layer_that_runs(spec), "bias") if shared is None else shared).detach()
+
+    def _layer_that_runs(self, spec: LayerSpec) -> nn.Module:
+        """A layer in a profile that does not skip it; what it computes its tensors of is shared by all."""
+        found = (view.get_submodule(spec.name) for view in self.views.values())
+        return next(layer for layer in found if not isinstance(layer, SkippedLayer))
 
     def other_parameters(self) -> dict[str, nn.Parameter]:
         """Every deployed shared parameter that is no layer's weight or bias, by its name in the network."""

@@ -15,6 +15,7 @@ from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.models.computed import make_plain, sources_of
 from search_spaces.models.copies import copy_network
 
 _COARSE_BITS, _COARSE_STEP = 2, 0.1
@@ -134,12 +135,15 @@ def build_view(
     """The fixed net of these layers whose parameters are those of ``base``, except in BatchNorms, which are its own."""
     view = fixed_copy(base, graph, layers, choice)
     whole = dict(base.named_parameters(remove_duplicate=False))
+    served = _serving_buffers(base, graph)
     numbered = None
     if kept_rows_of(layers):
         numbered = dict(fixed_copy(_numbered(base), graph, layers, choice).named_modules())
     for name, module in list(view.named_modules()):
         if isinstance(module, _BatchNorm) or ".quantize_" in f".{name}":
             continue
+        for key in module._buffers.keys() & served.get(name, {}).keys():
+            module._buffers[key] = served[name][key]
         for key, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
@@ -152,6 +156,17 @@ def build_view(
         if isinstance(module, QuantizedLayer):
             quantizers.give(name, module, layers[name])
     return view
+
+
+def _serving_buffers(base: nn.Module, graph: LayerGraph) -> dict[str, dict[str, Tensor]]:
+    """By module and key, buffers of which weights are computed: as these are one, so are they."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for spec in graph.layers:
+        for name, tensor in sources_of(base.get_submodule(spec.name)).items():
+            module, _, key = f"{spec.name}.{name}".rpartition(".")
+            if not isinstance(tensor, nn.Parameter):
+                found.setdefault(module, {})[key] = tensor
+    return found
 
 
 def _share(module: nn.Module, key: str, full: Tensor, pick: Picked | None) -> None:
@@ -169,7 +184,9 @@ def _numbered(base: nn.Module) -> nn.Module:
 
     It lies on the CPU, where positions are read, wherever the network is.
     """
-    twin = copy_network(base).to_empty(device="cpu")
+    twin = copy_network(base)
+    make_plain(twin)
+    twin.to_empty(device="cpu")
     for parameter in twin.parameters():
         count = parameter.numel()
         parameter.data = torch.arange(count, dtype=torch.float64).reshape(parameter.shape)
@@ -203,6 +220,14 @@ def once_each(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return changed
 
 
+def is_part(module: nn.Module, key: str | None = None) -> bool:
+    """Whether a module reads its ``key`` (None: any tensor) from a part of a shared one."""
+    if not parametrize.is_parametrized(module, key):
+        return False
+    lists = cast(nn.ModuleDict, module.parametrizations)
+    return all(isinstance(cast(Any, parts)[0], Picked) for at, parts in lists.items() if key in (None, at))
+
+
 def own_parts(module: nn.Module) -> None:
     """Give a module tensors of its own in the place of its parts of shared ones."""
     lists = dict(cast(nn.ModuleDict, module.parametrizations).items())
@@ -217,7 +242,7 @@ def own_parts(module: nn.Module) -> None:
 
 def part_of(module: nn.Module, key: str) -> tuple[Tensor | None, Tensor | None]:
     """Rows and columns (int64) of the shared tensor that a module uses as its ``key``; None: all."""
-    if not parametrize.is_parametrized(module, key):
+    if not is_part(module, key):
         return None, None
     picked = cast(Picked, cast(Any, module.parametrizations)[key][0])
     if not picked.is_product:

@@ -120,9 +120,11 @@ class ChannelRun(WatchedRun):
         return spread(torch.from_numpy(self.trace.vectors[key]), tensor.shape, axes[0])
 
     def _layer(self, name: str, module: Any, x: Labels, output: Tensor) -> Labels:
-        spec, trace, key = self.specs[name], self.trace, id(module.weight)
-        axis = -1 if spec.kind == "Linear" else 1 - module.weight.dim()
+        spec, trace, key = self.specs[name], self.trace, id(module._parameters.get("weight", module))
+        axis = -1 if spec.kind == "Linear" else 1 - len(spec.weight_shape)
         columns, rows = trace.tie_along(x, axis), self._rows(name, module, key)
+        if spec.weight_from != "parameter":
+            trace.freeze((x, rows), f"the weight of '{name}' is made of others, which its filters have in common")
         own_state = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
         if own_state:
             trace.freeze((x, rows), f"'{name}' holds '{min(own_state)}' beside weight and bias")
@@ -139,7 +141,7 @@ class ChannelRun(WatchedRun):
         if name in self.given:
             return torch.from_numpy(self.given[name])
         if key not in self._rows_of:
-            shape, transposed = module.weight.shape, "Transpose" in self.specs[name].kind
+            shape, transposed = self.specs[name].weight_shape, "Transpose" in self.specs[name].kind
             self._rows_of[key] = self.trace.fresh(shape[1] * module.groups if transposed else shape[0])
         return self._rows_of[key]
 

@@ -6,7 +6,7 @@ pass that set a plain attribute (``weight_norm``, ``spectral_norm`` and ``prune`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -29,6 +29,11 @@ def hooked_name(hook: Any) -> str | None:
     return str(hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name)
 
 
+def computes(hook: Any) -> bool:
+    """Whether a hook is PyTorch's and serves to compute a tensor, or to load what it is computed of."""
+    return hooked_name(hook) is not None or type(getattr(hook, "hook", hook)).__module__ == SpectralNorm.__module__
+
+
 def computed_names(module: nn.Module) -> tuple[str, ...]:
     """The tensors of ``module`` that are computed of others, such as ``("weight",)``."""
     hooked = (hooked_name(hook) for hook in module._forward_pre_hooks.values())
@@ -36,15 +41,16 @@ def computed_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*parametrized, *(name for name in hooked if name is not None)]))
 
 
-def sources_of(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers, by name within ``module``, that serve to compute other tensors of it."""
-    hooked = [hooked_name(hook) for hook in module._forward_pre_hooks.values()]
-    found: dict[str, Tensor] = {}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        inside = name.startswith("parametrizations.")
-        if inside or any(name == f"{key}{ending}" for key in hooked if key for ending in _SOURCES):
-            found[name] = tensor
-    return found
+def sources_of(module: nn.Module, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The parameters and buffers, by name within ``module``, that serve to compute ``names`` (None: all of them)."""
+    hooked = [name for hook in module._forward_pre_hooks.values() if (name := hooked_name(hook)) is not None]
+    keys = list(computed_names(module) if names is None else names)
+    for key in keys:  # what is computed may be the source of another, as a masked direction of weight norm
+        keys += [name for name in hooked if name not in keys and name.startswith(f"{key}_")]
+    ends = {f"{key}{end}" for key in keys if key in hooked for end in _SOURCES}
+    parts = tuple(f"parametrizations.{key}." for key in keys)
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: tensor for name, tensor in tensors if name in ends or name.startswith(parts)}
 
 
 @contextmanager
@@ -76,14 +82,14 @@ def make_plain(network: nn.Module) -> None:
             continue
         with torch.no_grad():
             values = {name: cast(Tensor, current(module, name)).detach().clone() for name in names}
-        sources = sources_of(module)
-        learned = any(isinstance(tensor, nn.Parameter) and tensor.requires_grad for tensor in sources.values())
-        _forget_sources(module)
+        learned = any(isinstance(t, nn.Parameter) and t.requires_grad for t in sources_of(module).values())
+        forget_sources(module)
         for name, value in values.items():
             module.register_parameter(name, nn.Parameter(value, learned and value.is_floating_point()))
 
 
-def _forget_sources(module: nn.Module) -> None:
+def forget_sources(module: nn.Module) -> None:
+    """Let ``module`` compute no tensor of others any more; it lacks those then."""
     hooked = [name for hook in module._forward_pre_hooks.values() if (name := hooked_name(hook)) is not None]
     for name in sources_of(module):
         for held in (module._parameters, module._buffers):
@@ -93,13 +99,9 @@ def _forget_sources(module: nn.Module) -> None:
         module._parameters.pop(name, None)  # what is computed may be the source of another, as a mask of weight norm's
     for hooks in (module._forward_pre_hooks, module._state_dict_hooks, module._load_state_dict_pre_hooks):
         for key, hook in list(hooks.items()):
-            if hooked_name(hook) is not None or _is_of_spectral_norm(hook):
+            if computes(hook):
                 del hooks[key]
     if parametrize.is_parametrized(module):
         # Not parametrize.remove_parametrizations: it changes the class, which copies of the module have, too.
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module.parametrizations
-
-
-def _is_of_spectral_norm(hook: Any) -> bool:
-    return type(getattr(hook, "hook", hook)).__module__ == SpectralNorm.__module__

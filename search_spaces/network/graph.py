@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.models.attention import unfold_attention
+from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.copies import copy_network
+from search_spaces.models.multiplied import is_standard
 from search_spaces.network.couplings import read_couplings, unknown_couplings
 from search_spaces.network.examples import Call, Example, read_example
+from search_spaces.network.makings import Making, read_makings
 from search_spaces.network.observation import LayerRecord, Observation, memory, observe
 from search_spaces.network.parameters import account, other_bytes, unused_names
 
@@ -56,11 +59,13 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     with torch.inference_mode(False):
         call = read_example(example, model)
         twin, call, seen = _observe(model, call)
-    specs, unsupported = _describe(twin, seen)
-    parameters = account(twin, specs, unsupported, seen)
+    making = read_makings(model, seen)
+    specs, unsupported = _describe(twin, seen, making)
+    serving = {spec.name: _serving(twin, spec, making) for spec in specs}
+    parameters = account(twin, specs, unsupported, seen, serving)
     loose = {spec.owner: spec.reason for spec in parameters if spec.reason and spec.owner == spec.name}
     matrices = {name for name, parameter in twin.named_parameters() if sum(side > 1 for side in parameter.shape) > 1}
-    unused = unused_names(twin, specs, parameters, seen)
+    unused = unused_names(twin, specs, parameters, seen, serving)
     couplings = read_couplings(twin, specs, call) if not seen.depends_on_data else unknown_couplings(_DEPENDS)
     return LayerGraph(
         layers=tuple(specs),
@@ -137,7 +142,9 @@ def frozen_copy(model: nn.Module, device: torch.device) -> nn.Module:
     return copy_network(model, memo)
 
 
-def _describe(twin: nn.Module, seen: Observation) -> tuple[list[LayerSpec], dict[str, str]]:
+def _describe(
+    twin: nn.Module, seen: Observation, making: Mapping[str, Making]
+) -> tuple[list[LayerSpec], dict[str, str]]:
     """Split the layers into those that can be searched, in call order, and those unsupported, with the reason."""
     modules = dict(twin.named_modules())
     uses = Counter(id(p) for m in modules.values() for p in m._parameters.values() if p is not None)
@@ -145,33 +152,70 @@ def _describe(twin: nn.Module, seen: Observation) -> tuple[list[LayerSpec], dict
     specs: list[LayerSpec] = []
     unsupported: dict[str, str] = {}
     for name, record in sorted(seen.layers.items(), key=lambda item: item[1].first_call):
-        reason = _why_unsupported(record, uses, seen)
+        reason = _why_unsupported(name, record, uses, seen, making.get(name))
         if reason:
             unsupported[name] = reason
             continue
-        weight = record.module._parameters["weight"]
-        specs.append(_spec(name, record, owners.get(id(weight)), seen.folded_norm(record), modules))
-        owners.setdefault(id(weight), name)
+        weight = record.module._parameters.get("weight")
+        owner = None if weight is None else owners.get(id(weight))
+        specs.append(_spec(name, record, owner, seen.folded_norm(record), modules, name in making))
+        if weight is not None:
+            owners.setdefault(id(weight), name)
     return specs, unsupported
 
 
-def _why_unsupported(record: LayerRecord, uses: Counter[int], seen: Observation) -> str:
-    weight = record.module._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed from other parameters (weight norm, a mask or another parametrization)"
-    if "bias" not in record.module._parameters:
-        return "its bias is computed from other parameters (a mask or another parametrization)"
+def _serving(twin: nn.Module, spec: LayerSpec, making: Mapping[str, Making]) -> frozenset[str]:
+    """What of a layer only serves to compute its weight and bias."""
+    made = making[spec.name].serving if spec.name in making else frozenset()
+    return made | {*sources_of(twin.get_submodule(spec.name), ("weight", "bias"))}
+
+
+def _why_unsupported(
+    name: str, record: LayerRecord, uses: Counter[int], seen: Observation, making: Making | None
+) -> str:
+    reason = _why_not_held(name, record.module)
+    if reason:
+        return reason
     if not record.outputs:
         return _why_not_called(record, seen)
     if record.reads_outside:
         return "its parent calls it and reads the weight itself as well"
+    weight = record.module._parameters.get("weight")
+    if making is not None or weight is None:
+        return _why_not_made(record.module, uses, making)
     if record.products == 0:
-        return "it transforms its weight before use (such as weight standardization)"
+        return "it multiplies with something else than its weight, or by other means than PyTorch's layers"
     sharing = sum(other.module._parameters.get("weight") is weight for other in seen.layers.values())
     if uses[id(weight)] > sharing:
         return "its weight is shared with a module that is not a layer (such as an embedding)"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}"
+    return ""
+
+
+def _why_not_held(name: str, layer: nn.Module) -> str:
+    """Why the weight and the bias cannot be read of the layer; "" where they can."""
+    if ".parametrizations." in name:
+        return f"it computes a tensor of layer '{name.partition('.parametrizations.')[0]}'"
+    computed = computed_names(layer)
+    for key in ("weight", "bias"):
+        if key not in layer._parameters and key not in computed:
+            return f"its {key} is computed by other means than those of torch.nn.utils"
+    other = next((key for key in computed if not key.startswith(("weight", "bias"))), None)
+    return "" if other is None else f"its '{other}' is computed of others, beside weight and bias"
+
+
+def _why_not_made(layer: nn.Module, uses: Counter[int], making: Making | None) -> str:
+    """Why a weight that is computed, or that the layer's own code makes, cannot be quantized; "" where it can."""
+    if making is not None and making.reason:
+        return making.reason
+    if making is None and not is_standard(layer):
+        return (
+            "its weight is computed of others, and its own code multiplies with it by other means than PyTorch's layers"
+        )
+    parts = [layer._parameters.get("weight"), *sources_of(layer, ("weight", "bias")).values()]
+    if any(uses[id(part)] > 1 for part in parts):
+        return "what its weight is made of is shared with another module"
     return ""
 
 
@@ -186,15 +230,18 @@ def _why_not_called(record: LayerRecord, seen: Observation) -> str:
     return "the forward pass never calls it in eval mode"
 
 
-def _spec(name: str, record: LayerRecord, owner: str | None, norm: str | None, modules: Mapping[str, Any]) -> LayerSpec:
+def _spec(
+    name: str, record: LayerRecord, owner: str | None, norm: str | None, modules: Mapping[str, Any], made: bool
+) -> LayerSpec:
     module: Any = record.module
+    weight, computed = module.weight, "weight" not in module._parameters
     return LayerSpec(
         name=name,
         kind=layer_kind(module),
-        weight_shape=tuple(module.weight.shape),
+        weight_shape=tuple(weight.shape),
         input_shape=_one_sample(record.inputs[0]),
         output_shape=_one_sample(record.outputs[0]),
-        macs=record.macs,
+        macs=_macs(record, weight) if made or computed else record.macs,
         out_channels=module.out_features if isinstance(module, nn.Linear) else module.out_channels,
         groups=getattr(module, "groups", 1),
         bias_elements=0 if module.bias is None else module.bias.numel(),
@@ -202,7 +249,23 @@ def _spec(name: str, record: LayerRecord, owner: str | None, norm: str | None, m
         norm=norm,
         norm_channels=modules[norm].num_features if norm else 0,
         shares_weight_with=owner,
+        weight_from="made" if made else "computed" if computed else "parameter",
     )
+
+
+def _macs(record: LayerRecord, weight: Tensor) -> int:
+    """Multiply-accumulates of products with ``weight``: each of its entries is read once for every position."""
+    spatial = max(0, weight.dim() - 2)
+    sides = zip(record.inputs, record.outputs, strict=True)
+    transposed = isinstance(record.module, TRANSPOSED)
+    positions = (given if transposed else output for given, output in sides)
+    return sum(weight.numel() * _positions(tensor, spatial) for tensor in positions)
+
+
+def _positions(tensor: Tensor, spatial: int) -> int:
+    """At how many places of a tensor, over all samples, a layer's channels stand."""
+    channels = tensor.shape[tensor.dim() - 1 - spatial]
+    return tensor.numel() // max(1, channels)
 
 
 def _one_sample(tensor: Tensor) -> tuple[int, ...]:

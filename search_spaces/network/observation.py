@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from search_spaces.channels.meta_operations import run_on_meta
+from search_spaces.models.computed import computed_names, sources_of
+from search_spaces.models.multiplied import Products
 from search_spaces.network.calls import first_input
 from search_spaces.network.examples import Call
 
@@ -32,7 +34,10 @@ _VALUES = {Tensor.tolist, Tensor.numpy, Tensor.__array__}  # they reach no opera
 
 @dataclass
 class LayerRecord:
-    """What one layer did: its calls, and how its weight was read in them and outside them."""
+    """What one layer did: its calls, and how its weight was read in them and outside them.
+
+    ``made`` are weights of the shape of its own that it multiplied with and that are held nowhere: its code made them.
+    """
 
     module: nn.Module
     inputs: list[Tensor] = field(default_factory=list)
@@ -44,6 +49,7 @@ class LayerRecord:
     first_call: int = -1
     norms: list[str] = field(default_factory=list)
     other_readers: int = 0
+    made: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -97,6 +103,7 @@ def observe(
         warnings.simplefilter("ignore")  # the network's own run says it again, where it is the user's to see
         stack.enter_context(torch.no_grad())
         stack.enter_context(_hooks(network, watch))
+        stack.enter_context(Products(watch.note_weight))
         # Without values the input cannot choose the path: what is asked for then are constants.
         if not any(tensor.is_meta for tensor in call.tensors):
             stack.enter_context(_Values(seen))
@@ -121,16 +128,14 @@ class _Watch(TorchDispatchMode):
         self.held = {memory(tensor) for tensor in (*network.parameters(), *network.buffers())}
         self.owners: dict[int, list[LayerRecord]] = {}
         for record in seen.layers.values():
-            weight = record.module._parameters.get("weight")
-            if weight is not None:
-                self.owners.setdefault(memory(weight), []).append(record)
+            for tensor in _weights(record.module):
+                self.owners.setdefault(memory(tensor), []).append(record)
         self.elsewhere: set[int] = set()
-        for name, parameter in original.named_parameters():
-            layer, _, key = name.rpartition(".")
-            if layer in seen.layers and key == "weight":
-                self.owners.setdefault(memory(parameter), []).append(seen.layers[layer])
-                self.held.add(memory(parameter))
-                self.elsewhere.add(memory(parameter))
+        for name, module in original.named_modules():
+            for tensor in _weights(module) if name in seen.layers else ():
+                self.owners.setdefault(memory(tensor), []).append(seen.layers[name])
+                self.held.add(memory(tensor))
+                self.elsewhere.add(memory(tensor))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -179,12 +184,20 @@ class _Watch(TorchDispatchMode):
         # Who reads the weight of the original calls what was not copied, such as a forward kept by a closure.
         running = [record for record in owners if record.running and place not in self.elsewhere]
         for record in running:
-            weight = cast(Tensor, record.module._parameters["weight"])
-            if macs is not None and operand.numel() == weight.numel():
+            weight = record.module._parameters.get("weight")
+            if weight is not None and macs is not None and operand.numel() == weight.numel():
                 record.products += 1
                 record.macs += macs
         for record in owners if not running else ():
             record.reads_outside += 1
+
+    def note_weight(self, weight: Tensor) -> Tensor:
+        """Note a weight that somebody multiplies with; it is given back as it is."""
+        if memory(weight) not in self.held:
+            for record in self.seen.layers.values():
+                if record.running and weight.shape == cast(Tensor, record.module.weight).shape:
+                    record.made.append(weight)
+        return weight
 
     def _note_data(self, func: Any, operands: list[Tensor]) -> None:
         dynamic = torch.Tag.dynamic_output_shape in func.tags
@@ -192,6 +205,12 @@ class _Watch(TorchDispatchMode):
             dynamic = any(operand.dtype in (torch.bool, torch.uint8) for operand in operands[1:])
         asks = dynamic or torch.Tag.data_dependent_output in func.tags
         self.seen.depends_on_data |= asks and not self.on_meta
+
+
+def _weights(layer: nn.Module) -> list[Tensor]:
+    """The layer's weight, or what it is computed of."""
+    weight = layer._parameters.get("weight")
+    return [*sources_of(layer, ("weight",)).values()] if weight is None else [weight]
 
 
 class _Values(TorchFunctionMode):
@@ -218,7 +237,8 @@ def _hooks(network: nn.Module, watch: _Watch) -> Iterator[None]:
             before, after = _norm_hooks(watch, name, produced)
         else:
             continue
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        first = bool(computed_names(module))  # what a hook computes a weight of is read inside the call
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=first))
         handles.append(module.register_forward_hook(after, with_kwargs=True))
     try:
         yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,13 +13,19 @@ from search_spaces.network.observation import Observation, memory
 
 
 def account(
-    twin: nn.Module, specs: Sequence[LayerSpec], unsupported: Mapping[str, str], seen: Observation
+    twin: nn.Module,
+    specs: Sequence[LayerSpec],
+    unsupported: Mapping[str, str],
+    seen: Observation,
+    serving: Mapping[str, Collection[str]],
 ) -> tuple[ParameterSpec, ...]:
-    """Every parameter once, under its first name."""
+    """Every parameter once, under its first name; ``serving`` are those of which a layer's weight is made."""
     modules = dict(twin.named_modules())
     held: dict[int, str] = {}
     for spec in specs:
-        own = [modules[spec.name]._parameters.get(key) for key in ("weight", "bias")]
+        layer = modules[spec.name]
+        own = [layer._parameters.get(key) for key in ("weight", "bias")]
+        own += [parameter for key, parameter in layer.named_parameters() if key in serving[spec.name]]
         own += modules[spec.norm]._parameters.values() if spec.norm else []
         for parameter in own:
             if parameter is not None:
@@ -79,12 +85,17 @@ def _is_deployed(norm: _BatchNorm, seen: Observation) -> bool:
 
 
 def unused_names(
-    twin: nn.Module, specs: Sequence[LayerSpec], parameters: Iterable[ParameterSpec], seen: Observation
+    twin: nn.Module,
+    specs: Sequence[LayerSpec],
+    parameters: Iterable[ParameterSpec],
+    seen: Observation,
+    serving: Mapping[str, Collection[str]],
 ) -> frozenset[str]:
-    """Parameters, buffers and BatchNorms that are never read in eval mode."""
+    """Parameters, buffers and BatchNorms that are never read in eval mode, or only to make the weight of a layer."""
     norms = {name for name, norm in _other_norms(twin, specs) if not _is_deployed(norm, seen)}
     buffers = {name for name, buffer in each_buffer(twin) if not _is_read(buffer, seen)}
-    return frozenset(norms | buffers | {parameter.name for parameter in parameters if not parameter.deployed})
+    made = {f"{layer}.{key}" if layer else key for layer, keys in serving.items() for key in keys}
+    return frozenset(norms | buffers | made | {parameter.name for parameter in parameters if not parameter.deployed})
 
 
 def other_bytes(

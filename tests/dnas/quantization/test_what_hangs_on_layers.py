@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune
 
 from dnas.config.job import FinetuneSection
 from dnas.data.image_sets import MemoryImages
@@ -33,6 +31,7 @@ from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
+from tests.made_weights import Tangent
 from tests.toys import seeded
 
 WIDTH = 6
@@ -73,35 +72,6 @@ TIED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-class Standardized(nn.Linear):
-    """Weight standardisation, as timm's ScaledStdConv2d does it for convolutions."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = (self.weight - self.weight.mean(1, keepdim=True)) / (self.weight.std(1, keepdim=True) + 1e-5)
-        return F.linear(x, weight, self.bias)
-
-
-def old_norm(function: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return function(linear())
-
-    return make
-
-
-COMPUTED: dict[str, Callable[[], nn.Module]] = {
-    "weight norm by hooks": old_norm(nn.utils.weight_norm),
-    "spectral norm by hooks": old_norm(nn.utils.spectral_norm),
-    "weight norm": lambda: parametrizations.weight_norm(linear()),
-    "spectral norm": lambda: parametrizations.spectral_norm(linear()),
-    "orthogonal": lambda: parametrizations.orthogonal(linear()),
-    "pruned": lambda: prune.l1_unstructured(linear(), "weight", 0.5),
-    "pruned bias": lambda: prune.l1_unstructured(linear(), "bias", 0.5),
-    "standardized": lambda: Standardized(WIDTH, WIDTH),
-}
-
-
 def quantized(model: nn.Module, bits: int = 2) -> tuple[nn.Module, LayerGraph, BitAssignment]:
     graph = read_graph(model, (WIDTH,))
     layers = {name: LayerBits(bits, 32) for name in graph.by_name}
@@ -123,24 +93,7 @@ def test_a_weight_that_is_read_outside_its_layer_is_left_in_fp32(how: str, tmp_p
     torch.testing.assert_close(load(tmp_path / "net", Tied(how))(images()), network(images()))
 
 
-@pytest.mark.parametrize("kind", COMPUTED)
-def test_a_computed_weight_stays_and_is_told(kind: str) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(linear(), nn.ReLU(), COMPUTED[kind]()).eval()
-    model(images())  # hooks leave the weight that they computed, with its graph
-    graph = read_graph(model, (WIDTH,))
-    assert set(graph.by_name) == {"0"}
-    assert "computed from other parameters" in graph.unsupported["2"] or kind == "standardized"
-    network = quantized(model)[0]
-    network[0].quantize_weight.pass_through()
-    torch.testing.assert_close(network(images()), model(images()), rtol=0, atol=0)
-    network(images()).sum().backward()
-    assert all(parameter.grad is not None for name, parameter in network[2].named_parameters() if "weight" in name)
-
-
-@pytest.mark.parametrize(
-    "layer", [nn.Linear(4, 2), nn.Conv2d(3, 4, 1), nn.ConvTranspose1d(2, 2, 2), Standardized(4, 4)]
-)
+@pytest.mark.parametrize("layer", [nn.Linear(4, 2), nn.Conv2d(3, 4, 1), nn.ConvTranspose1d(2, 2, 2), Tangent(4, 4, 1)])
 def test_a_network_that_is_itself_a_layer_is_refused(layer: nn.Module) -> None:
     with pytest.raises(InputError, match=rf"itself one layer \({type(layer).__name__}\)"):
         read_graph(layer, (4,))

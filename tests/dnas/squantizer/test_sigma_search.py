@@ -21,7 +21,7 @@ def test_a_search_space_of_sigmas_prices_every_choice_exactly(order: str) -> Non
     layers = {
         n: replace(b, scheme=b.scheme and replace(b.scheme, order=order)) for n, b in sparse_layers(model).items()
     }
-    weights = float_weights(model, layers)
+    weights = float_weights(model, layers, table.graph)
     space = SigmaSpace(table, layers, weights, ["first", "second"])
     for counts in ({"first": 1, "second": 32}, {"first": 7, "second": 16}, {"first": 32, "second": 1}):
         found = stored_layers(weights, space.layers_at(counts))

@@ -56,7 +56,7 @@ def test_the_least_sigma_within_a_budget(share: float) -> None:
     model = trained(Net(channels=12))
     _, _, table = plan(model, **OPTIONS)
     layers = sparse_layers(model)
-    weights = float_weights(model, layers)
+    weights = float_weights(model, layers, table.graph)
     dense = sparse_prices(table, stored_layers(weights, with_sigmas(layers, lambda name, own: -1.0)))["size_bytes"]
     least = sparse_prices(table, stored_layers(weights, with_sigmas(layers, lambda name, own: 3.0)))["size_bytes"]
     budget = Budget({"size_bytes": least + share * (dense - least)}, "a budget")
@@ -75,7 +75,12 @@ def test_no_layer_loses_its_last_weight_and_a_budget_below_that_is_not_met(order
     layers = {
         n: replace(b, scheme=b.scheme and replace(b.scheme, order=order)) for n, b in sparse_layers(model).items()
     }
-    assert sigma_within(table, layers, float_weights(model, layers), Budget({"size_bytes": 1.0}, ""), ["first"]) is None
+    assert (
+        sigma_within(
+            table, layers, float_weights(model, layers, table.graph), Budget({"size_bytes": 1.0}, ""), ["first"]
+        )
+        is None
+    )
     for weight in (model.get_submodule("first").weight, torch.ones(4)):
         end = largest_sigma(weight, 4, order)
         assert sparse_codes(weight, end, 4, order).codes.any()
@@ -87,7 +92,7 @@ def test_every_sigma_is_raised_alike_until_the_trained_weights_fit() -> None:
     model = trained(Net(channels=12))
     _, _, table = plan(model, **OPTIONS)
     layers = with_sigmas(sparse_layers(model), lambda name, own: {"first": 0.0, "second": 0.5}[name])
-    weights = float_weights(quantized(model), layers)
+    weights = float_weights(quantized(model), layers, table.graph)
     now = sparse_prices(table, stored_layers(weights, layers))["size_bytes"]
     same = raised_within(table, layers, weights, Budget({"size_bytes": now}, ""))
     assert same is not None
