@@ -28,7 +28,7 @@ class Registry(Mapping[str, Thing], Generic[Thing]):
     """
 
     def __init__(self, kind: str, things: Mapping[str, Thing], own: Callable[[str, Any], Thing]) -> None:
-        self.kind, self._things, self._own = kind, things, own
+        self.kind, self._things, self._own = kind, dict(things), own
 
     def find(self, source: str) -> Thing:
         """Ours of that name, or the user's; :class:`InputError` with the nearest name otherwise."""

@@ -96,6 +96,8 @@ def find_scheme(name: str) -> type[WeightScheme]:
 def read_scheme(entry: Mapping[str, Any]) -> WeightScheme | None:
     """The scheme of a layer's entry in an assignment file; None for plain quantized weights."""
     found = [key for key, value in entry.items() if value and (key in SCHEMES or ":" in key)]
+    if len(found) > 1:
+        raise InputError(f"a layer has one weight scheme, not {' and '.join(found)}")
     return find_scheme(found[0]).from_json(entry[found[0]]) if found else None
 
 

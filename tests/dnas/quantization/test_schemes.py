@@ -89,6 +89,9 @@ def test_a_file_makes_nobody_import_anything() -> None:
     with pytest.raises(InputError, match="'antigravity:Up' is not known here; import antigravity"):
         BitAssignment.from_json(data)
     assert "antigravity" not in sys.modules
+    data["layers"]["stem"]["sparse"] = {"sigma": 0.0}
+    with pytest.raises(InputError, match="one weight scheme, not antigravity:Up and sparse"):
+        BitAssignment.from_json(data)
     with pytest.raises(InputError, match="'json:loads' is not known here"):  # there, and no scheme
         find_scheme("json:loads")
 
