@@ -50,6 +50,8 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of ``path``; raise :class:`InputError` with the path where it cannot be read."""
     try:
         return path.read_bytes()
+    except IsADirectoryError as error:
+        raise InputError(f"cannot read {path}: it is a folder where a file belongs; move it away") from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 

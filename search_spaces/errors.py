@@ -24,6 +24,24 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def unreadable(error: OSError) -> str:
+    """Say why a file that was named could not be read; where it is a folder, what to do about it.
+
+    >>> unreadable(IsADirectoryError()), unreadable(FileNotFoundError(2, "No such file or directory"))
+    ('it is a folder; name a file', 'No such file or directory')
+    """
+    return "it is a folder; name a file" if isinstance(error, IsADirectoryError) else error.strerror or str(error)
+
+
+def printable(text: str) -> str:
+    r"""Return the text on one line, whatever a user's names, keys and values put into it.
+
+    >>> printable("there is no run at a\nb")
+    'there is no run at a�b'
+    """
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def check_type(value: object, kind: type | tuple[type, ...], what: str, hint: str) -> None:
     """Raise :class:`InputError` unless ``value`` is a ``kind``; the hint says how to get one."""
     if not isinstance(value, kind):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, unreadable
 from search_spaces.fields import Bits, FilePath, LayerKind, OnceEach, Pair, SomeBits
 from search_spaces.refusals import first_problem
 
@@ -69,7 +69,7 @@ def read_capability(path: Path) -> dict[str, tuple[Pair, ...]]:
         data = json.loads(text)
         file = _CapabilityFile.model_validate_json(text, strict=True)
     except OSError as error:
-        raise InputError(f"capability file {path}: {error.strerror}") from error
+        raise InputError(f"capability file {path}: {unreadable(error)}") from error
     except ValidationError as error:
         raise InputError(f"capability file {path}: {first_problem(error, data)}; {_FORM}") from error
     except (ValueError, RecursionError) as error:

@@ -144,7 +144,7 @@ def search(
     from dnas.commands import launching
 
     overrides = list(setting or [])
-    overrides += [f"device={device}"] if device else []
+    overrides += [f"device={device}"] if device is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
     launching.search(job, overrides, run, as_json)
 

@@ -42,11 +42,14 @@ def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str]
     for sentence in missing:
         tell(sentence)
     home = folders[0] if len(folders) == 1 else Path()
-    written = []
-    for index, (name, draw) in enumerate(named):
-        path = home / f"{name}.png" if out is None else out if index == 0 else _beside(out, name, kinds)
+    further = [home / f"{name}.png" if out is None else _beside(out, name, kinds) for name, _ in named]
+    paths = further if out is None else [out, *further[1:]]
+    for path in paths:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; move it away, or name another file with --out")
+    for path, (_, draw) in zip(paths, named, strict=True):
         save_figure(draw(), path)
-        written.append(str(path))
+    written = list(map(str, paths))
     if as_json:
         show_json({"files": written})
     else:

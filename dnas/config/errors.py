@@ -33,11 +33,6 @@ def joined(told: Sequence[str]) -> str:
     return "; ".join([*told[:MOST_MISTAKES], *rest])
 
 
-def printable(text: str) -> str:
-    """Return the text on one line, whatever a file's keys and values put into it."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
 def known_keys(path: KeyPath) -> list[str]:
     """Return the keys that the table at ``path`` may have; empty where any name is fine."""
     section: Any = JobConfig

@@ -17,11 +17,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dnas.config.errors import Where, joined, printable, sentences
+from dnas.config.errors import Where, joined, sentences
 from dnas.config.job import JobConfig
 from dnas.config.text import commented_text, job_text, reference_text
 from dnas.config.toml_lines import key_lines, paths_of
-from search_spaces.errors import InputError, check_type, nearest
+from search_spaces.errors import InputError, check_type, nearest, printable, unreadable
 from search_spaces.refusals import KeyPath, key_name
 
 DEFAULT_PRESET = "digits"
@@ -101,7 +101,7 @@ def _read(source: str) -> tuple[str, str]:
         hint = nearest(source, others) or f"; presets are {', '.join(presets)}"
         raise InputError(f"there is no job file and no preset '{source}'{hint}") from error
     except OSError as error:
-        raise InputError(f"job file {source} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"job file {source} cannot be read: {unreadable(error)}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"job file {source} is not UTF-8 text (byte {error.start})") from error
     except (ValueError, RuntimeError) as error:  # a null byte in the path, or a home folder that is not known

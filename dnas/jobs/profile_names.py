@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dnas.config.job import FinaliseSection
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, unreadable
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.spaces import PrecisionSpace
 
@@ -65,7 +65,8 @@ def read_assignment(path: str, graph: LayerGraph) -> BitAssignment:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the assignment {path}: {getattr(error, 'strerror', None) or error}") from error
+        why = unreadable(error) if isinstance(error, OSError) else str(error)
+        raise InputError(f"cannot read the assignment {path}: {why}") from error
     try:
         assignment = BitAssignment.loads(text)
         check_fits(assignment, graph)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from results.files import encode_json, parse_json, write_bytes
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, unreadable
 
 FAMILY = "dnas.packed/"
 FORMAT, FORMAT_WITH_BUFFERS = f"{FAMILY}1", f"{FAMILY}2"
@@ -134,7 +134,7 @@ def read_packed(path: Path, profile: str | None = None) -> PackedFile:
                 if wanted is None or name in wanted
             }
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot read {path}: {unreadable(error)}") from error
     _check_digests(path, description, tensors)
     if wanted is not None and not set(wanted) <= set(tensors):
         raise InputError(f"{path} lacks a tensor that profile '{profile}' needs; export it again")

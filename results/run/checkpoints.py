@@ -58,6 +58,11 @@ def _metadata(file: Any, path: Path) -> dict[str, Any]:
 @contextmanager
 def _sound(path: Path) -> Iterator[None]:
     """Make whatever reading the file at ``path`` raises the sentence that says how to have it again."""
+    if path.is_dir():  # which no error tells on every system
+        raise InputError(
+            f"{path} is a folder where the run keeps a file; move it away, then go on with: dnas resume "
+            f"{path.parent.parent}"
+        )
     try:
         yield
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError) as error:

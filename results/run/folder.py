@@ -24,6 +24,7 @@ from results.run.layout import (
     LOCK,
     list_runs,
     refuse_incomplete,
+    refuse_misplaced,
     refuse_occupied,
     safe_name,
 )
@@ -87,6 +88,7 @@ class Run:
         refuse_incomplete(folder)
         if not write:
             return cls(folder)
+        refuse_misplaced(folder)
         run = cls(folder, FolderLock(folder / LOCK))
         run._remove_leftovers()
         return run

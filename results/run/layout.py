@@ -44,6 +44,15 @@ def refuse_incomplete(folder: Path) -> None:
     if is_run(folder):
         return
     elsewhere = "or start again with another --run"
+    if folder.is_file():
+        packed = f"; a packed net is opened in Python: dnas.load('{folder}')" if folder.suffix == ".safetensors" else ""
+        raise InputError(f"{folder} is a file, and a run is a folder; name the folder of a run{packed}")
+    for name in (JOURNAL, JOB):
+        if (folder / name).is_dir():
+            raise InputError(
+                f"{folder / name} is a folder where the run keeps a file; move it away and restore the file from a "
+                f"copy, {elsewhere}"
+            )
     if (folder / JOURNAL).is_file():
         raise InputError(
             f"{folder} has lost its {JOB}: restore it from a copy, or put the job file that the run was started with "
@@ -52,6 +61,19 @@ def refuse_incomplete(folder: Path) -> None:
     if (folder / JOB).is_file() and any((folder / name).glob("*") for name in (ASSIGNMENTS, CHECKPOINTS)):
         raise InputError(f"{folder} has lost its {JOURNAL}: restore it from a copy, {elsewhere}")
     raise InputError(f"{folder} is not a run folder: it has no {JOURNAL} beside a {JOB}")
+
+
+def refuse_misplaced(folder: Path) -> None:
+    """Raise where a folder lies in the place of a file of the run, or a file in that of a folder."""
+    homes = [folder / name for name in (ASSIGNMENTS, CHECKPOINTS)]
+    kept = [path for home in homes for path in home.glob("*") if path.suffix in (".json", ".safetensors")]
+    files = [folder / name for name in (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, LOCK, OWNER)]
+    wrong = [(path, "folder", "file") for path in (*files, *kept) if path.is_dir()]
+    wrong += [(home, "file", "folder") for home in homes if home.exists() and not home.is_dir()]
+    for path, found, wanted in wrong:
+        raise InputError(
+            f"{path} is a {found} where the run keeps a {wanted}; move it away, then go on with: dnas resume {folder}"
+        )
 
 
 def refuse_occupied(folder: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.errors import InputError, check_type, nearest, one_line
+from search_spaces.errors import InputError, check_type, nearest, one_line, unreadable
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
@@ -126,7 +126,7 @@ def latency_table(path: Path) -> Cost:
             for row in rows
         }
     except OSError as error:
-        raise InputError(f"latency table {path}: {error.strerror}") from error
+        raise InputError(f"latency table {path}: {unreadable(error)}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"latency table {path} must have the columns layer, weight_bits, activation_bits, latency_ms: {error!r}"

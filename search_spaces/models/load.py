@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces.errors import InputError, nearest, one_line
+from search_spaces.errors import InputError, nearest, one_line, unreadable
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 from search_spaces.models.zoo import ZOO
 from search_spaces.registry import import_callable, importable_working_directory
@@ -198,7 +198,7 @@ def _read_weights(path: Path) -> tuple[str, Any]:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"checkpoint '{path}' cannot be read: {error.strerror or error}") from error
+        raise InputError(f"checkpoint '{path}' cannot be read: {unreadable(error)}") from error
     try:
         if path.suffix == ".safetensors":
             return sha256, safetensors.torch.load_file(path)

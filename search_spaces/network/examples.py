@@ -93,4 +93,7 @@ def _zeros(shape: Sequence[Any], model: nn.Module) -> Tensor:
         )
     parameter = next(model.parameters(), torch.empty(0))
     sides = (1, *(int(side) for side in shape))
-    return torch.zeros(sides, device=parameter.device, dtype=parameter.dtype)
+    try:
+        return torch.zeros(sides, device=parameter.device, dtype=parameter.dtype)
+    except (RuntimeError, TypeError) as error:  # sides that overflow, or an allocator of some device
+        raise InputError(f"an input of shape {sides[1:]} does not fit into memory; give a smaller one") from error

@@ -213,7 +213,11 @@ def test_what_is_wrong_in_a_capability_file_is_told(tmp_path: Path, text: str, s
 def test_a_capability_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     assert {kind.__name__ for kind in LAYER_TYPES} == set(LAYER_KINDS)
     (tmp_path / "latin.json").write_bytes(b"\xff")
-    for name, sentence in (("missing.json", "No such file"), ("", "Is a directory"), ("latin.json", "is not JSON")):
+    for name, sentence in (
+        ("missing.json", "No such file"),
+        ("", "it is a folder"),
+        ("latin.json", "is not JSON"),
+    ):
         with pytest.raises(InputError, match=sentence):
             read_capability(tmp_path / name)
     with pytest.raises(InputError, match=r"space\.capability = .*'conv' is not a type of layer"):

@@ -302,6 +302,32 @@ def test_plots_are_written(finished: Path) -> None:
     assert "no folder" in refused("plot", "digits", "--out", "nowhere/front.png")
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("show", "a\nb"), "there is no run at runs/a\N{REPLACEMENT CHARACTER}b"),
+        (("status", "лод"), "there is no run at runs/лод"),
+        (("resume", ""), "is not a run folder"),
+        (("search", "--device", ""), "device"),
+        (("search", "folder"), "it is a folder; name a file"),
+        (("doctor", "--job", "folder"), "it is a folder; name a file"),
+        (("search", "--set", "model.checkpoint='folder'"), "it is a folder; name a file"),
+        (("search", "--set", "space.capability='folder'"), "it is a folder; name a file"),
+        (("search", "--set", "costs.latency_table='folder'"), "it is a folder; name a file"),
+        (("search", "--run", "file"), "file is a file; choose another folder with --run"),
+        (("search", "--run", "x" * 300), "cannot hold a run: File name too long"),
+        (("doctor", "zoo:tiny_resnet", "--input-shape", "1,99999999,99999999"), "does not fit into memory"),
+        (("doctor", "zoo:tiny_resnet", "--input-shape", f"1,{2**64},1"), "does not fit into memory"),
+        (("prune", "digits", "--bits", "-1"), "there is no run"),
+    ],
+)
+def test_odd_input_is_one_sentence(words: tuple[str, ...], told: str) -> None:
+    Path("folder").mkdir()
+    Path("file").write_text("")
+    assert told in refused(*words)
+    assert not Path("runs/digits").exists()
+
+
 def test_pictures_beside_one_another_say_their_kind_once(finished: Path) -> None:
     with Run.open(finished, write=True) as run:
         for search in ("search-2", "search-3"):

@@ -219,6 +219,68 @@ def test_a_run_without_its_job_or_its_journal_is_told_and_stops_no_list_of_runs(
     assert "nothing is left to do" in dnas("resume", folder).stderr
 
 
+READING = {
+    "front.json": (("show",), ("show", "float"), ("switch",), ("plot",)),
+    "front.png": (("plot",),),
+    "assignments/search-1.json": (("show", "search-1"), ("evaluate", "search-1"), ("export", "search-1", "--out", "o")),
+    "checkpoints/pretrain.safetensors": (("evaluate", "float"),),
+    "checkpoints/net-search-1-seed0.safetensors": (("evaluate", "search-1"),),
+    "checkpoints/net-switchable-1-seed0.safetensors": (("evaluate", "switchable-1-w4a4"),),
+    "environment.json": (),
+    "front.csv": (),
+    ".lock": (),
+    ".owner": (),
+}
+
+
+@pytest.mark.parametrize("file", READING)
+def test_a_folder_in_the_place_of_a_file_is_named_with_the_next_step(folder: Path, file: str) -> None:
+    path = folder / file
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    before = contents(folder)
+    writing = (("resume",), ("prune", "search-1"), ("finalise",))
+    for command, *words in (*READING[file], *writing):
+        result = dnas(command, folder, *words)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), (command, result.output)
+        assert f"{path}" in result.stderr
+        assert "is a folder" in result.stderr
+        assert "move it away" in result.stderr
+        assert f"dnas resume {folder}" in result.stderr or command == "plot"
+    assert contents(folder) == before
+    path.rmdir()  # does what it said
+    assert dnas("resume", folder).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "job.toml"])
+def test_a_folder_in_the_place_of_what_a_run_stands_on_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    for command in ("resume", "show", "status", "switch"):
+        result = dnas(command, folder)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), (command, result.output)
+        assert f"{folder / name} is a folder where the run keeps a file; move it away and restore" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["assignments", "checkpoints"])
+def test_a_file_in_the_place_of_a_folder_is_named(folder: Path, name: str) -> None:
+    shutil.rmtree(folder / name)
+    (folder / name).write_text("")
+    result = dnas("resume", folder)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+    assert f"{folder / name} is a file where the run keeps a folder; move it away, then go on" in result.stderr
+
+
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    for name, step in (("net.safetensors", "a packed net is opened in Python: dnas.load("), ("front.json", "a run")):
+        (tmp_path / name).write_text("")
+        for words in (("evaluate", "search-1"), ("switch",), ("show",), ("resume",), ("export", "--out", "o")):
+            result = dnas(words[0], tmp_path / name, *words[1:])
+            assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+            assert f"{tmp_path / name} is a file, and a run is a folder; name the folder of" in result.stderr
+            assert step in result.stderr
+
+
 def test_a_run_whose_job_was_emptied_is_not_resumed_as_another_job(folder: Path) -> None:
     (folder / "job.toml").write_text("")
     result = dnas("resume", folder)
