@@ -14,6 +14,10 @@ class JobError(RuntimeError):
     """The input was fine but the job could not go on, such as a NaN loss or a full disk (exit code 1)."""
 
 
+class ToldElsewhere(JobError):
+    """Ends one of several processes of a job whose first one says why."""
+
+
 def one_line(error: BaseException) -> str:
     """Put an exception of somebody else's code on one line, with its type.
 

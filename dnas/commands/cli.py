@@ -45,6 +45,9 @@ class Kind(StrEnum):
 
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")]
+ProcessesOption = Annotated[
+    int | None, typer.Option("--nproc-per-node", min=1, metavar="N", help="Train in N processes, on N devices.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
 
 
@@ -138,11 +141,14 @@ def search(
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", help="Where to compute.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
+    nproc_per_node: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a job and show the front it measured."""
     from dnas.commands import launching
 
+    if launching.in_processes(nproc_per_node):
+        return
     overrides = list(setting or [])
     overrides += [f"device={device}"] if device is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
@@ -151,10 +157,12 @@ def search(
 
 @app.command()
 @told
-def resume(run: RunArgument, as_json: JsonOption = False) -> None:
+def resume(run: RunArgument, nproc_per_node: ProcessesOption = None, as_json: JsonOption = False) -> None:
     """Go on with an interrupted job, from its journal and checkpoints."""
     from dnas.commands import launching
 
+    if launching.in_processes(nproc_per_node):
+        return
     launching.resume(_folder(run), as_json)
 
 
@@ -179,11 +187,14 @@ def prune(
             "--set", metavar="KEY=VALUE", help="Override a key of [prune], as in criterion=taylor; repeatable."
         ),
     ] = None,
+    nproc_per_node: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find pruning ratios for an assignment of a run, remove the filters, measure, and show the new front."""
     from dnas.commands import launching
 
+    if launching.in_processes(nproc_per_node):
+        return
     if (assignment is None) == (bits is None):
         raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
     launching.prune(_folder(run), assignment, bits, budget or [], trials, setting or [], as_json)
@@ -203,11 +214,14 @@ def finalise(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of [finalise], as in epochs=20; repeatable."),
     ] = None,
+    nproc_per_node: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make one switchable net of assignments of a run: one set of weights that runs at any of them."""
     from dnas.commands import launching
 
+    if launching.in_processes(nproc_per_node):
+        return
     launching.finalise(_folder(run), profiles, setting or [], as_json)
 
 
@@ -222,11 +236,14 @@ def train_switchable(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
     ] = None,
+    nproc_per_node: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a switchable net without a search, as SP-Nets and Quantizable DNNs do."""
     from dnas.commands import launching
 
+    if launching.in_processes(nproc_per_node):
+        return
     launching.search(job, ['compression="switchable"', *(setting or [])], run, as_json)
 
 

@@ -16,7 +16,7 @@ from typing import ParamSpec
 import typer
 
 from dnas.commands.terminal import one_document
-from search_spaces.errors import InputError, JobError, one_line, printable
+from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line, printable
 
 DONE, FAILURE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_VARIABLE = "DNAS_TRACEBACK"
@@ -33,6 +33,8 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
     @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        if int(os.environ.get("RANK", "0")):
+            _be_silent()
         try:
             with terminable():
                 with one_document() if kwargs.get("as_json") else nullcontext():
@@ -45,6 +47,8 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise typer.Exit(DONE) from None
         except KeyboardInterrupt as error:
             raise typer.Exit(_tell(str(error) or "interrupted", INTERRUPTED, prefix="")) from None
+        except ToldElsewhere:
+            raise typer.Exit(DONE) from None
         except InputError as error:
             raise typer.Exit(_tell(str(error), WRONG_INPUT)) from None
         except JobError as error:
@@ -81,6 +85,14 @@ def _tell(sentence: str, code: int, prefix: str = "error: ") -> int:
 
 def _hint() -> str:
     return f" (run it again with {TRACEBACK_VARIABLE}=1 for the traceback)"
+
+
+def _be_silent() -> None:
+    """Leave it to the first process of several to speak; tracebacks stay, where they are asked for."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    if not os.environ.get(TRACEBACK_VARIABLE):
+        os.dup2(nothing, 2)
 
 
 def _forget_stdout() -> None:

@@ -7,17 +7,21 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dnas.commands.display import open_display
 from dnas.commands.exits import Interrupted
+from dnas.commands.processes import run_in_processes
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
 from dnas.jobs import run as jobs
+from dnas.jobs.copies import own_run
 from dnas.jobs.stages.finalise_requests import FinaliseRequest
 from dnas.jobs.stages.prune_requests import PruneRequest
+from dnas.training.processes import joined
 from results.events import Epoch, Measured
 from results.pareto import FLOAT, ParetoFront
 from results.run.environment import environment
@@ -34,6 +38,14 @@ from search_spaces.metrics import Metric
 Request = PruneRequest | FinaliseRequest
 
 
+def in_processes(count: int | None) -> bool:
+    """Run this command line in so many processes instead, where there are to be several."""
+    if count is None or count == 1:
+        return False
+    run_in_processes(count)
+    return True
+
+
 def search(source: str | None, overrides: Sequence[str], folder: Path | None, as_json: bool) -> None:
     """Run a job in a new folder and show its front.
 
@@ -42,32 +54,35 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
     """
     config = load_job(source, overrides)
     folder = folder or RUNS / config.name
-    with _told_of(folder):
-        existed = folder.exists()
-        try:
-            run = Run.create(folder, dump_job(config), environment())
-        except InputError:
-            jobs.check_job(config)  # what is wrong with the job itself is told first
-            raise
-    with run:
+    existed = folder.exists()
+    with joined() as processes, own_run(processes, partial(_created, folder, config)) as run:
         try:
             front = _carry_out(config, run, as_json)
         except InputError:
             _discard_if_empty(run, keep_folder=existed)
             raise
-    _conclude(run, front, as_json)
+        _conclude(run, front, as_json)
+
+
+def _created(folder: Path, config: JobConfig) -> Run:
+    with _told_of(folder):
+        try:
+            return Run.create(folder, dump_job(config), environment())
+        except InputError:
+            jobs.check_job(config)  # what is wrong with the job itself is told first
+            raise
 
 
 def resume(folder: Path, as_json: bool) -> None:
     """Go on with an interrupted job and show its front; a finished one that has lost nothing is only shown."""
-    with Run.open(folder, write=True) as run:
-        config = load_job(str(folder / JOB))
+    with _opened(folder) as run:
+        config = load_job(str(run.folder / JOB))
         if run_status(run).state == "finished" and not lost_files(run):
             tell(f"{folder} is finished; nothing is left to do")
             front = run.load_front()
         else:
             front = _carry_out(config, run, as_json)
-    _conclude(run, front, as_json)
+        _conclude(run, front, as_json)
 
 
 def prune(
@@ -83,12 +98,12 @@ def prune(
     overrides = [f"prune.{setting}" for setting in settings]
     overrides += [f"prune.budgets=[{', '.join(map(_budget_table, budgets))}]"] if budgets else []
     overrides += [f"prune.trials={trials}"] if trials is not None else []
-    with Run.open(folder, write=True) as run:
-        job = str(folder / JOB)
+    with _opened(folder) as run:
+        job = str(run.folder / JOB)
         parent = run.complete_id(assignment) if assignment is not None else None
         request = PruneRequest(load_job(job, overrides).prune, parent, bits)
         front = _carry_out(load_job(job), run, as_json, request)
-    _conclude(run, front, as_json)
+        _conclude(run, front, as_json)
 
 
 def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_json: bool) -> None:
@@ -97,11 +112,11 @@ def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_jso
     if profiles is not None:
         names = [name.strip() for name in profiles.split(",") if name.strip()]
         overrides.append(f"finalise.profiles={json.dumps(names)}")
-    with Run.open(folder, write=True) as run:
-        job = str(folder / JOB)
+    with _opened(folder) as run:
+        job = str(run.folder / JOB)
         request = FinaliseRequest(load_job(job, overrides).finalise)
         front = _carry_out(load_job(job), run, as_json, request)
-    _conclude(run, front, as_json)
+        _conclude(run, front, as_json)
 
 
 def _budget_table(text: str) -> str:
@@ -130,6 +145,13 @@ def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
 
 def _figure(metric: Metric, mean: float, std: float, n: int) -> str:
     return f"{measured(metric, mean, std, n).replace('±', '± ')} {metric.unit}".rstrip() + f" {metric.label}"
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[Run]:
+    """A run to write to, for every process that works on it."""
+    with joined() as processes, own_run(processes, partial(Run.open, folder, write=True)) as run:
+        yield run
 
 
 @contextmanager

@@ -244,6 +244,7 @@ class JobConfig(Section):
     device: DeviceName = Field(default="auto", description="Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`, which takes CUDA when there is one.")  # fmt: skip
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Precision of convolutions and products in training steps; quantizers and measurements are always in fp32.")  # fmt: skip
     channels_last: bool = Field(default=False, description="Keep images with their channels last in memory, which some devices are faster with.")  # fmt: skip
+    synchronise_batchnorm: bool = Field(default=False, description="Where several processes train together: take BatchNorm's statistics over the whole batch, not over the rows of each process.")  # fmt: skip
     compression: Literal["search", "squantizer", "switchable"] = Field(default="search", description="What the job does: search bits per layer, train sparse and low-bit weights at once (`[squantizer]`), or train a switchable net without a search (`[finalise]`; `dnas train-switchable`).")  # fmt: skip
     pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
     threads: Parallel = Field(default=0, description="CPU threads (0: PyTorch's choice).")

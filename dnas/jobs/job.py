@@ -18,6 +18,7 @@ from dnas.jobs.training import check_training
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.trainer import SearchData
 from dnas.training.device import Device
+from dnas.training.processes import Processes
 from dnas.training.schedules import derived_seed
 from dnas.training.task import Task, task_of
 from dnas.training.trainer import Measurement, inputs_of, measure
@@ -53,13 +54,14 @@ class Job:
         _check_start(config)
         task = task_of(config.task)
         check_training(config, task)
-        device, section = Device.named(config.device, config.precision, config.channels_last), config.quantizer
+        device, section = device_of(config), config.quantizer
         choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
         loaded = load_network(config)
         data = load_splits(config)
         plan = plan_job(config, loaded.module, data.input_shape)
         _check_widths(config, plan, choice)
         augmentation, search_data = _images(config, data)
+        device.processes.check_batch(config.data.batch_size, min(len(search_data.weights), len(search_data.theta)))
         pays = compilation_pays(config, plan, len(data.train))
         return cls(
             config=config,
@@ -102,6 +104,15 @@ class Job:
         seed = derived_seed(self.config.seed, purpose)
         batches = self.data.train.batches(self.config.data.batch_size, seed=seed, device=self.device.place)
         return [batch for _, batch in zip(range(count), batches, strict=False)]
+
+
+def device_of(config: JobConfig) -> Device:
+    """Where a job computes, together with the processes that were started with this one."""
+    device = Device.named(config.device, config.precision, config.channels_last)
+    processes = Processes.here(config.synchronise_batchnorm)
+    if processes.several and config.device.startswith("cuda:"):
+        raise InputError(f"device = '{config.device}' is one for {processes}; write cuda, and each takes its own")
+    return replace(device, processes=processes)
 
 
 def _images(config: JobConfig, data: DataSplits) -> tuple[Augmentation | None, SearchData]:

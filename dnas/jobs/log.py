@@ -68,6 +68,7 @@ class RunLog:
         if name in self.decoded:
             return self.run.assignment(name)
         job = self.job
+        layers = job.device.processes.agreed(layers)
         layers = {spec.name: _with_channels(layers[spec.name], spec) for spec in job.plan.graph.layers}
         known = {
             "budget": budget.label if budget else None,

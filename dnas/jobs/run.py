@@ -27,6 +27,7 @@ from dnas.jobs.stages.prune_requests import PruneRequest, check_request, request
 from dnas.jobs.stages.testing import Test
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
+from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, StageEvent, Started
 from results.pareto import FLOAT, Estimate, ParetoFront
@@ -51,13 +52,14 @@ def run_job(
     if config.threads:
         torch.set_num_threads(config.threads)
     _give_up_lost(run, report)
-    context = JobContext(config, run, report)
+    processes = Processes.here()
+    context = processes.all_accept(lambda: JobContext(config, run, report))
     if isinstance(request, FinaliseRequest):
         context.log.write(check_finalise_request(context, request).event())
     elif request:
         context.log.write(check_request(context, request).event())
     try:
-        with compiled_mixture(context.job.compiles):
+        with processes.watched(), compiled_mixture(context.job.compiles):
             return _run(context)
     except BrokenPipeError:
         raise  # nobody listens any more: an interruption, not a failure
@@ -115,7 +117,7 @@ def _run(context: JobContext) -> ParetoFront:
     log, progress = context.log, context.progress
     log.write(Resumed(version=VERSION) if log.history else Started(version=VERSION))
     stages = job_stages(context)
-    progress.plan(_checked(context, stages))
+    progress.plan(context.job.device.processes.all_accept(lambda: _checked(context, stages)))
     log.tell_once(_introduction(context.job))
     findings = Findings()
     for number, stage in enumerate(stages):

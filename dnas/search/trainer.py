@@ -120,8 +120,8 @@ class SupernetTrainer:
         self.training_task = smoothed(self.task, section.label_smoothing)
         self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
         self.seed, self.label, self.device = seed, label, Device.of(device)
-        self.weights = Updates(supernet.network, section)
-        self.theta = Updates(supernet.theta, theta_optimization(section))
+        self.weights = Updates(supernet.network, section, self.device.processes)
+        self.theta = Updates(supernet.theta, theta_optimization(section), self.device.processes)
         self.epoch = 0
 
     def warmup(self, report: StepReport | None = None) -> Iterator[EpochRecord]:
@@ -141,12 +141,13 @@ class SupernetTrainer:
         generator = torch.Generator().manual_seed(seed)
         steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
         losses = LossMeter(self.device, every)
-        with self.device.own_randomness(seed):
+        with self.device.own_randomness(seed), self.device.processes.training(self.supernet.network):
             for step, batch in enumerate(self._weight_batches(seed)):
                 place = step, steps, (self.epoch + step / steps) / self.section.warmup_epochs
                 self._weight_step(batch, self.section.temperature_start, generator, place, losses)
                 if report:
                     report(step + 1, steps, losses.latest)
+        self.device.processes.make_alike(self.supernet)
         return losses.sum() / steps
 
     def search(self, budget: Budget | None, report: StepReport | None = None) -> Iterator[EpochRecord]:
@@ -171,7 +172,7 @@ class SupernetTrainer:
         steps = self.steps
         weight_losses, theta_losses = LossMeter(self.device, every), LossMeter(self.device, every)
         weight_steps = steps_per_epoch(len(self.data.weights), self.data.batch_size)
-        with self.device.own_randomness(seed):
+        with self.device.own_randomness(seed), self.device.processes.training(self.supernet.network):
             for step, (kind, batch) in enumerate(self._schedule(seed)):
                 progress = (self.epoch + step / steps) / self.section.epochs
                 losses = weight_losses if kind == "weights" else theta_losses
@@ -182,6 +183,7 @@ class SupernetTrainer:
                     self._theta_step(batch, temperature, generator, loss_of, progress, theta_losses)
                 if report:
                     report(step + 1, steps, losses.latest)
+        self.device.processes.make_alike(self.supernet)
         return theta_losses.sum() / max(1, theta_losses.count)
 
     @property

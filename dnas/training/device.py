@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dnas.training.processes import ALONE, Processes
 from search_spaces.errors import InputError, nearest
 
 Precision = Literal["fp32", "bf16"]
@@ -17,7 +19,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Device:
-    """A device, the precision of training steps on it, and the memory format of images.
+    """A device, the precision of training steps on it, the memory format of images, and who trains beside it.
 
     Quantizers compute in fp32 whatever the precision, and so does every measurement: a figure is that of the network
     that is exported.
@@ -26,6 +28,7 @@ class Device:
     place: torch.device
     precision: Precision = "fp32"
     channels_last: bool = False
+    processes: Processes = ALONE
 
     @classmethod
     def named(cls, name: str, precision: Precision = "fp32", channels_last: bool = False) -> Device:
@@ -36,6 +39,8 @@ class Device:
         there = available()
         if name == "auto":
             name = "cuda" if "cuda" in there else "cpu"
+        if name == "cuda" and "LOCAL_RANK" in os.environ:  # each of a launcher's processes has a device of its own
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
         if name not in there:
             hint = nearest(name, there) if name.partition(":")[0] not in ("cuda", "mps") else ""
             raise InputError(f"device = '{name}' is not here{hint}; PyTorch finds {', '.join(there)}; or use auto")
@@ -50,7 +55,8 @@ class Device:
 
     def __str__(self) -> str:
         precision = "" if self.precision == "fp32" else f" in {self.precision}"
-        return f"{self.place}{precision}" + (", channels last" if self.channels_last else "")
+        layout = ", channels last" if self.channels_last else ""
+        return f"{self.place}{precision}{layout}" + (f", {self.processes}" if self.processes.several else "")
 
     def computing(self) -> AbstractContextManager:
         """Inside, the forward pass and the loss of a training step compute in this precision."""
@@ -64,10 +70,13 @@ class Device:
 
     @contextmanager
     def own_randomness(self, seed: int) -> Iterator[None]:
-        """Give the code inside its own global random state (dropout uses it); put the caller's back afterwards."""
+        """Give the code inside its own global random state (dropout uses it); put the caller's back afterwards.
+
+        Of several processes each has another, since they see other images.
+        """
         kind = self.place.type
         with torch.random.fork_rng(devices=[] if kind == "cpu" else [self.place], device_type=_forked(kind)):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed + self.processes.rank)
             yield
 
 

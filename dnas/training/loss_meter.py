@@ -21,7 +21,7 @@ from search_spaces.errors import JobError
 
 Result = TypeVar("Result")
 
-STEPS_BETWEEN_LOOKS = 20  # on a device that computes beside the host
+STEPS_BETWEEN_LOOKS = 20  # where a look waits for a device or for other processes
 
 
 class NotFinite(JobError):
@@ -32,7 +32,7 @@ class LossMeter:
     """Adds up losses on ``device``; the host looks at them once in ``every`` additions. ``latest`` is what it saw."""
 
     def __init__(self, device: Device, every: int) -> None:
-        self.every, self.latest, self.count = every, 0.0, 0
+        self.every, self.latest, self.count, self.processes = every, 0.0, 0, device.processes
         self.total = widened(torch.zeros((), device=device.place))
 
     def add(self, loss: Tensor, network: nn.Module, x: Tensor) -> None:
@@ -45,29 +45,32 @@ class LossMeter:
         self.total = self.total + value
         self.count += 1
         if self.count % self.every == 0:
-            self.latest, total = torch.stack([value, self.total]).tolist()
+            self.latest, total = self.processes.mean(torch.stack([value, self.total])).tolist()
             if not math.isfinite(total):
-                raise self._error(network, x)
+                raise self._error(value.item(), network, x)
 
     def sum(self) -> float:
-        """All that was added; :class:`NotFinite` where that is no number."""
-        total = self.total.item()
+        """All that was added, a mean over processes; :class:`NotFinite` where that is no number."""
+        total = self.processes.mean(self.total).item()
         if not math.isfinite(total):
             raise NotFinite(f"the loss became {total}")
         return total
 
-    def _error(self, network: nn.Module, x: Tensor) -> JobError:
+    def _error(self, value: float, network: nn.Module, x: Tensor) -> JobError:
         if self.every > 1:
             return NotFinite("a loss of the last steps is not finite")
+        # Every process looks, for a forward pass may need them all; the first with a reason is heard.
+        reason = f"the loss became {value}: {first_non_finite(network, x)}"
+        reasons = self.processes.gathered("" if math.isfinite(value) else reason)
         return JobError(
-            f"the loss became {self.latest}: {first_non_finite(network, x)}; the last good checkpoint is kept, "
+            f"{next(filter(None, reasons), reason)}; the last good checkpoint is kept, "
             "lower the learning rate (`--set` on a new run) or check the data"
         )
 
 
 def looks_every(device: Device) -> int:
     """How many steps the host lets pass between two looks at the losses."""
-    return 1 if device.place.type == "cpu" else STEPS_BETWEEN_LOOKS
+    return 1 if device.place.type == "cpu" and not device.processes.several else STEPS_BETWEEN_LOOKS
 
 
 class Resumable(Protocol):

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dnas.config.training import Optimization
 from dnas.quantization.layers import TensorQuantizer
 from dnas.training.optimizers import Groups, build_optimizer, optimizer_state, restore_optimizer
+from dnas.training.processes import ALONE, Processes
 from dnas.training.schedules import cosine, stepped, warmed_up
 from search_spaces.errors import InputError, check_type
 
@@ -50,9 +51,12 @@ def weight_groups(network: nn.Module, optimization: Optimization) -> Groups:
 
 
 class Updates:
-    """Updates the weights of ``network``, batch by batch; its state restores bit for bit."""
+    """Updates the weights of ``network``, batch by batch; its state restores bit for bit.
 
-    def __init__(self, network: nn.Module, optimization: Optimization) -> None:
+    With several ``processes`` all begin with the first one's weights, and take the mean of their gradients.
+    """
+
+    def __init__(self, network: nn.Module, optimization: Optimization, processes: Processes = ALONE) -> None:
         check_type(optimization, Optimization, "how to train", "give a section of a job, such as job.finetune")
         self.optimization = optimization
         groups = weight_groups(network, optimization)
@@ -61,6 +65,8 @@ class Updates:
                 "the network has no parameter that requires a gradient, so there is nothing to train; call "
                 "requires_grad_(True) on what is to be trained"
             )
+        self.processes = processes
+        processes.make_alike(network)
         self._factors = [group["lr"] / optimization.learning_rate for group in groups]
         self.optimizer = build_optimizer(groups, optimization)
         self.average = MovingAverage(network, optimization.averaging) if optimization.averaging else None
@@ -83,8 +89,9 @@ class Updates:
             group["lr"] = rate * factor
 
     def _update(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.processes.average_gradients(parameters)
         if self.optimization.gradient_clipping:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.optimization.gradient_clipping)
         self.optimizer.step()
         if self.average:

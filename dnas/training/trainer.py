@@ -107,7 +107,7 @@ def measure(
     count = len(images)
     score, *others = (gauge.read(meter) for gauge, meter in zip(gauges, meters, strict=True))
     beside = dict(zip((gauge.metric.name for gauge in task.beside), others, strict=True))
-    return Measurement(score, float(loss) / count, count, task.metric, beside)
+    return device.processes.agreed(Measurement(score, float(loss) / count, count, task.metric, beside))
 
 
 @contextmanager
@@ -171,7 +171,7 @@ class Trainer:
         self.network, self.section, self.images = network, section, image_set(images)
         self.batch_size, self.augmentation = batch_size, augmentation
         self.seed, self.label, self.device = seed, label, Device.of(device)
-        self.updates = Updates(network, section)
+        self.updates = Updates(network, section, self.device.processes)
         self.epoch = 0
 
     def epochs(self, report: StepReport | None = None) -> Iterator[EpochResult]:
@@ -188,7 +188,7 @@ class Trainer:
         steps = steps_per_epoch(len(self.images), self.batch_size)
         losses = LossMeter(self.device, every)
         self._begin(seed)
-        with self.device.own_randomness(seed):
+        with self.device.own_randomness(seed), self.device.processes.training(self.network):
             self.network.train()
             for step, (x, y) in enumerate(
                 training_batches(self.images, self.batch_size, seed, self.augmentation, self.device, self.task)
@@ -198,6 +198,7 @@ class Trainer:
                 self.updates.step(step, steps, progress, partial(self._gradients, x, y, losses))
                 if report:
                     report(step + 1, steps, losses.latest)
+        self.device.processes.make_alike(self.network)
         return losses.sum() / steps
 
     def _begin(self, seed: int) -> None:
@@ -245,10 +246,13 @@ def training_batches(
     device: Device,
     task: Task = CLASSIFICATION,
 ) -> Iterator[tuple[Tensor, Any]]:
-    """Shuffled, augmented batches; a short last batch is left out where there is a full one (BatchNorm needs many)."""
+    """Shuffled, augmented batches; a short last batch is left out where there is a full one (BatchNorm needs many).
+
+    Of several processes each has its own rows of every batch.
+    """
     drop_last = len(images) >= batch_size
     batches = images.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place, drop_last=drop_last)
-    return (task.placed(batch, device) for batch in batches)
+    return (device.processes.part(task.placed(batch, device)) for batch in batches)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

@@ -1,0 +1,270 @@
+"""Several processes that train one network together: each on its rows of every batch, their gradients averaged.
+
+Every process runs the whole job. What they could differ in is made one: gradients, losses and statistics are averaged,
+measurements and choices are those of the first process, and so are the weights after each epoch. One sample of θ serves
+all, as its noise is drawn from the same seed everywhere.
+
+Gradients are averaged once for each update, over PyTorch's process group. Its DistributedDataParallel expects one
+forward and one backward pass over the same parameters in each step; a step here may be several passes of different
+profiles, and θ takes part in no forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
+
+from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one training: how many, and which of them this is, from 0 on.
+
+    ``synchronise_batchnorm``: statistics in training are those of the whole batch, not of a process's own rows.
+    """
+
+    rank: int = 0
+    size: int = 1
+    synchronise_batchnorm: bool = False
+
+    @classmethod
+    def here(cls, synchronise_batchnorm: bool = False) -> Processes:
+        """Those of PyTorch's process group, or this one alone."""
+        if not dist.is_initialized():
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size(), synchronise_batchnorm)
+
+    def __str__(self) -> str:
+        return f"{self.size} processes"
+
+    @property
+    def several(self) -> bool:
+        """Whether there is any other."""
+        return self.size > 1
+
+    def check_batch(self, batch_size: int, images: int) -> None:
+        """Raise :class:`InputError` where a batch cannot be shared out evenly."""
+        if batch_size % self.size:
+            raise InputError(
+                f"data.batch_size = {batch_size} cannot be shared out among {self.size} processes; take a multiple "
+                f"of {self.size}, such as {math.ceil(batch_size / self.size) * self.size}"
+            )
+        if images < self.size:
+            raise InputError(f"{images} images cannot be shared out among {self.size} processes; start fewer")
+
+    def rows(self, count: int) -> slice:
+        """Which of ``count`` rows are its own; each process has as many, so a few last rows may be left out.
+
+        >>> [Processes(rank, 2).rows(5) for rank in range(2)]
+        [slice(0, 2, None), slice(2, 4, None)]
+        """
+        share = count // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def part(self, batch: Value) -> Value:
+        """Its own rows of a batch: of images (N, C, H, W), and of every tensor of the targets."""
+        if not self.several:
+            return batch
+        return cast(Value, tree_map(lambda value: value[self.rows(len(value))] if _has_rows(value) else value, batch))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes; a new tensor."""
+        if not self.several:
+            return values
+        mean = values.clone()
+        dist.all_reduce(mean)
+        return mean / self.size
+
+    def agreed(self, value: Value) -> Value:
+        """The first process's value, so that no two go different ways over a last digit."""
+        if not self.several:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0)
+        return values[0]
+
+    def all_accept(self, make: Callable[[], Value]) -> Value:
+        """What ``make`` gives here; where a process refuses, all end with the first :class:`InputError`."""
+        if not self.several:
+            return make()
+        refusal, made = "", None
+        try:
+            made = make()
+        except InputError as error:
+            refusal = str(error)
+        for rank, (host, sentence) in enumerate(self.gathered((platform.node(), refusal))):
+            if sentence:
+                raise InputError(sentence if rank == 0 else f"process {rank} on {host}: {sentence}")
+        return cast(Value, made)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Say in words that another process has ended, where that ends what is done inside."""
+        try:
+            yield
+        except (RuntimeError, KeyboardInterrupt) as error:
+            lost = isinstance(error, RuntimeError) and _CONNECTION.search(str(error))
+            words = _last_words(self.size, patient=bool(lost)) if self.several else []
+            if words or (self.several and lost):
+                what = words[0] if words else "another process of this job ended without a word"
+                raise JobError(f"{what}; the run can be resumed, with any number of processes") from error
+            raise
+
+    def gathered(self, value: Value) -> list[Value]:
+        """The values of all processes."""
+        if not self.several:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace gradients by their mean over all processes; one that is missing everywhere stays so."""
+        if not self.several:
+            return
+        # On the host: asking the device would wait for it.
+        present = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+        dist.all_reduce(present)
+        somewhere = [p for p, count in zip(parameters, present.tolist(), strict=True) if count]
+        for dtype in sorted({p.dtype for p in somewhere}, key=str):
+            same = [p for p in somewhere if p.dtype == dtype]
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in same])
+            parts = self.mean(flat).split([p.numel() for p in same])
+            for parameter, part in zip(same, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
+
+    @torch.no_grad()
+    def make_alike(self, network: nn.Module) -> None:
+        """Give every process the network of the first; BatchNorm's statistics are averaged first."""
+        if not self.several:
+            return
+        for norm in network.modules():
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.copy_(self.mean(norm.running_mean))
+                norm.running_var.copy_(self.mean(norm.running_var))
+        seen = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
+        for tensor in seen.values():
+            dist.broadcast(tensor.data, 0)
+
+    @contextmanager
+    def training(self, network: nn.Module) -> Iterator[None]:
+        """Inside, BatchNorms in train mode use the statistics of the whole batch, where that is asked for."""
+        wanted = self.several and self.synchronise_batchnorm
+        norms = [module for module in network.modules() if isinstance(module, _BatchNorm)] if wanted else []
+        for norm in norms:
+            norm.forward = partial(_normalised_together, norm, self.size)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for norm in norms:
+                del norm.forward
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Inside, this process belongs to those that a launcher such as torchrun started with it; else it is alone.
+
+    Only the first process speaks. Another that ends with an error leaves its sentence to it, and raises
+    :class:`ToldElsewhere` where the first ends as well.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    processes = Processes.here()
+    try:
+        yield processes
+    except BaseException as error:
+        if _leave_word(processes.rank, error):
+            raise ToldElsewhere(one_line(error)) from error
+        raise
+    dist.destroy_process_group()
+
+
+def _leave_word(rank: int, error: BaseException) -> bool:
+    """Leave to the first process what ends this one; whether the first ends too, which this waits for a little."""
+    sentence = f"process {rank} on {platform.node()} ended: {one_line(error)}"
+    try:
+        store = _get_default_store()
+        if not isinstance(error, KeyboardInterrupt):  # of that the first is told itself
+            store.set(_word(rank), sentence)
+        if rank:
+            store.wait([_word(0)], timedelta(seconds=_PATIENCE_SECONDS))
+    except RuntimeError:  # it goes on, or the launcher has gone
+        return False
+    return rank > 0
+
+
+_CONNECTION = re.compile("gloo|nccl|peer|connection|store", re.IGNORECASE)
+_PATIENCE_SECONDS = 3.0  # for the sentence of another process that may have ended
+
+
+def _word(rank: int) -> str:
+    return f"dnas/last-word/{rank}"
+
+
+def _last_words(size: int, patient: bool) -> list[str]:
+    """What other processes left to be said before they ended."""
+    until = time.monotonic() + (_PATIENCE_SECONDS if patient else 0)
+    while True:
+        try:
+            store = _get_default_store()
+            words = [store.get(_word(rank)).decode() for rank in range(1, size) if store.check([_word(rank)])]
+        except RuntimeError:  # the launcher has gone
+            return []
+        if words or time.monotonic() >= until:
+            return words
+        time.sleep(_PATIENCE_SECONDS / 20)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _normalised_together(norm: _BatchNorm, size: int, x: Tensor) -> Tensor:
+    """What a BatchNorm gives for its rows x (N, C, ...) of a batch that ``size`` processes share evenly."""
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    others = [0, *range(2, x.ndim)]
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    mean = all_reduce(x.float().mean(others)) / size
+    centred = x.float() - mean.view(shape)
+    variance = all_reduce(centred.square().mean(others)) / size
+    _note_statistics(norm, mean.detach(), variance.detach(), size * x.numel() // x.shape[1])
+    y = centred * (variance + norm.eps).rsqrt().view(shape)
+    return (y if norm.weight is None else y * norm.weight.view(shape) + norm.bias.view(shape)).to(x.dtype)
+
+
+@torch.no_grad()
+def _note_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Move a BatchNorm's running statistics as its own forward pass does; the variance is without bias."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    weight = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
+    norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var.dtype), weight)

@@ -1,0 +1,215 @@
+"""Two processes train as one does on the same batches; what they could differ in is made one; what ends one is told."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import Tensor, nn
+
+from dnas.commands.processes import loopback
+from dnas.config.training import TrainingSection
+from dnas.switchable.training import SwitchableTrainer
+from dnas.training.device import CPU, Device
+from dnas.training.processes import ALONE, Processes
+from dnas.training.trainer import Trainer, evaluate
+from search_spaces.errors import InputError, JobError
+from tests.dnas.search.test_trainer import DATA, budget, supernet
+from tests.dnas.search.test_trainer import trainer as search_trainer
+from tests.dnas.switchable.test_training import images as switchable_images
+from tests.dnas.switchable.test_training import net_of, section
+from tests.dnas.training.test_trainer import network
+from tests.toys import Net, images, seeded, trained
+
+STAGES = ("fixed", "accumulating", "warm-up", "theta", "switchable")
+IMAGES = images(48)
+
+
+def trainers(device: Device) -> dict[str, Any]:
+    """One trainer of each kind; three updates an epoch."""
+    torch.manual_seed(3)
+    fixed, accumulating = (Net().train() for _ in range(2))
+    return {
+        "fixed": Trainer(fixed, TrainingSection(epochs=2), images=IMAGES, batch_size=16, device=device),
+        "accumulating": Trainer(
+            accumulating, TrainingSection(epochs=2, accumulation=2, gradient_clipping=0.1, averaging=0.9),
+            images=IMAGES, batch_size=12, device=device,
+        ),
+        "switchable": SwitchableTrainer(
+            net_of(), section(), images=switchable_images(), batch_size=8, device=device
+        ),
+    }  # fmt: skip
+
+
+def searching(device: Device) -> Any:
+    """A search whose updates are those of all processes."""
+    made = search_trainer(supernet())
+    return type(made)(made.supernet, made.section, replace(DATA, batch_size=24), seed=0, label="mine", device=device)
+
+
+def trained_stages(device: Device) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    """The losses of each stage's epochs and what it ends with."""
+    ends: dict[str, tuple[list[float], dict[str, Tensor]]] = {}
+    for name, made in trainers(device).items():
+        ends[name] = [result.loss for result in made.epochs()], made.state()[0]
+    warm, theta = searching(device), searching(device)
+    ends["warm-up"] = [record.loss for record in warm.warmup()], warm.state()[0]
+    ends["theta"] = [record.loss for record in theta.search(budget(theta.supernet))], theta.state()[0]
+    return ends
+
+
+def told_of_infinity(device: Device) -> str:
+    """What a training says whose last rows, which the second process has, overflow in a layer."""
+    model = trained(Net())
+
+    def overflow(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * math.inf if device.processes.rank == device.processes.size - 1 else output
+
+    model.second.register_forward_hook(overflow)
+    with pytest.raises(JobError) as caught:
+        next(Trainer(model, TrainingSection(epochs=1), images=IMAGES, batch_size=16, device=device).epochs())
+    return str(caught.value)
+
+
+def gradients_of_some(processes: Processes) -> list[list[float] | None]:
+    """Averaged gradients of a parameter that all have one of, that the second alone has, that none has."""
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad = torch.full((2,), 1.0 + processes.rank)
+    if processes.rank:
+        parameters[1].grad = torch.full((2,), 4.0)
+    processes.average_gradients(parameters)
+    return [None if p.grad is None else p.grad.tolist() for p in parameters]
+
+
+def refused(processes: Processes) -> str:
+    def make() -> None:
+        if processes.rank:
+            raise InputError("there is no folder /data here")
+
+    with pytest.raises(InputError) as caught:
+        processes.all_accept(make)
+    return str(caught.value)
+
+
+def work(rank: int, folder: str) -> None:
+    """What each of two processes does."""
+    os.environ["GLOO_SOCKET_IFNAME"] = loopback()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    processes = Processes.here(synchronise_batchnorm=True)
+    device = replace(CPU, processes=processes)
+    unsynchronised = replace(CPU, processes=Processes.here())
+    own = Trainer(network(), TrainingSection(epochs=1), images=IMAGES, batch_size=16, device=unsynchronised)
+    list(own.epochs())
+    shaken = trained(Net())
+    with torch.no_grad():
+        shaken.head.weight.mul_(1 + rank)
+    found = {
+        "stages": trained_stages(device),
+        "own statistics": own.state()[0],
+        "infinity": told_of_infinity(unsynchronised),
+        "gradients": gradients_of_some(processes),
+        "refused": refused(processes),
+        "measured": evaluate(shaken, IMAGES, 16, device),
+        "noise": noise(device),
+    }
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def noise(device: Device) -> list[float]:
+    with device.own_randomness(5):
+        return torch.rand(3).tolist()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    """What one process finds on the same batches."""
+    return trained_stages(CPU)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_train_as_one_does(stage: str, both: Any, alone: Any) -> None:
+    losses, tensors = both[0]["stages"][stage]
+    expected_losses, expected = alone[stage]
+    assert len(losses) > 1
+    assert losses == pytest.approx(expected_losses, rel=2e-4)
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(tensors[name], value, rtol=2e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_processes_end_with_the_same_bits(stage: str, both: Any) -> None:
+    (losses, first), (others, second) = (each["stages"][stage] for each in both)
+    assert losses == others
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_statistics_of_each_processs_own_rows_are_averaged(both: Any) -> None:
+    first, second = (each["own statistics"] for each in both)
+    assert any("running_mean" in name for name in first)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_loss_that_only_one_process_sees_is_told_by_all(both: Any) -> None:
+    assert both[0]["infinity"] == both[1]["infinity"]
+    assert "layer 'second' is the first whose output is not finite" in both[0]["infinity"]
+
+
+def test_gradients_are_averaged_where_any_process_has_one(both: Any) -> None:
+    assert both[0]["gradients"] == both[1]["gradients"] == [[1.5, 1.5], [2.0, 2.0], None]
+
+
+def test_what_one_process_refuses_ends_all_with_its_name(both: Any) -> None:
+    assert both[0]["refused"] == both[1]["refused"]
+    assert both[0]["refused"].startswith("process 1 on ")
+    assert both[0]["refused"].endswith(": there is no folder /data here")
+
+
+def test_a_measurement_is_that_of_the_first(both: Any) -> None:
+    assert both[0]["measured"] == both[1]["measured"] == evaluate(trained(Net()), IMAGES, 16)
+
+
+def test_noise_differs_between_processes(both: Any) -> None:
+    assert both[0]["noise"] == noise(CPU) != both[1]["noise"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_rows_are_shared_out_evenly_and_once(size: int) -> None:
+    x, y = torch.arange(14), {"box": torch.arange(28).reshape(14, 2), "name": "a"}
+    parts = [Processes(rank, size).part((x, y)) for rank in range(size)]
+    assert {len(part[0]) for part in parts} == {14 // size}
+    assert torch.cat([part[0] for part in parts]).equal(x[: 14 // size * size])
+    assert all(part[1]["box"][:, 0].equal(2 * part[0]) and part[1]["name"] == "a" for part in parts)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
+    Processes(0, 4).check_batch(128, 4)
+    with pytest.raises(InputError, match=r"batch_size = 130 cannot be shared out among 4 processes; .* such as 132"):
+        Processes(0, 4).check_batch(130, 100)
+    with pytest.raises(InputError, match="3 images cannot be shared out among 4 processes"):
+        Processes(0, 4).check_batch(128, 3)
+
+
+def test_one_process_is_left_as_it_is() -> None:
+    x = torch.randn(3, generator=seeded())
+    assert ALONE.part(x) is x
+    assert ALONE.mean(x) is x
+    assert ALONE.agreed(x) is x
+    assert Processes.here(synchronise_batchnorm=True) == ALONE
