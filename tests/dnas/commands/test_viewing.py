@@ -15,7 +15,7 @@ import pytest
 from dnas.commands import plotting, viewing
 from dnas.config.file import dump_job, load_job
 from dnas.jobs.planning import cost_table
-from results.pareto import Estimate, FrontPoint, ParetoFront
+from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.run.folder import Run
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.stored import costs_by_layer
@@ -75,7 +75,7 @@ def folder(tmp_path: Path, table: CostTable) -> Path:
     with Run.create(tmp_path / "run", dump_job(load_job()), {}) as run:
         for found in (whole, pruned):
             run.save_assignment(found)
-        run.save_front(ParetoFront.from_points(points))
+        run.save_front(ParetoFront.from_points(points, reference=FloatReference(32000.0, 0.99)))
         for record in ({"event": "started"}, {"event": "stage", "stage": "prune", "state": "start"}, *trials()):
             run.journal.append(dict(record))
     return tmp_path / "run"
@@ -122,13 +122,15 @@ def test_what_only_reads_a_run_waits_for_no_heavy_library(folder: Path, table: C
         found = run.assignment("search-1")
         run.save_assignment(replace(found, layer_costs=costs_by_layer(table, found.layers)))
     code = (
-        "import sys; from dnas.commands.cli import app; "
-        "app(sys.argv[1:], standalone_mode=False); "
-        "print('heavy:', [m for m in ('torch', 'scipy', 'matplotlib', 'skopt', 'networkx') if m in sys.modules])"
+        "import sys\n"
+        "from dnas.commands.cli import app\n"
+        "for words in (['status'], ['show'], ['show', 'search-1'], ['show', 'float']):\n"
+        "    app([words[0], sys.argv[1], *words[1:]], standalone_mode=False)\n"
+        "    print(words, [m for m in ('torch', 'scipy', 'matplotlib', 'skopt', 'networkx') if m in sys.modules])"
     )
-    for words in (["status", str(folder)], ["show", str(folder)], ["show", str(folder), "search-1"]):
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
-        assert done.stdout.endswith("heavy: []\n"), words
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    told = [line for line in done.stdout.splitlines() if line.startswith("['s")]
+    assert told == ["['status'] []", "['show'] []", "['show', 'search-1'] []", "['show', 'float'] []"]
 
 
 def test_an_unpruned_assignment_has_no_column_for_filters(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
