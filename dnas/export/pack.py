@@ -31,9 +31,9 @@ from dnas.export.parts import (
     smallest_clip,
     used_weight,
     weight_codes,
-    with_plain_layers,
 )
 from dnas.quantization.conversion import QuantizerChoice
+from dnas.quantization.held_weights import with_plain_layers
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.schemes import SchemeQuantizer, as_stored
 from results.packed.file import DEFAULT_PROFILE, PackedFile, to_planes, write_packed

@@ -21,7 +21,7 @@ from dnas.switchable.views import Picked
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
-from search_spaces.models.computed import computed_names, make_plain
+from search_spaces.models.computed import make_plain
 from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import LAYER_TYPES
 
@@ -68,22 +68,6 @@ def smallest_clip(clip: Tensor) -> Tensor:
 def array_of(tensor: Tensor) -> np.ndarray:
     """A tensor as fp32, on the CPU."""
     return tensor.detach().float().cpu().contiguous().numpy()
-
-
-def with_plain_layers(network: nn.Module, graph: LayerGraph) -> nn.Module:
-    """``network``, or a copy of it whose layers hold as parameters what they compute of others."""
-    computing = [spec.name for spec in graph.layers if _computes(network, spec.name)]
-    twin = copy_network(network) if computing else network
-    for name in computing:
-        make_plain(twin.get_submodule(name))
-    return twin
-
-
-def _computes(network: nn.Module, name: str) -> bool:
-    try:
-        return bool(computed_names(network.get_submodule(name)))
-    except AttributeError:  # a layer of an attention module, which hides it in a float network
-        return False
 
 
 def used_weight(layer: nn.Module, spec: LayerSpec) -> Tensor:

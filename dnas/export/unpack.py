@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.export.buffers import fill_buffers
 from dnas.export.folding import fold
-from dnas.export.parts import other_norms, other_parameters, with_plain_layers
-from dnas.quantization.branches import direct_layer
+from dnas.export.parts import other_norms, other_parameters
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.quantization.held_weights import with_held_weights
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.switchable.net import SwitchableNet
 from dnas.switchable.views import key_of
@@ -28,7 +27,6 @@ from search_spaces.channels.slicing import pruned_graph
 from search_spaces.errors import InputError, check_type
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
-from search_spaces.models.copies import copy_network
 from search_spaces.models.load import load_model
 from search_spaces.network.graph import read_graph
 
@@ -91,7 +89,7 @@ def _unpack(
     profile = _norms_moved(profile, graph)
     check_fits(assignment, graph)
     choice = QuantizerChoice(**packed.description["quantizer"])
-    model, graph = with_given_weights(model, graph)
+    model, graph = with_held_weights(model, graph)
     network = quantize_fixed(model, graph, assignment.layers, choice)
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     smaller = pruned_graph(graph, kept) if kept else graph
@@ -109,17 +107,6 @@ def _unpack(
     return network.eval(), graph, assignment, choice
 
 
-def with_given_weights(model: nn.Module, graph: LayerGraph) -> tuple[nn.Module, LayerGraph]:
-    """The network with layers that multiply with what they hold, which the file gives, and its layers."""
-    made = {spec.name: spec for spec in graph.layers if spec.weight_from == "made"}
-    plain = with_plain_layers(model, graph)
-    if made:
-        plain = copy_network(plain) if plain is model else plain
-        for name in made:
-            direct_layer(plain.get_submodule(name))
-    return plain, replace(graph, layers=tuple(replace(spec, weight_from="parameter") for spec in graph.layers))
-
-
 def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
     """All profiles over one set of weights."""
     told = packed.description["profiles"]
@@ -127,7 +114,7 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
     graph = read_graph(model, next(iter(assignments.values())).model.input_shape)
     choice = QuantizerChoice(**packed.description["quantizer"])
     told = {name: _norms_moved(profile, graph) for name, profile in told.items()}
-    model, graph = with_given_weights(model, graph)
+    model, graph = with_held_weights(model, graph)
     net = SwitchableNet(model, graph, assignments, choice, private_norms=bool(packed.description["private_norms"]))
     parameters = net.other_parameters()
     with torch.no_grad():

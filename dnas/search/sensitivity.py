@@ -17,13 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dnas.quantization.calibration import check_batch
 from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
+from dnas.quantization.held_weights import hold_weights
 from dnas.quantization.quantizers import Quantizer
 from dnas.training.task import CLASSIFICATION, AnyTask, Task, task_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
+from search_spaces.models.computed import make_plain
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
+from search_spaces.models.multiplied import is_standard
 from search_spaces.network.calls import first_input, with_first_input
+from search_spaces.network.graph import read_graph
 from search_spaces.spaces import PrecisionSpace
 
 
@@ -48,8 +52,8 @@ def sensitivities(
         raise InputError("sensitivities need batches of images (N, C, H, W) and labels (N,), at least one")
     for number, (x, _) in enumerate(batches, start=1):
         check_batch(number, x)
-    twin = fresh_copy(model).eval()
     names = [name for decision in space.decisions for name in decision.layers]
+    twin = _holding_weights(model, names, batches[0][0]).eval()
     layers = {name: twin.get_submodule(name) for name in names}
     traces = hessian_traces(twin, layers, batches, seed=seed, probes=probes, task=task)
     weights = {name: _weight_losses(layer, traces[name], space, choice) for name, layer in layers.items()}
@@ -60,6 +64,17 @@ def sensitivities(
             table[index] += weights[name][:, None]
             table[index] += np.where(np.array(space.weight_bits)[:, None] == 0, 0.0, inputs[name][None, :])
     return table
+
+
+def _holding_weights(model: nn.Module, names: Sequence[str], x: Tensor) -> nn.Module:
+    """A copy whose layers ``names`` hold the weights that they multiply with; ``x`` (N, C, H, W) are images."""
+    twin = fresh_copy(model)
+    own_code = any(not is_standard(twin.get_submodule(name)) for name in names)
+    for name in names:
+        make_plain(twin.get_submodule(name))
+    if own_code:  # which may make a weight
+        hold_weights(twin, [spec for spec in read_graph(model, x).layers if spec.name in names])
+    return twin
 
 
 def hessian_traces(

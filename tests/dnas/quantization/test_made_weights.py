@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, prune
 from dnas.quantization.calibration import calibrate, calibrate_weights
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.search.sensitivity import sensitivities
 from dnas.search.supernet import Supernet
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.table import CostTable, build_costs
@@ -284,3 +285,24 @@ def test_standardised_layers_stay_what_they_are() -> None:
     assert isinstance(net.made, Standardized)
     assert isinstance(net.made, QuantizedLayer)
     assert QuantizerChoice().of_weights().name == net.made.quantize_weight.quantizer.name
+
+
+@pytest.mark.parametrize("kind", ["spectral norm", "masks", "a parametrization under standardisation"])
+def test_sensitivities_are_those_of_what_is_multiplied_with(kind: str) -> None:
+    """A network that holds the same weights as plain parameters has the same."""
+    model = network(kind)
+    plain = network(kind)
+    held = nn.Conv2d(4, 6, 3, padding=1)
+    with torch.no_grad():
+        plain(images())  # hooks compute what they set
+        held.weight.copy_(KINDS[kind][1](plain.made))
+        assert held.bias is not None
+        held.bias.copy_(plain.made.bias)
+    scale = float(getattr(plain.made, "scale", torch.ones(1)).detach())
+    held.register_forward_hook(lambda module, given, output: output * scale)
+    plain.made = held
+    options = SpaceOptions(weight_bits=(2, 4), activation_bits=(2, 8), first_layer="search", last_layer="search")
+    space = build_space(read_graph(model, SHAPE), options)
+    batches = [(images(), torch.arange(8) % 3)]
+    found, expected = (sensitivities(net, space, QuantizerChoice(), batches, seed=1) for net in (model, plain))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
