@@ -74,7 +74,17 @@ def search_bits(
     sets = {"the weights": images.weights, "θ": images.theta, "validation": images.validation}
     trains = section.warmup_epochs > 0
     smoothed(task, section.label_smoothing)
-    rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=trains, task=task)
+    rehearse(
+        model,
+        data,
+        sets,
+        batch_size,
+        augmentation=augmentation,
+        device=device,
+        trains=trains,
+        searches=True,
+        task=task,
+    )
     supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device.place)
     batches = images.weights.batches(batch_size, device=device.place)
     calibrate(supernet.network, inputs_of(batches, _CALIBRATION_BATCHES))

@@ -175,6 +175,7 @@ def _rehearse(job: Job) -> None:
         device=job.device,
         task=job.task,
         trains=any(epochs),
+        searches="search" in config.order,
     )
 
 

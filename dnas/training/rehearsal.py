@@ -14,6 +14,7 @@ from dnas.data.augmentation import Augmentation
 from dnas.data.checks import check_splits, first_images, named_splits
 from dnas.data.described import described
 from dnas.data.image_sets import DataSplits, ImageSet
+from dnas.training.checkpointing import refuse_reentrant
 from dnas.training.device import CPU, Device
 from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.errors import InputError, one_line
@@ -32,15 +33,17 @@ def rehearse(
     augmentation: Augmentation | None = None,
     device: Device = CPU,
     trains: bool = True,
+    searches: bool = False,
     task: Task = CLASSIFICATION,
 ) -> None:
     """Run one step of measuring and one of training on two images, on a copy; the network is left untouched.
 
     Then the network is run without gradients on as many images as each kind of batch will have, full and last ones.
     ``training`` names the sets whose batches BatchNorm will take its statistics from; ``trains`` says whether any
-    weights will be trained. Raises :class:`InputError` for splits that cannot be used, a network in which nothing can
-    be trained, batches of one image under BatchNorm, labels without an output, outputs that are not logits (N,
-    classes), outputs without a row for each image of some batch, and whatever the network's own code raises.
+    weights will be trained, ``searches`` whether θ will. Raises :class:`InputError` for splits that cannot be used, a
+    network in which nothing can be trained, batches of one image under BatchNorm, labels without an output, outputs
+    that are not logits (N, classes), outputs without a row for each image of some batch, checkpoints that θ cannot be
+    trained through, and whatever the network's own code raises.
     """
     check_splits(data)
     twin = fresh_copy(network).to(device.place).train()
@@ -59,6 +62,8 @@ def rehearse(
         loss = _loss(task, outputs, y)
         if trains:
             _check_gradient(loss)
+        if searches:
+            refuse_reentrant(twin, x)
         _check_rows(task, twin, named_splits(data), training, batch_size, augmentation, device)
 
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+import dnas
 from dnas.config.training import TrainingSection
 from dnas.data.image_sets import DataSplits, MemoryImages
 from dnas.training.rehearsal import rehearse
@@ -122,3 +124,39 @@ def test_training_and_measuring_refuse_such_rows_where_nothing_was_rehearsed() -
         evaluate(network, given(16, 3), 8, task=Numbers())
     with pytest.raises(InputError, match=r"\(1, 3\) for a batch of 8; wrap it"):
         list(Trainer(network, TrainingSection(epochs=1), images=given(16, 3), batch_size=8, task=Numbers()).epochs())
+
+
+class Checkpointed(Net):
+    """A network whose middle runs again in the backward pass."""
+
+    def __init__(self, reentrant: bool, first: bool = False) -> None:
+        super().__init__()
+        self.part = nn.Sequential(Again(nn.Conv2d(1 if first else 3, 3, 1), reentrant))
+        self.before = self.part if first else nn.Identity()
+        self.behind = nn.Identity() if first else self.part
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        return self.head(self.behind(self.stem(x.mean(1, keepdim=True))).mean((2, 3)))
+
+
+class Again(nn.Module):
+    def __init__(self, inner: nn.Module, reentrant: bool) -> None:
+        super().__init__()
+        self.inner, self.reentrant = inner, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant) * 2
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("first", [False, True])
+def test_reentrant_checkpoints_are_refused_before_a_search_and_nothing_else_is(first: bool) -> None:
+    data = DataSplits(images(16), images(16), images(16), 3, SHAPE)
+    sets = {"training": data.train}
+    with pytest.raises(InputError, match=r"module 'part.0' uses torch.utils.checkpoint with use_reentrant=True"):
+        rehearse(Checkpointed(True, first), data, sets, 8, searches=True)
+    with pytest.raises(InputError, match=r"give it use_reentrant=False"):
+        dnas.search_bits(Checkpointed(True, first), data, [{"size_bytes": "50%"}])
+    rehearse(Checkpointed(False, first), data, sets, 8, searches=True)
+    rehearse(Checkpointed(True, first), data, sets, 8)
