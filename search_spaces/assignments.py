@@ -14,7 +14,7 @@ from typing import Any
 from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.fields import BIT_WIDTHS
 from search_spaces.groups import kept_units
-from search_spaces.layers import LayerGraph
+from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.provenance import Provenance, read_provenance
 from search_spaces.schemes import WeightScheme, read_scheme
 
@@ -47,6 +47,13 @@ class LayerBits:
                 f"weight_bits = {self.weight_bits} with activation_bits = {self.activation_bits}: "
                 "a skipped layer has 0 bits for both"
             )
+        if self.scheme is not None and not self.weight_bits:
+            raise InputError(f"a skipped layer has no {self.scheme.words}; give it weight_bits above 0")
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the layer stays as it is: neither its weights nor its inputs are quantized."""
+        return self.weight_bits == self.activation_bits == FLOAT_BITS and self.scheme is None
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def export_torchao(
 
 def layer_config(spec: LayerSpec, bits: LayerBits) -> tuple[Mapping[str, Any] | None, str]:
     """The config of one layer (None: it stays in fp32), and what that leaves out of its bits ("": nothing)."""
-    if bits.weight_bits == 0 or (bits.weight_bits, bits.activation_bits) == (FLOAT_BITS, FLOAT_BITS):
+    if bits.weight_bits == 0 or bits.is_float:
         return None, ""
     told = f"{bits.weight_bits}-bit weights and {bits.activation_bits}-bit inputs"
     reason = _why_not(spec, bits)

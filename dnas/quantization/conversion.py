@@ -126,7 +126,7 @@ def fixed_copy(
         layer = twin.get_submodule(name)
         if bits.weight_bits == 0:
             skip_layer(layer)
-        elif (bits.weight_bits, bits.activation_bits) != (FLOAT_BITS, FLOAT_BITS):
+        elif not bits.is_float:
             pair = (bits.weight_bits,), (bits.activation_bits,)
             quantized = quantized_layer(layer, graph[name], *pair, choice)
             if bits.scheme is not None:

@@ -14,7 +14,7 @@ from dnas.quantization.conversion import QuantizerChoice, fixed_copy, layer_quan
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.errors import InputError
-from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.layers import LayerGraph
 from search_spaces.models.computed import make_plain, sources_of
 from search_spaces.models.copies import copy_network
 
@@ -46,7 +46,7 @@ class SharedQuantizers(nn.Module):
         self.weights, self.inputs = nn.ModuleDict(), nn.ModuleDict()
         for layers in profiles:
             for name, bits in layers.items():
-                if bits.weight_bits and (bits.weight_bits, bits.activation_bits) != (FLOAT_BITS, FLOAT_BITS):
+                if bits.weight_bits and not bits.is_float:
                     self._add(base, graph, name, bits, choice)
 
     def _add(self, base: nn.Module, graph: LayerGraph, name: str, bits: LayerBits, choice: QuantizerChoice) -> None:

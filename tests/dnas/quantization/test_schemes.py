@@ -29,10 +29,13 @@ from search_spaces.costs.stored import stored_prices
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
+from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.schemes import SCHEMES, WeightScheme, find_scheme
 from search_spaces.spaces import build_space
 from search_spaces.sparse_weights.scheme import SparseWeights
+from tests import made_weights
+from tests.made_weights import KINDS
 from tests.own_schemes import Ternary
 from tests.packed_nets import Packed, assignment_of, inputs_for, load_packed, model_and_graph, packed_net, same_bits
 
@@ -43,6 +46,9 @@ LAYERS = {
     "shapes": ("body.0", "body.3", "body.8"),
     "line": ("0", "3"),
     "cube": ("0", "6"),
+    "shared": ("first", "second"),
+    "attention": ("2.linear1", "2.self_attn.in_proj"),
+    "norm last": ("layer1.0.conv1",),
 }
 
 
@@ -113,6 +119,37 @@ def test_a_packed_file_holds_the_weights_bit_for_bit_in_the_bytes_they_cost(
     assert stored_prices(table, known)["size_bytes"] == found.file.tensor_bytes
     [entry] = {tuple(bits.scheme.columns()) for bits in known.values() if bits.scheme}
     assert entry
+
+
+@every_scheme
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_represents_what_a_layer_multiplies_with(scheme: WeightScheme, kind: str, tmp_path: Path) -> None:
+    model, name = made_weights.network(kind), made_weights.name_of(kind)
+    graph = read_graph(model, made_weights.SHAPE)
+    layers = layers_with(graph, (name,), scheme)
+    network, x = quantize_fixed(model, graph, layers), made_weights.images()
+    calibrate(network, [x])
+    network.eval()
+    save_packed(tmp_path / "net", network, graph, assignment_of(graph, layers, QuantizerChoice()))
+    with torch.no_grad():
+        assert np.array_equal(weight_values(read_packed(tmp_path / "net"), name), weights(network, name).numpy())
+        assert torch.equal(load_packed(tmp_path / "net", made_weights.network(kind))(x), network(x))
+
+
+@pytest.mark.parametrize("bits", [(3, 32), (32, 4), (32, 32)], ids=str)
+def test_a_scheme_says_itself_which_widths_it_has(bits: tuple[int, int], tmp_path: Path) -> None:
+    model, graph = model_and_graph("residual")
+    layers = {**same_bits(graph, 4, 4), "first": LayerBits(*bits, 5, scheme=Ternary())}
+    found = packed_net(tmp_path / "net", "residual", lambda graph: layers)
+    assert len(weights(found.network, "first").unique()) == 3
+    with torch.no_grad():
+        assert torch.equal(load_packed(found.path, model)(inputs_for(graph)), found.network(inputs_for(graph)))
+    assert "ternary weights" in layer_config(graph["first"], layers["first"])[1]
+    if bits[0] == 32:
+        with pytest.raises(InputError, match="sparse weights have 1 to 8 bits, not 32"):
+            quantize_fixed(model, graph, {**layers, "first": LayerBits(*bits, 5, scheme=SparseWeights(0.0))})
+    with pytest.raises(InputError, match="a skipped layer has no ternary weights"):
+        LayerBits(0, 0, scheme=Ternary())
 
 
 @every_scheme
