@@ -63,13 +63,22 @@ def check_extra_state(network: nn.Module) -> None:
 
 
 def fingerprints(network: nn.Module) -> dict[str, list[float]]:
-    """For every buffer that is not persistent: its count of values, and two numbers that follow from these in order."""
-    found = {}
-    for name, buffer in each_buffer(network, _unsaved, without=OURS):
-        values = torch.nan_to_num(_real(buffer.detach().cpu()).double().flatten(), nan=2.0, posinf=1.0, neginf=-1.0)
-        weights = torch.cos(torch.arange(1, len(values) + 1, dtype=torch.float64))
-        found[name] = [len(values), float(values.norm()), float(values @ weights)]
-    return found
+    """For every buffer that is not persistent: its fingerprint."""
+    return {name: fingerprint(buffer) for name, buffer in each_buffer(network, _unsaved, without=OURS)}
+
+
+def fingerprint(tensor: Tensor) -> list[float]:
+    """A tensor's count of values, and two numbers that follow from these in order."""
+    values = torch.nan_to_num(_real(tensor.detach().cpu()).double().flatten(), nan=2.0, posinf=1.0, neginf=-1.0)
+    weights = torch.cos(torch.arange(1, len(values) + 1, dtype=torch.float64))
+    return [len(values), float(values.norm()), float(values @ weights)]
+
+
+def differ(one: list[float], other: list[float]) -> bool:
+    """Whether two fingerprints are those of other values; of another count they are of something else."""
+    (count, *numbers), (other_count, *other_numbers) = one, other
+    off = max(abs(a - b) for a, b in zip(numbers, other_numbers, strict=True))
+    return count == other_count and off > _TOLERANCE * max(numbers[0], other_numbers[0])
 
 
 def _real(values: Tensor) -> Tensor:
@@ -141,9 +150,7 @@ def _replace(network: nn.Module, old: Tensor, new: Tensor) -> None:
 def _check_fingerprints(network: nn.Module, told: Mapping[str, Any]) -> None:
     own = fingerprints(network)
     for name in sorted(set(own) & set(told)):  # what only one of them has is made while the network runs
-        (count, *numbers), (told_count, *told_numbers) = own[name], cast(list[float], told[name])
-        off = max(abs(a - b) for a, b in zip(numbers, told_numbers, strict=True))
-        if count == told_count and off > _TOLERANCE * max(numbers[0], told_numbers[0]):
+        if differ(own[name], cast(list[float], told[name])):
             raise InputError(
                 f"the buffer '{name}' is not persistent, so the file does not hold it, and this network has other "
                 "values there than the exported one; make it persistent and export again, or give a network with "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas.export.buffers import described_buffers, fingerprints, unread_buffers
+from dnas.export.constants import constants_of
 from dnas.export.folding import check_folded
 from dnas.export.parts import (
     Codes,
@@ -62,6 +63,7 @@ def pack_fixed(
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     packer = _Packer(network, pruned_graph(graph, kept) if kept else graph, assignment)
     packer.pack()
+    constants = constants_of(network, packer.graph)
     check_folded(network, packer.graph)
     taken = sum(tensor.nbytes for tensor in packer.tensors.values())
     expected = _expected_bytes(packer.graph, assignment, choice.per_channel)
@@ -81,6 +83,7 @@ def pack_fixed(
         "buffers": packer.buffers,
         "unread_buffers": unread_buffers(network, packer.graph),
         "fingerprints": fingerprints(network),
+        "constants": constants,
         "profiles": {DEFAULT_PROFILE: profile},
     }
     return write_packed(path, description, packer.tensors)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas.export.buffers import buffers_of, described_buffers, fingerprints, unread_buffers
+from dnas.export.constants import constants_of
 from dnas.export.folding import check_folded
 from dnas.export.parts import (
     array_of,
@@ -60,6 +61,7 @@ def pack_switchable(path: Path, net: SwitchableNet, more: Mapping[str, Any]) -> 
         "buffers": packer.buffers,
         "unread_buffers": unread_buffers(view, net.graph),
         "fingerprints": fingerprints(view),
+        "constants": constants_of(view, net.graph),
         "profiles": packer.profiles,
     }
     return write_packed(path, description, packer.tensors)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.export.buffers import fill_buffers
+from dnas.export.constants import check_constants
 from dnas.export.folding import fold
 from dnas.export.parts import other_norms, other_parameters
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
@@ -104,6 +105,7 @@ def _unpack(
         for parameter, tensor in packed.description["parameters"].items():
             _fill(parameter, own[parameter], part_of(packed, name, tensor, packed.tensors[tensor]))
         fill_buffers(packed, network, graph)
+    check_constants(packed.description.get("constants", {}), network, graph)
     return network.eval(), graph, assignment, choice
 
 
@@ -132,6 +134,7 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
             for norm_name, folded in profile["norms"].items():
                 _fill_norm(packed, view.get_submodule(norm_name), folded)
             fill_buffers(packed, view, graph)
+            check_constants(packed.description.get("constants", {}), view, graph)
         for layer in packed.description["layers"]:
             _fill_shared(packed, net, layer)
         for parameter, tensor in packed.description["parameters"].items():
