@@ -172,24 +172,6 @@ def test_traps_are_told_by_name() -> None:
     assert set(graph.unsupported) == {"standardized", "read_by_parent", "unused"}
 
 
-@pytest.mark.parametrize(
-    ("source", "macs", "body_macs"),
-    [
-        ("torchvision:resnet18", 1_814_073_344, 1_695_547_392),
-        ("torchvision:resnet34", None, 3_545_235_456),
-    ],
-)
-def test_macs_of_published_networks(source: str, macs: int | None, body_macs: int) -> None:
-    graph = read_graph(load_model(source).module, (3, 224, 224))
-    assert macs is None or graph.macs == macs
-    assert graph.macs - graph["conv1"].macs - graph["fc"].macs == body_macs
-
-
-def test_bitops_of_resnet18() -> None:
-    graph = read_graph(load_model("torchvision:resnet18").module, (3, 224, 224))
-    assert _table(graph).uniform(32)["bitops"] == pytest.approx(1857.6e9, abs=0.05e9)
-
-
 def test_budget_falls_back_to_the_least_size() -> None:
     small = models.SwinTransformer([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=10)
     graph = read_graph(small, (3, 64, 64))

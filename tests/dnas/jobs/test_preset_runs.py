@@ -69,7 +69,7 @@ def _beside_the_users_own_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("preset", "model", "settings"),
     [
-        ("dnas-resnet20-cifar10", FOUR_CLASSES, ("controls.uniform=[2,4]",)),
+        ("dnas-resnet20-cifar10", FOUR_CLASSES, ("controls.uniform=[2,4]", "data.image_size=8")),
         ("dnas-resnet56-cifar10", TINY, ("data.image_size=8",)),
         ("dnas-resnet18-imagenet-compute", THIN, ("data.image_size=32",)),
         ("edmips-resnet18-imagenet", THIN, ("data.image_size=32",)),

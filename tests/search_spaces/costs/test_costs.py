@@ -46,7 +46,7 @@ def resnet18() -> LayerGraph:
     return read_graph(torchvision.models.resnet18(), (3, 224, 224))
 
 
-@pytest.mark.parametrize(("name", "weights"), [("resnet20", 267_264), ("resnet56", 847_872), ("resnet110", 1_718_784)])
+@pytest.mark.parametrize(("name", "weights"), [("resnet20", 267_264), ("resnet56", 847_872)])
 def test_block_weights_are_the_published_ones(name: str, weights: int) -> None:
     graph = read_graph(ZOO[name](), (3, 32, 32))
     assert sum(layer.weight_elements for layer in graph.layers if layer.name.startswith("layer")) == weights
