@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,7 +60,7 @@ class Device:
 
     def computing(self) -> AbstractContextManager:
         """Inside, the forward pass and the loss of a training step compute in this precision."""
-        return torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(self.place.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) on this device in its memory format; the network's own tensors stay as they are."""
