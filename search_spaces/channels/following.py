@@ -49,7 +49,7 @@ class ChannelRun(WatchedRun):
         known = {n for n, m in modules.items() if isinstance(m, _WHOLE_MODULES) or type(m) in _WHOLE_NORMS}
         super().__init__(network, {*specs, *known})
         self.specs, self.given, self.trace = specs, given or {}, ChannelTrace(first)
-        self._labels: dict[int, Labels] = {}
+        self._labels: dict[int, tuple[Labels, int]] = {}  # and how many ties had been made
         self._rows_of: dict[int, Labels] = {}
         self._columns_of: dict[int, Labels] = {}
         self._names = _names_of_parameters(network)
@@ -57,7 +57,7 @@ class ChannelRun(WatchedRun):
     def follow(self, call: NetworkCall) -> ChannelTrace:
         """Run over the whole network and note where every channel goes."""
         for tensor in call.tensors:
-            self._labels[id(tensor)] = self.trace.unremovable(tensor.shape, "it is the network's input")
+            self._note(tensor, [self.trace.unremovable(tensor.shape, "it is the network's input")])
         output = self.run(call)
         self.trace.freeze([self._of(tensor) for tensor in tensors(output)], "it is the network's output")
         return self.trace
@@ -86,7 +86,7 @@ class ChannelRun(WatchedRun):
 
     def _note(self, output: Any, made: list[Labels]) -> None:
         for tensor, labels in zip(tensors(output), made, strict=True):
-            self._labels[id(tensor)] = labels
+            self._labels[id(tensor)] = labels, self.trace.ties
 
     def _alias(self, value: Any) -> Any:
         """Labels in the place of tensors; in views of their own, which an in-place change of shape may change."""
@@ -97,9 +97,10 @@ class ChannelRun(WatchedRun):
         return {key: self._alias(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
     def _of(self, tensor: Tensor) -> Labels:
-        if id(tensor) not in self._labels:
-            self._labels[id(tensor)] = self._of_new(tensor)
-        labels = self._labels[id(tensor)] = self.trace.current(self._labels[id(tensor)])
+        labels, ties = self._labels.get(id(tensor)) or (self._of_new(tensor), -1)
+        if ties != self.trace.ties:
+            labels = self.trace.current(labels)
+        self._labels[id(tensor)] = labels, self.trace.ties
         return labels
 
     def _of_new(self, tensor: Tensor) -> Labels:

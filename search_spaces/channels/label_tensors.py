@@ -24,14 +24,15 @@ def spread(channels: Tensor, shape: torch.Size, axis: int) -> Labels:
 
 def one_index(x: Labels, axes: Iterable[int]) -> Labels:
     """The first index of some axes, which keep size 1."""
+    sizes = list(x.shape)
     for axis in axes:
-        x = x.narrow(axis, 0, min(1, x.shape[axis]))
-    return x
+        sizes[axis] = min(1, sizes[axis])
+    return x if sizes == list(x.shape) else x.as_strided(sizes, x.stride())
 
 
 def squeezed(x: Labels) -> Labels:
     """One index of every axis along which the memory does not change."""
-    return one_index(x, (axis for axis in range(x.dim()) if x.stride(axis) == 0))
+    return one_index(x, (axis for axis, step in enumerate(x.stride()) if step == 0))
 
 
 def only_label(x: Labels) -> int | None:

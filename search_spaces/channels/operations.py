@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from search_spaces.channels.label_tensors import Labels
 from search_spaces.channels.running import tensors
 
 _COUNTS = ("int", "Optional[int]", "bool", "Optional[bool]")
+
+
+@lru_cache
+def _counts(function: Any) -> frozenset[str]:
+    """The arguments of an operation that are sizes, axes or positions."""
+    return frozenset(argument.name for argument in function._schema.arguments if str(argument.type) in _COUNTS)
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,8 @@ class Operation:
 
     def numbers(self) -> tuple[str, ...]:
         """The numbers that values are computed with (sizes, axes and positions are not among them)."""
-        types = {argument.name: str(argument.type) for argument in self.function._schema.arguments}
-        given = [(types.get(name), value) for name, value in self.arguments.items()]
-        found = [str(float(value)) for kind, value in given if isinstance(value, (int, float)) and kind not in _COUNTS]
+        counts, given = _counts(self.function), self.arguments.items()
+        found = [str(float(value)) for name, value in given if isinstance(value, (int, float)) and name not in counts]
         if self.name == "native_group_norm":
             found.append(str(self.x.shape[1] / self.arguments["group"]))
         return tuple(found)

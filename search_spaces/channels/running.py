@@ -109,5 +109,7 @@ def _parts(value: Any) -> list[Any]:
         return list(value)
     if isinstance(value, dict):
         return list(value.values())
+    if value is None or isinstance(value, (int, float, str)):
+        return []
     is_plain = hasattr(value, "__dict__") and not callable(value) and not inspect.ismodule(value)
     return list(vars(value).values()) if is_plain else []

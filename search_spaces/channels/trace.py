@@ -27,7 +27,7 @@ class ChannelTrace:
 
     ``frozen`` maps units that must stay to the reason. ``rows``, ``columns`` and ``vectors`` map a layer to the labels
     of its filters and of its input channels, and a module or parameter with one entry per channel to those of its
-    entries. ``steps`` is all that was run.
+    entries. ``steps`` is all that was run, ``ties`` counts how often labels were tied.
     """
 
     count: int = 0
@@ -36,6 +36,7 @@ class ChannelTrace:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
+    ties: int = 0
 
     def __post_init__(self) -> None:
         self._unit_of, self._stays = torch.arange(self.count), torch.zeros(self.count, dtype=torch.bool)
@@ -100,6 +101,7 @@ class ChannelTrace:
 
     def _join(self, first: Labels, second: Labels) -> None:
         """Let the units of each pair go by one label; of units that stay, each keeps its reason."""
+        self.ties += 1
         ranks = [units + self.count * ~self._stays[units] for units in (first, second)]
         stays, goes = torch.where(ranks[0] < ranks[1], first, second), torch.where(ranks[0] < ranks[1], second, first)
         if len(torch.unique(goes)) == len(goes) and not torch.isin(goes, stays).any():
