@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,15 +67,16 @@ def remove_filters(network: Network, groups: ChannelGroups, kept: Kept) -> Netwo
 
 def kept_indices(groups: ChannelGroups, kept: Kept, part: str, name: str) -> Tensor | None:
     """Indices that module ``name`` keeps of its "rows", "columns" or "vectors"; None where it keeps all."""
-    stays: Tensor | None = None
+    stays: np.ndarray | None = None
     for group in groups.groups:
         units = getattr(group, part).get(name)
         if units is None or group.name not in kept or len(kept[group.name]) == group.units:
             continue
-        belongs = torch.tensor(units)
-        own = (belongs < 0) | torch.isin(belongs, torch.tensor(list(kept[group.name])))
+        unit_stays = np.zeros(group.units + 1, dtype=bool)
+        unit_stays[[*kept[group.name], -1]] = True  # the last is that of -1, a channel outside the group
+        own = unit_stays[np.array(units)]
         stays = own if stays is None else stays & own
-    return None if stays is None else stays.nonzero().flatten()
+    return None if stays is None else torch.from_numpy(stays.nonzero()[0])
 
 
 def _selection(
