@@ -54,7 +54,8 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
     """
     config = load_job(source, overrides)
     folder = folder or RUNS / config.name
-    existed = folder.exists()
+    with _told_of(folder):
+        existed = folder.exists()
     with joined() as processes, own_run(processes, partial(_created, folder, config)) as run:
         try:
             front = _carry_out(config, run, as_json)

@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from dnas.commands import cli, launching
+from dnas.commands import cli, launching, plotting
 from dnas.config.job import JobConfig
 from dnas.jobs import run as jobs
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
@@ -328,7 +328,9 @@ def test_odd_input_is_one_sentence(words: tuple[str, ...], told: str) -> None:
     assert not Path("runs/digits").exists()
 
 
-def test_pictures_beside_one_another_say_their_kind_once(finished: Path) -> None:
+def test_pictures_beside_one_another_say_their_kind_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: path.touch())
+    monkeypatch.setattr(plotting, "draw_search_curves", lambda course: None)  # what is drawn is tested elsewhere
     with Run.open(finished, write=True) as run:
         for search in ("search-2", "search-3"):
             run.journal.append({**EPOCH, "run": search})
@@ -339,6 +341,7 @@ def test_pictures_beside_one_another_say_their_kind_once(finished: Path) -> None
     ):
         files = json.loads(dnas("plot", "digits", "--kind", kind, "--out", out, "--json").stdout)["files"]
         assert files == [f"{name}.png" for name in names]
+        assert all(Path(file).exists() for file in files)
 
 
 def test_the_float_network_is_shown_as_the_front_has_it(finished: Path) -> None:
