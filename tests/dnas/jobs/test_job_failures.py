@@ -76,7 +76,7 @@ def test_a_loss_that_is_not_finite_stops_the_job_and_names_the_layer(
 ) -> None:
     module = f"fragile_{good_epochs}"
     Path(f"{module}.py").write_text(FRAGILE_MODEL)
-    Path("last_good_step").write_text(str(1 + good_epochs))  # the first step is the rehearsal
+    Path("last_good_step").write_text(str(2 + good_epochs))  # the first two steps are the rehearsal
     own = ("pretrain.epochs=2", f"model.source={module}:model", "model.arguments={}", "controls.ilp=false")
     told = sentence(search((*smaller_settings, *own)), code=1)
     assert "the loss became nan: layer '2' is the first whose output is not finite" in told
