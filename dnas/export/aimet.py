@@ -20,12 +20,14 @@ from dnas.export.fixed_layers import (
     fixed_layers,
     ideal_bytes,
 )
+from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.schemes import GappedWeight
 from results.files import encode_json, write_text
 from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
+from search_spaces.models.computed import computed_names
 
 FORMAT = "aimet"
 
@@ -33,10 +35,12 @@ FORMAT = "aimet"
 def export_aimet(
     path: Path, network: nn.Module, assignment: BitAssignment, preprocessing: Preprocessing | None = None
 ) -> ExportedFile:
-    """Write the encodings of the fixed net ``network``; :class:`InputError` for weights of a scheme of their own.
+    """Write the encodings of the fixed net ``network``.
 
-    Parameters go by their PyTorch names; the input of a layer is ``LAYER.input``.
+    Parameters go by their PyTorch names; the input of a layer is ``LAYER.input``. Raises :class:`InputError` for
+    weights of a scheme of their own, and for those that are made of others.
     """
+    _check_held(network)
     found = fixed_layers(network)
     layers = found.values()
     data = {
@@ -53,6 +57,16 @@ def export_aimet(
     text = encode_json(data, what=str(path), indent=2) + "\n"
     write_text(path, text)
     return ExportedFile(path, FORMAT, len(text.encode()), ideal_bytes(assignment))
+
+
+def _check_held(network: nn.Module) -> None:
+    """Refuse layers that multiply with another weight than the parameter they hold, which AIMET would quantize."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, QuantizedLayer) and (layer.made is not None or "weight" in computed_names(layer)):
+            raise InputError(
+                f"layer '{name}' multiplies with a weight that is made of others, and AIMET quantizes parameters; "
+                "export it as onnx or packed"
+            )
 
 
 def _weight(layer: FixedLayer) -> dict[str, Any]:

@@ -84,6 +84,10 @@ def _why_not(spec: LayerSpec, bits: LayerBits) -> str:
     """Why torchao cannot quantize the weights of a layer; empty where it can."""
     if bits.scheme is not None:
         return f"torchao has no {bits.scheme.words} of few bits"
+    if spec.weight_from != "parameter":
+        return (
+            "torchao quantizes the weight that a layer holds, and this one multiplies with one that is made of others"
+        )
     if spec.kind not in ("Linear", "Conv2d"):
         return f"torchao quantizes Linear and Conv2d, and this is a {spec.kind}"
     if spec.kind == "Conv2d" and spec.weight_shape[1] == 1:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from dnas.export.aimet import export_aimet
 from dnas.export.onnx import export_onnx
 from dnas.export.save import save_packed
+from dnas.export.torchao import export_torchao
 from dnas.export.unpack import load
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
@@ -19,6 +21,7 @@ from dnas.switchable.net import SwitchableNet
 from results.packed.file import read_packed
 from results.packed.weights import weight_values
 from search_spaces.assignments import BitAssignment, LayerBits
+from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import read_graph
@@ -97,6 +100,16 @@ def test_onnx_holds_the_codes_of_what_is_multiplied_with(kind: str, tmp_path: Pa
     net, graph, assignment = trained_net(kind, (3, 4))
     export_onnx(tmp_path / "net", net, graph, assignment)
     assert (tmp_path / "net").stat().st_size > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tools_that_quantize_parameters_are_not_given_what_these_do_not_hold(kind: str, tmp_path: Path) -> None:
+    net, graph, assignment = trained_net(kind, (8, 8))
+    told = export_torchao(tmp_path / "net", graph, assignment)
+    assert "multiplies with one that is made of others" in told.left_out[name_of(kind)]
+    with pytest.raises(InputError, match=f"layer '{name_of(kind)}' multiplies with a weight that is made of others"):
+        export_aimet(tmp_path / "other", net, assignment)
+    assert not (tmp_path / "other").exists()
 
 
 def test_whole_networks_of_timm_with_standardised_weights(tmp_path: Path) -> None:
