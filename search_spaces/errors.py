@@ -46,6 +46,15 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an exception, without its full stop.
+
+    >>> first_sentence(RuntimeError("put is not deterministic. You can turn it off. Or ask."))
+    'put is not deterministic'
+    """
+    return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+
+
 def check_type(value: object, kind: type | tuple[type, ...], what: str, hint: str) -> None:
     """Raise :class:`InputError` unless ``value`` is a ``kind``; the hint says how to get one."""
     if not isinstance(value, kind):

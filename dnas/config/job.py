@@ -242,8 +242,9 @@ class JobConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(default="digits", description="Names the run folder `runs/NAME`.")  # fmt: skip
     seed: Count = Field(default=0, description="Everything random in the job derives from this number.")
     device: DeviceName = Field(default="auto", description="Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`, which takes CUDA when there is one.")  # fmt: skip
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Precision of convolutions and products in training steps; quantizers and measurements are always in fp32.")  # fmt: skip
-    channels_last: bool = Field(default=False, description="Keep images with their channels last in memory, which some devices are faster with.")  # fmt: skip
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Precision of convolutions and products in training steps: `auto` takes bf16 on CUDA where the device computes in it, else fp32. Quantizers and measurements are always in fp32.")  # fmt: skip
+    channels_last: Literal["auto"] | bool = Field(default="auto", description="Keep images with their channels last in memory; `auto` does where it takes bf16, as such devices are faster with it.")  # fmt: skip
+    deterministic: bool = Field(default=False, description="Take only operations that give the same bits each time, on CUDA too, where they are slower.")  # fmt: skip
     synchronise_batchnorm: bool = Field(default=False, description="Where several processes train together: take BatchNorm's statistics over the whole batch, not over the rows of each process.")  # fmt: skip
     compression: Literal["search", "squantizer", "switchable"] = Field(default="search", description="What the job does: search bits per layer, train sparse and low-bit weights at once (`[squantizer]`), or train a switchable net without a search (`[finalise]`; `dnas train-switchable`).")  # fmt: skip
     pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ from dnas.jobs.stages.prune_requests import PruneRequest, check_request, request
 from dnas.jobs.stages.testing import Test
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
+from dnas.training.device import deterministic
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, StageEvent, Started
@@ -59,7 +60,7 @@ def run_job(
     elif request:
         context.log.write(check_request(context, request).event())
     try:
-        with processes.watched(), compiled_mixture(context.job.compiles):
+        with processes.watched(), deterministic(config.deterministic), compiled_mixture(context.job.compiles):
             return _run(context)
     except BrokenPipeError:
         raise  # nobody listens any more: an interruption, not a failure
@@ -122,11 +123,25 @@ def _run(context: JobContext) -> ParetoFront:
     findings = Findings()
     for number, stage in enumerate(stages):
         log.write(StageEvent(stage=stage.name, state="start"))
-        with progress.within(number):
+        with progress.within(number), _memory_of(context.job, stage):
             stage.carry_out(findings)
         log.write(StageEvent(stage=stage.name, state="done"))
     log.write(Finished())
     return log.run.load_front()
+
+
+@contextlib.contextmanager
+def _memory_of(job: Job, stage: Stage) -> Iterator[None]:
+    """Say what to lower where a device's memory is too small for a stage."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = job.config.data.batch_size
+        raise JobError(
+            f"{job.device.place} has too little memory for the stage {stage.name} at data.batch_size = {size}; free "
+            f"some and resume, or start a new run with --set data.batch_size={max(1, size // 2)}, and with "
+            "accumulation = 2 in its training sections for updates of the same size"
+        ) from error
 
 
 def job_stages(context: JobContext) -> list[Stage]:

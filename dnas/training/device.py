@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dnas.training.processes import ALONE, Processes
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, JobError, first_sentence, nearest
 
 Precision = Literal["fp32", "bf16"]
 
@@ -31,10 +31,13 @@ class Device:
     processes: Processes = ALONE
 
     @classmethod
-    def named(cls, name: str, precision: Precision = "fp32", channels_last: bool = False) -> Device:
+    def named(
+        cls, name: str, precision: Precision | Literal["auto"] = "fp32", channels_last: bool | Literal["auto"] = False
+    ) -> Device:
         """The device ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``mps``, ``cuda`` or ``cuda:1``.
 
-        Raises :class:`InputError` for one that is not there, naming those that are.
+        ``auto`` precision is bf16, and the memory format channels last, on CUDA where the device computes in bf16.
+        Raises :class:`InputError` for a device that is not there, naming those that are.
         """
         there = available()
         if name == "auto":
@@ -44,7 +47,14 @@ class Device:
         if name not in there:
             hint = nearest(name, there) if name.partition(":")[0] not in ("cuda", "mps") else ""
             raise InputError(f"device = '{name}' is not here{hint}; PyTorch finds {', '.join(there)}; or use auto")
-        return cls(torch.device(name), precision, channels_last)
+        place = torch.device(name)
+        asked = "auto" in (precision, channels_last)
+        halves = asked and place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return cls(
+            place,
+            ("bf16" if halves else "fp32") if precision == "auto" else precision,
+            halves if channels_last == "auto" else channels_last,
+        )
 
     @classmethod
     def of(cls, value: Device | torch.device | str) -> Device:
@@ -78,6 +88,30 @@ class Device:
         with torch.random.fork_rng(devices=[] if kind == "cpu" else [self.place], device_type=_forked(kind)):
             torch.manual_seed(seed + self.processes.rank)
             yield
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, operations give the same bits each time where that is ``wanted``.
+
+    Raises :class:`JobError` for one that PyTorch cannot do so.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise JobError(f"deterministic = true: {first_sentence(error)}; set deterministic = false") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -69,6 +69,24 @@ def sentence(result: Result, code: int) -> str:
     return result.stderr.strip()
 
 
+def test_too_little_memory_is_told_with_what_to_lower(smaller_settings: tuple[str, ...]) -> None:
+    Path("large.py").write_text(
+        FRAGILE_MODEL.replace('x * float("nan")', "large()")
+        + """
+
+def large():
+    import torch
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+"""
+    )
+    Path("last_good_step").write_text("4")
+    own = ("pretrain.epochs=2", "model.source=large:model", "model.arguments={}", "controls.ilp=false")
+    told = sentence(search((*smaller_settings, *own)), code=1)
+    assert "cpu has too little memory for the stage search at data.batch_size = " in told
+    Path("last_good_step").write_text("1000")
+    assert dnas("resume", "run").exit_code == 0
+
+
 # One step to an epoch: pretrain, pretrain, warm-up of the weights, θ, fine-tuning of the first assignment.
 @pytest.mark.parametrize("good_epochs", range(1, 5))
 def test_a_loss_that_is_not_finite_stops_the_job_and_names_the_layer(

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from dnas.config.file import load_job
 from dnas.config.training import TrainingSection
 from dnas.data.image_sets import MemoryImages
-from dnas.training.device import CPU, Device, available
+from dnas.training.device import CPU, Device, available, deterministic
 from dnas.training.trainer import Trainer, evaluate
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError
 from tests.dnas.training.test_trainer import IMAGES, network
 from tests.toys import images
 
@@ -90,3 +90,47 @@ def test_files_of_before_ask_for_mixed_precision_in_the_search() -> None:
     assert load_job("digits", ["search.mixed_precision=true", "precision=fp32"]).precision == "fp32"
     with pytest.raises(InputError, match="mixed_precision"):
         load_job("digits", ["search.mixed_precision=3"])
+
+
+@pytest.mark.parametrize(("halves", "expected"), [(True, ("bf16", True)), (False, ("fp32", False))])
+def test_automatic_precision_is_what_the_device_is_made_for(
+    halves: bool, expected: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: halves)
+    found = Device.named("cuda", "auto", "auto")
+    assert (found.precision, found.channels_last) == expected
+    assert Device.named("cuda", "fp32", False) == Device(torch.device("cuda"))
+    assert Device.named("cpu", "auto", "auto") == CPU
+    assert Device.named("cpu", "bf16", "auto") == Device(torch.device("cpu"), "bf16", False)
+
+
+def test_each_of_several_processes_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert Device.named("auto").place == torch.device("cuda:1")
+    assert Device.named("cuda:0").place == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="device = 'cuda:2' is not here; PyTorch finds cpu, cuda, cuda:0, cuda:1"):
+        Device.named("cuda")
+
+
+def test_what_cannot_be_deterministic_is_told_by_its_name() -> None:
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    sentence = "put_ does not have a deterministic implementation. You can turn it off."
+    with pytest.raises(JobError, match=r"^deterministic = true: put_ does not have .*; set deterministic = false$"):
+        refused(True, sentence)
+    with pytest.raises(RuntimeError, match="turn it off"):
+        refused(False, sentence)
+    with pytest.raises(RuntimeError, match=r"^shapes$"):
+        refused(True, "shapes")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def refused(wanted: bool, sentence: str) -> None:
+    with deterministic(wanted):
+        raise RuntimeError(sentence)
