@@ -2,7 +2,8 @@
 
 Its name is ``lazy``, one that autograd runs on the host; each tensor has its values beside it, on
 the CPU. What a GPU refuses is refused: an operation on tensors of two devices, a generator of the CPU for numbers that
-are drawn there, and to read values as numpy arrays. So a mistake about devices fails without a GPU.
+are drawn there, and to read values as numpy arrays. So a mistake about devices fails without a GPU, and where a host
+would wait for a device can be counted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_map
 
+from dnas.training.device import Device
+
 PLACE = torch.device("lazy")
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy"}  # between devices, as their purpose is
 INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}  # take indices of the CPU, too
+
+READS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_consecutive"}
 
 
 class Elsewhere(Tensor):
@@ -130,6 +135,37 @@ class _Reading(TorchFunctionMode):
         if func is Tensor.numpy and isinstance(args[0], Elsewhere):
             raise TypeError("cannot convert a tensor of another device to numpy; copy it to the CPU first")
         return func(*args, **kwargs)
+
+
+class Waits(TorchDispatchMode):
+    """Counts where the host would wait for the device: to read a value of it, or to copy without going on meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += _waits(func._schema.name.partition("::")[2], args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
+    if name in ("_to_copy", "copy_"):
+        source, target = (args[0], kwargs.get("device")) if name == "_to_copy" else (args[1], args[0].device)
+        crosses = target is not None and torch.device(target) != source.device
+        return crosses and not kwargs.get("non_blocking") and not (name == "copy_" and any(args[2:]))
+    there = any(isinstance(value, Elsewhere) for value in _flat(args))
+    if name in INDEXES:
+        return there and any(isinstance(index, Tensor) and index.device != PLACE for index in _flat([args[1]]))
+    return there and name in READS
+
+
+@contextmanager
+def randomness_of_the_cpu(device: Device, seed: int) -> Iterator[None]:
+    """In place of :meth:`Device.own_randomness`: what is drawn on the device that is not there is drawn on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -15,10 +15,13 @@ from dnas.data.augmentation import (
     Augmentation,
     AugmentationDraw,
     augmented,
+    beside,
     cut_out,
     draw_augmentation,
 )
 from search_spaces.errors import InputError
+
+HELD_BYTES = 2**30  # of one set of images, on a device
 
 
 @runtime_checkable
@@ -101,7 +104,7 @@ class Batched:
 class MemoryImages(Batched):
     """Images (N, C, H, W), uint8 or float32 in [0, 1], normalised by ``mean`` and ``std`` of each channel.
 
-    Crop and flip run on the device that batches are asked for.
+    Crop and flip run on the device that batches are asked for, where a small set then stays.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -109,6 +112,7 @@ class MemoryImages(Batched):
         self._labels = as_targets(labels)
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self._held: tuple[Tensor, Tensor] | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -143,13 +147,25 @@ class MemoryImages(Batched):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         generator, order = draw_order(len(self), seed)
         height, width = self.images.shape[2:]
-        for indices in chunks(order, batch_size, drop_last):
-            images = self.images[indices].to(device)
+        pixels, labels = self._held_on(device)
+        for indices in chunks(order.to(pixels.device), batch_size, drop_last):
+            images = pixels[indices].to(device, non_blocking=True)
             draw = None
             if augmentation is not None:
                 draw = draw_augmentation(len(indices), height, width, augmentation, generator)
                 images = augmented(images, draw, augmentation, generator)
-            yield normalise(images, self.mean, self.std, draw, augmentation), self._labels[indices].to(device)
+            yield (
+                normalise(images, self.mean, self.std, draw, augmentation),
+                labels[indices].to(device, non_blocking=True),
+            )
+
+    def _held_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and labels on the device, from the first time on that batches are asked for there, if they are few."""
+        if device.type == "cpu" or self.images.nbytes > HELD_BYTES:
+            return self.images, self._labels
+        if self._held is None or self._held[0].device != device:
+            self._held = self.images.to(device), self._labels.to(device)
+        return self._held
 
 
 def has_classes(labels: Tensor) -> bool:
@@ -218,8 +234,8 @@ def normalise(
 ) -> Tensor:
     """Normalise pixels (N, C, H, W), then cut out, so that the square shows the mean colour as in the paper."""
     full = 255.0 if images.dtype == torch.uint8 else 1.0
-    scale = torch.tensor([1.0 / (full * value) for value in std], device=images.device)[:, None, None]
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)[:, None, None]
+    scale = beside(images, torch.tensor([1.0 / (full * value) for value in std]))[:, None, None]
+    shift = beside(images, torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]))[:, None, None]
     normalised = images * scale + shift
     if draw is None or augmentation is None:
         return normalised

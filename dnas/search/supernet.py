@@ -94,7 +94,8 @@ class Theta(nn.Module):
             return self.probabilities()
         parts = []
         for logits in self._logits():
-            uniform = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1 - 1e-7).to(logits.device)
+            noise = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1 - 1e-7)
+            uniform = noise.to(logits.device, non_blocking=True)
             soft = ((logits - torch.log(-torch.log(uniform))) / temperature).softmax(1)
             if sampling == "gumbel_hard":
                 hard = nn.functional.one_hot(soft.argmax(1), soft.shape[1]).to(soft.dtype)
@@ -142,6 +143,7 @@ class Supernet(nn.Module):
             if name in fixed:
                 swap_composite(self.network, graph[name], (weight,), (activation,), choice)
         self._rows = [row for row, bits in enumerate(space.weight_bits) if bits]
+        self.register_buffer("_kept_rows", torch.tensor(self._rows), persistent=False)
         self._layers: list[list[QuantizedLayer | BranchedLayer]] = []
         self._gates: list[BranchGate | None] = []
         for index, decision in enumerate(space.decisions):
@@ -195,13 +197,16 @@ class Supernet(nn.Module):
     @contextmanager
     def sampled(self, sample: Sample) -> Iterator[None]:
         """Lend ``sample`` to the network inside this context."""
-        kept = sample.weights[:, self._rows]
+        rows = cast(Tensor, self._kept_rows)
+        kept = sample.weights.index_select(1, rows)
         kept_probability = kept.sum(1, keepdim=True)
         # The branch's output is multiplied by the probability of not skipping it, so inside it the others sum to 1.
         weights = kept if len(self._rows) == len(self.space.weight_bits) else kept / kept_probability.clamp_min(1e-12)
         activations = sample.activations
         if weights is not kept and not self.space.independent:  # the cell that skips stands in some column
-            activations = sample.cells[:, self._rows].sum(1) / kept_probability.clamp_min(1e-12)
+            activations = sample.cells.index_select(1, cast(Tensor, self._kept_rows)).sum(
+                1
+            ) / kept_probability.clamp_min(1e-12)
         for index, (layers, gate) in enumerate(zip(self._layers, self._gates, strict=True)):
             for layer in layers:
                 if isinstance(layer, BranchedLayer):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from dnas.config.job import JobConfig
 from dnas.jobs.run import evaluate_assignment, run_job
 from dnas.training.device import Device
 from results.run.folder import Run
-from tests.elsewhere import PLACE, Elsewhere, elsewhere
+from tests.elsewhere import PLACE, Elsewhere, elsewhere, randomness_of_the_cpu
 
 SMALL = [
     "threads=1",
@@ -39,14 +37,6 @@ JOBS = {
         "finalise.weights=dorefa", "finalise.activations=pact",
     ],
 }  # fmt: skip
-
-
-@contextmanager
-def randomness_of_the_cpu(device: Device, seed: int) -> Iterator[None]:
-    """What is drawn on the device that is not there is drawn on the CPU."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def carried_out(config: JobConfig, folder: Path) -> tuple[Any, Any]:
