@@ -121,3 +121,17 @@ def importable_working_directory() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(entry)
+
+
+@contextlib.contextmanager
+def hidden_working_directory() -> Iterator[None]:
+    """Let no module of the current directory be imported while the block runs, however Python was started.
+
+    For packages that are named by us: a file of somebody else may lie there under their name.
+    """
+    here, before = str(Path.cwd()), list(sys.path)
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

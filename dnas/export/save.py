@@ -17,6 +17,7 @@ from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
+from search_spaces.models.named_in_files import described_network
 
 
 def save_packed(
@@ -39,7 +40,8 @@ def save_packed(
     :class:`InputError` for a net that the format cannot hold.
     """
     told = None if preprocessing is None else preprocessing.to_json()
-    more = {"model": dict(model or {}), "preprocessing": told}
+    named = described_network(str(model["source"]), model.get("arguments") or {}) if model and "source" in model else {}
+    more = {"model": {**(model or {}), **named}, "preprocessing": told}
     if isinstance(network, SwitchableNet):
         return pack_switchable(Path(path), network, more)
     if graph is None or assignment is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -28,10 +29,9 @@ from search_spaces.channels.slicing import pruned_graph
 from search_spaces.errors import InputError, check_type
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
-from search_spaces.models.load import load_model
+from search_spaces.models.named_in_files import load_described
 from search_spaces.network.graph import read_graph
 
-_KNOWN_SOURCES = ("zoo", "torchvision", "timm")
 _FIELDS = ("scale", "offset", "top", "step", "start")
 
 
@@ -72,12 +72,23 @@ def _with_sound_records(net: SwitchableNet) -> SwitchableNet:
 
 def _model_of(packed: PackedFile) -> nn.Module:
     """The float network that the file names, where making it runs no code but that of known packages."""
-    named = packed.description.get("model") or {}
-    source = str(named.get("source", ""))
-    if source.partition(":")[0] not in _KNOWN_SOURCES:
-        told = f"'{source}'" if source else "no source"
-        raise InputError(f"it names {told} for its network; give a fresh one, as in dnas.load(path, model)")
-    return load_model(source, arguments=named.get("arguments") or {}).module
+    told = packed.description
+    assignments = [BitAssignment.from_json(profile["assignment"]) for profile in told["profiles"].values()]
+    whole = not any(kept_rows_of(assignment.layers) for assignment in assignments)
+    shapes = {name: tuple(entry["shape"]) for name, entry in told["layers"].items()} if whole else {}
+    return load_described(told.get("model"), assignments[0].model.input_shape, packed.tensor_bytes, shapes)
+
+
+def _choice_of(packed: PackedFile) -> QuantizerChoice:
+    """The quantizers that the file names; one of a module that nobody has imported yet is not imported."""
+    choice = QuantizerChoice(**packed.description["quantizer"])
+    for name in (choice.weights, choice.activations):
+        module, separator, _ = name.partition(":")
+        if separator and module not in sys.modules:
+            raise InputError(
+                f"the quantizer '{name:.100}' is not known here; import {module:.60}, where it is from, first"
+            )
+    return choice
 
 
 def _unpack(
@@ -89,7 +100,7 @@ def _unpack(
     graph = read_graph(model, assignment.model.input_shape)
     profile = _norms_moved(profile, graph)
     check_fits(assignment, graph)
-    choice = QuantizerChoice(**packed.description["quantizer"])
+    choice = _choice_of(packed)
     model, graph = with_held_weights(model, graph)
     network = quantize_fixed(model, graph, assignment.layers, choice)
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
@@ -114,7 +125,7 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
     told = packed.description["profiles"]
     assignments = {name: BitAssignment.from_json(profile["assignment"]) for name, profile in told.items()}
     graph = read_graph(model, next(iter(assignments.values())).model.input_shape)
-    choice = QuantizerChoice(**packed.description["quantizer"])
+    choice = _choice_of(packed)
     told = {name: _norms_moved(profile, graph) for name, profile in told.items()}
     model, graph = with_held_weights(model, graph)
     net = SwitchableNet(model, graph, assignments, choice, private_norms=bool(packed.description["private_norms"]))

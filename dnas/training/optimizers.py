@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from dnas.config.training import Optimization
 from search_spaces.errors import InputError, nearest
-from search_spaces.registry import import_callable, importable_working_directory
+from search_spaces.registry import hidden_working_directory, import_callable, importable_working_directory
 
 Groups = list[dict[str, Any]]
 """Parameter groups: ``params``, ``weight_decay``, and what else an optimizer keeps for each."""
@@ -114,7 +114,8 @@ def optimizer_class(name: str) -> Callable[..., Optimizer]:
 
 def _timm_class(name: str) -> Callable[..., Optimizer]:
     try:
-        module = importlib.import_module("timm.optim")
+        with hidden_working_directory():
+            module = importlib.import_module("timm.optim")
     except ImportError as error:
         raise InputError(f"optimizer 'timm:{name}' needs the package timm: pip install 'dnas[timm]'") from error
     known = module.list_optimizers()

@@ -21,8 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from search_spaces.errors import InputError, nearest, one_line, unreadable
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 from search_spaces.models.zoo import ZOO
-from search_spaces.registry import import_callable, importable_working_directory
+from search_spaces.registry import hidden_working_directory, import_callable, importable_working_directory
 
+KNOWN_SOURCES = ("zoo", "torchvision", "timm")
+"""What comes before the name of a network of a known package; everything else is code of the user's."""
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 
@@ -54,7 +56,8 @@ def load_model(
         hint = f"; did you mean '{short[source]}'?" if source in short else nearest(source, known)
         raise InputError(f"model '{source}' is not of the form zoo:NAME, torchvision:NAME or package.module:NAME{hint}")
     values = dict(arguments or {})
-    with importable_working_directory():
+    # A timm.py of the current folder is not timm.
+    with hidden_working_directory() if prefix in KNOWN_SOURCES else importable_working_directory():
         constructor, defaults = _constructor(prefix, name, source, values)
         module = _call(source, constructor, values, defaults)
     if not isinstance(module, nn.Module):
@@ -97,9 +100,10 @@ def _check_given(source: Any, arguments: Any) -> None:
 def available_models() -> dict[str, list[str]]:
     """Return the model names by prefix; ``timm`` is there only where it is installed."""
     prefixes = ["zoo", "torchvision"]
-    if importlib.util.find_spec("timm") is not None:
-        prefixes.append("timm")
-    return {prefix: _names(prefix) for prefix in prefixes}
+    with hidden_working_directory():
+        if importlib.util.find_spec("timm") is not None:
+            prefixes.append("timm")
+        return {prefix: _names(prefix) for prefix in prefixes}
 
 
 def load_checkpoint(module: nn.Module, path: Path) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -145,7 +149,7 @@ def _constructor(
     prefix: str, name: str, source: str, values: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Find what builds the model, and the defaults under which it returns plain, untrained logits."""
-    if prefix not in ("zoo", "torchvision", "timm"):
+    if prefix not in KNOWN_SOURCES:
         return import_callable(source, "model"), {}
     known = name in _names(prefix) or (prefix == "timm" and _timm().is_model(name))  # timm: NAME.TAG also
     if not known:
