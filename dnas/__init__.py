@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from results.run.folder import Run
     from results.tables.verdicts import verdicts
     from search_spaces.allocation.program import allocate
+    from search_spaces.allocation.widening import allocate_widest
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
     from search_spaces.costs.budgets import Budget, parse_budget
     from search_spaces.costs.table import Cost, CostTable, build_costs
@@ -74,6 +75,7 @@ __all__ = [
     "Task",
     "Trainer",
     "allocate",
+    "allocate_widest",
     "apply",
     "build_costs",
     "build_space",
@@ -126,6 +128,7 @@ __getattr__, __dir__ = attach(
         "results.tables.verdicts": ("verdicts",),
         "results.run.folder": ("Run",),
         "search_spaces.allocation.program": ("allocate",),
+        "search_spaces.allocation.widening": ("allocate_widest",),
         "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference"),
         "search_spaces.costs.budgets": ("Budget", "parse_budget"),
         "search_spaces.costs.table": ("Cost", "CostTable", "build_costs"),

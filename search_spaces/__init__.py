@@ -12,6 +12,7 @@ from search_spaces.lazy import attach
 
 if TYPE_CHECKING:
     from search_spaces.allocation.program import allocate, check_reachable
+    from search_spaces.allocation.widening import allocate_widest
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference, check_fits
     from search_spaces.costs.budgets import Budget, parse_budget
     from search_spaces.costs.pruned import PrunedCosts
@@ -46,6 +47,7 @@ __all__ = [
     "SpaceOptions",
     "ZOO",
     "allocate",
+    "allocate_widest",
     "available_models",
     "build_costs",
     "build_space",
@@ -62,6 +64,7 @@ __getattr__, __dir__ = attach(
     __name__,
     {
         "search_spaces.allocation.program": ("allocate", "check_reachable"),
+        "search_spaces.allocation.widening": ("allocate_widest",),
         "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference", "check_fits"),
         "search_spaces.costs.budgets": ("Budget", "parse_budget"),
         "search_spaces.costs.table": ("Cost", "CostTable", "build_costs"),

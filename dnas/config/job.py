@@ -144,7 +144,7 @@ class SearchSection(Optimization):
     weight_updates: Literal["frozen", "epoch", "step"] = Field(default="frozen", description="While θ is trained: keep weights frozen, or alternate with them per epoch or per step.")  # fmt: skip
     theta_fraction: Fraction = Field(default=0.2, description="Share of the training data that trains θ; the rest trains weights.")  # fmt: skip
     temperature_start: Positive = Field(default=5.0, description="Gumbel-softmax temperature at the start.")
-    temperature_end: Positive = Field(default=0.5, description="Temperature at the end of an exponential decay.")
+    temperature_end: Positive = Field(default=0.5, description="Temperature where the last epoch ends: that of epoch e, counted from 0, is start · (end / start)^(e / epochs).")  # fmt: skip
     learning_rate: Positive = Field(default=0.05, description="Learning rate of the weights at the start of the schedule.")  # fmt: skip
     theta_learning_rate: Positive = Field(default=0.05, description="Learning rate of θ (Adam).")
     theta_weight_decay: NonNegative = Field(default=0.0, description="L2 penalty on θ.")

@@ -23,7 +23,8 @@ from dnas.quantization.branches import BranchedLayer, BranchGate
 from dnas.quantization.conversion import QuantizerChoice, swap_branches, swap_composite
 from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.proof import check_twin
-from search_spaces.allocation.program import Cells, allocate, dominated
+from search_spaces.allocation.program import Cells, dominated
+from search_spaces.allocation.widening import allocate_widest
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, check_type
@@ -245,16 +246,16 @@ class Supernet(nn.Module):
         """The likeliest cells under θ, or with a budget the likeliest a posteriori that meet it; both exact.
 
         With a budget, θ's probabilities are weighted by a prior that grows with the width, weight bits times
-        activation bits: within its budget a wider choice never hurts, and what θ is undecided about should not leave
-        the budget unspent (our choice; it matters only where θ is undecided). No decision gets more weight bits or
-        more activation bits than ``bound`` gives it, a pair per decision.
+        activation bits: within its budget a wider choice should not hurt (our choice; it matters only where θ is
+        undecided). What is left of the budget then is spent: the cells are widened until no single widening fits.
+        No decision gets more weight bits or more activation bits than ``bound`` gives it, a pair per decision.
         """
         utilities = self.theta.log_probabilities()
         if budget is not None:
             utilities = utilities + np.log(np.maximum(self.space.widths, 0.5))
             # A cell that is narrower and no cheaper than another is never worth taking.
             utilities = np.where(dominated(self.table, budget, bound), -np.inf, utilities)
-        return allocate(utilities, self.table, budget, bound)
+        return allocate_widest(utilities, self.table, budget, bound)
 
     def draw(self, generator: torch.Generator) -> Cells:
         """Draw one architecture from P(θ)."""

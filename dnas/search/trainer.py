@@ -156,9 +156,7 @@ class SupernetTrainer:
         epochs = self.section.epochs
         while self.epoch < epochs:
             started = time.perf_counter()
-            temperature = exponential(
-                self.section.temperature_start, self.section.temperature_end, self.epoch / max(1, epochs - 1)
-            )
+            temperature = exponential(self.section.temperature_start, self.section.temperature_end, self.epoch / epochs)
             run = partial(self._search_epoch, loss_of, temperature, report)
             loss = watched_epoch(self, looks_every(self.device), run)
             self.epoch += 1

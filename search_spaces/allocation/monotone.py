@@ -46,6 +46,14 @@ def no_wider(space: PrecisionSpace, bound: Sequence[Pair]) -> np.ndarray:
     return space.allowed & fits
 
 
+def no_narrower(space: PrecisionSpace, least: Sequence[Pair]) -> np.ndarray:
+    """Allowed cells (D, Kw, Ka) no narrower than ``least``, (weight bits, activation bits) per decision, in either."""
+    weights, activations = _bits(space)
+    floor = np.asarray(least).reshape(len(space.decisions), 2)
+    fits = (weights >= floor[:, 0, None, None]) & (activations >= floor[:, 1, None, None])
+    return space.allowed & fits
+
+
 def check_bounds(table: CostTable, budgets: Sequence[Budget]) -> None:
     """Raise :class:`InputError` where a bound could leave a budget that can be met without any choice.
 

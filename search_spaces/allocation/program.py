@@ -52,7 +52,8 @@ def allocate(
         label = budget.label if budget else "none"
         if bound is not None and (budget is None or is_reachable(table, budget)):
             raise InputError(f"budget '{label}' cannot be met within the bound of a larger one")
-        assert budget is not None
+        if budget is None:
+            raise InputError("the utilities leave some decision without any cell: all of its are -inf")
         raise InputError(unreachable(table, budget))
     return cells
 
@@ -151,6 +152,8 @@ def _figure(value: float) -> str:
 
 def _best(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float]) -> Cells | None:
     """The best cells whose exact costs are within ``limits``; None where it is proven that there are none."""
+    if not limits:
+        return _unlimited(utilities, table)
     excluded: list[Cells] = []
     for _ in range(_MOST_TRIES):
         cells = _solve(utilities, table, limits, excluded)
@@ -158,6 +161,15 @@ def _best(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float]) 
             return cells
         excluded.append(cells)  # over a limit by less than the solver's tolerance
     raise not_decided(f"the best {_MOST_TRIES} choices are over it by less than the solver's tolerance")
+
+
+def _unlimited(utilities: np.ndarray, table: CostTable) -> Cells | None:
+    """The best open cell of every decision, the first of equal ones; None where a decision has none."""
+    open_worth = np.where(table.space.allowed, utilities, -np.inf).reshape(len(utilities), -1)
+    if np.isneginf(open_worth.max(axis=1)).any():
+        return None
+    columns = utilities.shape[2]
+    return [(int(flat) // columns, int(flat) % columns) for flat in open_worth.argmax(axis=1)]
 
 
 def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], excluded: list[Cells]) -> Cells | None:

@@ -13,7 +13,8 @@ from dnas.jobs.progress import Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.search.controls import CONTROLS, Evidence, Question
 from dnas.training.schedules import derived_seed
-from search_spaces.allocation.program import allocate, is_reachable
+from search_spaces.allocation.program import is_reachable
+from search_spaces.allocation.widening import allocate_widest
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import CONTROL, ILP, RANDOM, UNIFORM, Provenance
@@ -82,7 +83,7 @@ class Controls(Stage):
             else:
                 seed = derived_seed(context.job.config.seed, control.kind, control.number)
                 worth = CONTROLS.find(control.source)(Question(evidence, control.budget, seed, control.draw))
-                cells = allocate(worth, context.job.plan.table, control.budget)
+                cells = allocate_widest(worth, context.job.plan.table, control.budget)
                 made = Provenance(kind=control.kind, run=control.source)
                 findings.found.append(context.log.keep_cells(control.id, cells, made, control.budget))
 

@@ -29,7 +29,8 @@ from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.task import Task
 from dnas.training.trainer import Trainer
 from results.events import Finalist
-from search_spaces.allocation.program import allocate, is_reachable
+from search_spaces.allocation.program import is_reachable
+from search_spaces.allocation.widening import allocate_widest
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import JobError
@@ -250,7 +251,7 @@ def _fewer_bits(pruning: Pruning, name: str, budget: Budget) -> Iterator[BitAssi
         return
     known = name in context.log.decoded
     losses = np.zeros(pruning.job.plan.space.allowed.shape) if known else pruning.sensitivity_losses
-    layers = pruning.job.plan.space.layers_of(allocate(-losses, table, whole))
+    layers = pruning.job.plan.space.layers_of(allocate_widest(-losses, table, whole))
     yield context.log.keep(name, layers, FewerBits(kind=FEWER_BITS, run=pruning.label, parent=parent.id), budget)
 
 

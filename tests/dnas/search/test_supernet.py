@@ -341,14 +341,19 @@ def test_entropies_are_1_undecided_0_decided_and_those_of_the_distribution_betwe
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6), st.floats(0.0, 1.0))
-def test_a_decoded_budget_is_met(seed: int, share: float) -> None:
+def test_a_decoded_budget_is_met_and_spent(seed: int, share: float) -> None:
     supernet = copy.deepcopy(SUPERNETS[1])
     with torch.no_grad():
         for parameter in supernet.theta.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed)))
     least, most = (supernet.table.price(supernet.space.uniform(*bits))["size_bytes"] for bits in ((1, 2), (32, 2)))
     budget = Budget({"size_bytes": least + share * (most - least)}, "between")
-    assert budget.met_by(supernet.table.cells_cost(supernet.decode(budget)))
+    cells = supernet.decode(budget)
+    assert budget.met_by(supernet.table.cells_cost(cells))
+    for index, (row, column) in enumerate(cells):
+        for wider in range(row + 1, 3):
+            other = [*cells[:index], (wider, column), *cells[index + 1 :]]
+            assert not budget.met_by(supernet.table.cells_cost(other))
 
 
 # --- lending --------------------------------------------------------------------------------------------------------

@@ -168,9 +168,12 @@ def test_theta_and_weights_see_disjoint_images_of_every_class() -> None:
     assert len(both) == 90
 
 
-def test_the_temperature_falls_exponentially_from_start_to_end() -> None:
-    records = list(run(trainer(epochs=5, temperature_start=8.0, temperature_end=0.5)))
-    assert [record.temperature for record in records] == pytest.approx([8.0, 4.0, 2.0, 1.0, 0.5])
+def test_the_temperature_falls_as_published() -> None:
+    """T = 5 exp(-η epoch), epochs counted from 0: 5 exp(-η epochs) is reached where the last one ends."""
+    rate, epochs = 0.4, 4
+    end = 5 * math.exp(-rate * epochs)
+    records = list(run(trainer(epochs=epochs, temperature_start=5.0, temperature_end=end)))
+    assert [record.temperature for record in records] == pytest.approx([5 * math.exp(-rate * e) for e in range(epochs)])
 
 
 def test_an_overwhelming_penalty_gives_the_cheapest_and_none_ignores_the_budget() -> None:

@@ -91,7 +91,8 @@ def test_the_unit_of_the_utilities_does_not_matter(seed: int, exponent: float) -
     assert allocate(scaled, TABLE, budget) == allocate(utilities, TABLE, budget)
 
 
-def test_without_a_budget_it_is_the_argmax() -> None:
+def test_without_a_budget_it_is_the_argmax_and_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "milp", None)
     utilities = np.random.default_rng(0).normal(size=SPACE.allowed.shape)
     argmax = [divmod(int(flat.argmax()), SPACE.allowed.shape[2]) for flat in utilities.reshape(len(utilities), -1)]
     assert allocate(utilities, TABLE, None) == argmax
@@ -187,6 +188,8 @@ def test_a_solver_that_stops_early_does_not_make_a_budget_impossible(
 def test_an_impossible_budget_stays_so_where_the_least_is_not_found_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "SECONDS", 0.0)
     with pytest.raises(InputError, match="'drawn' cannot be met by any choice of bits"):
+        check_reachable(TABLE, Budget({"size_bytes": 1e6, "bitops": 1.0}, "drawn"))
+    with pytest.raises(InputError, match="size_bytes would have to be 1, the least possible is 161"):  # needs no solver
         check_reachable(TABLE, Budget({"size_bytes": 1.0}, "drawn"))
 
 
