@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,27 @@ from typing import Any
 from search_spaces.errors import InputError, JobError
 
 TEMPORARY_SUFFIX = ".tmp"
+_SPECIAL = (
+    (stat.S_ISLNK, "link"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISSOCK, "socket"),
+)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace the file at ``path`` by ``data`` in one step; raise :class:`JobError` where the disk refuses.
 
-    A reader sees the old file or the new one, and a failed write leaves the old one as it was.
+    A reader sees the old file or the new one, and a failed write leaves the old one as it was. What is no regular file
+    is neither replaced nor written through: :class:`InputError`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
-        with temporary.open("wb") as file:
+        refuse_special(path)
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -46,10 +58,29 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, encode_json(data, what=str(path), indent=2) + "\n")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of ``path``; raise :class:`InputError` with the path where it cannot be read."""
+def refuse_special(path: Path) -> None:
+    """Raise :class:`InputError` where a link, a device, a pipe or a socket lies at ``path``."""
     try:
-        return path.read_bytes()
+        mode = path.lstat().st_mode
+    except OSError:  # there is nothing, or nothing that can be had
+        return
+    what = next((word for is_one, word in _SPECIAL if is_one(mode)), "")
+    if what == "link":
+        raise InputError(
+            f"{path} is a link, and files are neither read nor replaced through one; name what it leads to, or put "
+            "that in its place"
+        )
+    if what:
+        raise InputError(f"{path} is a {what}, not a file; name a file, or move it away")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of the regular file at ``path``; raise :class:`InputError` with the path for anything else."""
+    refuse_special(path)
+    try:
+        # Without waiting: a pipe may have taken its place meanwhile.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            return file.read()
     except IsADirectoryError as error:
         raise InputError(f"cannot read {path}: it is a folder where a file belongs; move it away") from error
     except OSError as error:

@@ -84,7 +84,7 @@ def init(
 
     if path.exists():
         raise InputError(f"{path} exists already; name another file, or remove it")
-    _check_folder(path)
+    _check_file(path)
     write_text(path, commented_job())
     show(f"written: {path}; run it with: dnas search {path}")
 
@@ -301,7 +301,7 @@ def plot(
     """Draw the front against its controls, bits and pruning ratios along it, and the course of search and trials."""
     from dnas.commands import plotting
 
-    _check_folder(out)
+    _check_file(out)
     kinds = [kind.value for kind in Kind if kind is not Kind.all] if kind is Kind.all else [kind.value]
     plotting.plot([_folder(run) for run in runs], x, out, kinds, as_json)
 
@@ -336,7 +336,7 @@ def export(
     """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
     from dnas.commands import exporting
 
-    _check_folder(out)
+    _check_file(out)
     exporting.export(_folder(run), assignment, format, out, as_json, seed, normalise)
 
 
@@ -370,12 +370,16 @@ def _folder(run: str) -> Path:
     return path if path.exists() or path.name != run else RUNS / run
 
 
-def _check_folder(path: Path | None) -> None:
-    """Refuse a file to write that is a folder or lies in none."""
-    if path is not None and path.is_dir():
+def _check_file(path: Path | None) -> None:
+    """Refuse a file to write that is a folder, a link or a device, or lies in no folder."""
+    from results.files import refuse_special
+
+    if path is not None and path.is_dir() and not path.is_symlink():
         raise InputError(f"{path} is a folder; name a file in it")
     if path is not None and not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+    if path is not None:
+        refuse_special(path)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from results.files import encode_json, parse_json, write_bytes
+from results.files import encode_json, parse_json, refuse_special, write_bytes
 from search_spaces.errors import InputError
 
 METADATA_KEY = "dnas"
@@ -58,6 +58,7 @@ def _metadata(file: Any, path: Path) -> dict[str, Any]:
 @contextmanager
 def _sound(path: Path) -> Iterator[None]:
     """Make whatever reading the file at ``path`` raises the sentence that says how to have it again."""
+    refuse_special(path)
     if path.is_dir():  # which no error tells on every system
         raise InputError(
             f"{path} is a folder where the run keeps a file; move it away, then go on with: dnas resume "

@@ -24,6 +24,7 @@ from results.run.layout import (
     LOCK,
     list_runs,
     refuse_incomplete,
+    refuse_links,
     refuse_misplaced,
     refuse_occupied,
     safe_name,
@@ -62,6 +63,7 @@ class Run:
             raise write_error(folder, error) from error
         try:
             refuse_occupied(folder)
+            refuse_links(folder)
             for name in (ASSIGNMENTS, CHECKPOINTS):
                 (folder / name).mkdir(exist_ok=True)
             write_json(folder / ENVIRONMENT, dict(environment))
@@ -82,10 +84,14 @@ class Run:
         Raises :class:`InputError` where there is no run or another process is writing to it.
         """
         folder = Path(folder)
-        if not folder.exists():
-            names = [run.name for run in list_runs(folder.parent)]
-            raise InputError(f"there is no run at {folder}{nearest(folder.name, names)}")
-        refuse_incomplete(folder)
+        try:
+            if not folder.exists():
+                names = [run.name for run in list_runs(folder.parent)]
+                raise InputError(f"there is no run at {folder}{nearest(folder.name, names)}")
+            refuse_incomplete(folder)
+            refuse_links(folder)
+        except OSError as error:
+            raise InputError(f"the run {folder} cannot be read: {error.strerror or error}") from error
         if not write:
             return cls(folder)
         refuse_misplaced(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from results.events import Event, read_event
-from results.files import encode_json, parse_json, read_bytes, sync_folder, write_error
+from results.files import encode_json, parse_json, read_bytes, refuse_special, sync_folder, write_error
 from search_spaces.errors import InputError
 
 
@@ -91,9 +91,10 @@ class Journal:
         self._sound = True
 
     def _write(self, line: bytes) -> None:
+        refuse_special(self.path)
         is_new = not self.path.exists()
         # Unbuffered: a buffer that could not be flushed would be written again when the file is closed.
-        with FileIO(self.path, "ab") as file:
+        with FileIO(self.path, "ab", opener=_own_file) as file:
             start = os.fstat(file.fileno()).st_size
             try:
                 written = 0
@@ -105,6 +106,11 @@ class Journal:
                 raise
         if is_new:
             sync_folder(self.path.parent)
+
+
+def _own_file(path: str, flags: int) -> int:
+    """Open the journal itself, never what a link of its name leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:

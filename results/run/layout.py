@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from results.files import TEMPORARY_SUFFIX
+from results.files import TEMPORARY_SUFFIX, refuse_special
 from results.run.locks import OWNER
 from search_spaces.errors import InputError
 
@@ -61,6 +62,25 @@ def refuse_incomplete(folder: Path) -> None:
     if (folder / JOB).is_file() and any((folder / name).glob("*") for name in (ASSIGNMENTS, CHECKPOINTS)):
         raise InputError(f"{folder} has lost its {JOURNAL}: restore it from a copy, {elsewhere}")
     raise InputError(f"{folder} is not a run folder: it has no {JOURNAL} beside a {JOB}")
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise where a link, a pipe or a device lies in the place of anything of the run: what is written stays in it."""
+    for home in (folder, folder / ASSIGNMENTS, folder / CHECKPOINTS):
+        if home != folder:
+            refuse_special(home)
+        if not home.is_dir():
+            continue
+        with os.scandir(home) as entries:
+            for entry in entries:
+                if not entry.is_file(follow_symlinks=False) and _is_kept(entry.name, home == folder):
+                    refuse_special(Path(entry.path))
+
+
+def _is_kept(name: str, outside: bool) -> bool:
+    """Whether the run keeps something of this name: in its folder, or in one of the two inside it."""
+    known = (JOB, ENVIRONMENT, JOURNAL, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, LOCK, OWNER)
+    return name in known if outside else name.endswith((".json", ".safetensors"))
 
 
 def refuse_misplaced(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from results.files import read_text, refuse_special, write_text
 from search_spaces.errors import InputError, JobError
 
 OWNER = ".owner"
@@ -40,8 +41,8 @@ class Owner:
     def read(cls, path: Path) -> Self:
         """The owner that the file names, as far as it does."""
         try:
-            pid, _, host = path.read_text(encoding="utf-8").partition("\n")
-        except (OSError, UnicodeDecodeError):
+            pid, _, host = read_text(path).partition("\n")
+        except InputError:
             return cls()
         return cls(int(pid) if pid.isdecimal() else 0, host.strip())
 
@@ -66,6 +67,7 @@ class FolderLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_special(path)
         self._lock = FileLock(path, thread_local=False)
         try:
             self._lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=PATIENCE_SECONDS / 5)
@@ -75,10 +77,10 @@ class FolderLock:
             raise JobError(f"cannot lock {path}: {error.strerror}; put the run on another disk with --run") from error
         try:
             owner = Owner.here()
-            path.with_name(OWNER).write_text(f"{owner.pid}\n{owner.host}\n", encoding="utf-8")
-        except OSError as error:
+            write_text(path.with_name(OWNER), f"{owner.pid}\n{owner.host}\n")
+        except (InputError, JobError):
             self._lock.release()
-            raise JobError(f"cannot write {path.with_name(OWNER)}: {error.strerror}") from error
+            raise
 
     def release(self) -> None:
         """Free the lock; its file stays, since removing it could free a lock that someone else just took."""
@@ -98,6 +100,7 @@ def lock_holder(path: Path) -> Owner | None:
 
     Where this process may not write, and so cannot try the lock, the owner counts while it may be alive.
     """
+    refuse_special(path)
     if not path.exists():
         return None
     try:

@@ -409,3 +409,24 @@ def test_doctor_fails_where_nothing_can_be_searched() -> None:
 def test_usage_errors_end_with_two() -> None:
     assert dnas("serch").exit_code == 2
     assert dnas("evaluate", "a", "b", "--split", "training").exit_code == 2
+
+
+@pytest.mark.parametrize("words", [("export", "runs/digits", "search-1", "--out"), ("plot", "digits", "--out")])
+def test_what_is_no_regular_file_is_not_written_over(words: tuple[str, ...], finished: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.png"
+    precious.write_text("precious")
+    os.mkfifo("pipe.png")
+    Path("link.png").symlink_to(precious)
+    Path("loose.png").symlink_to("gone.png")
+    for name, what in (("pipe.png", "pipe"), ("link.png", "link"), ("loose.png", "link"), ("/dev/full", "device")):
+        assert f"{name} is a {what}" in refused(*words, name)
+    assert "loose.png is a link" in refused("init", "loose.png")
+    assert precious.read_text() == "precious"
+    assert not Path("gone.png").exists()
+
+
+def test_a_folder_to_write_into_may_be_a_link(finished: Path, tmp_path: Path) -> None:
+    Path("linked").symlink_to(tmp_path, target_is_directory=True)
+    id = next(iter(Run.open(finished).assignments()))
+    assert dnas("export", "digits", id, "--out", "linked/out.json").exit_code == 0
+    assert (tmp_path / "out.json").is_file()
