@@ -35,7 +35,7 @@ IMAGES = images(48)
 def trainers(device: Device) -> dict[str, Any]:
     """One trainer of each kind; three updates an epoch."""
     torch.manual_seed(3)
-    fixed, accumulating = (Net().train() for _ in range(2))
+    fixed, accumulating = (Net().train().to(device.place) for _ in range(2))
     return {
         "fixed": Trainer(fixed, TrainingSection(epochs=2), images=IMAGES, batch_size=16, device=device),
         "accumulating": Trainer(
@@ -43,7 +43,7 @@ def trainers(device: Device) -> dict[str, Any]:
             images=IMAGES, batch_size=12, device=device,
         ),
         "switchable": SwitchableTrainer(
-            net_of(), section(), images=switchable_images(), batch_size=8, device=device
+            net_of().to(device.place), section(), images=switchable_images(), batch_size=8, device=device
         ),
     }  # fmt: skip
 
@@ -51,7 +51,9 @@ def trainers(device: Device) -> dict[str, Any]:
 def searching(device: Device) -> Any:
     """A search whose updates are those of all processes."""
     made = search_trainer(supernet())
-    return type(made)(made.supernet, made.section, replace(DATA, batch_size=24), seed=0, label="mine", device=device)
+    return type(made)(
+        made.supernet.to(device.place), made.section, replace(DATA, batch_size=24), seed=0, label="mine", device=device
+    )
 
 
 def trained_stages(device: Device) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
