@@ -77,21 +77,25 @@ class FolderImages(Batched):
         generator, order = draw_order(len(self), seed)
         seeds = seeds_of(len(self), generator)
         paths = tuple(self.paths[index] for index in order.tolist())
-        loader = self._loader(_Files(paths, self.size, seeds, augmentation), batch_size, drop_last)
+        files = _Files(paths, self.size, seeds, augmentation)
+        loader = self._loader(files, batch_size, drop_last, pinned=device.type == "cuda")
         for images, indices in zip(loader, chunks(order, batch_size, drop_last), strict=True):
             draw = None
             if augmentation is not None:
                 draw = draw_augmentation(len(indices), *self.size, augmentation, generator)
-            batch = normalise(images.to(device), self.mean, self.std, draw, augmentation)
-            yield batch, self.labels[indices].to(device)
+            there = images.to(device, non_blocking=True)
+            batch = normalise(there, self.mean, self.std, draw, augmentation)
+            yield batch, self.labels[indices].to(device, non_blocking=True)
 
-    def _loader(self, dataset: _Files, batch_size: int, drop_last: bool) -> Iterator[Tensor]:
+    def _loader(self, dataset: _Files, batch_size: int, drop_last: bool, pinned: bool = False) -> Iterator[Tensor]:
+        """Decoded batches; ``pinned`` ones lie in memory that a device reads without the host's waiting."""
         loader = DataLoader(
             dataset,
             batch_size,
             num_workers=min(self.workers, os.cpu_count() or 1),
             collate_fn=_stack,
             drop_last=drop_last,
+            pin_memory=pinned,
             generator=torch.Generator(),  # without its own, the loader would advance the global one
         )
         for batch in loader:

@@ -39,6 +39,8 @@ class Gauge:
     def on(self, place: torch.device) -> Meter:
         """A fresh meter where outputs are computed."""
         meter = self.make()
+        if hasattr(meter, "sync_on_compute"):  # torchmetrics would put the processes together, which measure the same
+            meter.sync_on_compute = False
         return meter.to(place) if hasattr(meter, "to") else meter
 
     def read(self, meter: Meter) -> float:

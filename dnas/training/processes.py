@@ -87,6 +87,15 @@ class Processes:
             return batch
         return cast(Value, tree_map(lambda value: value[self.rows(len(value))] if _has_rows(value) else value, batch))
 
+    def batches(self, count: int, batch_size: int) -> Tensor:
+        """Its own of ``count`` images, int64 (M,): whole batches, dealt out in turn.
+
+        >>> [Processes(rank, 2).batches(5, 2).tolist() for rank in range(2)]
+        [[0, 1, 4], [2, 3]]
+        """
+        dealt = torch.arange(count).split(batch_size)[self.rank :: self.size]
+        return torch.cat(dealt) if dealt else torch.arange(0)
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes; a new tensor."""
         if not self.several:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,9 +19,10 @@ from dnas.data.image_sets import ImageSet
 from dnas.training.device import CPU, AnyDevice, Device, widened
 from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
+from dnas.training.metrics import Meter
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed
-from dnas.training.task import CLASSIFICATION, AnyTask, Task, outputs_of, smoothed, task_of
+from dnas.training.task import CLASSIFICATION, AnyTask, MeanMeter, Task, outputs_of, smoothed, task_of
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.models.load import check_finite
@@ -93,21 +94,39 @@ def _check_fit(network: Callable[[Tensor], Any], images: ImageSet, device: Devic
 def measure(
     network: Callable[[Tensor], Any], images: ImageSet, batch_size: int, device: Device, task: Task
 ) -> Measurement:
-    """As :func:`evaluate`, but a net that diverged measures as it is: it must not end a job of many."""
-    gauges = task.gauges
+    """As :func:`evaluate`, but a net that diverged measures as it is: it must not end a job of many.
+
+    Several processes share the batches out where all that is measured are means, which can be put together.
+    """
+    gauges, processes = task.gauges, device.processes
     meters = [gauge.on(device.place) for gauge in gauges]
+    shares = processes.several and all(isinstance(meter, MeanMeter) for meter in meters)
     loss: Tensor | float = 0.0
     with torch.no_grad(), _in_eval_mode(network):
-        for batch in images.batches(batch_size, device=device.place):
+        part = images.subset(processes.batches(len(images), batch_size)) if shares else images
+        for batch in part.batches(batch_size, device=device.place) if len(part) else ():
             x, y = task.placed(batch, device)
             outputs = outputs_of(task, network(x), len(x))
             for meter in meters:
                 meter.update(outputs, y)
             loss = loss + widened(task.loss_sum(outputs, y))
+    if shares:
+        loss = _put_together(meters, loss, device)
     count = len(images)
     score, *others = (gauge.read(meter) for gauge, meter in zip(gauges, meters, strict=True))
     beside = dict(zip((gauge.metric.name for gauge in task.beside), others, strict=True))
-    return device.processes.agreed(Measurement(score, float(loss) / count, count, task.metric, beside))
+    return processes.agreed(Measurement(score, float(loss) / count, count, task.metric, beside))
+
+
+def _put_together(meters: Sequence[Meter], loss: Tensor | float, device: Device) -> Tensor:
+    """Add up the means of all processes, each of its own images; returns the sum of their losses."""
+    means = [meter for meter in meters if isinstance(meter, MeanMeter)]
+    own = [loss, *(meter.total for meter in means), *(meter.images for meter in means)]
+    values = torch.stack([widened(torch.as_tensor(value, device=device.place)) for value in own])
+    whole = device.processes.mean(values) * device.processes.size
+    for index, meter in enumerate(means):
+        meter.total, meter.images = whole[1 + index], round(float(whole[1 + len(means) + index]))
+    return whole[0]
 
 
 @contextmanager

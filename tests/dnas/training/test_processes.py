@@ -19,6 +19,7 @@ from dnas.config.training import TrainingSection
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import CPU, Device
 from dnas.training.processes import ALONE, Processes
+from dnas.training.task import Classification
 from dnas.training.trainer import Trainer, evaluate
 from search_spaces.errors import InputError, JobError
 from tests.dnas.search.test_trainer import DATA, budget, supernet
@@ -119,11 +120,32 @@ def work(rank: int, folder: str) -> None:
         "infinity": told_of_infinity(unsynchronised),
         "gradients": gradients_of_some(processes),
         "refused": refused(processes),
-        "measured": evaluate(shaken, IMAGES, 16, device),
+        "measured": [evaluate(trained(Net()), IMAGES, size, device) for size in (7, 16, 100)],
+        "their own": evaluate(shaken, IMAGES, 16, device, Gathering()),
         "noise": noise(device),
     }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+class Gathering(Classification):
+    """A task whose meter is not a mean."""
+
+    def meter(self) -> Any:
+        return Counting()
+
+
+class Counting:
+    """Counts the images that are right."""
+
+    def __init__(self) -> None:
+        self.right = 0
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.right += int((outputs.argmax(1) == targets).sum())
+
+    def compute(self) -> int:
+        return self.right
 
 
 def noise(device: Device) -> list[float]:
@@ -184,8 +206,17 @@ def test_what_one_process_refuses_ends_all_with_its_name(both: Any) -> None:
     assert both[0]["refused"].endswith(": there is no folder /data here")
 
 
-def test_a_measurement_is_that_of_the_first(both: Any) -> None:
-    assert both[0]["measured"] == both[1]["measured"] == evaluate(trained(Net()), IMAGES, 16)
+def test_a_measurement_is_that_of_one_process_on_all_images(both: Any) -> None:
+    """Whoever has a batch, with more processes than batches too."""
+    assert both[0]["measured"] == both[1]["measured"]
+    for found in both[0]["measured"]:
+        expected = evaluate(trained(Net()), IMAGES, 16)
+        assert (found.score, found.images) == (expected.score, expected.images)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_what_cannot_be_put_together_is_measured_by_each_and_the_first_counts(both: Any) -> None:
+    assert both[0]["their own"] == both[1]["their own"] == evaluate(trained(Net()), IMAGES, 16, CPU, Gathering())
 
 
 def test_noise_differs_between_processes(both: Any) -> None:
