@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,12 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
     config = load_job(source, overrides)
     folder = folder or RUNS / config.name
     with _told_of(folder):
-        existed = folder.exists()
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with joined() as processes, own_run(processes, partial(_created, folder, config)) as run:
         try:
             front = _carry_out(config, run, as_json)
         except InputError:
-            _discard_if_empty(run, keep_folder=existed)
+            _discard_if_empty(run, missing)
             raise
         _conclude(run, front, as_json)
 
@@ -195,13 +195,16 @@ def _paths(run: Run) -> list[str]:
     return [f"{path}/" if path.is_dir() else str(path) for path in entries]
 
 
-def _discard_if_empty(run: Run, keep_folder: bool) -> None:
-    """Remove what was made of a run that has neither an epoch nor a file to lose."""
+def _discard_if_empty(run: Run, missing: Sequence[Path]) -> None:
+    """Remove a run that has neither an epoch nor a file to lose, and the folders that were ``missing`` before it."""
     kept: list[Any] = [event for event in run.journal.events() if isinstance(event, Epoch | Measured)]
     for name in (ASSIGNMENTS, CHECKPOINTS):
         kept += (run.folder / name).glob("*")
     if kept:
         return
     shutil.rmtree(run.folder, ignore_errors=True)
-    if keep_folder:
+    if run.folder not in missing:
         run.folder.mkdir(exist_ok=True)
+    for path in missing[1:]:
+        with suppress(OSError):  # somebody else has put something there
+            path.rmdir()

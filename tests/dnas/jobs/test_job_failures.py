@@ -127,6 +127,16 @@ def test_data_that_are_not_finite_are_refused(smaller_settings: tuple[str, ...])
     assert not Path("run").exists()
 
 
+def test_a_refused_job_leaves_the_folders_that_were_there_and_no_other(smaller_settings: tuple[str, ...]) -> None:
+    Path("mine/empty").mkdir(parents=True)
+    before = sorted(Path().rglob("*"))
+    for run in ("runs/a", "mine/b/c/d", "mine/empty", "mine"):
+        sets = [part for setting in (*smaller_settings, "data.batch_size=1") for part in ("--set", setting)]
+        told = sentence(dnas("search", "--run", run, *sets), code=2)
+        assert "BatchNorm" in told or "not a run" in told or "mine" in told
+        assert sorted(Path().rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("setting", "part"),
     [
