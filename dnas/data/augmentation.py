@@ -9,7 +9,7 @@ Cutout after DeVries, Taylor: Improved Regularization of Convolutional Neural Ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -46,13 +46,21 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class AugmentationDraw:
-    """The random numbers of one batch, each of shape (N,): crop corner, whether to flip, cutout centre."""
+    """The random numbers of one batch, each of shape (N,): crop corner, whether to flip, cutout centre, seeds.
+
+    ``seeds`` are those of the transforms, and empty where there are none.
+    """
 
     top: Tensor
     left: Tensor
     flip: Tensor
     cutout_row: Tensor
     cutout_column: Tensor
+    seeds: Tensor
+
+    def rows(self, rows: slice) -> AugmentationDraw:
+        """What was drawn for some images of the batch."""
+        return AugmentationDraw(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def draw_augmentation(
@@ -66,6 +74,7 @@ def draw_augmentation(
         flip=(torch.rand(count, generator=generator) < 0.5) & augmentation.flip,
         cutout_row=torch.randint(0, height, (count,), generator=generator),
         cutout_column=torch.randint(0, width, (count,), generator=generator),
+        seeds=seeds_of(count if augmentation.transforms else 0, generator),
     )
 
 
@@ -74,12 +83,12 @@ def beside(images: Tensor, drawn: Tensor) -> Tensor:
     return drawn.to(images.device, non_blocking=True)
 
 
-def augmented(images: Tensor, draw: AugmentationDraw, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def augmented(images: Tensor, draw: AugmentationDraw, augmentation: Augmentation) -> Tensor:
     """Images (N, C, H, W), cropped, mirrored and through the transforms; what transforms draw needs the CPU."""
     images = crop_and_flip(images, draw, augmentation.crop_padding)
     if not augmentation.transforms:
         return images
-    changed = transformed(images.cpu(), seeds_of(len(images), generator), augmentation.transforms)
+    changed = transformed(images.cpu(), draw.seeds, augmentation.transforms)
     return changed.to(images.device)
 
 

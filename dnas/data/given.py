@@ -19,6 +19,7 @@ from dnas.data.image_sets import (
     DataSplits,
     ImageSet,
     MemoryImages,
+    Part,
     as_targets,
     chunks,
     draw_order,
@@ -135,21 +136,23 @@ class DatasetImages(Batched):
         augmentation: Augmentation | None,
         device: torch.device,
         drop_last: bool,
+        part: Part,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         generator, order = draw_order(len(self), seed)
-        positions = chunks(order, batch_size, drop_last)
+        sizes = [len(indices) for indices in chunks(order, batch_size, drop_last)]
+        positions = [indices[part.rows(len(indices))] for indices in chunks(order, batch_size, drop_last)]
         loader = DataLoader(
             self.dataset,
             batch_sampler=[self.indices[rows].tolist() for rows in positions],
             num_workers=min(self.workers, os.cpu_count() or 1),
             generator=torch.Generator().manual_seed(seed or 0),
         )
-        for rows, batch in zip(positions, loader, strict=True):
-            x = _pair(batch, "the images")[0].to(device)
+        for size, indices, batch in zip(sizes, positions, loader, strict=True):
+            x = _pair(batch, "the images")[0].to(device, non_blocking=True)
             if augmentation is not None:
-                draw = draw_augmentation(len(x), x.shape[2], x.shape[3], augmentation, generator)
-                x = cut_out(augmented(x, draw, augmentation, generator), draw, augmentation.cutout)
-            yield x, self.labels[rows].to(device)
+                draw = draw_augmentation(size, x.shape[2], x.shape[3], augmentation, generator).rows(part.rows(size))
+                x = cut_out(augmented(x, draw, augmentation), draw, augmentation.cutout)
+            yield x, self.labels[indices].to(device, non_blocking=True)
 
 
 def _in_memory(pairs: Iterable[Any], name: str) -> MemoryImages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resized_crop
 
 from dnas.data.augmentation import Augmentation, centre_box, draw_augmentation
-from dnas.data.image_sets import Batched, MemoryImages, chunks, draw_order, normalise
+from dnas.data.image_sets import Batched, MemoryImages, Part, chunks, draw_order, normalise
 from dnas.data.transforms import Transform, seeds_of, transformed
 from search_spaces.errors import InputError
 
@@ -61,7 +61,7 @@ class FolderImages(Batched):
         dataset = _Files(self.paths, self.size, torch.zeros(len(self), dtype=torch.int64), None)
         images = torch.empty(len(self), *self.input_shape, dtype=torch.uint8)
         start = 0
-        for batch in self._loader(dataset, 256, drop_last=False):
+        for batch in self._loader(dataset, torch.arange(len(self)).split(256)):
             images[start : start + len(batch)] = batch
             start += len(batch)
         return MemoryImages(images, self.labels, self.mean, self.std)
@@ -73,28 +73,29 @@ class FolderImages(Batched):
         augmentation: Augmentation | None,
         device: torch.device,
         drop_last: bool,
+        part: Part,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         generator, order = draw_order(len(self), seed)
         seeds = seeds_of(len(self), generator)
         paths = tuple(self.paths[index] for index in order.tolist())
         files = _Files(paths, self.size, seeds, augmentation)
-        loader = self._loader(files, batch_size, drop_last, pinned=device.type == "cuda")
-        for images, indices in zip(loader, chunks(order, batch_size, drop_last), strict=True):
+        batches = chunks(torch.arange(len(self)), batch_size, drop_last)
+        positions = [batch[part.rows(len(batch))] for batch in batches]
+        loader = self._loader(files, positions, pinned=device.type == "cuda")
+        for batch, own, decoded in zip(batches, positions, loader, strict=True):
             draw = None
             if augmentation is not None:
-                draw = draw_augmentation(len(indices), *self.size, augmentation, generator)
-            there = images.to(device, non_blocking=True)
-            batch = normalise(there, self.mean, self.std, draw, augmentation)
-            yield batch, self.labels[indices].to(device, non_blocking=True)
+                draw = draw_augmentation(len(batch), *self.size, augmentation, generator).rows(part.rows(len(batch)))
+            images = normalise(decoded.to(device, non_blocking=True), self.mean, self.std, draw, augmentation)
+            yield images, self.labels[order[own]].to(device, non_blocking=True)
 
-    def _loader(self, dataset: _Files, batch_size: int, drop_last: bool, pinned: bool = False) -> Iterator[Tensor]:
+    def _loader(self, files: _Files, positions: Sequence[Tensor], pinned: bool = False) -> Iterator[Tensor]:
         """Decoded batches; ``pinned`` ones lie in memory that a device reads without the host's waiting."""
         loader = DataLoader(
-            dataset,
-            batch_size,
+            files,
+            batch_sampler=[batch.tolist() for batch in positions],
             num_workers=min(self.workers, os.cpu_count() or 1),
             collate_fn=_stack,
-            drop_last=drop_last,
             pin_memory=pinned,
             generator=torch.Generator(),  # without its own, the loader would advance the global one
         )

@@ -73,6 +73,26 @@ class DataSplits:
     class_names: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of ``of`` parts of every batch, by its number from 0 on."""
+
+    number: int = 0
+    of: int = 1
+
+    def rows(self, count: int) -> slice:
+        """Its rows of ``count``; each part has as many, so a few last rows may be left out.
+
+        >>> [Part(number, 2).rows(5) for number in range(2)]
+        [slice(0, 2, None), slice(2, 4, None)]
+        """
+        share = count // self.of
+        return slice(self.number * share, (self.number + 1) * share)
+
+
+WHOLE = Part()
+
+
 class Batched:
     """The checks and the arguments of :meth:`ImageSet.batches`; a subclass draws the batches in ``_batches``."""
 
@@ -84,10 +104,14 @@ class Batched:
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
+        part: Part = WHOLE,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches as :meth:`ImageSet.batches` says; what cannot be asked for is refused at once."""
+        """Yield batches as :meth:`ImageSet.batches` says; what cannot be asked for is refused at once.
+
+        Of each batch only the rows of ``part`` are read; they are those of the whole batch, augmentation included.
+        """
         refuse_batches(batch_size, seed, augmentation)
-        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last)
+        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last, part)
 
     @abstractmethod
     def _batches(
@@ -97,6 +121,7 @@ class Batched:
         augmentation: Augmentation | None,
         device: torch.device,
         drop_last: bool,
+        part: Part,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, read as they are asked for."""
 
@@ -144,20 +169,20 @@ class MemoryImages(Batched):
         augmentation: Augmentation | None,
         device: torch.device,
         drop_last: bool,
+        part: Part,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         generator, order = draw_order(len(self), seed)
         height, width = self.images.shape[2:]
         pixels, labels = self._held_on(device)
         for indices in chunks(order.to(pixels.device), batch_size, drop_last):
-            images = pixels[indices].to(device, non_blocking=True)
+            rows = part.rows(len(indices))
+            images = pixels[indices[rows]].to(device, non_blocking=True)
             draw = None
             if augmentation is not None:
-                draw = draw_augmentation(len(indices), height, width, augmentation, generator)
-                images = augmented(images, draw, augmentation, generator)
-            yield (
-                normalise(images, self.mean, self.std, draw, augmentation),
-                labels[indices].to(device, non_blocking=True),
-            )
+                draw = draw_augmentation(len(indices), height, width, augmentation, generator).rows(rows)
+                images = augmented(images, draw, augmentation)
+            there = labels[indices[rows]].to(device, non_blocking=True)
+            yield normalise(images, self.mean, self.std, draw, augmentation), there
 
     def _held_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels on the device, from the first time on that batches are asked for there, if they are few."""

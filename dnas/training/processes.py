@@ -31,6 +31,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from dnas.data.image_sets import Part
 from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line
 
 Value = TypeVar("Value")
@@ -72,20 +73,14 @@ class Processes:
         if images < self.size:
             raise InputError(f"{images} images cannot be shared out among {self.size} processes; start fewer")
 
-    def rows(self, count: int) -> slice:
-        """Which of ``count`` rows are its own; each process has as many, so a few last rows may be left out.
+    @property
+    def part(self) -> Part:
+        """Its own part of every batch."""
+        return Part(self.rank, self.size)
 
-        >>> [Processes(rank, 2).rows(5) for rank in range(2)]
-        [slice(0, 2, None), slice(2, 4, None)]
-        """
-        share = count // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
-
-    def part(self, batch: Value) -> Value:
+    def own_rows(self, batch: Value) -> Value:
         """Its own rows of a batch: of images (N, C, H, W), and of every tensor of the targets."""
-        if not self.several:
-            return batch
-        return cast(Value, tree_map(lambda value: value[self.rows(len(value))] if _has_rows(value) else value, batch))
+        return cast(Value, tree_map(lambda x: x[self.part.rows(len(x))] if _has_rows(x) else x, batch))
 
     def batches(self, count: int, batch_size: int) -> Tensor:
         """Its own of ``count`` images, int64 (M,): whole batches, dealt out in turn.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dnas.config.training import TrainingSection
 from dnas.data.augmentation import Augmentation
 from dnas.data.given import GivenImages, image_set
-from dnas.data.image_sets import ImageSet
+from dnas.data.image_sets import Batched, ImageSet
 from dnas.training.device import CPU, AnyDevice, Device, widened
 from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
@@ -269,9 +269,18 @@ def training_batches(
 
     Of several processes each has its own rows of every batch.
     """
-    drop_last = len(images) >= batch_size
-    batches = images.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place, drop_last=drop_last)
-    return (device.processes.part(task.placed(batch, device)) for batch in batches)
+    drop_last, processes = len(images) >= batch_size, device.processes
+    options: dict[str, Any] = {
+        "seed": seed,
+        "augmentation": augmentation,
+        "device": device.place,
+        "drop_last": drop_last,
+    }
+    if not processes.several:
+        return (task.placed(batch, device) for batch in images.batches(batch_size, **options))
+    if isinstance(images, Batched):  # which reads no more than is needed
+        return (task.placed(batch, device) for batch in images.batches(batch_size, **options, part=processes.part))
+    return (processes.own_rows(task.placed(batch, device)) for batch in images.batches(batch_size, **options))
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

@@ -18,8 +18,8 @@ from torchvision.transforms import v2
 from dnas.config.file import load_job
 from dnas.data.augmentation import Augmentation
 from dnas.data.given import image_set
-from dnas.data.image_files import FolderImages
-from dnas.data.image_sets import ImageSet, MemoryImages
+from dnas.data.image_files import FolderImages, decode
+from dnas.data.image_sets import Batched, ImageSet, MemoryImages, Part
 from dnas.data.transforms import transform_of
 from dnas.jobs.job import Job
 from search_spaces.errors import InputError
@@ -93,6 +93,27 @@ def test_every_image_draws_numbers_of_its_own(name: str, tmp_path: Path) -> None
     found = epoch(images, 1, Augmentation(transforms=(shaded,)), size=6)
     means = found.mean((1, 2, 3))
     assert len(means.unique()) == 6
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_batches_are_the_rows_of_whole_ones(name: str, parts: int, tmp_path: Path) -> None:
+    """Augmentation and transforms included; of seven and of five rows one or two are left out."""
+    images, options = SETS[name](tmp_path), {"seed": 3, "augmentation": MANY}
+    assert isinstance(images, Batched)
+    whole = list(images.batches(7, **options))
+    found = [list(images.batches(7, **options, part=Part(number, parts))) for number in range(parts)]
+    for index, (x, y) in enumerate(whole):
+        kept = len(x) // parts * parts
+        assert torch.equal(torch.cat([each[index][0] for each in found]), x[:kept])
+        assert torch.equal(torch.cat([each[index][1] for each in found]), y[:kept])
+
+
+def test_only_the_files_of_a_part_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, read = in_folder(tmp_path), []
+    monkeypatch.setattr("dnas.data.image_files.decode", lambda path: read.append(path) or decode(path))
+    list(images.batches(6, part=Part(1, 2)))
+    assert read == [images.paths[index] for index in (3, 4, 5, 9, 10, 11)]
 
 
 def test_the_number_of_processes_does_not_matter(tmp_path: Path) -> None:

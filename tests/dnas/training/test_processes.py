@@ -226,7 +226,7 @@ def test_noise_differs_between_processes(both: Any) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_rows_are_shared_out_evenly_and_once(size: int) -> None:
     x, y = torch.arange(14), {"box": torch.arange(28).reshape(14, 2), "name": "a"}
-    parts = [Processes(rank, size).part((x, y)) for rank in range(size)]
+    parts = [Processes(rank, size).own_rows((x, y)) for rank in range(size)]
     assert {len(part[0]) for part in parts} == {14 // size}
     assert torch.cat([part[0] for part in parts]).equal(x[: 14 // size * size])
     assert all(part[1]["box"][:, 0].equal(2 * part[0]) and part[1]["name"] == "a" for part in parts)
@@ -242,7 +242,6 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
 
 def test_one_process_is_left_as_it_is() -> None:
     x = torch.randn(3, generator=seeded())
-    assert ALONE.part(x) is x
     assert ALONE.mean(x) is x
     assert ALONE.agreed(x) is x
     assert Processes.here(synchronise_batchnorm=True) == ALONE
