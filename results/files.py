@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from typing import Any
 from search_spaces.errors import InputError, JobError
 
 TEMPORARY_SUFFIX = ".tmp"
+SEAL = "sha256"
+"""The key that holds the checksum of a JSON file's other keys."""
 _SPECIAL = (
     (stat.S_ISLNK, "link"),
     (stat.S_ISCHR, "device"),
@@ -24,7 +27,7 @@ _SPECIAL = (
 )
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | bytearray) -> None:
     """Replace the file at ``path`` by ``data`` in one step; raise :class:`JobError` where the disk refuses.
 
     A reader sees the old file or the new one, and a failed write leaves the old one as it was. What is no regular file
@@ -72,6 +75,31 @@ def refuse_special(path: Path) -> None:
         )
     if what:
         raise InputError(f"{path} is a {what}, not a file; name a file, or move it away")
+
+
+def write_sealed_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace the file at ``path`` by an object with the checksum of its content; see :func:`write_json`."""
+    plain = parse_json(encode_json(data, what=str(path)))
+    write_json(path, {**plain, SEAL: _content_sha256(plain)})
+
+
+def read_sealed_json(path: Path) -> Any:
+    """Return what :func:`write_sealed_json` wrote; raise :class:`InputError` where it was changed since.
+
+    A file without a checksum is one of an earlier version and is taken as it is.
+    """
+    data = read_json(path)
+    if isinstance(data, dict) and SEAL in data:
+        told = data.pop(SEAL)
+        if told != _content_sha256(data):
+            raise InputError(f"{path} was changed after it was written: its checksum is wrong")
+    return data
+
+
+def _content_sha256(data: Any) -> str:
+    """The SHA-256 of plain values, whatever the layout of their file."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_bytes(path: Path) -> bytes:

@@ -7,12 +7,12 @@ import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from results.preprocessing import Preprocessing
 from search_spaces.errors import InputError, check_type, nearest
-from search_spaces.metrics import ACCURACY, Metric, Scored
+from search_spaces.metrics import ACCURACY, Metric, Scored, check_figure
 from search_spaces.provenance import KINDS
 
 SCHEMA = "dnas.front/1"
@@ -154,7 +154,7 @@ class FloatReference:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], metric: Metric) -> FloatReference:
         """Read what :meth:`to_json` writes."""
-        return cls(**_by_field(data, metric))
+        return cls(**_by_field(cls, data, metric))
 
 
 @dataclass(frozen=True)
@@ -292,13 +292,25 @@ def _cells(estimate: Estimate | None) -> list[float | str]:
 
 
 def _point(entry: Mapping[str, Any], metric: Metric) -> FrontPoint:
-    values = _by_field(entry, metric)
+    values = _by_field(FrontPoint, entry, metric)
     test = values["test"]
-    measured = {"val": Estimate(**values["val"]), "test": None if test is None else Estimate(**test)}
-    return FrontPoint(**{**values, **measured, "metric": metric})
+    measured = {"val": _estimate(values["val"]), "test": None if test is None else _estimate(test)}
+    point = FrontPoint(**{**values, **measured, "metric": metric})
+    for name, value in point.costs.items():
+        if value < 0:
+            raise InputError(f"point '{point.assignment}' has {name} = {value}, which no net takes")
+    for estimate in (point.val, point.test):
+        if estimate is not None:
+            check_figure(metric, estimate.mean)
+    return point
 
 
-def _by_field(entry: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
-    """The values of a file under the names of our fields."""
+def _estimate(entry: Mapping[str, Any]) -> Estimate:
+    return Estimate(entry["mean"], entry["std"], entry["n"])
+
+
+def _by_field(kind: type, entry: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+    """The values of a file under the names of our fields; keys of later versions are passed over."""
     names = {f"{split}_{metric.name}": split for split in ("val", "test")}
-    return {names.get(key, key): value for key, value in entry.items()}
+    renamed = {names.get(key, key): value for key, value in entry.items()}
+    return {each.name: renamed[each.name] for each in fields(kind) if each.name in renamed}

@@ -6,7 +6,9 @@ any fresh copy of the same network.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +17,7 @@ from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.fields import BIT_WIDTHS
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.metrics import check_metrics
 from search_spaces.provenance import Provenance, read_provenance
 from search_spaces.schemes import WeightScheme, read_scheme
 
@@ -99,6 +102,19 @@ class BitAssignment:
         """Layer name → (weight bits, activation bits)."""
         return {name: (bits.weight_bits, bits.activation_bits) for name, bits in self.layers.items()}
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of what a net is made of: shape of an input, bits, kept filters and weight scheme of each layer.
+
+        What is measured later (costs, metrics, figures of a scheme) changes nothing.
+        """
+        layers = {
+            name: [bits.weight_bits, bits.activation_bits, bits.kept_channels, bits.scheme and bits.scheme.name]
+            for name, bits in self.layers.items()
+        }
+        text = json.dumps([self.model.input_shape, layers], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def with_metrics(self, **metrics: Any) -> BitAssignment:
         """Return a copy with these metrics added."""
         return replace(self, metrics={**self.metrics, **metrics})
@@ -150,6 +166,9 @@ class BitAssignment:
             for name, value in (pair for costs in (cost, *by_layer.values()) for pair in costs.items()):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise TypeError(f"the cost {name} is no number")
+                if not (math.isfinite(value) and value >= 0):
+                    raise InputError(f"the assignment file is damaged (a cost {name} of {value}); export it again")
+            check_metrics(metrics)
             return cls(str(data["id"]), model, layers, cost, metrics, read_provenance(data["provenance"]), by_layer)
         except InputError:
             raise

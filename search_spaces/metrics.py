@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, one_line
 
 _TAKEN = ("loss", "epoch", "epochs", "seed", "seconds", "images", "mean", "std", "n")
 
@@ -71,6 +72,29 @@ def metric_of(metrics: Mapping[str, Any]) -> Metric:
 def validation_of(metrics: Mapping[str, Any]) -> Mapping[str, float] | None:
     """Mean, standard deviation and number of seeds on validation images; None before they are measured."""
     return metrics.get(f"val_{metric_of(metrics).name}")
+
+
+def check_metrics(metrics: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` where the ``metrics`` of a file hold a figure that nothing can have measured."""
+    try:
+        told = validation_of(metrics)
+        if told is None:
+            return
+        mean, std, count = told["mean"], told["std"], told["n"]
+        check_figure(metric_of(metrics), mean)
+        sound = math.isfinite(std) and std >= 0 and count >= 1 and int(count) == count
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"its metrics are damaged ({one_line(error)})") from error
+    if not sound:
+        raise InputError(f"its metrics are damaged (a standard deviation of {std} over {count} seeds)")
+
+
+def check_figure(metric: Metric, value: float) -> None:
+    """Raise :class:`InputError` for a figure that is not finite, and for an accuracy beyond 100 %."""
+    if not math.isfinite(value) or (metric == ACCURACY and not 0 <= value <= 1):
+        raise InputError(f"a {metric.label} of {metric.text(value)} cannot have been measured")
 
 
 def metric_named(name: str) -> Metric:

@@ -18,7 +18,6 @@ from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.quantization.conversion import QuantizerChoice
 from results.events import Measured
 from results.run.folder import Run
-from results.run.layout import JOB
 from results.tables.export import EXPORTERS, export_assignment
 from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest
@@ -118,7 +117,7 @@ def _export_net(run: Run, name: str, format: str, out: Path, seed: int, normalis
 
 def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path, seed: int) -> _Written:
     _check_seed(profile, seed)
-    config = load_job(str(run.folder / JOB))
+    config = load_job(run.job_file())
     network = load_network(config).module
     net = stored_switchable(run, network, read_graph(network, profile.model.input_shape), name, seed)
     model = {"source": config.model.source, "arguments": config.model.arguments}
@@ -193,7 +192,7 @@ def _score_of(run: Run, assignment: BitAssignment, seed: int) -> float | None:
 def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet:
     """The net of a seed that was measured for ``assignment``."""
     _check_seed(assignment, seed)
-    config = load_job(str(run.folder / JOB))
+    config = load_job(run.job_file())
     network, section = load_network(config).module, config.quantizer
     choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
     if assignment.provenance.net:  # a profile of a switchable net, which has quantizers of its own

@@ -26,7 +26,7 @@ from results.events import Epoch, Measured
 from results.pareto import FLOAT, ParetoFront
 from results.run.environment import environment
 from results.run.folder import Run
-from results.run.layout import ASSIGNMENTS, CHECKPOINTS, JOB, RUNS
+from results.run.layout import ASSIGNMENTS, CHECKPOINTS, RUNS
 from results.run.lost import lost_files
 from results.run.status import run_status
 from results.tables.report import front_rows, render_table
@@ -77,7 +77,7 @@ def _created(folder: Path, config: JobConfig) -> Run:
 def resume(folder: Path, as_json: bool) -> None:
     """Go on with an interrupted job and show its front; a finished one that has lost nothing is only shown."""
     with _opened(folder) as run:
-        config = load_job(str(run.folder / JOB))
+        config = load_job(run.job_file())
         if run_status(run).state == "finished" and not lost_files(run):
             tell(f"{folder} is finished; nothing is left to do")
             front = run.load_front()
@@ -100,7 +100,7 @@ def prune(
     overrides += [f"prune.budgets=[{', '.join(map(_budget_table, budgets))}]"] if budgets else []
     overrides += [f"prune.trials={trials}"] if trials is not None else []
     with _opened(folder) as run:
-        job = str(run.folder / JOB)
+        job = run.job_file()
         parent = run.complete_id(assignment) if assignment is not None else None
         request = PruneRequest(load_job(job, overrides).prune, parent, bits)
         front = _carry_out(load_job(job), run, as_json, request)
@@ -114,7 +114,7 @@ def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_jso
         names = [name.strip() for name in profiles.split(",") if name.strip()]
         overrides.append(f"finalise.profiles={json.dumps(names)}")
     with _opened(folder) as run:
-        job = str(run.folder / JOB)
+        job = run.job_file()
         request = FinaliseRequest(load_job(job, overrides).finalise)
         front = _carry_out(load_job(job), run, as_json, request)
         _conclude(run, front, as_json)

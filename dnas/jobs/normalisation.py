@@ -7,7 +7,7 @@ from dnas.data.image_sets import DataSplits
 from dnas.jobs.job import load_splits
 from results.preprocessing import Preprocessing
 from results.run.folder import Run
-from results.run.layout import FRONT_JSON, JOB
+from results.run.layout import FRONT_JSON
 from search_spaces.errors import InputError
 
 
@@ -27,6 +27,6 @@ def stored_preprocessing(run: Run) -> Preprocessing | None:
         if told is not None:
             return told
     try:
-        return preprocessing_of(load_splits(load_job(str(run.folder / JOB))))
+        return preprocessing_of(load_splits(load_job(run.job_file())))
     except InputError:  # the images are not here any more
         return None

@@ -93,7 +93,7 @@ def _sentence(error: Exception) -> str:
 def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report) -> dict[str, Any]:
     """Measure an assignment of a run, over its seeds, or its ``float`` network again, on ``val`` or ``test``."""
     assignment = None if assignment_id == FLOAT else run.assignment(assignment_id)
-    context = JobContext(load_job(str(run.folder / "job.toml")), run, report)
+    context = JobContext(load_job(run.job_file()), run, report)
     job = context.job
     images = {"val": job.data.val, "test": job.data.test}.get(split)
     if images is None:

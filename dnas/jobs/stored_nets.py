@@ -13,12 +13,15 @@ from dnas.switchable.net import SwitchableNet
 from dnas.training.trainer import with_prefix
 from results.events import FloatMeasured
 from results.run.folder import Run
-from results.run.layout import CHECKPOINTS
+from results.run.layout import ASSIGNMENTS, CHECKPOINTS
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
 from search_spaces.metrics import validation_of
 from search_spaces.provenance import Profile
+
+DIGEST, DIGESTS = "assignment_sha256", "assignments_sha256"
+"""What a stored net tells of the assignment that it is of, and a switchable one of those of its profiles."""
 
 
 def stored_net(
@@ -34,6 +37,7 @@ def stored_net(
         raise InputError(
             _missing(run, f"assignment '{assignment.id}'", measured=validation_of(assignment.metrics) is not None)
         )
+    _check_digest(run, name, saved[1].get(DIGEST), assignment)
     fixed = quantize_fixed(network, graph, assignment.layers, choice)
     _fill(run, name, saved[0], fixed.load_state_dict)
     return fixed.eval()
@@ -57,6 +61,7 @@ def save_switchable(run: Run, net: SwitchableNet, name: str, seed: int) -> None:
         "profiles": {key: profile.assignment.id for key, profile in net.profiles.items()},
         "quantizer": asdict(net.choice),
         "private_norms": net.private_norms,
+        DIGESTS: {key: profile.assignment.digest for key, profile in net.profiles.items()},
     }
     run.save_checkpoint(f"net-{name}-seed{seed}", net.tensors(), values)
 
@@ -72,10 +77,28 @@ def stored_switchable(run: Run, network: nn.Module, graph: LayerGraph, name: str
         raise InputError(_missing(run, f"'{name}'", measured=any(validation_of(item.metrics) for item in own)))
     tensors, values = saved
     profiles = {key: run.assignment(identity) for key, identity in values["profiles"].items()}
+    for key, profile in profiles.items():
+        _check_digest(run, f"net-{name}-seed{seed}", values.get(DIGESTS, {}).get(key), profile)
     choice = QuantizerChoice(**values["quantizer"])
     net = SwitchableNet(network, graph, profiles, choice, private_norms=values["private_norms"])
     _fill(run, f"net-{name}-seed{seed}", tensors, net.load_tensors)
     return net.eval()
+
+
+def save_fixed(run: Run, network: nn.Module, assignment: BitAssignment, seed: int) -> None:
+    """Keep the trained net of an assignment and seed, with what tells that it is of this assignment."""
+    values = {"seed": seed, DIGEST: assignment.digest}
+    run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), values)
+
+
+def _check_digest(run: Run, checkpoint: str, told: str | None, assignment: BitAssignment) -> None:
+    """:class:`InputError` where a net was trained for other bits; nets of earlier versions do not tell."""
+    if told is not None and told != assignment.digest:
+        path = run.folder / ASSIGNMENTS / f"{assignment.id}.json"
+        raise InputError(
+            f"{path} was changed: the net in {CHECKPOINTS}/{checkpoint}.safetensors was trained for other bits; "
+            f"restore it from a copy, or remove it and have it made again with: dnas resume {run.folder}"
+        )
 
 
 def _fill(run: Run, name: str, tensors: Mapping[str, Tensor], load: Callable[[Mapping[str, Tensor]], object]) -> None:

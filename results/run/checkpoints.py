@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from results.files import encode_json, parse_json, refuse_special, write_bytes
+from results.files import SEAL, encode_json, parse_json, refuse_special, write_bytes
 from search_spaces.errors import InputError
 
 METADATA_KEY = "dnas"
+_BLANK = b"0" * 64
+_PIECE_BYTES = 2**20
 NAME_KEY = "name"
 
 
@@ -28,31 +32,58 @@ def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: 
         name: tensor.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    text = encode_json({NAME_KEY: path.stem, **metadata}, what=f"checkpoint {path.name}")
-    write_bytes(path, save(copies, metadata={METADATA_KEY: text}))
+    sealed = {NAME_KEY: path.stem, **metadata, SEAL: _BLANK.decode()}
+    data = bytearray(save(copies, metadata={METADATA_KEY: encode_json(sealed, what=f"checkpoint {path.name}")}))
+    place = data.rindex(_BLANK, 0, 8 + _header_length(data))
+    data[place : place + len(_BLANK)] = hashlib.sha256(data).hexdigest().encode()
+    write_bytes(path, data)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the tensors (on the CPU) and the metadata of ``path``; raise :class:`InputError` if it is damaged."""
+    check_checkpoint(path)
     with _sound(path), safe_open(path, framework="pt", device="cpu") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file, path)
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file, path)[0]
 
 
 def check_checkpoint(path: Path) -> None:
-    """Raise :class:`InputError` if ``path`` is damaged, as far as its header and its length tell."""
-    with _sound(path), safe_open(path, framework="pt", device="cpu") as file:
-        _metadata(file, path)
+    """Raise :class:`InputError` if ``path`` is damaged, as far as its header, its length and its checksum tell."""
+    with _sound(path):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            told = _metadata(file, path)[1]
+        if told is not None and told != _sha256(path, told):
+            raise ValueError("its checksum is wrong")
 
 
-def _metadata(file: Any, path: Path) -> dict[str, Any]:
-    """What the file was written with; ``ValueError`` where it is another checkpoint's file under this name."""
+def _sha256(path: Path, told: str) -> str:
+    """The checksum of a file that tells ``told``, with zeros in its place."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        start += file.read(_header_length(start))
+        place = start.rindex(told.encode())
+        found = hashlib.sha256(start[:place] + _BLANK + start[place + len(_BLANK) :])
+        while piece := file.read(_PIECE_BYTES):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _header_length(data: bytes | bytearray) -> int:
+    return int(struct.unpack("<Q", data[:8])[0])
+
+
+def _metadata(file: Any, path: Path) -> tuple[dict[str, Any], str | None]:
+    """What the file was written with, and its checksum, which older files do not tell.
+
+    ``ValueError`` where it is another checkpoint's file under this name.
+    """
     found = parse_json((file.metadata() or {})[METADATA_KEY])
     if not isinstance(found, dict):
         raise ValueError("its metadata is not an object")
     name = found.pop(NAME_KEY, path.stem)  # older files do not tell
     if name != path.stem:
         raise ValueError(f"it is the file of '{name}'")
-    return found
+    told = found.pop(SEAL, None)
+    return found, None if told is None else str(told)
 
 
 @contextmanager

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from results import run as room
 from results.events import Decoded
-from results.files import TEMPORARY_SUFFIX, read_json, read_text, write_bytes, write_error, write_json, write_text
+from results.files import (
+    TEMPORARY_SUFFIX,
+    read_sealed_json,
+    read_text,
+    write_bytes,
+    write_error,
+    write_sealed_json,
+    write_text,
+)
 from results.pareto import ParetoFront
 from results.run.journal import Journal
 from results.run.layout import (
@@ -28,6 +36,8 @@ from results.run.layout import (
     refuse_misplaced,
     refuse_occupied,
     safe_name,
+    sealed_job,
+    unsealed_job,
 )
 from results.run.locks import FolderLock, Owner, lock_holder
 from search_spaces.assignments import BitAssignment
@@ -66,8 +76,8 @@ class Run:
             refuse_links(folder)
             for name in (ASSIGNMENTS, CHECKPOINTS):
                 (folder / name).mkdir(exist_ok=True)
-            write_json(folder / ENVIRONMENT, dict(environment))
-            write_text(folder / JOB, job_toml)
+            write_sealed_json(folder / ENVIRONMENT, dict(environment))
+            write_text(folder / JOB, sealed_job(job_toml))
             # The journal comes last: a folder without one was killed before it became a run.
             write_bytes(folder / JOURNAL, b"")
         except BaseException as error:
@@ -134,16 +144,21 @@ class Run:
         return self.folder / FRONT_PICTURE
 
     def job_toml(self) -> str:
-        """Return the resolved job file this run was created with."""
-        return read_text(self.folder / JOB)
+        """Return the resolved job file this run was created with; :class:`InputError` where it was changed since."""
+        return unsealed_job(self.folder / JOB, read_text(self.folder / JOB))
+
+    def job_file(self) -> str:
+        """The path of the resolved job file, which is as it was written."""
+        self.job_toml()
+        return str(self.folder / JOB)
 
     def save_environment(self, environment: Mapping[str, Any]) -> None:
         """Write what is known of the versions and the machine again."""
-        write_json(self._writable_folder() / ENVIRONMENT, dict(environment))
+        write_sealed_json(self._writable_folder() / ENVIRONMENT, dict(environment))
 
     def environment(self) -> dict[str, Any]:
         """Return the versions and the machine this run was created on."""
-        found = read_json(self.folder / ENVIRONMENT)
+        found = read_sealed_json(self.folder / ENVIRONMENT)
         if not isinstance(found, dict):
             raise InputError(f"{self.folder / ENVIRONMENT} is damaged: it is not a JSON object")
         return found
@@ -175,7 +190,7 @@ class Run:
     def save_assignment(self, assignment: BitAssignment) -> Path:
         """Write ``assignments/ID.json`` and return its path; an older one of that id is replaced."""
         path = self._writable_folder(ASSIGNMENTS) / f"{safe_name('an assignment id', assignment.id)}.json"
-        write_json(path, assignment.to_json())
+        write_sealed_json(path, assignment.to_json())
         return path
 
     def assignments(self) -> dict[str, BitAssignment]:
@@ -216,7 +231,7 @@ class Run:
     def save_front(self, front: ParetoFront) -> None:
         """Write ``front.json`` and ``front.csv``."""
         folder = self._writable_folder()
-        write_json(folder / FRONT_JSON, front.to_json())
+        write_sealed_json(folder / FRONT_JSON, front.to_json())
         write_text(folder / FRONT_CSV, front.to_csv())
 
     def load_front(self) -> ParetoFront:
@@ -225,7 +240,7 @@ class Run:
         if not path.exists():
             raise InputError(f"{self.folder} has no front yet; go on with: dnas resume {self.folder}")
         try:
-            return ParetoFront.from_json(read_json(path))
+            return ParetoFront.from_json(read_sealed_json(path))
         except InputError as error:
             raise InputError(f"{_named(path, error)}; write it again with: dnas resume {self.folder}") from error
 
@@ -291,7 +306,7 @@ class Run:
 
 
 def _read_assignment(path: Path) -> BitAssignment:
-    found = BitAssignment.from_json(read_json(path))
+    found = BitAssignment.from_json(read_sealed_json(path))
     if found.id != path.stem:
         raise InputError(f"it holds the assignment '{found.id}'")
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from io import FileIO
@@ -12,6 +14,10 @@ from typing import Any
 from results.events import Event, read_event
 from results.files import encode_json, parse_json, read_bytes, refuse_special, sync_folder, write_error
 from search_spaces.errors import InputError
+
+_DIGEST_LENGTH = 16
+_SEALED = re.compile(rb'(.*), "sha256": "(.{16})"}', re.DOTALL)
+"""A line of earlier versions has no checksum."""
 
 
 class Journal:
@@ -38,7 +44,7 @@ class Journal:
             raise ValueError(f"a journal record needs an 'event', got the keys {sorted(record)}")
         stamped = {"event": record["event"], "time": self._clock()}
         stamped |= {key: value for key, value in record.items() if key not in stamped}
-        line = encode_json(stamped, what=f"journal event '{record['event']}'").encode("utf-8") + b"\n"
+        line = _sealed(encode_json(stamped, what=f"journal event '{record['event']}'").encode("utf-8")) + b"\n"
         if not self._sound:
             self._cut_torn_line()
         try:
@@ -69,7 +75,13 @@ class Journal:
         records: list[dict[str, Any]] = []
         sound_bytes = 0
         for number, line in enumerate(lines, start=1):
-            record = _parse_line(line)
+            sealed = _SEALED.fullmatch(line)
+            record = _parse_line(sealed[1] + b"}" if sealed else line)
+            if record and sealed and sealed[2] != _digest(sealed[1]):
+                raise InputError(
+                    f"{self.path} was changed at line {number}: its checksum is wrong; "
+                    "restore the file from a copy, or start the job again with another --run"
+                )
             if record is None:
                 if number == len(lines) and not rest:
                     break
@@ -106,6 +118,16 @@ class Journal:
                 raise
         if is_new:
             sync_folder(self.path.parent)
+
+
+def _sealed(line: bytes) -> bytes:
+    """An object's line with the checksum of what comes before it as its last key."""
+    begin = line.removesuffix(b"}")
+    return begin + b', "sha256": "' + _digest(begin) + b'"}'
+
+
+def _digest(begin: bytes) -> bytes:
+    return hashlib.sha256(begin).hexdigest()[:_DIGEST_LENGTH].encode()
 
 
 def _own_file(path: str, flags: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ ASSIGNMENTS = "assignments"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
+_JOB_SEAL = re.compile(r"# sha256 of the lines below: (.*)")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,120}")
 
 
@@ -110,6 +112,25 @@ def refuse_occupied(folder: Path) -> None:
     unborn = LOCK in names and names <= {LOCK, OWNER, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
     if names and not unborn:
         raise InputError(f"{folder} is not empty and is not a run; choose another folder with --run")
+
+
+def sealed_job(text: str) -> str:
+    """The text of a job file behind a comment with its checksum."""
+    return f"# sha256 of the lines below: {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def unsealed_job(path: Path, text: str) -> str:
+    """The text without that comment; :class:`InputError` where it was changed. Older files have no such comment."""
+    first, _, rest = text.partition("\n")
+    found = _JOB_SEAL.fullmatch(first)
+    if not found:
+        return text
+    if found[1] != hashlib.sha256(rest.encode()).hexdigest():
+        raise InputError(
+            f"{path} was changed after it was written: its checksum is wrong; restore it from a copy, or remove its "
+            "first line to go on with it as it is"
+        )
+    return rest
 
 
 def safe_name(what: str, name: str) -> str:

@@ -111,7 +111,8 @@ def test_json_is_that_of_the_documentation():
         lambda data: data.pop("points"),
         lambda data: data.pop("float"),
         lambda data: data["points"][0].pop("val_top1"),
-        lambda data: data["points"][0].update(colour="red"),
+        lambda data: data["points"][0].update(size_bytes=-5.0),
+        lambda data: data["points"][0]["val_top1"].update(mean=7.5),
         lambda data: data["points"][0].update(size_bytes="big"),
         lambda data: data["points"][0].update(kind="magic"),
         lambda data: data["points"][0]["val_top1"].update(mean=None),
@@ -125,6 +126,14 @@ def test_a_damaged_front_file_is_refused(damage):
     damage(data)
     with pytest.raises(InputError):
         ParetoFront.from_json(data)
+
+
+def test_keys_may_be_added_to_a_front_file():
+    front = ParetoFront.from_points([point("a", 1, 0.5)], reference=FloatReference(400, 0.75, 0.5))
+    data = front.to_json()
+    for entry in (data, data["points"][0], data["points"][0]["val_top1"], data["float"]):
+        entry["colour"] = "red"
+    assert ParetoFront.from_json(data) == front
 
 
 @pytest.mark.parametrize("data", [None, [], "x", {}])

@@ -16,7 +16,7 @@ from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, times
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.jobs.stored_nets import stored_net
+from dnas.jobs.stored_nets import save_fixed, stored_net
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import quantize_fixed
@@ -169,7 +169,7 @@ class Measurer:
         self.context.train(trainer, place)
         self.compression.settle(network, assignment, job)
         recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
-        self.log.run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), {"seed": seed})
+        save_fixed(self.log.run, network, assignment, seed)
         self.log.run.delete_checkpoint(place.checkpoint)
         return network.eval()
 

@@ -1,0 +1,115 @@
+"""Files of a run that were changed after they were written are told by every command that builds a net of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dnas.commands.cli import app
+from results.files import read_sealed_json, write_sealed_json
+from results.run.folder import Run
+
+
+@pytest.fixture
+def folder(smaller_run: Run, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(smaller_run.folder, tmp_path / "run"))
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], None], sealed: bool) -> None:
+    """Change a file; ``sealed``: with the checksum that it then has, as whoever does it on purpose can."""
+    data = read_sealed_json(path)
+    change(data)
+    if sealed:
+        write_sealed_json(path, data)
+    else:
+        path.write_text(json.dumps({**data, "sha256": json.loads(path.read_text())["sha256"]}))
+
+
+def layer_of(data: dict[str, Any]) -> dict[str, Any]:
+    """A layer in the middle, which is quantized."""
+    return next(layer for layer in data["layers"].values() if layer["weight_bits"] not in (0, 32))
+
+
+def other_activation_bits(data: dict[str, Any]) -> None:
+    layer = layer_of(data)
+    layer["activation_bits"] = 2 if layer["activation_bits"] == 8 else 8
+
+
+def other_weight_bits(data: dict[str, Any]) -> None:
+    layer = layer_of(data)
+    layer["weight_bits"] = 3 if layer["weight_bits"] != 3 else 5
+
+
+def float_weights(data: dict[str, Any]) -> None:
+    layer_of(data).update(weight_bits=32)
+
+
+def other_input(data: dict[str, Any]) -> None:
+    data["model"]["input_shape"] = [1, 9, 9]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("change", [other_activation_bits, other_weight_bits, float_weights, other_input])
+def test_an_assignment_is_that_of_its_net(
+    change: Callable[[dict[str, Any]], None], sealed: bool, folder: Path, tmp_path: Path
+) -> None:
+    own = (id for id, item in Run.open(folder).assignments().items() if "same_as" not in item.metrics)
+    id = next(own)
+    path = folder / "assignments" / f"{id}.json"
+    out = str(tmp_path / "out")
+    words = [["evaluate", str(folder), id], ["export", str(folder), id, "--format", "packed", "--out", out]]
+    for command in words:
+        assert CliRunner().invoke(app, command).exit_code == 0
+    (tmp_path / "out").unlink()
+    changed(path, change, sealed)
+    for command in words:
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 2
+        assert str(path) in result.stderr
+        assert "changed" in result.stderr
+        assert "dnas resume" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.update(id="another"),
+        lambda data: data.update(id="../a"),
+        lambda data: data["cost"].update(size_bytes=-5.0),
+        lambda data: data["metrics"].update(val_top1={"mean": 7.5, "std": 0.0, "n": 1}),
+        lambda data: data["metrics"].update(val_top1={"mean": 0.5, "std": -1.0, "n": 1}),
+        lambda data: data["metrics"].update(val_top1={"mean": 0.5, "std": 0.0, "n": 0}),
+        lambda data: data["metrics"].update(val_top1=7),
+        lambda data: data["metrics"].update(metric={"name": "x"} | {"colour": 1}),
+        lambda data: data["layer_costs"].update(conv1=3),
+    ],
+)
+def test_figures_that_nothing_can_have_are_damage(change: Callable[[dict[str, Any]], None], folder: Path) -> None:
+    id = next(iter(Run.open(folder).assignments()))
+    path = folder / "assignments" / f"{id}.json"
+    changed(path, change, sealed=True)
+    result = CliRunner().invoke(app, ["show", str(folder), id])
+    assert result.exit_code == 2
+    assert str(path) in result.stderr
+
+
+def test_a_changed_bit_of_a_net_is_told_and_the_net_is_made_again(folder: Path, carried_out: Any) -> None:
+    id = next(id for id, item in Run.open(folder).assignments().items() if "same_as" not in item.metrics)
+    path = folder / "checkpoints" / f"net-{id}-seed0.safetensors"
+    whole = path.read_bytes()
+    place = len(whole) - 6
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+    for words in (["evaluate"], ["export", "--format", "packed", "--out", str(folder.parent / "out")]):
+        result = CliRunner().invoke(app, [words[0], str(folder), id, *words[1:]])
+        assert result.exit_code == 2
+        assert f"the checkpoint {path} is damaged (its checksum is wrong)" in result.stderr
+    result = CliRunner().invoke(app, ["resume", str(folder)])
+    assert result.exit_code == 0, result.stderr
+    assert path.read_bytes() == whole
