@@ -258,7 +258,7 @@ def _by_score(scores: np.ndarray) -> Ranking:
 def _latent_l1(network: nn.Module, group: ChannelGroup, evidence: Evidence) -> np.ndarray:
     parts = []
     for member in members(network, group, latent_weight):
-        sums, counts = _sums(member.filters.double().abs().mean(dim=1).cpu().numpy(), member.rows, group.units)
+        sums, counts = _sums(member.filters.cpu().double().abs().mean(dim=1).numpy(), member.rows, group.units)
         parts.append((sums / np.maximum(counts, 1), counts))
     return _average(parts, group.units)
 

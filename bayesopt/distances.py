@@ -99,14 +99,14 @@ def signs(filters: Tensor) -> Tensor:
 
 def hamming_distances(signs: Tensor) -> np.ndarray:
     """min(h, n - h)/n for every two rows of ±1 (U, n), h being how many differ."""
-    agreement = (signs @ signs.T).double() / signs.shape[1]  # (n - 2h)/n
+    agreement = (signs @ signs.T).cpu().double() / signs.shape[1]  # (n - 2h)/n
     return ((1 - agreement.abs()) / 2).cpu().numpy()
 
 
 def scaled(filters: Tensor) -> Tensor:
-    """The filters in float64, divided by the largest magnitude."""
-    largest = filters.abs().max()
-    return filters.double() / (largest if largest > 0 else 1.0)
+    """The filters in float64, divided by the largest magnitude; on the CPU, as not every device has that type."""
+    largest = filters.abs().max().cpu()
+    return filters.cpu().double() / (largest if largest > 0 else 1.0)
 
 
 def euclidean_distances(filters: Tensor) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from dnas.training.device import Device
 
 PLACE = torch.device("lazy")
+_FLOAT64 = [True]
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy"}  # between devices, as their purpose is
 INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}  # take indices of the CPU, too
 
@@ -71,6 +72,8 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if wanted is not None:
         inner["device"] = torch.device("cpu")
     out = func(*map(_values, args), **inner)
+    if goes_there and not _FLOAT64[-1] and any(getattr(each, "dtype", None) == torch.float64 for each in _flat([out])):
+        raise TypeError(f"{name}: the device has no float64")
     if name == "copy_":
         return args[0]
     wrapped = _there(out) if goes_there else out
@@ -169,12 +172,14 @@ def randomness_of_the_cpu(device: Device, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def elsewhere() -> Iterator[torch.device]:
-    """Inside, the device is there."""
+def elsewhere(float64: bool = True) -> Iterator[torch.device]:
+    """Inside, the device is there; without ``float64`` it computes in nothing wider than fp32, as MPS does."""
+    _FLOAT64.append(float64)
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay the objects that they are
     try:
         with _Reading(), _Making():
             yield PLACE
     finally:
+        _FLOAT64.pop()
         torch.__future__.set_swap_module_params_on_conversion(before)

@@ -10,8 +10,8 @@ from torch import Tensor
 def described(value: Any) -> str:
     """Say what a value is, in a few words.
 
-    >>> described(torch.zeros(2, 3)), described({"out": 1}), described([1, 2]), described("x")
-    ('a float32 tensor of shape (2, 3)', "a dict of 'out'", 'a list of 2 values', 'a str')
+    >>> described(Tensor([[1, 2, 3]])), described({"out": 1}), described([1, 2]), described("x")
+    ('a float32 tensor of shape (1, 3)', "a dict of 'out'", 'a list of 2 values', 'a str')
     """
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"

@@ -130,7 +130,7 @@ def _close(actual: Tensor, expected: Tensor) -> bool:
         return False
     if actual.is_meta or not expected.numel():
         return True
-    actual, expected = actual.double(), expected.double()
+    actual, expected = actual.cpu().double(), expected.cpu().double()
     allowed = _TOLERANCE * expected.nan_to_num(0, 0, 0).abs().amax()
     close = ((actual - expected).abs() <= allowed) | (actual == expected)
     return bool((close | (actual.isnan() & expected.isnan())).all())

@@ -23,6 +23,7 @@ from dnas.quantization.branches import BranchedLayer, BranchGate
 from dnas.quantization.conversion import QuantizerChoice, swap_branches, swap_composite
 from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.proof import check_twin
+from dnas.training.device import widest
 from search_spaces.allocation.program import Cells, dominated
 from search_spaces.allocation.widening import allocate_widest
 from search_spaces.costs.budgets import Budget
@@ -85,9 +86,9 @@ class Theta(nn.Module):
 
     def log_probabilities(self) -> np.ndarray:
         """Log P of every cell (D, Kw, Ka) in float64; -inf where a cell is not allowed."""
-        parts = [logits.detach().double().log_softmax(1) for logits in self._logits()]
+        parts = [logits.detach().cpu().double().log_softmax(1) for logits in self._logits()]
         joint = parts[0][:, :, None] + parts[1][:, None, :] if self.independent else parts[0]
-        return joint.reshape(cast(Tensor, self.allowed).shape).cpu().numpy()
+        return joint.reshape(cast(Tensor, self.allowed).shape).numpy()
 
     def sample(self, temperature: float, sampling: Sampling, generator: torch.Generator) -> Sample:
         """Draw a sample (arXiv 1812.00090, eq. 8); ``gumbel_hard`` is one-hot with the soft sample's gradient."""
@@ -153,7 +154,7 @@ class Supernet(nn.Module):
             if gate and decision.branch:
                 self.network.get_submodule(decision.branch.terminal).register_forward_hook(gate)
             self._gates.append(gate)
-        self._register_costs()
+        self._entries: dict[tuple[str, torch.device], Tensor] = {}
         self.to(next(model.parameters()).device)
 
     def _swap(
@@ -169,10 +170,6 @@ class Supernet(nn.Module):
         """Cells that have a branch of their own: the allowed ones, except skipping."""
         rows, columns = np.nonzero(self.space.allowed[index])
         return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if self.space.weight_bits[r]]
-
-    def _register_costs(self) -> None:
-        for name, entries in self.table.entries.items():
-            self.register_buffer(f"_cost_{name}", torch.from_numpy(entries), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the mixture that is lent (see :meth:`sampled`) on ``x`` (N, C, H, W)."""
@@ -234,13 +231,20 @@ class Supernet(nn.Module):
                 gate.lent = None
 
     def expected_cost(self, name: str, sample: Sample) -> Tensor:
-        """The expected cost under ``sample``, differentiable, in float64; exact when it is one-hot."""
-        entries = cast(Tensor, getattr(self, f"_cost_{name}"))
-        per_decision = (sample.cells.double() * entries).sum((1, 2))
+        """The expected cost under ``sample``, differentiable, in float64 (fp32 on MPS); exact when it is one-hot."""
+        entries = self._entries_beside(name, sample.cells)
+        per_decision = (sample.cells.to(entries.dtype) * entries).sum((1, 2))
         constant = self.table.constants[name]
         if self.table.costs[name].combine == "max":
             return per_decision.amax().clamp_min(constant)
         return per_decision.sum() + constant
+
+    def _entries_beside(self, name: str, cells: Tensor) -> Tensor:
+        """A cost's entries (D, Kw, Ka) where the cells of a sample are; brought there once."""
+        place = name, cells.device
+        if place not in self._entries:
+            self._entries[place] = torch.from_numpy(self.table.entries[name]).to(cells.device, widest(cells.device))
+        return self._entries[place]
 
     def decode(self, budget: Budget | None = None, bound: Sequence[Pair] | None = None) -> Cells:
         """The likeliest cells under θ, or with a budget the likeliest a posteriori that meet it; both exact.

@@ -114,9 +114,14 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
+def widest(place: torch.device) -> torch.dtype:
+    """The widest floating type that a device computes in."""
+    return torch.float32 if place.type == "mps" else torch.float64
+
+
 def widened(tensor: Tensor) -> Tensor:
     """The tensor in the widest floating type of its device, to add up many values."""
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+    return tensor.to(widest(tensor.device))
 
 
 def available() -> list[str]:

@@ -60,6 +60,18 @@ def test_a_job_computes_elsewhere_what_it_computes_on_the_cpu(
     assert there == here
 
 
+@pytest.mark.slow
+def test_a_device_without_float64_carries_out_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_job("digits", [*SMALL, *JOBS["every stage"], "controls.ilp=false"])
+    monkeypatch.setattr(Device, "own_randomness", randomness_of_the_cpu)
+    monkeypatch.setattr("dnas.jobs.job.device_of", lambda config: Device(PLACE))
+    for module in ("training.device", "search.supernet"):
+        monkeypatch.setattr(f"dnas.{module}.widest", lambda place: torch.float32)
+    with elsewhere(float64=False):
+        front, _ = carried_out(config, tmp_path / "there")
+    assert len(front["points"]) > 5
+
+
 def test_the_device_that_is_not_there_refuses_what_a_gpu_refuses() -> None:
     with elsewhere() as place:
         x, index = torch.randn(3, 4).to(place), torch.tensor([0, 2])
