@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dnas.quantization.conversion import QuantizerChoice
-from dnas.search.sensitivity import sensitivities
+from dnas.search.sensitivity import hessian_sensitivities
 from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
@@ -24,21 +24,27 @@ from search_spaces.spaces import PrecisionSpace
 class Evidence:
     """What a control may look at: the float ``network``, what can be chosen, what it costs, and some training images.
 
-    ``batches`` gives (images (N, C, H, W), targets of ``task``) when it is called.
+    ``batches`` gives (images (N, C, H, W), targets of ``task``) when it is called. ``tell`` takes a sentence for the
+    user.
     """
 
     network: nn.Module
     space: PrecisionSpace
     table: CostTable
     choice: QuantizerChoice
-    batches: Callable[[], Sequence[tuple[Tensor, Tensor]]] = field(repr=False)
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] = field(repr=False)
     seed: int = 0
     task: Task = CLASSIFICATION
+    tell: Callable[[str], None] = field(default=lambda sentence: None, repr=False)
 
     @cached_property
     def sensitivities(self) -> np.ndarray:
         """Expected increase of the loss of every cell (D, Kw, Ka), without training; worked out once."""
-        return sensitivities(self.network, self.space, self.choice, self.batches(), seed=self.seed, task=self.task)
+        found = hessian_sensitivities(
+            self.network, self.space, self.choice, self.batches(), seed=self.seed, task=self.task
+        )
+        self.tell(found.told)
+        return found.losses(self.space)
 
 
 @dataclass(frozen=True)

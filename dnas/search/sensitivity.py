@@ -7,18 +7,18 @@ Hutchinson's estimator. For activations the Hessian is replaced by its Gauss-New
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dnas.quantization.calibration import check_batch
 from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
 from dnas.quantization.held_weights import hold_weights
 from dnas.quantization.quantizers import Quantizer
+from dnas.search.hessian import hessian_traces
 from dnas.training.task import CLASSIFICATION, AnyTask, Task, task_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
@@ -28,6 +28,7 @@ from search_spaces.models.load import check_finite
 from search_spaces.models.multiplied import is_standard
 from search_spaces.network.calls import first_input, with_first_input
 from search_spaces.network.graph import read_graph
+from search_spaces.sensitivities import Sensitivities
 from search_spaces.spaces import PrecisionSpace
 
 
@@ -38,32 +39,70 @@ def sensitivities(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     seed: int = 0,
-    probes: int = 4,
+    probes: int | None = None,
     task: AnyTask = CLASSIFICATION,
 ) -> np.ndarray:
     """Expected increase of the loss (nats, of a classification) of every cell of every decision, float64 (D, Kw, Ka).
 
-    ``batches`` are (images (N, C, H, W), targets (N, ...)) of training data; the model is left untouched. Raises
-    :class:`InputError` for a weight or an image that is not finite.
+    As :func:`hessian_sensitivities`, whose :meth:`Sensitivities.losses` these are.
+    """
+    found = hessian_sensitivities(model, space, choice, batches, seed=seed, probes=probes, task=task)
+    return found.losses(space)
+
+
+def hessian_sensitivities(
+    model: nn.Module,
+    space: PrecisionSpace,
+    choice: QuantizerChoice,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    seed: int = 0,
+    probes: int | None = None,
+    task: AnyTask = CLASSIFICATION,
+) -> Sensitivities:
+    """Expected increase of the loss of every width of every searched layer, without training.
+
+    ``batches`` are (images (N, C, H, W), targets (N, ...)) of training data. They are gone through several times, one
+    at a time: what can be iterated only once is kept in memory. ``probes`` are drawn for each batch, by default until
+    the traces are known to a tenth. The model is left untouched. Raises :class:`InputError` for a weight or an image
+    that is not finite.
     """
     check_finite(model)
-    task, batches = task_of(task), list(batches)
-    if not batches or not all(isinstance(batch, tuple | list) and len(batch) == 2 for batch in batches):
-        raise InputError("sensitivities need batches of images (N, C, H, W) and labels (N,), at least one")
-    for number, (x, _) in enumerate(batches, start=1):
-        check_batch(number, x)
+    task, batches = task_of(task), _repeatable(batches)
+    first = _checked(batches)
     names = [name for decision in space.decisions for name in decision.layers]
-    twin = _holding_weights(model, names, batches[0][0]).eval()
+    twin = _holding_weights(model, names, first).eval()
     layers = {name: twin.get_submodule(name) for name in names}
+    inputs, images = _input_losses(twin, layers, space, choice, batches, task)
     traces = hessian_traces(twin, layers, batches, seed=seed, probes=probes, task=task)
-    weights = {name: _weight_losses(layer, traces[name], space, choice) for name, layer in layers.items()}
-    inputs = _input_losses(twin, layers, space, choice, batches, task)
-    table = np.zeros(space.allowed.shape)
-    for index, decision in enumerate(space.decisions):
-        for name in decision.layers:
-            table[index] += weights[name][:, None]
-            table[index] += np.where(np.array(space.weight_bits)[:, None] == 0, 0.0, inputs[name][None, :])
-    return table
+    return Sensitivities(
+        kind="hessian",
+        weight_bits=space.weight_bits,
+        activation_bits=space.activation_bits,
+        weights={name: _weight_losses(layer, traces.values[name], space, choice) for name, layer in layers.items()},
+        inputs={name: tuple(losses.tolist()) for name, losses in inputs.items()},
+        images=images,
+        probes=traces.probes,
+        errors=traces.errors,
+    )
+
+
+def _repeatable(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def _checked(batches: Iterable[Any]) -> Tensor:
+    """The images of the first batch; every batch is looked at."""
+    first = None
+    for number, batch in enumerate(batches, start=1):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            first = None
+            break
+        check_batch(number, batch[0])
+        first = batch[0] if first is None else first
+    if first is None:
+        raise InputError("sensitivities need batches of images (N, C, H, W) and labels (N,), at least one")
+    return first
 
 
 def _holding_weights(model: nn.Module, names: Sequence[str], x: Tensor) -> nn.Module:
@@ -77,42 +116,11 @@ def _holding_weights(model: nn.Module, names: Sequence[str], x: Tensor) -> nn.Mo
     return twin
 
 
-def hessian_traces(
-    model: nn.Module,
-    layers: dict[str, nn.Module],
-    batches: Sequence[tuple[Tensor, Tensor]],
-    *,
-    seed: int = 0,
-    probes: int = 4,
-    task: Task = CLASSIFICATION,
-) -> dict[str, float]:
-    """Hutchinson's estimate of the trace of the loss's Hessian with respect to each layer's weight."""
-    weights = [layer.get_parameter("weight") for layer in layers.values()]
-    generator = torch.Generator().manual_seed(seed)
-    totals = [0.0] * len(weights)
-    for x, y in batches:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            loss = task.loss(task.outputs(model(x)), y)
-            gradients = torch.autograd.grad(loss, weights, create_graph=True)
-            for _ in range(probes):
-                signs = [_signs(weight, generator) for weight in weights]
-                products = torch.autograd.grad(gradients, weights, signs, retain_graph=True, materialize_grads=True)
-                for index, (sign, product) in enumerate(zip(signs, products, strict=True)):
-                    totals[index] += (sign * product).sum().item()
-    count = len(batches) * probes
-    return {name: total / count for name, total in zip(layers, totals, strict=True)}
-
-
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.randint(0, 2, like.shape, generator=generator)
-    return (2 * drawn - 1).to(like.device, like.dtype)
-
-
-def _weight_losses(layer: nn.Module, trace: float, space: PrecisionSpace, choice: QuantizerChoice) -> np.ndarray:
+def _weight_losses(layer: nn.Module, trace: float, space: PrecisionSpace, choice: QuantizerChoice) -> tuple[float, ...]:
     weight = layer.get_parameter("weight").detach()
     # A negative estimate is noise around zero: the loss is near a minimum.
     curvature = max(trace, 1e-6) / weight.numel()
-    return np.array([0.5 * curvature * _squared_error(choice.of_weights(), weight, bits) for bits in space.weight_bits])
+    return tuple(0.5 * curvature * _squared_error(choice.of_weights(), weight, bits) for bits in space.weight_bits)
 
 
 def _squared_error(quantizer: Quantizer, x: Tensor, bits: int) -> float:
@@ -136,10 +144,11 @@ def _input_losses(
     layers: dict[str, nn.Module],
     space: PrecisionSpace,
     choice: QuantizerChoice,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     task: Task,
-) -> dict[str, np.ndarray]:
-    """Per layer, the loss of each activation width, averaged over the images of ``batches``."""
+) -> tuple[dict[str, np.ndarray], int]:
+    """Per layer, the loss of each activation width, averaged over the images of ``batches``; and how many these are."""
+    images = 0
     losses = {name: np.zeros(len(space.activation_bits)) for name in layers}
     seen: list[tuple[str, Tensor]] = []
 
@@ -156,17 +165,18 @@ def _input_losses(
     handles = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     for x, y in batches:
         seen.clear()
+        images += len(x)
         task.loss(task.outputs(model(x)), y).backward()
         for name, value in seen:
             if value.grad is None:
                 continue
             # The loss is a mean over N images: each image's own gradient is N times what is seen here.
-            fisher = len(x) * value.grad.double().square()
+            fisher = len(x) ** 2 * value.grad.double().square()
             signed = bool(value.min() < 0)
             for column, bits in enumerate(space.activation_bits):
                 error = quantized(choice.of_activations(), value.detach(), bits, signed=signed) - value.detach()
-                losses[name][column] += 0.5 * (fisher * error.double().square()).sum().item() / len(batches)
+                losses[name][column] += 0.5 * (fisher * error.double().square()).sum().item()
     for handle in handles:
         handle.remove()
     model.zero_grad(set_to_none=True)
-    return losses
+    return {name: total / images for name, total in losses.items()}, images

@@ -19,7 +19,8 @@ from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import CONTROL, ILP, RANDOM, UNIFORM, Provenance
 
-_SENSITIVITY_BATCHES, _SENSITIVITY_IMAGES = 2, 64
+_BATCH_SIZE = 64
+"""Images in memory at once while second derivatives are taken."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Controls(Stage):
         """Save and journal every control."""
         context = self.context
         _tell_missing(context)
-        evidence = evidence_of(context.job)
+        evidence = evidence_of(context)
         for control in job_controls(context.job):
             if control.budget is None:
                 findings.found.append(keep_uniform(context, control))
@@ -101,15 +102,33 @@ def _tell_missing(context: JobContext) -> None:
             context.log.tell_once([f"no control 'ilp-{number}': {budget.label} can be met by a pruned net alone"])
 
 
-def evidence_of(job: Job) -> Evidence:
+def evidence_of(context: JobContext) -> Evidence:
     """What the controls of a job may look at."""
+    job = context.job
+    return Evidence(
+        job.network,
+        job.plan.space,
+        job.plan.table,
+        job.choice,
+        lambda: SensitivityImages(job),
+        job.config.seed,
+        job.task,
+        tell=lambda sentence: context.log.tell_once([sentence]),
+    )
 
-    def batches() -> list[tuple[Tensor, Tensor]]:
-        images = job.data.train.batches(
-            min(_SENSITIVITY_IMAGES, job.config.data.batch_size),
-            seed=derived_seed(job.config.seed, "sensitivity"),
-            device=job.device.place,
-        )
-        return [batch for _, batch in zip(range(_SENSITIVITY_BATCHES), images, strict=False)]
 
-    return Evidence(job.network, job.plan.space, job.plan.table, job.choice, batches, job.config.seed, job.task)
+@dataclass(frozen=True)
+class SensitivityImages:
+    """The training images that sensitivities are read from, the same each time, one batch in memory at a time."""
+
+    job: Job
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        job = self.job
+        batch_size, left = min(_BATCH_SIZE, job.config.data.batch_size), job.config.controls.sensitivity_images
+        seed = derived_seed(job.config.seed, "sensitivity")
+        for x, y in job.data.train.batches(batch_size, seed=seed, device=job.device.place):
+            yield x[:left], y[:left]
+            left -= len(x)
+            if left <= 0:
+                return

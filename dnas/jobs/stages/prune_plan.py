@@ -85,7 +85,7 @@ class Pruning:
     @cached_property
     def sensitivity_losses(self) -> np.ndarray:
         """What each choice of bits costs in loss, for the control with fewer bits; computed once for all budgets."""
-        return evidence_of(self.job).sensitivities
+        return evidence_of(self.context).sensitivities
 
     @property
     def total(self) -> int:
