@@ -30,10 +30,11 @@ class PointKind:
 # Okabe and Ito's palette, told apart by colour-blind readers; markers tell the kinds apart without colour. A ring lets
 # the same assignment trained alone be seen inside.
 POINT_KINDS = {
-    "search": PointKind("#0072B2", "o", "search", controls=("ilp", "uniform")),
+    "search": PointKind("#0072B2", "o", "search", controls=("ilp", "measured-ilp", "uniform")),
     "squantizer": PointKind("#D55E00", "P", "SQuantizer", short="SQuant", controls=("uniform",), alone=True),
     "uniform": PointKind("#E69F00", "s", "uniform"),
     "ilp": PointKind("#009E73", "^", "ILP", short="ILP"),
+    "measured-ilp": PointKind("#44AA99", "H", "ILP, measured", short="measured ILP"),
     "random": PointKind("#777777", "v", "random"),
     "control": PointKind("#117733", "d", "own control"),
     "sampled": PointKind("#CC79A7", "D", "sampled"),

@@ -14,11 +14,11 @@ from search_spaces.errors import InputError, nearest
 from search_spaces.records import Record
 
 SEARCH, SAMPLED = "search", "sampled"
-UNIFORM, ILP, RANDOM, CONTROL = "uniform", "ilp", "random", "control"
+UNIFORM, ILP, MEASURED_ILP, RANDOM, CONTROL = "uniform", "ilp", "measured-ilp", "random", "control"
 PRUNED, PRUNED_UNIFORM, PRUNED_RANDOM, FEWER_BITS = "pruned", "pruned-uniform", "pruned-random", "fewer-bits"
 GIVEN, PROFILE = "given", "switchable"
 KINDS = (
-    *(SEARCH, "squantizer", UNIFORM, ILP, RANDOM, CONTROL, SAMPLED),
+    *(SEARCH, "squantizer", UNIFORM, ILP, MEASURED_ILP, RANDOM, CONTROL, SAMPLED),
     *(PRUNED, PRUNED_UNIFORM, PRUNED_RANDOM, FEWER_BITS),
     *(GIVEN, PROFILE),
 )

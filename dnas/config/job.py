@@ -175,6 +175,7 @@ class ControlsSection(Section):
     ilp: bool = Field(
         default=True, description="A training-free integer program at every budget (HAWQ-V2 sensitivities)."
     )
+    measured_ilp: bool = Field(default=False, description="The same program over measured losses: one decision at a time at fewer bits in a net with the widest choice everywhere.")  # fmt: skip
     sensitivity_images: AtLeastOne = Field(default=1024, description="Training images that sensitivities are read from; all where there are fewer.")  # fmt: skip
     random: Count = Field(default=0, description="Random assignments at every budget.")
     own: Annotated[tuple[OwnName, ...], OnceEach] = Field(default=(), description="Your own ways to choose bits at every budget: `package.module:function(question)`.")  # fmt: skip

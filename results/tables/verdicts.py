@@ -59,9 +59,9 @@ def pooled_std(first: Estimate, second: Estimate) -> float | None:
 def compare_with_controls(front: ParetoFront) -> list[Comparison]:
     """Return, for each budget by rising cost, the best feasible search point beside the controls of its kind.
 
-    The controls are the ILP point of the same budget, and the best uniform point that meets every limit of that
-    budget (or costs no more than the search point, where the limits are not known). Where several points qualify,
-    the one with the highest validation accuracy is taken.
+    The controls are the ILP point of the same budget, that of the measured ILP where there is one, and the best
+    uniform point that meets every limit of that budget (or costs no more than the search point, where the limits are
+    not known). Where several points qualify, the one with the highest validation accuracy is taken.
     """
     search = [point for point in front.points if POINT_KINDS[point.kind].controls and point.feasible]
     best = {key: _best([p for p in search if _goal(p) == key]) for key in {_goal(p) for p in search}}
@@ -71,6 +71,9 @@ def compare_with_controls(front: ParetoFront) -> list[Comparison]:
         if "ilp" in POINT_KINDS[point.kind].controls:
             ilp = _best([p for p in front.points if p.kind == "ilp" and p.feasible and p.budget == point.budget])
             comparisons.append(_compare(label, point, "ilp", ilp, "no ILP control was measured at this budget"))
+        measured = [p for p in front.points if p.kind == "measured-ilp" and p.feasible and p.budget == point.budget]
+        if measured and "measured-ilp" in POINT_KINDS[point.kind].controls:
+            comparisons.append(_compare(label, point, "measured-ilp", _best(measured), ""))
         uniform = [p for p in front.points if p.kind == "uniform"]
         limits = point.limits or {front.x: point.cost(front.x)}
         small = _best([p for p in uniform if all(p.cost(name) <= limit for name, limit in limits.items())])
@@ -136,7 +139,8 @@ def _compare(label: str, search: FrontPoint, kind: str, control: FrontPoint | No
 
 def _sentence(comparison: Comparison, x: str) -> str:
     """One comparison, its costs those that the budget limits (``x`` without one)."""
-    name = "ILP" if comparison.kind == "ilp" else comparison.kind
+    known = POINT_KINDS.get(comparison.kind)
+    name = (known.short if known else "") or comparison.kind
     search, control = comparison.search, comparison.control
     budget = f"budget {comparison.budget}: " if search.kind == "search" or search.budget else ""
     parent = "" if search.parent is None else f"{search.parent}, " if budget else f"{search.parent}: "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dnas.config.job import ControlsSection
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
@@ -17,7 +18,7 @@ from search_spaces.allocation.program import is_reachable
 from search_spaces.allocation.widening import allocate_widest
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
-from search_spaces.provenance import CONTROL, ILP, RANDOM, UNIFORM, Provenance
+from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, RANDOM, UNIFORM, Provenance
 
 _BATCH_SIZE = 64
 """Images in memory at once while second derivatives are taken."""
@@ -46,8 +47,9 @@ def job_controls(job: Job) -> Iterator[Control]:
     section = job.config.controls
     yield from map(uniform_control, section.uniform)
     budgets = [(n, budget) for n, budget in enumerate(job.plan.budgets, 1) if is_reachable(job.plan.table, budget)]
-    for number, budget in budgets if section.ilp else ():
-        yield Control(f"ilp-{number}", ILP, budget=budget, number=number, source="ilp")
+    for kind, asked in _programs(section).items():
+        for number, budget in budgets if asked else ():
+            yield Control(f"{kind}-{number}", kind, budget=budget, number=number, source=kind)
     for number, budget in budgets:
         for draw in range(1, section.random + 1):
             yield Control(f"random-{number}-{draw}", RANDOM, budget=budget, number=number, source="random", draw=draw)
@@ -55,6 +57,11 @@ def job_controls(job: Job) -> Iterator[Control]:
         for number, budget in budgets:
             name = f"control-{source.replace(':', '.')}-{number}"
             yield Control(name, CONTROL, budget=budget, number=number, source=source)
+
+
+def _programs(section: ControlsSection) -> dict[str, bool]:
+    """The integer programs by kind: whether the job asks for them."""
+    return {ILP: section.ilp, MEASURED_ILP: section.measured_ilp}
 
 
 class Controls(Stage):
@@ -98,8 +105,10 @@ def keep_uniform(context: JobContext, control: Control) -> BitAssignment:
 def _tell_missing(context: JobContext) -> None:
     plan = context.job.plan
     for number, budget in enumerate(plan.budgets, start=1):
-        if context.job.config.controls.ilp and not is_reachable(plan.table, budget):
-            context.log.tell_once([f"no control 'ilp-{number}': {budget.label} can be met by a pruned net alone"])
+        asked = [kind for kind, asked in _programs(context.job.config.controls).items() if asked]
+        if asked and not is_reachable(plan.table, budget):
+            names = [f"'{kind}-{number}'" for kind in asked]
+            context.log.tell_once([f"no control {' or '.join(names)}: {budget.label} can be met by a pruned net alone"])
 
 
 def evidence_of(context: JobContext) -> Evidence:

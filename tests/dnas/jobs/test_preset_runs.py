@@ -10,6 +10,7 @@ import pytest
 
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
+from results.events import Note
 from results.run.folder import Run
 from search_spaces.costs.budgets import Budget
 
@@ -208,9 +209,12 @@ def test_a_switchable_preset_runs_to_its_end(
 def test_every_part_of_a_search_runs(
     settings: tuple[str, ...], smaller: Job, carried_out: CarriedOut, tmp_path: Path
 ) -> None:
-    config = smaller("controls.ilp=true", *settings)
+    config = smaller("controls.ilp=true", "controls.measured_ilp=true", "controls.sensitivity_images=40", *settings)
     run = carried_out(config, tmp_path / "run")
     front = run.load_front()
-    assert {"search", "ilp", "uniform"} <= {point.kind for point in front.points}
+    told = [event.text for event in run.journal.events() if isinstance(event, Note)]
+    assert any(text.startswith("sensitivities: 40 images") for text in told)
+    assert any(text.startswith("measured sensitivities: losses on 40 images") for text in told)
+    assert {"search", "ilp", "measured-ilp", "uniform"} <= {point.kind for point in front.points}
     for point in front.points:
         assert Budget(run.assignment(point.assignment).provenance.limits, "").met_by(point.costs)

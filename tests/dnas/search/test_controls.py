@@ -73,7 +73,10 @@ def test_draws_differ_and_are_those_of_one_generator(question: Question) -> None
         ("own_control:nan", "must give a finite one"),
         ("own_control:fails", "failed for .*: ZeroDivisionError: no reason"),
         ("own_control:number", "'number' is a int, not a callable"),
-        ("ilpp", "unknown control 'ilpp'; known are ilp, random and package.module:name; did you mean 'ilp'"),
+        (
+            "ilpp",
+            "unknown control 'ilpp'; known are ilp, measured-ilp, random and package.module:name; did you mean 'ilp'",
+        ),
     ],
 )
 def test_what_is_no_control_is_refused(source: str, sentence: str, question: Question) -> None:

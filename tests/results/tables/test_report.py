@@ -90,6 +90,16 @@ def test_each_budget_has_its_own_controls_and_the_best_of_each():
     ]
 
 
+def test_the_measured_program_is_compared_with_where_it_was_measured():
+    search, ilp = point("s", "search", 20, 0.9, budget="b"), point("i", "ilp", 20, 0.8, budget="b")
+    measured = [point(n, "measured-ilp", 20, top1, budget=b) for n, top1, b in (("m", 0.95, "b"), ("o", 0.99, "c"))]
+    told = sentences(search, ilp, *measured)
+    assert len(told) == 3
+    assert "beats ILP 'i'" in told[0]
+    assert "loses to measured ILP 'm'" in told[1]
+    assert not any("measured ILP" in sentence for sentence in sentences(search, ilp))
+
+
 def test_a_search_over_bit_operations_is_compared_by_them():
     told = sentences(
         point("s", "search", 20, 0.9, budget="b"),
