@@ -13,7 +13,6 @@ from typing import Any
 
 from dnas.commands.display import open_display
 from dnas.commands.exits import Interrupted
-from dnas.commands.processes import run_in_processes
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
@@ -42,6 +41,8 @@ def in_processes(count: int | None) -> bool:
     """Run this command line in so many processes instead, where there are to be several."""
     if count is None or count == 1:
         return False
+    from dnas.commands.processes import run_in_processes  # PyTorch's launcher, which few need
+
     run_in_processes(count)
     return True
 
