@@ -30,12 +30,12 @@ from dnas.quantization.mixture import compiled_mixture
 from dnas.training.device import deterministic
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
-from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, StageEvent, Started
+from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, Searched, StageEvent, Started
 from results.pareto import FLOAT, Estimate, ParetoFront
 from results.run.environment import environment
 from results.run.folder import Run
 from results.run.layout import CHECKPOINTS, ENVIRONMENT
-from results.run.lost import lost_files, unknown_files
+from results.run.lost import lost_files, standing, unknown_files
 from search_spaces.errors import InputError, JobError, check_type
 
 
@@ -71,7 +71,10 @@ def run_job(
 
 
 def _give_up_lost(run: Run, report: Report) -> None:
-    """Journal what the run has lost, so that its stages make it again; tell of results that no record knows."""
+    """Journal what the run has lost, so that its stages make it again; tell of results that no record knows.
+
+    What a finished search had to keep until then is removed.
+    """
     for lost in lost_files(run):
         if lost.file.startswith(CHECKPOINTS):
             run.delete_checkpoint(Path(lost.file).stem)
@@ -79,6 +82,9 @@ def _give_up_lost(run: Run, report: Report) -> None:
             run.save_environment(environment())
         run.journal.append(lost.to_json())
         report(lost.to_json())
+    for event in standing(run.journal.events()):
+        if isinstance(event, Searched):  # a kill may have come between the record and the deletion
+            run.delete_checkpoint(event.run)
     unknown = unknown_files(run, run.journal.events())
     if len(unknown) > 1:
         text = f"the journal does not tell of {len(unknown)} files ({unknown[0]}, ...): they are made again"

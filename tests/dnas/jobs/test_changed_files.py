@@ -113,3 +113,14 @@ def test_a_changed_bit_of_a_net_is_told_and_the_net_is_made_again(folder: Path, 
     result = CliRunner().invoke(app, ["resume", str(folder)])
     assert result.exit_code == 0, result.stderr
     assert path.read_bytes() == whole
+
+
+def test_what_a_kill_left_of_a_search_that_is_done_is_removed(folder: Path) -> None:
+    search = next(record["run"] for record in Run.open(folder).journal.records() if record["event"] == "searched")
+    path = folder / "journal.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))  # killed before it finished
+    with Run.open(folder, write=True) as run:
+        run.save_checkpoint(search, {}, {})
+    result = CliRunner().invoke(app, ["resume", str(folder)])
+    assert result.exit_code == 0, result.stderr
+    assert not Run.open(folder).has_checkpoint(search)
