@@ -279,11 +279,28 @@ def test_show_a_run_and_an_assignment(finished: Path) -> None:
 
 def test_an_assignment_is_shown_where_its_network_is_gone(finished: Path) -> None:
     job = finished / "job.toml"
-    job.write_text(job.read_text().replace("zoo:tiny_resnet", "zoo:gone"))
+    job.write_text(job.read_text().partition("\n")[2].replace("zoo:tiny_resnet", "zoo:gone"))
     result = dnas("show", "digits", "search-1")
     assert result.exit_code == 0
     assert "layer1.0.conv1" in result.stdout
     assert "costs of single layers are not shown" in result.stderr
+
+
+@pytest.mark.parametrize("old", ['source = "zoo:tiny_resnet"', "functions = {}"])
+def test_what_only_looks_runs_no_code_of_a_job(old: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("own_code.py").write_text("raise SystemExit('ran')")
+    job = finished / "job.toml"
+    text = job.read_text().partition("\n")[2]
+    new = {"source": 'source = "own_code:net"'}.get(old[:6], 'functions = {price = "own_code:price"}')
+    assert old in text or "[costs]" in text
+    job.write_text(text.replace(old, new) if old in text else text.replace("[costs]", f"[costs]\n{new}"))
+    assert "own_code" in job.read_text()
+    commands = [("show", "digits"), ("show", "digits", "search-1"), ("status",), ("plot", "digits", "--kind", "front")]
+    commands += [("export", "digits", "search-1", "--format", kind, "--out", kind) for kind in ("json", "csv")]
+    for words in commands:
+        result = dnas(*words)
+        assert (result.exit_code, "ran" in result.stderr) == (0, False), result.stderr
+    assert "own_code" not in sys.modules
 
 
 def test_a_plot_over_an_unknown_cost_is_refused(finished: Path) -> None:
