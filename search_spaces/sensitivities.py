@@ -70,6 +70,10 @@ class Sensitivities(Record):
     def _rows(self, layers: tuple[str, ...], decision: str) -> list[str]:
         return [decision] if self.kind == "measured" else list(layers)
 
+    def to_json(self) -> dict[str, Any]:
+        """All keys, as plain values."""
+        return self.model_dump(mode="json")
+
     @property
     def told(self) -> str:
         """In a sentence, what they were made from and how sure they are."""

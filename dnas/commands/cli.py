@@ -9,7 +9,7 @@ import importlib.metadata
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -126,6 +126,33 @@ def doctor(
 
     if not consult(model, input_shape, budget or [], job, as_json):
         raise typer.Exit(WRONG_INPUT)
+
+
+@app.command()
+@told
+def sensitivity(
+    subject: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN|MODEL", help="A run; or a network for --job's data, the job's own without one."),
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Take model, data, space and quantizers from a job.")
+    ] = None,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Measure the loss with one decision at a time at fewer bits.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: a .png, .svg or .pdf.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how much each width of each layer costs in loss, without training; kept in the run."""
+    from dnas.commands import sensitivity_view
+
+    if subject is None and job is None:
+        raise InputError("name a RUN, or a job with --job")
+    _check_folder(out)
+    kind: Literal["hessian", "measured"] = "measured" if measured else "hessian"
+    folder = _folder(subject) if subject is not None and job is None else None
+    sensitivity_view.sensitivity(subject, folder, job, kind, out, as_json)
 
 
 @app.command()

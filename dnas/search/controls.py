@@ -18,6 +18,7 @@ from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, one_line
 from search_spaces.registry import Registry, called, importable_working_directory
+from search_spaces.sensitivities import Sensitivities, SensitivityKind
 from search_spaces.spaces import PrecisionSpace
 
 
@@ -25,8 +26,8 @@ from search_spaces.spaces import PrecisionSpace
 class Evidence:
     """What a control may look at: the float ``network``, what can be chosen, what it costs, and some training images.
 
-    ``batches`` gives (images (N, C, H, W), targets of ``task``) when it is called. ``tell`` takes a sentence for the
-    user.
+    ``batches`` gives (images (N, C, H, W), targets of ``task``) when it is called. ``recall`` says where sensitivities
+    of a kind come from: by default from the work that it is given.
     """
 
     network: nn.Module
@@ -36,23 +37,30 @@ class Evidence:
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]] = field(repr=False)
     seed: int = 0
     task: Task = CLASSIFICATION
-    tell: Callable[[str], None] = field(default=lambda sentence: None, repr=False)
+    recall: Callable[[SensitivityKind, Callable[[], Sensitivities]], Sensitivities] = field(
+        default=lambda kind, work: work(), repr=False
+    )
 
     @cached_property
     def sensitivities(self) -> np.ndarray:
         """Expected increase of the loss of every cell (D, Kw, Ka), without training; worked out once."""
-        found = hessian_sensitivities(
-            self.network, self.space, self.choice, self.batches(), seed=self.seed, task=self.task
-        )
-        self.tell(found.told)
-        return found.losses(self.space)
+        return self.found("hessian").losses(self.space)
 
     @cached_property
     def measured(self) -> np.ndarray:
         """Measured increase of the loss of every cell (D, Kw, Ka), one decision at a time; worked out once."""
-        found = measured_sensitivities(self.network, self.table, self.choice, self.batches(), task=self.task)
-        self.tell(found.told)
-        return found.losses(self.space)
+        return self.found("measured").losses(self.space)
+
+    def found(self, kind: SensitivityKind) -> Sensitivities:
+        """The sensitivities of one kind, by layer or decision."""
+        return self.recall(kind, self._measured if kind == "measured" else self._expected)
+
+    def _expected(self) -> Sensitivities:
+        batches, seed = self.batches(), self.seed
+        return hessian_sensitivities(self.network, self.space, self.choice, batches, seed=seed, task=self.task)
+
+    def _measured(self) -> Sensitivities:
+        return measured_sensitivities(self.network, self.table, self.choice, self.batches(), task=self.task)
 
 
 @dataclass(frozen=True)

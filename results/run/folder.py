@@ -30,6 +30,7 @@ from results.run.layout import (
     JOB,
     JOURNAL,
     LOCK,
+    SENSITIVITIES,
     list_runs,
     refuse_incomplete,
     refuse_links,
@@ -42,6 +43,7 @@ from results.run.layout import (
 from results.run.locks import FolderLock, Owner, lock_holder
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, nearest
+from search_spaces.sensitivities import Sensitivities, SensitivityKind
 
 if TYPE_CHECKING:
     import torch
@@ -227,6 +229,23 @@ class Run:
                 f"'{beginning}' could be any of {', '.join(found)} in {self.folder}; give more of the name"
             )
         return found[0]
+
+    def save_sensitivities(self, found: Sensitivities) -> None:
+        """Write the sensitivities of one kind; older ones are replaced."""
+        write_json(self._writable_folder() / SENSITIVITIES[found.kind], found.to_json())
+
+    def sensitivities(self, kind: SensitivityKind) -> Sensitivities | None:
+        """Return the sensitivities of a kind, or None if there are none; raise :class:`InputError` if damaged."""
+        path = self.folder / SENSITIVITIES[kind]
+        if not path.exists():
+            return None
+        try:
+            found = Sensitivities.read(read_json(path))
+        except InputError as error:
+            raise InputError(_named(path, error)) from error
+        if found.kind != kind:
+            raise InputError(f"{path} holds {found.kind} sensitivities")
+        return found
 
     def save_front(self, front: ParetoFront) -> None:
         """Write ``front.json`` and ``front.csv``."""

@@ -6,10 +6,14 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from results.files import TEMPORARY_SUFFIX, refuse_special
 from results.run.locks import OWNER
 from search_spaces.errors import InputError
+
+if TYPE_CHECKING:
+    from search_spaces.sensitivities import SensitivityKind
 
 RUNS = Path("runs")
 """Where runs lie by name, seen from the working directory."""
@@ -19,6 +23,10 @@ JOURNAL = "journal.jsonl"
 FRONT_JSON = "front.json"
 FRONT_CSV = "front.csv"
 FRONT_PICTURE = "front.png"
+SENSITIVITIES: dict[SensitivityKind, str] = {
+    "hessian": "sensitivity-hessian.json",
+    "measured": "sensitivity-measured.json",
+}
 ASSIGNMENTS = "assignments"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
@@ -89,7 +97,10 @@ def refuse_misplaced(folder: Path) -> None:
     """Raise where a folder lies in the place of a file of the run, or a file in that of a folder."""
     homes = [folder / name for name in (ASSIGNMENTS, CHECKPOINTS)]
     kept = [path for home in homes for path in home.glob("*") if path.suffix in (".json", ".safetensors")]
-    files = [folder / name for name in (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, LOCK, OWNER)]
+    files = [
+        folder / name
+        for name in (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, *SENSITIVITIES.values(), LOCK, OWNER)
+    ]
     wrong = [(path, "folder", "file") for path in (*files, *kept) if path.is_dir()]
     wrong += [(home, "file", "folder") for home in homes if home.exists() and not home.is_dir()]
     for path, found, wanted in wrong:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from dnas.config.job import ControlsSection
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
+from dnas.jobs.sensitivity import evidence_of, remembering
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.search.controls import CONTROLS, Evidence, Question
 from dnas.training.schedules import derived_seed
@@ -19,9 +18,6 @@ from search_spaces.allocation.widening import allocate_widest
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, RANDOM, UNIFORM, Provenance
-
-_BATCH_SIZE = 64
-"""Images in memory at once while second derivatives are taken."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Controls(Stage):
         """Save and journal every control."""
         context = self.context
         _tell_missing(context)
-        evidence = evidence_of(context)
+        evidence = context_evidence(context)
         for control in job_controls(context.job):
             if control.budget is None:
                 findings.found.append(keep_uniform(context, control))
@@ -94,6 +90,12 @@ class Controls(Stage):
                 cells = allocate_widest(worth, context.job.plan.table, control.budget)
                 made = Provenance(kind=control.kind, run=control.source)
                 findings.found.append(context.log.keep_cells(control.id, cells, made, control.budget))
+
+
+def context_evidence(context: JobContext) -> Evidence:
+    """What the controls may look at; sensitivities are kept in the run, and told once."""
+    job, log = context.job, context.log
+    return remembering(evidence_of(job), job, log.run, lambda sentence: log.tell_once([sentence]))
 
 
 def keep_uniform(context: JobContext, control: Control) -> BitAssignment:
@@ -109,35 +111,3 @@ def _tell_missing(context: JobContext) -> None:
         if asked and not is_reachable(plan.table, budget):
             names = [f"'{kind}-{number}'" for kind in asked]
             context.log.tell_once([f"no control {' or '.join(names)}: {budget.label} can be met by a pruned net alone"])
-
-
-def evidence_of(context: JobContext) -> Evidence:
-    """What the controls of a job may look at."""
-    job = context.job
-    return Evidence(
-        job.network,
-        job.plan.space,
-        job.plan.table,
-        job.choice,
-        lambda: SensitivityImages(job),
-        job.config.seed,
-        job.task,
-        tell=lambda sentence: context.log.tell_once([sentence]),
-    )
-
-
-@dataclass(frozen=True)
-class SensitivityImages:
-    """The training images that sensitivities are read from, the same each time, one batch in memory at a time."""
-
-    job: Job
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        job = self.job
-        batch_size, left = min(_BATCH_SIZE, job.config.data.batch_size), job.config.controls.sensitivity_images
-        seed = derived_seed(job.config.seed, "sensitivity")
-        for x, y in job.data.train.batches(batch_size, seed=seed, device=job.device.place):
-            yield x[:left], y[:left]
-            left -= len(x)
-            if left <= 0:
-                return

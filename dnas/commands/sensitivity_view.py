@@ -1,0 +1,63 @@
+"""The command that shows how much each width of each layer costs in loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from dnas.commands.terminal import show, show_json, tell
+from dnas.config.file import load_job
+from dnas.jobs.sensitivity import job_sensitivities, run_sensitivities
+from results.pictures.figures import save_figure
+from results.pictures.plot_data import bit_text
+from results.pictures.sensitivity import draw_sensitivities, loss_text
+from results.run.folder import Run
+from results.run.layout import JOB, JOURNAL
+from search_spaces.errors import InputError
+from search_spaces.sensitivities import Sensitivities, SensitivityKind
+
+
+def sensitivity(
+    subject: str | None, folder: Path | None, job: str | None, kind: SensitivityKind, out: Path | None, as_json: bool
+) -> None:
+    """Show the sensitivities of the run in ``folder``, or those of a network on a job's data (the job's own: None).
+
+    With ``out`` they are drawn as well. Raises :class:`InputError` where neither a run nor a job tells the images.
+    """
+    if job is None:
+        if folder is None or not any((folder / name).is_file() for name in (JOB, JOURNAL)):
+            raise InputError(
+                f"'{subject}' is no run, and a network alone has no images to be judged on; name a job whose data it "
+                "takes, as in: dnas sensitivity MODEL --job digits"
+            )
+        found = _of_run(folder, kind)
+    else:
+        found = job_sensitivities(load_job(job), subject, kind, tell)
+    if out is not None:
+        save_figure(draw_sensitivities(found), out)
+    if as_json:
+        show_json(found.to_json())
+        return
+    show(_table(found), *(["", f"written: {out}"] if out else []))
+
+
+def _of_run(folder: Path, kind: SensitivityKind) -> Sensitivities:
+    """Kept in the run if nobody is writing to it."""
+    writable = Run.open(folder).writer is None
+    if not writable:
+        tell(f"{folder} is being written to, so they are not kept there")
+    with Run.open(folder, write=writable) as run:
+        return run_sensitivities(run, kind, tell)
+
+
+def _table(found: Sensitivities) -> Table:
+    """One line a layer (a decision, where they were measured), weights before inputs."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    table.add_column("decision" if found.kind == "measured" else "layer", overflow="fold")
+    for letter, bits in (("W", found.weight_bits), ("A", found.activation_bits)):
+        for width in bits:
+            table.add_column(f"{letter}{bit_text(width)}", justify="right")
+    for layer, losses in found.weights.items():
+        table.add_row(layer, *map(loss_text, losses), *map(loss_text, found.inputs[layer]))
+    return table
