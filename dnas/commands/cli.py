@@ -149,7 +149,7 @@ def sensitivity(
 
     if subject is None and job is None:
         raise InputError("name a RUN, or a job with --job")
-    _check_folder(out)
+    _check_file(out)
     kind: Literal["hessian", "measured"] = "measured" if measured else "hessian"
     folder = _folder(subject) if subject is not None and job is None else None
     sensitivity_view.sensitivity(subject, folder, job, kind, out, as_json)

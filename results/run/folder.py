@@ -232,7 +232,7 @@ class Run:
 
     def save_sensitivities(self, found: Sensitivities) -> None:
         """Write the sensitivities of one kind; older ones are replaced."""
-        write_json(self._writable_folder() / SENSITIVITIES[found.kind], found.to_json())
+        write_sealed_json(self._writable_folder() / SENSITIVITIES[found.kind], found.to_json())
 
     def sensitivities(self, kind: SensitivityKind) -> Sensitivities | None:
         """Return the sensitivities of a kind, or None if there are none; raise :class:`InputError` if damaged."""
@@ -240,7 +240,7 @@ class Run:
         if not path.exists():
             return None
         try:
-            found = Sensitivities.read(read_json(path))
+            found = Sensitivities.read(read_sealed_json(path))
         except InputError as error:
             raise InputError(_named(path, error)) from error
         if found.kind != kind:

@@ -89,7 +89,7 @@ def refuse_links(folder: Path) -> None:
 
 def _is_kept(name: str, outside: bool) -> bool:
     """Whether the run keeps something of this name: in its folder, or in one of the two inside it."""
-    known = (JOB, ENVIRONMENT, JOURNAL, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, LOCK, OWNER)
+    known = (JOB, ENVIRONMENT, JOURNAL, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, *SENSITIVITIES.values(), LOCK, OWNER)
     return name in known if outside else name.endswith((".json", ".safetensors"))
 
 

@@ -14,6 +14,7 @@ from dnas.config.job import JobConfig
 from dnas.jobs import sensitivity
 from dnas.jobs.job import Job
 from dnas.jobs.sensitivity import evidence_of, remembering
+from results.files import SEAL
 from results.pictures.sensitivity import draw_sensitivities, sensitivity_panels
 from results.run.folder import Run
 from search_spaces.errors import InputError
@@ -49,10 +50,15 @@ def test_a_run_keeps_what_was_worked_out_and_reads_no_other(
         assert told == [first.told] * 2
         (path,) = (tmp_path / "run").glob("sensitivity-*.json")
         whole = path.read_text()
-        for damage in ("{", "{}", whole.replace('"images": 40', '"images": 39'), whole.replace(first.network, "other")):
+        plain = {key: value for key, value in json.loads(whole).items() if key != SEAL}
+        others = [{}, {**plain, "images": 39}, {**plain, "network": "other"}, {**plain, "weight_bits": [1, 4, 8]}]
+        for damage in ("{", whole.replace('"images": 40', '"images":  39'), *map(json.dumps, others)):
             path.write_text(damage)
             assert found() == first
-        assert len(worked) == 5
+        assert len(worked) == 7
+        path.write_text(json.dumps(plain))  # of somebody who writes no checksum
+        assert found() == first
+        assert len(worked) == 7
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
