@@ -55,6 +55,16 @@ def first_sentence(error: BaseException) -> str:
     return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
 
 
+def shortened(sentence: str, most: int = 1500) -> str:
+    """Return the sentence with its middle left out where it is longer than anybody reads.
+
+    >>> shortened("a" * 9, most=5)
+    'aa ... aa'
+    """
+    half = most // 2
+    return sentence if len(sentence) <= most else f"{sentence[:half]} ... {sentence[-half:]}"
+
+
 def check_type(value: object, kind: type | tuple[type, ...], what: str, hint: str) -> None:
     """Raise :class:`InputError` unless ``value`` is a ``kind``; the hint says how to get one."""
     if not isinstance(value, kind):

@@ -394,7 +394,10 @@ def main() -> None:
 def _folder(run: str) -> Path:
     """A run as a path: as given where there is something, else by its name in runs/."""
     path = Path(run).expanduser()
-    return path if path.exists() or path.name != run else RUNS / run
+    try:
+        return path if path.exists() or path.name != run else RUNS / run
+    except OSError as error:
+        raise InputError(f"the run {run} cannot be read: {error.strerror or error}") from error
 
 
 def _check_file(path: Path | None) -> None:

@@ -16,7 +16,7 @@ from typing import ParamSpec
 import typer
 
 from dnas.commands.terminal import one_document
-from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line, printable
+from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line, printable, shortened
 
 DONE, FAILURE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_VARIABLE = "DNAS_TRACEBACK"
@@ -79,7 +79,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _tell(sentence: str, code: int, prefix: str = "error: ") -> int:
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exc()
-    print(printable(f"{prefix}{sentence}"), file=sys.stderr)
+    print(printable(f"{prefix}{shortened(sentence)}"), file=sys.stderr)
     return code
 
 

@@ -12,6 +12,7 @@ from dnas.commands.terminal import show, show_json, tell
 from dnas.commands.viewing import front_assignments
 from results.pictures.curve_data import search_curves
 from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, draw_trials, save_figure
+from results.pictures.plot_data import MOST_COLUMNS, spread
 from results.pictures.prune_data import ratio_panels
 from results.pictures.trial_data import prune_trials
 from results.run.folder import Run
@@ -107,6 +108,9 @@ def _bit_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
         chosen = front_assignments(run, run.load_front().by_cost(x))
         if not chosen:
             raise InputError(f"{run.folder} has no assignment on its front to draw")
+        if len(chosen) > MOST_COLUMNS:
+            tell(f"bits of {MOST_COLUMNS} of the {len(chosen)} assignments on the front of {run.folder} are drawn")
+            chosen = spread(chosen, MOST_COLUMNS)
         yield _file_name("bits", name, runs), lambda chosen=chosen: draw_bits(chosen)  # type: ignore[misc]
 
 

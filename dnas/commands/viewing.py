@@ -13,7 +13,7 @@ from rich.table import Table
 from dnas.commands.display import duration_text
 from dnas.commands.terminal import amount_text, show, show_json, tell
 from results.pareto import FLOAT, ParetoFront
-from results.pictures.plot_data import bit_text
+from results.pictures.plot_data import MOST_COLUMNS, bit_text, spread
 from results.pictures.prune_data import filters_of, parents_of
 from results.run.folder import Run
 from results.run.layout import list_runs
@@ -48,16 +48,22 @@ def show_run(folder: Path, as_json: bool) -> None:
     run = Run.open(folder)
     front = run.load_front()
     words = verdicts(front)
-    for why in run.damaged_assignments().values():
+    found, damaged = run.read_assignments()
+    for why in damaged.values():
         tell(why)
     if as_json:
         show_json({"run": str(folder), "front": front.to_json(), "verdicts": words})
         return
     show(render_table(front_rows(front)), "", *words)
-    chosen = front_assignments(run, front)
+    on_front = [found[point.assignment] for point in front.front if point.assignment in found]
+    chosen = spread(on_front, MOST_COLUMNS)
     if chosen:
-        parents = parents_of(run.assignments())
+        parents = parents_of(found)
         show("", _bits_table(chosen, {item.id: filters_of(item, parents.get(item.id)) for item in chosen}))
+    if len(chosen) < len(on_front):
+        show(
+            "", f"bits of {len(chosen)} of the {len(on_front)} assignments on the front; others: dnas show {folder} ID"
+        )
 
 
 def show_assignment(folder: Path, name: str, as_json: bool) -> None:

@@ -63,6 +63,13 @@ def job_file_reference() -> str:
 
 def _load(source: str, overrides: Sequence[str]) -> JobConfig:
     title, text = _read(source)
+    try:
+        return _config(title, text, overrides)
+    except RecursionError as error:  # thousands of parts in a dotted key
+        raise InputError(f"{title}: keys are nested too deeply") from error
+
+
+def _config(title: str, text: str, overrides: Sequence[str]) -> JobConfig:
     data = _parse(text, title)
     if not data:
         raise InputError(f"job file {title} is empty: it sets no key; dnas init writes a commented one")

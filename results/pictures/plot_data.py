@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from search_spaces.errors import InputError
 from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.provenance import KINDS
 
+Item = TypeVar("Item")
 # From this ratio of the largest to the smallest cost on, the axis is logarithmic; from the second one on, if the
 # largest lies far from all others.
 LOG_RATIO, LOG_RATIO_OF_OUTLIERS = 10.0, 3.0
@@ -21,6 +23,20 @@ LOG_RATIO, LOG_RATIO_OF_OUTLIERS = 10.0, 3.0
 FENCE = 1.5
 # The axis is cut where what is left is at most this share of all.
 WORTH_CUTTING = 0.75
+
+MOST_COLUMNS = 32
+"""More assignments beside each other nobody can read, in a picture or in a table."""
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """``most`` of the items at even distances, the first and the last among them; all where there are no more.
+
+    >>> spread(range(9), 3)
+    [0, 4, 8]
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 @dataclass(frozen=True)

@@ -195,13 +195,24 @@ class Run:
         write_sealed_json(path, assignment.to_json())
         return path
 
+    def read_assignments(self) -> tuple[dict[str, BitAssignment], dict[str, str]]:
+        """Return all assignments of this run that can be read, by id, sorted; and why, for each that cannot."""
+        found: dict[str, BitAssignment] = {}
+        damaged: dict[str, str] = {}
+        for path in self.assignment_paths():
+            try:
+                found[path.stem] = self._read(path)
+            except InputError as error:
+                damaged[path.stem] = str(error)
+        return found, damaged
+
     def assignments(self) -> dict[str, BitAssignment]:
-        """Return all assignments of this run that can be read, by id, sorted; see :meth:`damaged_assignments`."""
-        return {path.stem: found for path in self.assignment_paths() if (found := _readable(path))}
+        """Return all assignments of this run that can be read, by id, sorted."""
+        return self.read_assignments()[0]
 
     def damaged_assignments(self) -> dict[str, str]:
         """Return why, for each assignment whose file cannot be read."""
-        return {path.stem: why for path in self.assignment_paths() if (why := self._damage(path))}
+        return self.read_assignments()[1]
 
     def assignment(self, id: str) -> BitAssignment:
         """Return the assignment of exactly this id; else raise :class:`InputError`."""
@@ -296,13 +307,6 @@ class Run:
         except InputError as error:
             raise InputError(f"{_named(path, error)}; make it again with: dnas resume {self.folder}") from error
 
-    def _damage(self, path: Path) -> str:
-        try:
-            self._read(path)
-        except InputError as error:
-            return str(error)
-        return ""
-
     def _checkpoint_path(self, name: str, *, write: bool = False) -> Path:
         folder = self._writable_folder(CHECKPOINTS) if write else self.folder / CHECKPOINTS
         return folder / f"{safe_name('a checkpoint name', name)}.safetensors"
@@ -329,13 +333,6 @@ def _read_assignment(path: Path) -> BitAssignment:
     if found.id != path.stem:
         raise InputError(f"it holds the assignment '{found.id}'")
     return found
-
-
-def _readable(path: Path) -> BitAssignment | None:
-    try:
-        return _read_assignment(path)
-    except InputError:
-        return None
 
 
 def _named(path: Path, error: InputError) -> str:

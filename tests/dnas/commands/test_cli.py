@@ -447,3 +447,37 @@ def test_a_folder_to_write_into_may_be_a_link(finished: Path, tmp_path: Path) ->
     id = next(iter(Run.open(finished).assignments()))
     assert dnas("export", "digits", id, "--out", "linked/out.json").exit_code == 0
     assert (tmp_path / "out.json").is_file()
+
+
+def test_keys_of_thousands_of_parts_are_one_sentence() -> None:
+    deep = ".".join(["a"] * 5000)
+    Path("deep.toml").write_text(f"{deep} = 1\n")
+    assert "deep.toml: keys are nested too deeply" in refused("doctor", "--job", "deep.toml")
+    assert "nested too deeply" in refused("search", "digits", "--set", f"{deep}=1")
+    assert len(refused("show", "x" * 200 + "/" + "y" * 5000)) < 2000
+
+
+def test_a_long_front_is_shown_in_part(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    whole = Run._read
+
+    def counted(run: Run, path: Path) -> BitAssignment:
+        read.append(path.stem)
+        return whole(run, path)
+
+    monkeypatch.setattr(Run, "_read", counted)
+    with Run.open(finished, write=True) as run:
+        kept = run.assignment("search-1")
+        front = run.load_front()
+        some = front.points[0]
+        points = []
+        for number in range(100):
+            run.save_assignment(replace(kept, id=f"more-{number}"))
+            estimate = Estimate(0.001 * number)
+            points.append(replace(some, assignment=f"more-{number}", size_bytes=10.0 + number, val=estimate))
+        run.save_front(ParetoFront.from_points(points))
+    read.clear()
+    result = dnas("show", "digits")
+    assert "bits of 32 of the 100 assignments on the front" in result.stdout
+    assert len(read) == len(set(read)), "each file is read once"
+    assert "bits of 32 of the 100" in dnas("plot", "digits", "--kind", "bits").stderr
