@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from search_spaces.errors import InputError
 from search_spaces.records import Record
-from search_spaces.spaces import PrecisionSpace
+
+if TYPE_CHECKING:
+    from search_spaces.spaces import PrecisionSpace
 
 SensitivityKind = Literal["hessian", "measured"]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
