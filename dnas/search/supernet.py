@@ -243,7 +243,8 @@ class Supernet(nn.Module):
         """A cost's entries (D, Kw, Ka) where the cells of a sample are; brought there once."""
         place = name, cells.device
         if place not in self._entries:
-            self._entries[place] = torch.from_numpy(self.table.entries[name]).to(cells.device, widest(cells.device))
+            entries = torch.from_numpy(self.table.entries[name]).to(widest(cells.device))
+            self._entries[place] = entries.to(cells.device, non_blocking=True)
         return self._entries[place]
 
     def decode(self, budget: Budget | None = None, bound: Sequence[Pair] | None = None) -> Cells:

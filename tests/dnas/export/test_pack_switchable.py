@@ -224,7 +224,7 @@ def test_a_file_that_names_its_network_needs_none(tmp_path: Path) -> None:
     assert back.active == "wide"
     assert_same(net, back, "narrow")
     saved(tmp_path / "b", net)
-    with pytest.raises(InputError, match=r"it names 'tests' for its network; give a fresh one"):
+    with pytest.raises(InputError, match=r"it names 'tests' for its network; give a fresh network"):
         dnas.load(tmp_path / "b")
     assert inputs_for(graph).shape[1:] == net.graph.input_shape
 
@@ -374,7 +374,7 @@ CRAFTED = {
     ),
     "shape": (None, "layers.first", {"shape": [10**6, 10**6]}, "is not stored as bit planes of its shape"),
     "bits": (None, "profiles.whole.layers.first.weight", {"bits": 3}, "other bits than the 8 of its assignment"),
-    "accuracy": (None, "profiles.p.assignment.metrics", {"val_top1": 5}, "does not describe a net"),
+    "accuracy": (None, "profiles.p.assignment.metrics", {"val_top1": 5}, "its metrics are damaged"),
     "cost": (None, "profiles.p.assignment.cost", {"size_bytes": None}, "the cost size_bytes is no number"),
 }
 

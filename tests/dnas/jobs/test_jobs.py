@@ -39,6 +39,7 @@ def events(run: Run, *kinds: str) -> list[dict[str, Any]]:
 def test_a_run_holds_the_files_it_promises(toy_run: Run, toy: Job) -> None:
     folder = toy_run.folder
     names = {"job.toml", "environment.json", "journal.jsonl", "front.json", "front.csv", "front.png"}
+    names.add("sensitivity-hessian.json")  # of the ILP controls
     assert {path.name for path in folder.iterdir()} == {*names, "assignments", "checkpoints", ".lock"}
     assert load_job(str(folder / "job.toml")) == toy()
     assert torch.__version__.startswith(json.loads((folder / "environment.json").read_text())["torch"])
