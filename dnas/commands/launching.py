@@ -53,17 +53,18 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
     A job that is refused before anything was computed leaves no folder behind, so that it can be corrected and
     started again.
     """
-    config = load_job(source, overrides)
-    folder = folder or RUNS / config.name
-    with _told_of(folder):
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    with joined() as processes, own_run(processes, partial(_created, folder, config)) as run:
-        try:
-            front = _carry_out(config, run, as_json)
-        except InputError:
-            _discard_if_empty(run, missing)
-            raise
-        _conclude(run, front, as_json)
+    with joined() as processes:
+        config = processes.all_accept(lambda: load_job(source, overrides))
+        folder = folder or RUNS / config.name
+        with _told_of(folder):
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        with own_run(processes, partial(_created, folder, config)) as run:
+            try:
+                front = _carry_out(config, run, as_json)
+            except InputError:
+                _discard_if_empty(run, missing)
+                raise
+            _conclude(run, front, as_json)
 
 
 def _created(folder: Path, config: JobConfig) -> Run:

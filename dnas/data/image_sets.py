@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -137,7 +137,7 @@ class MemoryImages(Batched):
         self._labels = as_targets(labels)
         self.mean = tuple(mean)
         self.std = tuple(std)
-        self._held: tuple[Tensor, Tensor] | None = None
+        self._held: tuple[torch.device, Tensor, Tensor, Tensor] | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -188,9 +188,13 @@ class MemoryImages(Batched):
         """Images and labels on the device, from the first time on that batches are asked for there, if they are few."""
         if device.type == "cpu" or self.images.nbytes > HELD_BYTES:
             return self.images, self._labels
-        if self._held is None or self._held[0].device != device:
-            self._held = self.images.to(device), self._labels.to(device)
-        return self._held
+        if self._held is None or self._held[0] != device or self._held[1] is not self.images:
+            self._held = device, self.images, self.images.to(device), self._labels.to(device)
+        return self._held[2:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what lies on a device, which whoever reads it may not have."""
+        return {**self.__dict__, "_held": None}
 
 
 def has_classes(labels: Tensor) -> bool:

@@ -110,8 +110,10 @@ def device_of(config: JobConfig) -> Device:
     """Where a job computes, together with the processes that were started with this one."""
     device = Device.named(config.device, config.precision, config.channels_last)
     processes = Processes.here(config.synchronise_batchnorm)
-    if processes.several and config.device.startswith("cuda:"):
-        raise InputError(f"device = '{config.device}' is one for {processes}; write cuda, and each takes its own")
+    if processes.several and config.device.startswith(("cuda:", "mps")):
+        raise InputError(
+            f"device = '{config.device}' is one for {processes}; write cuda, and each takes its own, or cpu"
+        )
     return replace(device, processes=processes)
 
 

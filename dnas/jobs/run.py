@@ -129,7 +129,7 @@ def _run(context: JobContext) -> ParetoFront:
     findings = Findings()
     for number, stage in enumerate(stages):
         log.write(StageEvent(stage=stage.name, state="start"))
-        with progress.within(number), _memory_of(context.job, stage):
+        with progress.within(number), _memory_of(context.job, f"the stage {stage.name}"):
             stage.carry_out(findings)
         log.write(StageEvent(stage=stage.name, state="done"))
     log.write(Finished())
@@ -137,14 +137,14 @@ def _run(context: JobContext) -> ParetoFront:
 
 
 @contextlib.contextmanager
-def _memory_of(job: Job, stage: Stage) -> Iterator[None]:
-    """Say what to lower where a device's memory is too small for a stage."""
+def _memory_of(job: Job, what: str) -> Iterator[None]:
+    """Say what to lower where a device's memory is too small for what is done inside."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         size = job.config.data.batch_size
         raise JobError(
-            f"{job.device.place} has too little memory for the stage {stage.name} at data.batch_size = {size}; free "
+            f"{job.device.place} has too little memory for {what} at data.batch_size = {size}; free "
             f"some and resume, or start a new run with --set data.batch_size={max(1, size // 2)}, and with "
             "accumulation = 2 in its training sections for updates of the same size"
         ) from error
@@ -175,7 +175,8 @@ def _checked(context: JobContext, stages: Sequence[Stage]) -> list[Work]:
         works.append(stage.work(before))
         before = stage.foresee(before)
     if not context.log.events(Epoch):
-        _rehearse(context.job)
+        with _memory_of(context.job, "the rehearsal"):
+            _rehearse(context.job)
     return works
 
 
@@ -191,7 +192,7 @@ def _rehearse(job: Job) -> None:
         job.network,
         job.data,
         sets,
-        config.data.batch_size,
+        config.data.batch_size // job.device.processes.size,
         augmentation=job.augmentation,
         device=job.device,
         task=job.task,

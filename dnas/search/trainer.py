@@ -147,7 +147,7 @@ class SupernetTrainer:
                 self._weight_step(batch, self.section.temperature_start, generator, place, losses)
                 if report:
                     report(step + 1, steps, losses.latest)
-        self.device.processes.make_alike(self.supernet)
+        self.weights.make_alike(self.supernet)
         return losses.sum() / steps
 
     def search(self, budget: Budget | None, report: StepReport | None = None) -> Iterator[EpochRecord]:
@@ -181,7 +181,7 @@ class SupernetTrainer:
                     self._theta_step(batch, temperature, generator, loss_of, progress, theta_losses)
                 if report:
                     report(step + 1, steps, losses.latest)
-        self.device.processes.make_alike(self.supernet)
+        self.weights.make_alike(self.supernet)
         return theta_losses.sum() / max(1, theta_losses.count)
 
     @property

@@ -84,6 +84,12 @@ class Updates:
         if index == first + size - 1:
             self._update()
 
+    def make_alike(self, network: nn.Module) -> None:
+        """Give every process the first one's ``network``, and the mean of all averages."""
+        self.processes.make_alike(network)
+        for tensor in self.average.mean if self.average and self.processes.several else ():
+            tensor.copy_(self.processes.mean(tensor))
+
     def _set_rate(self, rate: float) -> None:
         for group, factor in zip(self.optimizer.param_groups, self._factors, strict=True):
             group["lr"] = rate * factor

@@ -37,6 +37,10 @@ from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line
 Value = TypeVar("Value")
 
 
+class ProcessLost(JobError):
+    """Another process of this job has ended."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of one training: how many, and which of them this is, from 0 on.
@@ -126,12 +130,14 @@ class Processes:
         """Say in words that another process has ended, where that ends what is done inside."""
         try:
             yield
+        except JobError:
+            raise
         except (RuntimeError, KeyboardInterrupt) as error:
             lost = isinstance(error, RuntimeError) and _CONNECTION.search(str(error))
             words = _last_words(self.size, patient=bool(lost)) if self.several else []
             if words or (self.several and lost):
                 what = words[0] if words else "another process of this job ended without a word"
-                raise JobError(f"{what}; the run can be resumed, with any number of processes") from error
+                raise ProcessLost(f"{what}; the run can be resumed, with any number of processes") from error
             raise
 
     def gathered(self, value: Value) -> list[Value]:
@@ -173,15 +179,25 @@ class Processes:
 
     @contextmanager
     def training(self, network: nn.Module) -> Iterator[None]:
-        """Inside, BatchNorms in train mode use the statistics of the whole batch, where that is asked for."""
+        """Inside, BatchNorms in train mode use the statistics of the whole batch, where that is asked for.
+
+        Raises :class:`InputError` for a kind of BatchNorm that does more than to normalise.
+        """
         wanted = self.several and self.synchronise_batchnorm
-        norms = [module for module in network.modules() if isinstance(module, _BatchNorm)] if wanted else []
-        for norm in norms:
+        found = dict(network.named_modules()) if wanted else {}
+        norms = {name: module for name, module in found.items() if isinstance(module, _BatchNorm)}
+        for name, norm in norms.items():
+            if type(norm).forward is not _BatchNorm.forward:
+                raise InputError(
+                    f"synchronise_batchnorm: module '{name}' is a {type(norm).__name__}, which does more than "
+                    "BatchNorm; set synchronise_batchnorm = false"
+                )
+        for norm in norms.values():
             norm.forward = partial(_normalised_together, norm, self.size)  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for norm in norms:
+            for norm in norms.values():
                 del norm.forward
 
 
@@ -201,7 +217,8 @@ def joined() -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     processes = Processes.here()
     try:
-        yield processes
+        with processes.watched():
+            yield processes
     except BaseException as error:
         if _leave_word(processes.rank, error):
             raise ToldElsewhere(one_line(error)) from error
@@ -214,7 +231,7 @@ def _leave_word(rank: int, error: BaseException) -> bool:
     sentence = f"process {rank} on {platform.node()} ended: {one_line(error)}"
     try:
         store = _get_default_store()
-        if not isinstance(error, KeyboardInterrupt):  # of that the first is told itself
+        if not isinstance(error, KeyboardInterrupt | ProcessLost):  # of these the first is told itself
             store.set(_word(rank), sentence)
         if rank:
             store.wait([_word(0)], timedelta(seconds=_PATIENCE_SECONDS))
@@ -223,7 +240,7 @@ def _leave_word(rank: int, error: BaseException) -> bool:
     return rank > 0
 
 
-_CONNECTION = re.compile("gloo|nccl|peer|connection|store", re.IGNORECASE)
+_CONNECTION = re.compile("gloo/|nccl|connection (closed|reset|refused)|TCPStore|DistStore", re.IGNORECASE)
 _PATIENCE_SECONDS = 3.0  # for the sentence of another process that may have ended
 
 
@@ -238,7 +255,7 @@ def _last_words(size: int, patient: bool) -> list[str]:
         try:
             store = _get_default_store()
             words = [store.get(_word(rank)).decode() for rank in range(1, size) if store.check([_word(rank)])]
-        except RuntimeError:  # the launcher has gone
+        except (RuntimeError, ValueError):  # the launcher has gone, or there never was one
             return []
         if words or time.monotonic() >= until:
             return words

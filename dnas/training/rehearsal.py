@@ -128,6 +128,8 @@ def _outputs(task: Task, twin: nn.Module, x: Tensor, mode: str) -> Tensor:
     """What the task reads of the network's outputs; :class:`InputError` where it fails or does not fit the images."""
     try:
         given: Any = twin(x)
+    except torch.OutOfMemoryError:
+        raise  # no fault of the network
     except (Exception, SystemExit) as error:  # the user's own network
         raise InputError(
             f"the network fails in {mode} mode on images of shape {tuple(x.shape)}: {one_line(error)}; correct its "

@@ -217,7 +217,7 @@ class Trainer:
                 self.updates.step(step, steps, progress, partial(self._gradients, x, y, losses))
                 if report:
                     report(step + 1, steps, losses.latest)
-        self.device.processes.make_alike(self.network)
+        self.updates.make_alike(self.network)
         return losses.sum() / steps
 
     def _begin(self, seed: int) -> None:

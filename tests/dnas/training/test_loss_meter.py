@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -143,3 +144,15 @@ def test_the_sum_is_that_of_all_losses_and_its_look_the_last() -> None:
 def test_only_a_device_with_a_queue_of_its_own_is_left_alone_for_some_steps() -> None:
     assert looks_every(CPU) == 1
     assert looks_every(Device(torch.device("cuda"))) > 1
+
+
+def test_a_set_that_lies_on_a_device_is_read_anew_and_written_without_it() -> None:
+    images = switchable_images()
+    first = next(images.batches(4))[0]
+    with elsewhere() as place:
+        assert torch.equal(next(images.batches(4, device=place))[0].cpu(), first)
+        held = images._held
+        assert images._held is held is not None
+        images.images = 255 - images.images
+        assert torch.equal(next(images.batches(4, device=place))[0].cpu(), next(images.batches(4))[0])
+    assert pickle.loads(pickle.dumps(images))._held is None

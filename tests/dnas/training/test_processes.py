@@ -109,7 +109,9 @@ def work(rank: int, folder: str) -> None:
     processes = Processes.here(synchronise_batchnorm=True)
     device = replace(CPU, processes=processes)
     unsynchronised = replace(CPU, processes=Processes.here())
-    own = Trainer(network(), TrainingSection(epochs=1), images=IMAGES, batch_size=16, device=unsynchronised)
+    own = Trainer(
+        network(), TrainingSection(epochs=1, averaging=0.9), images=IMAGES, batch_size=16, device=unsynchronised
+    )
     list(own.epochs())
     shaken = trained(Net())
     with torch.no_grad():
@@ -238,6 +240,26 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
         Processes(0, 4).check_batch(130, 100)
     with pytest.raises(InputError, match="3 images cannot be shared out among 4 processes"):
         Processes(0, 4).check_batch(128, 3)
+
+
+def test_a_batchnorm_that_does_more_is_not_synchronised() -> None:
+    class WithActivation(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    model = nn.Sequential(nn.BatchNorm2d(2), WithActivation(2))
+    with pytest.raises(InputError, match="module '1' is a WithActivation"), Processes(0, 2, True).training(model):
+        pass
+    with Processes(0, 2, True).training(model[:1]):
+        assert "forward" in vars(model[0])
+    assert "forward" not in vars(model[0])
+
+
+@pytest.mark.parametrize("error", [JobError("cannot write /datastore/peer: disk full"), RuntimeError("sizes 3 and 4")])
+def test_an_error_of_its_own_is_told_as_it_is(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)) as caught, Processes(0, 2).watched():
+        raise error
+    assert caught.value is error
 
 
 def test_one_process_is_left_as_it_is() -> None:
