@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE, WRONG_INPUT, told
+from dnas.commands.options import JsonOption, Kind, ProcessesOption, RunArgument, Split, check_file, run_folder
 from results.run.layout import RUNS
 from search_spaces.errors import InputError
 
@@ -24,31 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # rich's own markup would take [prune] for a style and leave it out
 )
-
-
-class Split(StrEnum):
-    """What to measure on."""
-
-    val = "val"
-    test = "test"
-
-
-class Kind(StrEnum):
-    """What to draw."""
-
-    front = "front"
-    bits = "bits"
-    curves = "curves"
-    ratios = "ratios"
-    trials = "trials"
-    all = "all"
-
-
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")]
-ProcessesOption = Annotated[
-    int | None, typer.Option("--nproc-per-node", min=1, metavar="N", help="Train in N processes, on N devices.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
 
 
 def _tell_version(wanted: bool) -> None:
@@ -84,7 +59,7 @@ def init(
 
     if path.exists():
         raise InputError(f"{path} exists already; name another file, or remove it")
-    _check_file(path)
+    check_file(path)
     write_text(path, commented_job())
     show(f"written: {path}; run it with: dnas search {path}")
 
@@ -149,9 +124,9 @@ def sensitivity(
 
     if subject is None and job is None:
         raise InputError("name a RUN, or a job with --job")
-    _check_file(out)
+    check_file(out)
     kind: Literal["hessian", "measured"] = "measured" if measured else "hessian"
-    folder = _folder(subject) if subject is not None and job is None else None
+    folder = run_folder(subject) if subject is not None and job is None else None
     sensitivity_view.sensitivity(subject, folder, job, kind, out, as_json)
 
 
@@ -190,7 +165,7 @@ def resume(run: RunArgument, nproc_per_node: ProcessesOption = None, as_json: Js
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.resume(_folder(run), as_json)
+    launching.resume(run_folder(run), as_json)
 
 
 @app.command()
@@ -224,7 +199,7 @@ def prune(
         return
     if (assignment is None) == (bits is None):
         raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
-    launching.prune(_folder(run), assignment, bits, budget or [], trials, setting or [], as_json)
+    launching.prune(run_folder(run), assignment, bits, budget or [], trials, setting or [], as_json)
 
 
 @app.command()
@@ -249,7 +224,7 @@ def finalise(
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.finalise(_folder(run), profiles, setting or [], as_json)
+    launching.finalise(run_folder(run), profiles, setting or [], as_json)
 
 
 @app.command("train-switchable")
@@ -280,7 +255,7 @@ def switch(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show every profile of a run's switchable nets beside the same assignment trained alone."""
     from dnas.commands import switch_view
 
-    switch_view.switch(_folder(run), as_json)
+    switch_view.switch(run_folder(run), as_json)
 
 
 @app.command()
@@ -292,7 +267,7 @@ def status(
     """Show where runs stand."""
     from dnas.commands import viewing
 
-    viewing.status([_folder(run) for run in runs or []], RUNS, as_json)
+    viewing.status([run_folder(run) for run in runs or []], RUNS, as_json)
 
 
 @app.command()
@@ -309,9 +284,9 @@ def show(
     from dnas.commands import viewing
 
     if assignment is None:
-        viewing.show_run(_folder(run), as_json)
+        viewing.show_run(run_folder(run), as_json)
     else:
-        viewing.show_assignment(_folder(run), assignment, as_json)
+        viewing.show_assignment(run_folder(run), assignment, as_json)
 
 
 @app.command()
@@ -328,9 +303,9 @@ def plot(
     """Draw the front against its controls, bits and pruning ratios along it, and the course of search and trials."""
     from dnas.commands import plotting
 
-    _check_file(out)
+    check_file(out)
     kinds = [kind.value for kind in Kind if kind is not Kind.all] if kind is Kind.all else [kind.value]
-    plotting.plot([_folder(run) for run in runs], x, out, kinds, as_json)
+    plotting.plot([run_folder(run) for run in runs], x, out, kinds, as_json)
 
 
 @app.command()
@@ -363,8 +338,8 @@ def export(
     """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
     from dnas.commands import exporting
 
-    _check_file(out)
-    exporting.export(_folder(run), assignment, format, out, as_json, seed, normalise)
+    check_file(out)
+    exporting.export(run_folder(run), assignment, format, out, as_json, seed, normalise)
 
 
 @app.command()
@@ -380,7 +355,7 @@ def evaluate(
     """Measure an assignment of a run, or its float network, again."""
     from dnas.commands import launching
 
-    launching.evaluate(_folder(run), assignment, split.value, as_json)
+    launching.evaluate(run_folder(run), assignment, split.value, as_json)
 
 
 def main() -> None:
@@ -389,27 +364,6 @@ def main() -> None:
         app()
     except KeyboardInterrupt:  # while a command was still being looked up
         sys.exit(INTERRUPTED)
-
-
-def _folder(run: str) -> Path:
-    """A run as a path: as given where there is something, else by its name in runs/."""
-    path = Path(run).expanduser()
-    try:
-        return path if path.exists() or path.name != run else RUNS / run
-    except OSError as error:
-        raise InputError(f"the run {run} cannot be read: {error.strerror or error}") from error
-
-
-def _check_file(path: Path | None) -> None:
-    """Refuse a file to write that is a folder, a link or a device, or lies in no folder."""
-    from results.files import refuse_special
-
-    if path is not None and path.is_dir() and not path.is_symlink():
-        raise InputError(f"{path} is a folder; name a file in it")
-    if path is not None and not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} to write {path.name} into")
-    if path is not None:
-        refuse_special(path)
 
 
 if __name__ == "__main__":

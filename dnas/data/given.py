@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
-from dnas.data.augmentation import Augmentation, augmented, cut_out, draw_augmentation
+from dnas.data.augmentation import augmented, cut_out, draw_augmentation
 from dnas.data.described import described
 from dnas.data.image_sets import (
     Batched,
+    BatchRequest,
     DataSplits,
     ImageSet,
     MemoryImages,
-    Part,
     as_targets,
-    chunks,
     draw_order,
     has_classes,
     stratified_indices,
@@ -129,28 +128,22 @@ class DatasetImages(Batched):
         """Return the images at ``indices``, int64 (M,); nothing is read."""
         return DatasetImages(self.dataset, self.labels[indices], self.indices[indices], self.input_shape, self.workers)
 
-    def _batches(
-        self,
-        batch_size: int,
-        seed: int | None,
-        augmentation: Augmentation | None,
-        device: torch.device,
-        drop_last: bool,
-        part: Part,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        generator, order = draw_order(len(self), seed)
-        sizes = [len(indices) for indices in chunks(order, batch_size, drop_last)]
-        positions = [indices[part.rows(len(indices))] for indices in chunks(order, batch_size, drop_last)]
+    def _batches(self, request: BatchRequest) -> Iterator[tuple[Tensor, Tensor]]:
+        augmentation, device, part = request.augmentation, request.device, request.part
+        generator, order = draw_order(len(self), request.seed)
+        batches = request.batches(order)
+        positions = [indices[part.rows(len(indices))] for indices in batches]
         loader = DataLoader(
             self.dataset,
             batch_sampler=[self.indices[rows].tolist() for rows in positions],
             num_workers=min(self.workers, os.cpu_count() or 1),
-            generator=torch.Generator().manual_seed(seed or 0),
+            generator=torch.Generator().manual_seed(request.seed or 0),
         )
-        for size, indices, batch in zip(sizes, positions, loader, strict=True):
+        for whole, indices, batch in zip(batches, positions, loader, strict=True):
             x = _pair(batch, "the images")[0].to(device, non_blocking=True)
             if augmentation is not None:
-                draw = draw_augmentation(size, x.shape[2], x.shape[3], augmentation, generator).rows(part.rows(size))
+                rows = part.rows(len(whole))
+                draw = draw_augmentation(len(whole), x.shape[2], x.shape[3], augmentation, generator).rows(rows)
                 x = cut_out(augmented(x, draw, augmentation), draw, augmentation.cutout)
             yield x, self.labels[indices].to(device, non_blocking=True)
 

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import resized_crop
 
 from dnas.data.augmentation import Augmentation, centre_box, draw_augmentation
-from dnas.data.image_sets import Batched, MemoryImages, Part, chunks, draw_order, normalise
+from dnas.data.image_sets import Batched, BatchRequest, MemoryImages, draw_order, normalise
 from dnas.data.transforms import Transform, seeds_of, transformed
 from search_spaces.errors import InputError
 
@@ -66,20 +66,13 @@ class FolderImages(Batched):
             start += len(batch)
         return MemoryImages(images, self.labels, self.mean, self.std)
 
-    def _batches(
-        self,
-        batch_size: int,
-        seed: int | None,
-        augmentation: Augmentation | None,
-        device: torch.device,
-        drop_last: bool,
-        part: Part,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        generator, order = draw_order(len(self), seed)
+    def _batches(self, request: BatchRequest) -> Iterator[tuple[Tensor, Tensor]]:
+        augmentation, device, part = request.augmentation, request.device, request.part
+        generator, order = draw_order(len(self), request.seed)
         seeds = seeds_of(len(self), generator)
         paths = tuple(self.paths[index] for index in order.tolist())
         files = _Files(paths, self.size, seeds, augmentation)
-        batches = chunks(torch.arange(len(self)), batch_size, drop_last)
+        batches = request.batches(torch.arange(len(self)))
         positions = [batch[part.rows(len(batch))] for batch in batches]
         loader = self._loader(files, positions, pinned=device.type == "cuda")
         for batch, own, decoded in zip(batches, positions, loader, strict=True):

@@ -93,6 +93,26 @@ class Part:
 WHOLE = Part()
 
 
+@dataclass(frozen=True)
+class BatchRequest:
+    """Which batches are asked for, as :meth:`ImageSet.batches` says, and which part of each."""
+
+    batch_size: int
+    seed: int | None
+    augmentation: Augmentation | None
+    device: torch.device
+    drop_last: bool
+    part: Part
+
+    def __post_init__(self) -> None:
+        refuse_batches(self.batch_size, self.seed, self.augmentation)
+
+    def batches(self, order: Tensor) -> tuple[Tensor, ...]:
+        """Cut the order (N,) into batches."""
+        stop = len(order) - len(order) % self.batch_size if self.drop_last else len(order)
+        return torch.split(order[:stop], int(self.batch_size)) if stop else ()
+
+
 class Batched:
     """The checks and the arguments of :meth:`ImageSet.batches`; a subclass draws the batches in ``_batches``."""
 
@@ -110,19 +130,10 @@ class Batched:
 
         Of each batch only the rows of ``part`` are read; they are those of the whole batch, augmentation included.
         """
-        refuse_batches(batch_size, seed, augmentation)
-        return self._batches(batch_size, seed, augmentation, torch.device(device), drop_last, part)
+        return self._batches(BatchRequest(batch_size, seed, augmentation, torch.device(device), drop_last, part))
 
     @abstractmethod
-    def _batches(
-        self,
-        batch_size: int,
-        seed: int | None,
-        augmentation: Augmentation | None,
-        device: torch.device,
-        drop_last: bool,
-        part: Part,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, request: BatchRequest) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, read as they are asked for."""
 
 
@@ -162,19 +173,12 @@ class MemoryImages(Batched):
         parts = [resize(part, [size, size]) for part in torch.split(self.images, 1024)]
         return MemoryImages(torch.cat(parts), self._labels, self.mean, self.std)
 
-    def _batches(
-        self,
-        batch_size: int,
-        seed: int | None,
-        augmentation: Augmentation | None,
-        device: torch.device,
-        drop_last: bool,
-        part: Part,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        generator, order = draw_order(len(self), seed)
+    def _batches(self, request: BatchRequest) -> Iterator[tuple[Tensor, Tensor]]:
+        augmentation, device, part = request.augmentation, request.device, request.part
+        generator, order = draw_order(len(self), request.seed)
         height, width = self.images.shape[2:]
         pixels, labels = self._held_on(device)
-        for indices in chunks(order.to(pixels.device), batch_size, drop_last):
+        for indices in request.batches(order.to(pixels.device)):
             rows = part.rows(len(indices))
             images = pixels[indices[rows]].to(device, non_blocking=True)
             draw = None
@@ -246,12 +250,6 @@ def draw_order(count: int, seed: int | None) -> tuple[torch.Generator, Tensor]:
         return generator, torch.arange(count)
     generator.manual_seed(seed)
     return generator, torch.randperm(count, generator=generator)
-
-
-def chunks(order: Tensor, batch_size: int, drop_last: bool) -> tuple[Tensor, ...]:
-    """Cut the order (N,) into batches."""
-    stop = len(order) - len(order) % batch_size if drop_last else len(order)
-    return torch.split(order[:stop], int(batch_size)) if stop else ()
 
 
 def normalise(

@@ -83,7 +83,7 @@ def memory(tensor: Tensor) -> int:
     """A number that all views of a tensor share; 0 for one that has no memory of its own."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # a tensor without plain memory
+    except RuntimeError:  # of a tensor without plain memory, such as a sparse one
         return 0
 
 

@@ -50,11 +50,14 @@ def given(count: int, *shape: int) -> MemoryImages:
     return MemoryImages(plain.images, torch.rand(count, *shape), plain.mean, plain.std) if shape else plain
 
 
-def tried(change: Callable[[Tensor], Any], counts: tuple[int, int, int], *shape: int, batch_size: int = 8) -> None:
+def tried(change: Callable[[Tensor], Any], counts: tuple[int, int, int], *shape: int, batch_size: int = 8) -> nn.Module:
+    """Rehearse a network whose outputs are changed; returns the network."""
+    network = Shaped(change)
     train, val, test = (given(count, *shape) for count in counts)
     task = Numbers() if shape else CLASSIFICATION
     data = DataSplits(train, val, test, 3, SHAPE)
-    rehearse(Shaped(change), data, {"training": train}, batch_size, task=task)
+    rehearse(network, data, {"training": train}, batch_size, task=task)
+    return network
 
 
 FINE: dict[str, tuple[Callable[[Tensor], Any], tuple[int, int, int], tuple[int, ...]]] = {
@@ -90,9 +93,14 @@ UNFIT: dict[str, tuple[Callable[[Tensor], Any], tuple[int, int, int], tuple[int,
 
 
 @pytest.mark.parametrize("name", FINE)
-def test_what_gives_a_row_for_each_image_is_not_refused(name: str) -> None:
+def test_what_gives_a_row_for_each_image_is_accepted_and_left_untouched(name: str) -> None:
     change, counts, shape = FINE[name]
-    tried(change, counts, *shape)
+    torch.manual_seed(0)
+    fresh = Shaped(change)
+    torch.manual_seed(0)
+    network = tried(change, counts, *shape)
+    assert network.training is fresh.training
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", UNFIT)

@@ -1,0 +1,57 @@
+"""What several commands take: the run, common options, and how files to write are checked."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from results.files import refuse_special
+from results.run.layout import RUNS
+from search_spaces.errors import InputError
+
+
+class Split(StrEnum):
+    """What to measure on."""
+
+    val = "val"
+    test = "test"
+
+
+class Kind(StrEnum):
+    """What to draw."""
+
+    front = "front"
+    bits = "bits"
+    curves = "curves"
+    ratios = "ratios"
+    trials = "trials"
+    all = "all"
+
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")]
+ProcessesOption = Annotated[
+    int | None, typer.Option("--nproc-per-node", min=1, metavar="N", help="Train in N processes, on N devices.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
+
+
+def run_folder(run: str) -> Path:
+    """A run as a path: as given where there is something, else by its name in runs/."""
+    path = Path(run).expanduser()
+    try:
+        return path if path.exists() or path.name != run else RUNS / run
+    except OSError as error:
+        raise InputError(f"the run {run} cannot be read: {error.strerror or error}") from error
+
+
+def check_file(path: Path | None) -> None:
+    """Refuse a file to write that is a folder, a link or a device, or lies in no folder."""
+    if path is not None and path.is_dir() and not path.is_symlink():
+        raise InputError(f"{path} is a folder; name a file in it")
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into")
+    if path is not None:
+        refuse_special(path)
