@@ -96,7 +96,7 @@ class Processes:
         return torch.cat(dealt) if dealt else torch.arange(0)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes; a new tensor."""
+        """The mean over all processes; of one, the values themselves."""
         if not self.several:
             return values
         mean = values.clone()
