@@ -147,7 +147,7 @@ class Searched(Event):
 
 
 class Measured(Event, Scored):
-    """One net of an assignment was measured on validation images."""
+    """One net of an assignment was measured on validation images; it was trained from that of ``start``, if any."""
 
     tag = "measured"
     keys = {"val": "val_{}"}  # noqa: RUF012
@@ -155,6 +155,7 @@ class Measured(Event, Scored):
     kind: str = ""
     seed: int
     val: float
+    start: str | None = None
 
 
 class Tested(Event, Scored):

@@ -160,7 +160,7 @@ class FinetuneSection(TrainingSection):
     epochs: Count = Field(default=5, description="Epochs of quantization-aware training of each assignment.")
     learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the schedule.")
     distillation: Distillation = Field(default=0.0, description="λ of a loss (1 - λ) task + λ distillation from the float network.")  # fmt: skip
-    start: Literal["pretrained", "supernet", "fresh"] = Field(default="pretrained", description="Weights to start from: the float network, the supernet, or a new initialization.")  # fmt: skip
+    start: Literal["pretrained", "wider", "supernet", "fresh"] = Field(default="pretrained", description="Weights to start from: the float network, the next wider assignment of the same search or control (the widest from the float network), the supernet, or a new initialization.")  # fmt: skip
     seeds: AtLeastOne = Field(
         default=3, description="Independent fine-tunings of each assignment; the report gives mean ± std."
     )

@@ -14,6 +14,7 @@ from dnas.data.image_sets import ImageSet
 from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
+from dnas.jobs.narrowing import Course, courses, keep_ranges
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, times
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stored_nets import save_fixed, stored_net
@@ -70,12 +71,22 @@ class Measurer:
         self.context, self.job, self.log = context, context.job, context.log
         self.compression = compression_of(self.job.config)
         self._first_with: dict[str, str] = {}
+        self._courses: dict[str, Course] = {}
+        self._first_of: dict[str, str] = {}
 
     def measure_all(self, assignments: Sequence[BitAssignment]) -> list[FrontPoint]:
-        """Measure every assignment; see :meth:`measure`."""
-        equal = sum(self._first(assignment) != assignment.id for assignment in assignments)
-        self.context.progress.correct(-equal * self.job.config.finetune.seeds, self.work)
-        return [self.measure(assignment) for assignment in assignments]
+        """Measure every assignment, wider ones first where others start from them; see :meth:`measure`."""
+        section, progress = self.job.config.finetune, self.context.progress
+        planned = courses(assignments, section.epochs, self.job.plan.table, narrows=section.start == "wider")
+        self._courses |= planned
+        by_id = {assignment.id: assignment for assignment in assignments}
+        ordered = [by_id[name] for name in planned]
+        for assignment in ordered:
+            progress.correct(-section.seeds, self.work)
+            again = self._first(assignment) != assignment.id
+            progress.correct(0 if again else section.seeds, self.work_of(planned[assignment.id]))
+        points = {assignment.id: self.measure(assignment) for assignment in ordered}
+        return [points[assignment.id] for assignment in assignments]
 
     def measure(self, assignment: BitAssignment) -> FrontPoint:
         """Accuracy of the assignment on validation, over the job's seeds, as a point of the front."""
@@ -110,24 +121,37 @@ class Measurer:
         )
 
     def _first(self, assignment: BitAssignment) -> str:
-        """The id of the first assignment with equal bits; one with a weight scheme, or shared, is like no other."""
+        """The id of the first assignment with equal bits and an equal course.
+
+        One with a weight scheme, or shared, is like no other.
+        """
         if any(bits.scheme for bits in assignment.layers.values()) or assignment.provenance.net:
             return assignment.id
         kept = sorted(kept_rows_of(assignment.layers).items())
-        key = json.dumps([sorted(assignment.pairs.items()), kept, assignment.provenance.parent])
-        return self._first_with.setdefault(key, assignment.id)
+        course = self.course_of(assignment)
+        start = self._first_of.get(course.start or "", course.start)
+        trained = [assignment.provenance.parent, start, course.epochs]
+        key = json.dumps([sorted(assignment.pairs.items()), kept, *trained])
+        self._first_of[assignment.id] = self._first_with.setdefault(key, assignment.id)
+        return self._first_of[assignment.id]
+
+    def course_of(self, assignment: BitAssignment) -> Course:
+        """How the assignment is fine-tuned."""
+        return self._courses.get(assignment.id) or Course(self.job.config.finetune.epochs)
 
     def _measure_seed(self, assignment: BitAssignment, first: str, seed: int) -> float:
         for known in self.log.events(Measured):
             if known.seed == seed and known.assignment == first:
                 if assignment.id == first and not assignment.provenance.net:  # that is the work of its net
-                    self.context.progress.recall(self.work)
+                    self.context.progress.recall(self.work_of(self.course_of(assignment)))
                 return known.val
-        network = self._trained(assignment, seed)
+        course = self.course_of(assignment)
+        network = self._trained(assignment, course, seed)
         val = self.job.measured(network, self.job.data.val).score
         kind = assignment.provenance.kind
         metric = self.job.task.metric.name
-        self.log.write(Measured(assignment=assignment.id, kind=kind, seed=seed, metric=metric, val=val))
+        measured, start = Measured(assignment=assignment.id, kind=kind, seed=seed, metric=metric, val=val), course.start
+        self.log.write(measured.model_copy(update={"start": start}) if start else measured)
         self.context.progress.step(Measure.name, self.units, stage=Measure.name, run=assignment.id)
         return val
 
@@ -140,26 +164,31 @@ class Measurer:
 
     @property
     def work(self) -> Work:
-        """Work of fine-tuning and measuring one net."""
-        return {FINETUNE: finetune_units(self.job) * self.job.config.finetune.epochs, Measure.name: self.units}
+        """Work of fine-tuning and measuring one net, as far as it is known before its course."""
+        return self.work_of(Course(self.job.config.finetune.epochs))
+
+    def work_of(self, course: Course) -> Work:
+        """Work of fine-tuning one net so and measuring it."""
+        return {FINETUNE: finetune_units(self.job) * course.epochs, Measure.name: self.units}
 
     def seeds_of(self, assignment: BitAssignment) -> int:
         """How many nets are trained of an assignment: what its switchable net says, or the job."""
         origin = assignment.provenance
         return origin.seeds if isinstance(origin, Profile) else self.job.config.finetune.seeds
 
-    def _trained(self, assignment: BitAssignment, seed: int) -> nn.Module:
+    def _trained(self, assignment: BitAssignment, course: Course, seed: int) -> nn.Module:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
         job = self.job
         network = self._fixed(assignment, seed)
         trainer = Trainer(
             network,
-            job.config.finetune,
+            job.config.finetune.model_copy(update={"epochs": course.epochs}),
             images=job.data.train,
             batch_size=job.config.data.batch_size,
             augmentation=job.augmentation,
             seed=derived_seed(job.config.seed, seed),
-            label="finetune",  # not the assignment's name: equal assignments must train equally
+            # Not the assignment's name: equal assignments must train equally. No link repeats the batches of another.
+            label=f"finetune-{course.links}" if course.links else "finetune",
             device=job.device,
             on_progress=self.compression.on_progress(network, job),
             teacher=teacher_of(job.network, job.config.finetune.distillation),
@@ -175,7 +204,9 @@ class Measurer:
 
     def _fixed(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The quantized net before fine-tuning, calibrated."""
-        job = self.job
+        job, start = self.job, self.course_of(assignment).start
+        if start:
+            return self._requantized(self.stored(self.log.run.assignment(start), seed), assignment)
         if assignment.provenance.parent:
             return self._from_parent(assignment, assignment.provenance.parent, seed)
         model = self.starting_model(job.config.finetune.start, seed)
@@ -191,7 +222,7 @@ class Measurer:
                 torch.manual_seed(derived_seed(job.config.seed, "fresh", seed))
                 section = job.config.model
                 return load_model(section.source, arguments=section.arguments).module.to(job.device.place)
-        if start == "pretrained":
+        if start in ("pretrained", "wider"):
             return job.network
         warm = self.log.run.load_checkpoint("warmup")
         if warm is None:
@@ -202,14 +233,20 @@ class Measurer:
 
     def _from_parent(self, assignment: BitAssignment, name: str, seed: int) -> nn.Module:
         """The parent's trained net: without the filters that this assignment removes, or at other bits."""
-        job, graph = self.job, self.job.plan.graph
+        channels = self.job.plan.graph.channels
         parent = self.log.run.assignment(name)
         network, rows = self.stored(parent, seed), kept_rows_of(assignment.layers)
         if assignment.pairs == parent.pairs and not kept_rows_of(parent.layers):
-            return remove_filters(network, graph.channels, kept_units(graph.channels, rows))
-        other = quantize_fixed(job.network, graph, assignment.layers, job.choice).to(job.device.place)
+            return remove_filters(network, channels, kept_units(channels, rows))
+        return self._requantized(network, assignment)
+
+    def _requantized(self, network: nn.Module, assignment: BitAssignment) -> nn.Module:
+        """A trained net at the bits of this assignment: ranges are kept where the width is, else calibrated."""
+        job = self.job
+        other = quantize_fixed(job.network, job.plan.graph, assignment.layers, job.choice).to(job.device.place)
         inherit(other, network.state_dict())
         calibrate(other, job.calibration_images())
+        keep_ranges(other, network)
         return other
 
     def measure_again(self, assignment: BitAssignment, seed: int, images: ImageSet) -> Measurement:
