@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from dnas.config.job import JobConfig
 from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
+from dnas.jobs.log import RunLog
 from dnas.jobs.progress import Report, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.finalise import Finalise
@@ -36,6 +38,7 @@ from results.run.environment import environment
 from results.run.folder import Run
 from results.run.layout import CHECKPOINTS, ENVIRONMENT
 from results.run.lost import lost_files, standing, unknown_files
+from search_spaces.allocation.solver import NotProven
 from search_spaces.errors import InputError, JobError, check_type
 
 
@@ -129,11 +132,28 @@ def _run(context: JobContext) -> ParetoFront:
     findings = Findings()
     for number, stage in enumerate(stages):
         log.write(StageEvent(stage=stage.name, state="start"))
-        with progress.within(number), _memory_of(context.job, f"the stage {stage.name}"):
+        with progress.within(number), _memory_of(context.job, f"the stage {stage.name}"), _unproven_told(log):
             stage.carry_out(findings)
         log.write(StageEvent(stage=stage.name, state="done"))
     log.write(Finished())
     return log.run.load_front()
+
+
+@contextlib.contextmanager
+def _unproven_told(log: RunLog) -> Iterator[None]:
+    """Journal, once, what the solver could not prove in its time; other warnings go where they went."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NotProven)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, NotProven):
+                log.tell_once([str(message)])
+            else:
+                show(message, category, *where, **options)
+
+        warnings.showwarning = tell
+        yield
 
 
 @contextlib.contextmanager

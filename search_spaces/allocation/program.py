@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,13 +16,28 @@ from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_array, vstack
 
 from search_spaces.allocation.monotone import no_wider
-from search_spaces.allocation.solver import most_useful, not_decided
+from search_spaces.allocation.solver import most_useful, not_decided, warn_not_proven
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, JobError, one_line
 from search_spaces.fields import Pair
 
 Cells = list[tuple[int, int]]
+
+
+class Found(NamedTuple):
+    """The cells that a program found, and whether they are proven to be the best."""
+
+    cells: Cells
+    proven: bool = True
+
+
+class Cut(NamedTuple):
+    """Leaves out whatever agrees with ``cells`` in more than ``most_equal`` decisions."""
+
+    cells: Cells
+    most_equal: int
+
 
 # The solver's tolerances are absolute, 1e-6: limits and the spread of the utilities are brought to these figures.
 _LIMIT, _SPREAD = 1e3, 10.0
@@ -40,22 +56,25 @@ def allocate(
     ``utilities`` is (D, Kw, Ka); ``budget`` may be written as in a job file. Cells outside ``space.allowed``
     and those of utility -inf are never taken. The result never exceeds the budget, and is nowhere wider than ``bound``,
     (weight bits, activation bits) per decision. Raises :class:`InputError` with the nearest possible figure when
-    nothing meets the budget, :class:`JobError` when the solver could not tell in its time.
+    nothing meets the budget, :class:`JobError` when the solver could not tell in its time; warns (``NotProven``) when
+    it found a solution and not in its time that there is no better one.
     """
     utilities = _checked(utilities, table)
     if budget is not None:
         budget = parse_budget(budget, table)
     if bound is not None:
         utilities = np.where(no_wider(table.space, bound), utilities, -np.inf)
-    cells = _best(utilities, table, budget.limits if budget else {})
-    if cells is None:
-        label = budget.label if budget else "none"
+    label = budget.label if budget else "none"
+    found = best_within(utilities, table, budget.limits if budget else {})
+    if found is None:
         if bound is not None and (budget is None or is_reachable(table, budget)):
             raise InputError(f"budget '{label}' cannot be met within the bound of a larger one")
         if budget is None:
             raise InputError("the utilities leave some decision without any cell: all of its are -inf")
         raise InputError(unreachable(table, budget))
-    return cells
+    if not found.proven:
+        warn_not_proven(f"the choice of bits within '{label}'")
+    return found.cells
 
 
 def _checked(utilities: ArrayLike, table: CostTable) -> np.ndarray:
@@ -117,31 +136,37 @@ def unreachable(table: CostTable, budget: Budget) -> str:
 
 def is_reachable(table: CostTable, budget: Budget) -> bool:
     """Whether some assignment of the space meets ``budget``; :class:`JobError` where the solver could not tell."""
-    return _best(-table.entries[next(iter(budget.limits))], table, budget.limits) is not None
+    return best_within(-table.entries[next(iter(budget.limits))], table, budget.limits) is not None
 
 
 def check_reachable(table: CostTable, budget: Budget) -> None:
     """Raise :class:`InputError` unless some assignment of the space meets ``budget``."""
-    allocate(-table.entries[next(iter(budget.limits))], table, budget)
+    if not is_reachable(table, budget):
+        raise InputError(unreachable(table, budget))
 
 
 def _least(table: CostTable, name: str, limits: Mapping[str, float]) -> float:
     """The least exact cost that an assignment within ``limits`` can have."""
     entries = table.entries[name]
     if table.costs[name].combine == "sum":
-        return _cost(table, name, _best(-entries, table, limits))
+        return _cost(table, name, best_within(-entries, table, limits))
     # The least maximum: the smallest entry that can serve as a limit of its own.
     values = np.unique(entries[table.space.allowed])
     low, high = 0, len(values) - 1
     while low < high:
         middle = (low + high) // 2
         limit = max(values[middle], table.constants[name])
-        low, high = (low, middle) if _best(-entries, table, {**limits, name: limit}) else (middle + 1, high)
+        low, high = (low, middle) if best_within(-entries, table, {**limits, name: limit}) else (middle + 1, high)
     return max(float(values[low]), table.constants[name])
 
 
-def _cost(table: CostTable, name: str, cells: Cells | None) -> float:
-    return table.cells_cost(cells)[name] if cells is not None else math.inf
+def _cost(table: CostTable, name: str, found: Found | None) -> float:
+    """The cost of what was found; :class:`JobError` where it is not known to be the least."""
+    if found is None:
+        return math.inf
+    if not found.proven:
+        raise not_decided("the least possible figure was not found in time")
+    return table.cells_cost(found.cells)[name]
 
 
 def _figure(value: float) -> str:
@@ -150,29 +175,34 @@ def _figure(value: float) -> str:
     return f"{math.ceil(value * 10**decimals) / 10**decimals:,.{decimals}f}"
 
 
-def _best(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float]) -> Cells | None:
+def best_within(
+    utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], cuts: Sequence[Cut] = ()
+) -> Found | None:
     """The best cells whose exact costs are within ``limits``; None where it is proven that there are none."""
-    if not limits:
+    if not limits and not cuts:
         return _unlimited(utilities, table)
-    excluded: list[Cells] = []
+    left_out, proven = list(cuts), True
     for _ in range(_MOST_TRIES):
-        cells = _solve(utilities, table, limits, excluded)
-        if cells is None or Budget(limits, "").met_by(table.cells_cost(cells)):
-            return cells
-        excluded.append(cells)  # over a limit by less than the solver's tolerance
+        found = _solve(utilities, table, limits, left_out)
+        if found is None:
+            return None
+        proven &= found.proven
+        if Budget(limits, "").met_by(table.cells_cost(found.cells)):
+            return Found(found.cells, proven)
+        left_out.append(Cut(found.cells, len(found.cells) - 1))  # over a limit by less than the solver's tolerance
     raise not_decided(f"the best {_MOST_TRIES} choices are over it by less than the solver's tolerance")
 
 
-def _unlimited(utilities: np.ndarray, table: CostTable) -> Cells | None:
+def _unlimited(utilities: np.ndarray, table: CostTable) -> Found | None:
     """The best open cell of every decision, the first of equal ones; None where a decision has none."""
     open_worth = np.where(table.space.allowed, utilities, -np.inf).reshape(len(utilities), -1)
     if np.isneginf(open_worth.max(axis=1)).any():
         return None
     columns = utilities.shape[2]
-    return [(int(flat) // columns, int(flat) % columns) for flat in open_worth.argmax(axis=1)]
+    return Found([(int(flat) // columns, int(flat) % columns) for flat in open_worth.argmax(axis=1)])
 
 
-def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], excluded: list[Cells]) -> Cells | None:
+def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], cuts: Sequence[Cut]) -> Found | None:
     """One integer program over x (D * Kw * Ka), 1 where a cell is chosen; None when it has no solution."""
     open_cells, rows, bounds = table.space.allowed & (utilities > -np.inf), [], []
     rooms = {name: limit - table.constants[name] for name, limit in limits.items()}
@@ -188,12 +218,12 @@ def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float],
             bounds.append(_LIMIT)
     decisions, *cell_shape = utilities.shape
     per_decision = math.prod(cell_shape)
-    for cells in excluded:
+    for cut in cuts:
         chosen = np.zeros(utilities.shape)
-        for index, cell in enumerate(cells):
+        for index, cell in enumerate(cut.cells):
             chosen[index, *cell] = 1
         rows.append(csr_array(chosen.reshape(1, -1)))
-        bounds.append(decisions - 1)
+        bounds.append(cut.most_equal)
     choose_one = csr_array(np.kron(np.eye(decisions), np.ones((1, per_decision))))
     constraints = [LinearConstraint(choose_one, 1, 1)]
     if rows:
@@ -201,8 +231,8 @@ def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float],
     found = most_useful(_centred(utilities, open_cells).ravel(), open_cells.ravel(), constraints)
     if found is None:
         return None
-    cells = found.reshape(decisions, per_decision).argmax(axis=1)
-    return [(int(cell // cell_shape[1]), int(cell % cell_shape[1])) for cell in cells]
+    cells = found.x.reshape(decisions, per_decision).argmax(axis=1)
+    return Found([(int(cell // cell_shape[1]), int(cell % cell_shape[1])) for cell in cells], found.proven)
 
 
 def _centred(utilities: np.ndarray, open_cells: np.ndarray) -> np.ndarray:

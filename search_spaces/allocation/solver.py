@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -13,17 +15,26 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from search_spaces.errors import JobError
 
 SECONDS = 60.0
-_INFEASIBLE = 2  # scipy's status
+_PROVEN, _INFEASIBLE = 0, 2  # scipy's status
 _STDOUT = 1
 
 
-def most_useful(
-    utilities: np.ndarray, is_open: np.ndarray, constraints: Sequence[LinearConstraint]
-) -> np.ndarray | None:
+class NotProven(UserWarning):
+    """A choice of bits is the best that was found in the solver's time; it is not proven that none is better."""
+
+
+class Solution(NamedTuple):
+    """A 0/1 vector (V,), and whether it is proven to be the best."""
+
+    x: np.ndarray
+    proven: bool
+
+
+def most_useful(utilities: np.ndarray, is_open: np.ndarray, constraints: Sequence[LinearConstraint]) -> Solution | None:
     """The 0/1 vector x (V,) of the largest ``utilities`` · x, 0 where not ``is_open``; None where there is none.
 
-    A solution that is found but not proven to be the best within ``SECONDS`` is returned. Raises :class:`JobError`
-    where until then neither a solution was found nor proven that there is none.
+    What was found by the end of ``SECONDS`` is returned, proven or not. Raises :class:`JobError` where until then
+    neither a solution was found nor proven that there is none.
     """
     with _silent_stdout():
         solution = milp(
@@ -36,7 +47,17 @@ def most_useful(
     # All variables are bounded: "unbounded or infeasible" is infeasible.
     if solution.x is None and solution.status != _INFEASIBLE and "infeasible" not in solution.message:
         raise not_decided(f"the solver stopped after {SECONDS:g} s or less ({solution.message.split('.')[0]})")
-    return solution.x
+    return None if solution.x is None else Solution(solution.x, solution.status == _PROVEN)
+
+
+def warn_not_proven(what: str) -> None:
+    """Warn that a solution was taken which may not be the best."""
+    warnings.warn(
+        f"{what} is the best that was found in {SECONDS:g} s, not proven to be the best there is; offer fewer bits or "
+        "let layers share a choice for one that is",
+        NotProven,
+        stacklevel=3,
+    )
 
 
 def not_decided(why: str) -> JobError:

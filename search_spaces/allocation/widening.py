@@ -36,9 +36,14 @@ def allocate_widest(
     cells = allocate(utilities, table, budget, bound)
     if budget is None:
         return cells
-    budget, worth = parse_budget(budget, table), np.array(utilities, dtype=np.float64)
+    worth = np.array(utilities, dtype=np.float64)
     if bound is not None:
         worth = np.where(no_wider(table.space, bound), worth, -np.inf)
+    return widened(cells, worth, table, parse_budget(budget, table))
+
+
+def widened(cells: Cells, worth: np.ndarray, table: CostTable, budget: Budget) -> Cells:
+    """Cells that meet ``budget``, widened as by :func:`allocate_widest`; ``worth`` (D, Kw, Ka) is -inf where closed."""
     if not any(_widenings(cells, worth, table, budget)):
         return cells
     paying = _paying(np.where(no_narrower(table.space, _pairs(table, cells)), worth, -np.inf), table)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import OptimizeResult
 from typer.testing import CliRunner, Result
 
 from dnas.commands import cli
@@ -22,6 +23,7 @@ from dnas.config.job import JobConfig
 from dnas.jobs import run as jobs
 from results.pareto import ParetoFront
 from results.run.folder import Run
+from search_spaces.allocation import solver
 from search_spaces.errors import InputError
 from search_spaces.models.zoo import ZOO
 
@@ -340,3 +342,18 @@ def test_no_setting_gives_a_traceback(monkeypatch: pytest.MonkeyPatch, garbage: 
     assert result.stderr.startswith("error: ")
     assert result.exit_code == 2, result.stderr
     assert not Path("run").exists()
+
+
+def test_a_choice_that_the_solver_could_not_prove_the_best_is_told_once(
+    smaller: Callable[..., JobConfig],
+    carried_out: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = solver.milp
+    monkeypatch.setattr(solver, "milp", lambda *given, **options: OptimizeResult(x=real(*given, **options).x, status=1))
+    run = carried_out(smaller("controls.ilp=true"), tmp_path / "run")
+    notes = [record["text"] for record in run.journal.records() if record["event"] == "note"]
+    told = [note for note in notes if "not proven to be the best" in note]
+    assert len(told) == 1
+    assert told[0].startswith("the choice of bits within 'size_bytes 25%' is the best that was found in 60 s")

@@ -193,15 +193,23 @@ def test_an_impossible_budget_stays_so_where_the_least_is_not_found_in_time(monk
         check_reachable(TABLE, Budget({"size_bytes": 1.0}, "drawn"))
 
 
-def test_what_was_found_when_time_was_up_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def first_found(*given: Any, **options: Any) -> OptimizeResult:
-        return OptimizeResult(x=milp(*given, **options).x, status=1, message="Time limit reached.")
+def first_found(*given: Any, **options: Any) -> OptimizeResult:
+    """A solution that the clock kept from being proven the best."""
+    return OptimizeResult(x=milp(*given, **options).x, status=1, message="Time limit reached.")
 
+
+def test_what_was_found_when_time_was_up_is_taken_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     utilities = np.random.default_rng(0).normal(size=SPACE.allowed.shape)
     budget = budget_between(TABLE, {"bitops": 0.5})
     expected = allocate(utilities, TABLE, budget)
     monkeypatch.setattr(solver, "milp", first_found)
-    assert allocate(utilities, TABLE, budget) == expected
+    with pytest.warns(solver.NotProven, match="within 'drawn' is the best that was found in 60 s, not proven"):
+        assert allocate(utilities, TABLE, budget) == expected
+    assert is_reachable(TABLE, budget)  # any solution proves it: nothing to warn of
+    check_reachable(TABLE, budget)
+    # The second of two limits is what cannot be met: how far off it is needs a proof, so no figure is told.
+    with pytest.raises(InputError, match="'drawn' cannot be met by any choice of bits"):
+        check_reachable(TABLE, Budget({"size_bytes": 1e6, "bitops": 1.0}, "drawn"))
 
 
 def test_nothing_that_the_solver_prints_is_seen(
