@@ -139,6 +139,8 @@ class SearchSection(Optimization):
     beta: Positive = Field(default=0.1, description="β of `log_product`; scales the loss only.")
     gamma: NonNegative = Field(default=0.9, description="γ of `log_product`; sets its trade-off.")
     warmup_epochs: Count = Field(default=5, description="Epochs of weight training with θ frozen at uniform; shared by all budgets.")  # fmt: skip
+    warmup: Literal["mixture", "sandwich"] = Field(default="mixture", description="What the weights are trained at before θ: `mixture`: samples of the undecided θ; `sandwich`: in each step the widest, the narrowest and `sandwich_samples` other assignments, each width with a step of its own.")  # fmt: skip
+    sandwich_samples: AtLeastOne = Field(default=1, description="With `warmup = 'sandwich'`: assignments in each step beside the widest and the narrowest, drawn at about the cost of a budget.")  # fmt: skip
     epochs: Count = Field(default=10, description="Epochs of θ training for each budget.")
     monotone: bool = Field(default=False, description="A larger budget is at least as wide in every layer: the budgets are projected from the largest down, each bounded by the one before.")  # fmt: skip
     weight_updates: Literal["frozen", "epoch", "step"] = Field(default="frozen", description="While θ is trained: keep weights frozen, or alternate with them per epoch or per step.")  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -89,7 +90,8 @@ def search_bits(
     batches = images.weights.batches(batch_size, device=device.place)
     calibrate(supernet.network, inputs_of(batches, _CALIBRATION_BATCHES))
     teacher = _teacher(model, section.distillation, device)
-    trainer = partial(SupernetTrainer, supernet, section, images, seed=seed, device=device, teacher=teacher, task=task)
+    options: dict[str, Any] = {"seed": seed, "device": device, "teacher": teacher, "task": task, "budgets": limits}
+    trainer = partial(SupernetTrainer, supernet, section, images, **options)
     for _ in trainer(label="warmup").warmup():
         pass
 

@@ -13,6 +13,7 @@ from dnas.config.fields import Amount
 from dnas.config.job import CostsSection, JobConfig, PruneSection
 from dnas.jobs.compressions import compression_of
 from dnas.search.controls import CONTROLS
+from dnas.search.sandwich import warmup_passes
 from search_spaces.allocation.monotone import check_bounds
 from search_spaces.allocation.program import check_reachable
 from search_spaces.channels.slicing import pruned_graph
@@ -103,7 +104,8 @@ def compilation_pays(config: JobConfig, plan: Plan, images: int) -> bool:
     values = sum(layer.input_elements * layer.calls for layer in plan.graph.layers)
     searches = max(1, len(plan.budgets))
     theta_epochs = search.epochs * searches * (search.theta_fraction if search.weight_updates == "frozen" else 1.0)
-    supernet = (search.warmup_epochs + theta_epochs) * len(plan.space.activation_bits)
+    warmup_epochs = search.warmup_epochs * warmup_passes(search)
+    supernet = (warmup_epochs + theta_epochs) * len(plan.space.activation_bits)
     candidates = searches + len(config.controls.uniform) + len(plan.budgets)
     fixed = config.finetune.epochs * config.finetune.seeds * candidates
     return images * values * (supernet + fixed) * _EAGER_SECONDS_PER_VALUE > 2 * _COMPILATION_SECONDS

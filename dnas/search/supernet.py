@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dnas.quantization.branches import BranchedLayer, BranchGate
 from dnas.quantization.conversion import QuantizerChoice, swap_branches, swap_composite
-from dnas.quantization.layers import QuantizedLayer
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.proof import check_twin
 from dnas.training.device import widest
 from search_spaces.allocation.program import Cells, dominated
@@ -175,6 +175,14 @@ class Supernet(nn.Module):
         """Run the mixture that is lent (see :meth:`sampled`) on ``x`` (N, C, H, W)."""
         return cast(Tensor, self.network(x))
 
+    def learn_gains(self) -> None:
+        """Let every width learn a step of its own: the gain of its levels, beside the clip that all widths share."""
+        for layer in (layer for layers in self._layers for layer in layers):
+            if isinstance(layer, QuantizedLayer):  # a branch has one width, and so its own clip
+                for quantizer in (layer.quantize_weight, layer.quantize_input):
+                    if isinstance(quantizer, TensorQuantizer) and len(quantizer.widths) > 1:
+                        quantizer.learn_gain()
+
     @property
     def weights(self) -> list[nn.Parameter]:
         """The parameters of the network, θ not among them."""
@@ -186,11 +194,10 @@ class Supernet(nn.Module):
 
     def one_hot(self, cells: Cells) -> Sample:
         """The sample that runs exactly one candidate per decision."""
+        one_hot = np.zeros(self.space.allowed.shape, dtype=np.float32)
+        one_hot[np.arange(len(cells)), *np.transpose(cells)] = 1.0
         device = next(self.theta.parameters()).device
-        one_hot = torch.zeros(self.space.allowed.shape, device=device)
-        for index, (row, column) in enumerate(cells):
-            one_hot[index, row, column] = 1.0
-        return Sample.from_cells(one_hot)
+        return Sample.from_cells(torch.from_numpy(one_hot).to(device, non_blocking=True))
 
     @contextmanager
     def sampled(self, sample: Sample) -> Iterator[None]:

@@ -6,7 +6,7 @@ The weights and θ have their own optimizer and their own share of the training 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,13 +22,14 @@ from dnas.data.given import GivenImages, image_set
 from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.quantization.calibration import batch_statistics
 from dnas.search.losses import ThetaLoss, theta_loss
+from dnas.search.sandwich import Sandwich
 from dnas.search.supernet import Sample, Supernet
 from dnas.training.device import CPU, AnyDevice, Device
-from dnas.training.distillation import Teacher, taught_loss
+from dnas.training.distillation import Teacher, taught
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
 from dnas.training.optimization import Updates
 from dnas.training.schedules import derived_seed, exponential
-from dnas.training.task import CLASSIFICATION, AnyTask, smoothed, task_of
+from dnas.training.task import CLASSIFICATION, AnyTask, outputs_of, smoothed, task_of
 from dnas.training.trainer import (
     StepReport,
     measure,
@@ -115,11 +116,15 @@ class SupernetTrainer:
         device: AnyDevice = CPU,
         teacher: Teacher | None = None,
         task: AnyTask = CLASSIFICATION,
+        budgets: Sequence[Budget] = (),
     ) -> None:
         self.task = task_of(task)
         self.training_task = smoothed(self.task, section.label_smoothing)
         self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
         self.seed, self.label, self.device = seed, label, Device.of(device)
+        self.sandwich = Sandwich(supernet.table, budgets, section.sandwich_samples)
+        if section.warmup == "sandwich":
+            supernet.learn_gains()
         self.weights = Updates(supernet.network, section, self.device.processes)
         self.theta = Updates(supernet.theta, theta_optimization(section), self.device.processes)
         self.epoch = 0
@@ -144,7 +149,7 @@ class SupernetTrainer:
         with self.device.own_randomness(seed), self.device.processes.training(self.supernet.network):
             for step, batch in enumerate(self._weight_batches(seed)):
                 place = step, steps, (self.epoch + step / steps) / self.section.warmup_epochs
-                self._weight_step(batch, self.section.temperature_start, generator, place, losses)
+                self._weight_step(batch, self._warmup_samples(generator), place, losses)
                 if report:
                     report(step + 1, steps, losses.latest)
         self.weights.make_alike(self.supernet)
@@ -176,7 +181,7 @@ class SupernetTrainer:
                 losses = weight_losses if kind == "weights" else theta_losses
                 if kind == "weights":
                     place = weight_losses.count, weight_steps, progress
-                    self._weight_step(batch, temperature, generator, place, weight_losses)
+                    self._weight_step(batch, [self._drawn(temperature, generator)], place, weight_losses)
                 else:
                     self._theta_step(batch, temperature, generator, loss_of, progress, theta_losses)
                 if report:
@@ -222,23 +227,35 @@ class SupernetTrainer:
             self.data.theta, self.data.batch_size, seed, self.data.augmentation, self.device, self.task
         )
 
+    def _warmup_samples(self, generator: torch.Generator) -> list[Sample]:
+        """What the weights are trained at in one step of the warm-up."""
+        if self.section.warmup == "mixture":
+            return [self._drawn(self.section.temperature_start, generator)]
+        return [self.supernet.one_hot(cells) for cells in self.sandwich.draw(generator)]
+
+    def _drawn(self, temperature: float, generator: torch.Generator) -> Sample:
+        with torch.no_grad():
+            return self.supernet.sample(temperature, self.section.sampling, generator)
+
     def _weight_step(
         self,
         batch: tuple[Tensor, Tensor],
-        temperature: float,
-        generator: torch.Generator,
+        samples: Sequence[Sample],
         place: tuple[int, int, float],
         losses: LossMeter,
     ) -> None:
-        """Train the weights on one batch; ``place`` is its number, the epoch's batches, and the progress in [0, 1)."""
+        """Train the weights on one batch, at all samples at once.
+
+        ``place`` is the batch's number, the epoch's batches, and the progress in [0, 1).
+        """
 
         def add_gradients(part: float) -> None:
-            with torch.no_grad():
-                sample = self.supernet.sample(temperature, self.section.sampling, generator)
-            with self.supernet.sampled(sample):  # until the step ends: checkpointed modules run again in backward
-                loss = self._loss(batch)
-                (loss * part).backward()
-                losses.add(loss, self.supernet.network, batch[0])
+            told = self._told(batch[0])
+            for sample in samples:
+                with self.supernet.sampled(sample):  # until the step ends: checkpointed modules run again in backward
+                    loss = self._loss(batch, told) / len(samples)
+                    (loss * part).backward()
+                    losses.add(loss, self.supernet.network, batch[0])
 
         self.weights.step(*place, add_gradients)
 
@@ -252,20 +269,28 @@ class SupernetTrainer:
         losses: LossMeter,
     ) -> None:
         def add_gradients(part: float) -> None:
+            told = self._told(batch[0])
             with frozen(self.supernet.weights):
                 sample = self.supernet.sample(temperature, self.section.sampling, generator)
                 with self.supernet.sampled(sample):
-                    loss = loss_of(self._loss(batch), sample, progress)
+                    loss = loss_of(self._loss(batch, told), sample, progress)
                     (loss * part).backward()
                     losses.add(loss, self.supernet.network, batch[0])
 
         self.theta.step(0, 1, progress, add_gradients)
 
-    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _told(self, x: Tensor) -> Tensor | None:
+        """What the teacher says of images (N, C, H, W)."""
+        with self.device.computing():
+            return self.teacher.outputs(self.training_task, x) if self.teacher else None
+
+    def _loss(self, batch: tuple[Tensor, Tensor], told: Tensor | None) -> Tensor:
         x, y = batch
+        task, weight = self.training_task, self.teacher.weight if self.teacher else 0.0
         self.supernet.train()
         with self.device.computing():
-            return taught_loss(self.training_task, self.supernet(x), x, y, self.teacher)
+            outputs = outputs_of(task, self.supernet(x), len(x))
+            return taught(task, task.loss(outputs, y), outputs, told, weight)
 
     def _record(self, epochs: int, loss: float, temperature: float | None, started: float) -> EpochRecord:
         supernet = self.supernet

@@ -19,6 +19,7 @@ from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate
 from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.diagnosis import diagnose
+from dnas.search.sandwich import warmup_passes
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import EpochRecord, SupernetTrainer
 from dnas.training.schedules import derived_seed
@@ -88,7 +89,8 @@ def drawn_ids(label: str, section: SearchSection, epoch: int) -> list[str]:
 def _warmup_units(job: Job) -> float:
     """Units of one epoch of the warm-up, with its measurement."""
     data = job.search_data
-    return TRAIN_SUPERNET * len(data.weights) + FORWARD_QUANTIZED * len(data.validation)
+    passes = warmup_passes(job.config.search)
+    return TRAIN_SUPERNET * passes * len(data.weights) + FORWARD_QUANTIZED * len(data.validation)
 
 
 def _search_units(job: Job) -> float:
@@ -183,7 +185,13 @@ class NetSearch:
             device=job.device,
             teacher=teacher_of(job.network, config.search.distillation),
             task=job.task,
+            budgets=self._reachable,
         )
+
+    @property
+    def _reachable(self) -> list[Budget]:
+        """The budgets that this net can meet."""
+        return [budget for budget in self.plan.budgets if is_reachable(self.plan.table, budget)]
 
     def _train(self, supernet: Supernet, label: str, budget: Budget | None) -> None:
         """Train θ for one budget."""

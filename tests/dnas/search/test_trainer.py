@@ -16,13 +16,16 @@ from torch.utils.checkpoint import checkpoint
 
 from dnas.config.job import SearchSection
 from dnas.data.augmentation import Augmentation
-from dnas.quantization.calibration import calibrate
+from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
+from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import EpochRecord, SearchData, SupernetTrainer
 from dnas.training.distillation import Teacher
+from dnas.training.loss_meter import LossMeter
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import JobError
-from tests.toys import Net, build_supernet, images, inputs, trained
+from tests.dnas.search.test_supernet import fixed_twin
+from tests.toys import Net, build_supernet, images, inputs, seeded, trained
 
 CPU = torch.device("cpu")
 DATA = SearchData.split(images(96), images(24, seed=1), 0.25, 12, Augmentation(crop_padding=1))
@@ -89,13 +92,66 @@ def test_a_restored_search_goes_on_bit_for_bit(mode: dict[str, Any]) -> None:
     assert same(resumed.supernet.state_dict(), whole.supernet.state_dict())
 
 
-def test_a_restored_warmup_goes_on_bit_for_bit() -> None:
-    whole, stopped, resumed = trainer(), trainer(), trainer()
+@pytest.mark.parametrize("warmup", ["mixture", "sandwich"])
+@pytest.mark.parametrize("engine", ["composite", "branches"])
+def test_a_restored_warmup_goes_on_bit_for_bit(warmup: str, engine: Any) -> None:
+    whole, stopped, resumed = (trainer(supernet(engine), warmup=warmup) for _ in range(3))
     records = list(whole.warmup())
     first = next(stopped.warmup())
     resumed.restore(*stopped.state())
     assert timeless([first, *resumed.warmup()]) == timeless(records)
     assert same(resumed.supernet.state_dict(), whole.supernet.state_dict())
+
+
+def test_a_step_of_the_sandwich_adds_up_the_gradients_of_its_assignments() -> None:
+    """The oracle: each assignment run by itself, taught by the float network as the labels say."""
+    teacher = trained(Net(), seed=3).eval()
+    made = SupernetTrainer(
+        supernet(), SearchSection(warmup="sandwich", sandwich_samples=2, label_smoothing=0.1), DATA,
+        label="mine", teacher=Teacher(teacher, 0.3), budgets=[budget(supernet())],
+    )  # fmt: skip
+    generator = seeded(4)
+    expected = made.sandwich.draw(generator.clone_state())
+    samples = made._warmup_samples(generator)
+    assert [sample.cells.nonzero()[:, 1:].tolist() for sample in samples] == [
+        [[*c] for c in cells] for cells in expected
+    ]
+    built, (x, y) = made.supernet, next(DATA.weights.batches(12))
+    losses = []
+    for cells in expected:
+        with built.sampled(built.one_hot(cells)):
+            outputs = built.train()(x)
+            soft = F.kl_div(outputs.log_softmax(1), teacher(x).log_softmax(1), reduction="batchmean", log_target=True)
+            losses.append(0.7 * F.cross_entropy(outputs, y, label_smoothing=0.1) + 0.3 * soft)
+    wanted = torch.autograd.grad(torch.stack(losses).mean(), built.weights)
+    meter = LossMeter(made.device, 1)
+    built.zero_grad()
+    made.weights._update = lambda: None  # type: ignore[method-assign]
+    made._weight_step((x, y), samples, (0, 1, 0.0), meter)
+    assert meter.sum() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    for parameter, gradient in zip(built.weights, wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_each_width_learns_a_step_of_its_own_and_one_hot_is_still_the_fixed_net() -> None:
+    made = trainer(warmup="sandwich", warmup_epochs=1)
+    before = {name: p.detach().clone() for name, p in made.supernet.named_parameters() if name.endswith(".gain")}
+    list(made.warmup())
+    after = {name: p for name, p in made.supernet.named_parameters() if name.endswith(".gain")}
+    assert len(before) == 6
+    for name, gains in after.items():
+        assert (gains != before[name]).any()
+    made.supernet.eval()
+    for cells in ([(0, 0), (1, 1), (2, 0)], [(2, 1), (0, 1), (1, 0)]):
+        fixed = fixed_twin(made.supernet, cells, QuantizerChoice())
+        for net in (made.supernet.network, fixed):
+            with made.supernet.sampled(made.supernet.one_hot(cells)):
+                recalibrate_batchnorm(net, [inputs()])
+        fixed.load_state_dict(
+            {k: v for k, v in made.supernet.network.state_dict().items() if "quantize" not in k}, strict=False
+        )
+        with made.supernet.sampled(made.supernet.one_hot(cells)):
+            assert torch.equal(made.supernet(inputs()), fixed(inputs()))
 
 
 def test_one_warmed_up_state_serves_several_budgets() -> None:

@@ -6,6 +6,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,8 +38,8 @@ def switchable(batch_size: int = 4) -> SwitchableTrainer:
     return SwitchableTrainer(net_of(), section(), images=switchable_images(), batch_size=batch_size)
 
 
-def warming(batch_size: int = 4) -> Any:
-    made = search_trainer()
+def warming(batch_size: int = 4, warmup: str = "mixture") -> Any:
+    made = search_trainer(warmup=warmup)
     made.data = replace(made.data, batch_size=batch_size)
     return made
 
@@ -47,6 +48,7 @@ EPOCHS: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {
     "fixed": (fixed, lambda made: made.epochs()),
     "switchable": (switchable, lambda made: made.epochs()),
     "warm-up": (warming, lambda made: made.warmup()),
+    "sandwich": (partial(warming, warmup="sandwich"), lambda made: made.warmup()),
     "theta": (warming, lambda made: made.search(budget(made.supernet))),
 }
 

@@ -29,7 +29,7 @@ from tests.dnas.switchable.test_training import net_of, section
 from tests.dnas.training.test_trainer import network
 from tests.toys import Net, images, seeded, trained
 
-STAGES = ("fixed", "accumulating", "warm-up", "theta", "switchable")
+STAGES = ("fixed", "accumulating", "warm-up", "sandwich", "theta", "switchable")
 IMAGES = images(48)
 
 
@@ -49,9 +49,9 @@ def trainers(device: Device) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def searching(device: Device) -> Any:
+def searching(device: Device, **section: Any) -> Any:
     """A search whose updates are those of all processes."""
-    made = search_trainer(supernet())
+    made = search_trainer(supernet(), **section)
     return type(made)(
         made.supernet.to(device.place), made.section, replace(DATA, batch_size=24), seed=0, label="mine", device=device
     )
@@ -62,8 +62,10 @@ def trained_stages(device: Device) -> dict[str, tuple[list[float], dict[str, Ten
     ends: dict[str, tuple[list[float], dict[str, Tensor]]] = {}
     for name, made in trainers(device).items():
         ends[name] = [result.loss for result in made.epochs()], made.state()[0]
-    warm, theta = searching(device), searching(device)
-    ends["warm-up"] = [record.loss for record in warm.warmup()], warm.state()[0]
+    for name, keys in {"warm-up": {}, "sandwich": {"warmup": "sandwich"}}.items():
+        warm = searching(device, **keys)
+        ends[name] = [record.loss for record in warm.warmup()], warm.state()[0]
+    theta = searching(device)
     ends["theta"] = [record.loss for record in theta.search(budget(theta.supernet))], theta.state()[0]
     return ends
 
