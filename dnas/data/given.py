@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,8 @@ from dnas.data.image_sets import (
     has_classes,
     stratified_indices,
 )
+from dnas.data.loaders import Loaders
+from dnas.data.transforms import randomness_restored, seed_everything, seeds_of
 from search_spaces.errors import InputError, one_line
 
 GivenImages = ImageSet | Dataset[Any] | Iterable[Any]
@@ -100,11 +101,11 @@ def _held_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 class DatasetImages(Batched):
     """The images at ``indices`` (N,) of a map-style dataset of (image (C, H, W), target), read as they are needed."""
 
-    dataset: Any
+    read: ItemReader
     labels: Tensor
     indices: Tensor
     input_shape: tuple[int, int, int]
-    workers: int = 0
+    loaders: Loaders
 
     @classmethod
     def of(cls, dataset: Any, name: str, workers: int = 0) -> DatasetImages:
@@ -119,33 +120,51 @@ class DatasetImages(Batched):
             found = [_pair(_item(dataset, index, name), name)[1][None] for index in range(len(dataset))]
             labels = _targets(found, name)
         channels, height, width = image.shape
-        return cls(dataset, labels, torch.arange(len(dataset)), (channels, height, width), workers)
+        shape = channels, height, width
+        return cls(ItemReader(dataset, name), labels, torch.arange(len(dataset)), shape, Loaders(workers))
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def subset(self, indices: Tensor) -> DatasetImages:
         """Return the images at ``indices``, int64 (M,); nothing is read."""
-        return DatasetImages(self.dataset, self.labels[indices], self.indices[indices], self.input_shape, self.workers)
+        return replace(self, labels=self.labels[indices], indices=self.indices[indices])
 
     def _batches(self, request: BatchRequest) -> Iterator[tuple[Tensor, Tensor]]:
         augmentation, device, part = request.augmentation, request.device, request.part
         generator, order = draw_order(len(self), request.seed)
+        seeds = torch.empty(len(self), dtype=torch.int64).scatter_(0, order, seeds_of(len(self), generator))
         batches = request.batches(order)
         positions = [indices[part.rows(len(indices))] for indices in batches]
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=[self.indices[rows].tolist() for rows in positions],
-            num_workers=min(self.workers, os.cpu_count() or 1),
-            generator=torch.Generator().manual_seed(request.seed or 0),
-        )
-        for whole, indices, batch in zip(batches, positions, loader, strict=True):
-            x = _pair(batch, "the images")[0].to(device, non_blocking=True)
+        wanted = (list(zip(self.indices[own].tolist(), seeds[own].tolist(), strict=True)) for own in positions)
+        read = self.loaders.batches(self.read, wanted, pinned=device.type == "cuda")
+        for whole, indices, found in zip(batches, positions, read, strict=True):
+            x = _as_floats(found.to(device, non_blocking=True))
             if augmentation is not None:
                 rows = part.rows(len(whole))
                 draw = draw_augmentation(len(whole), x.shape[2], x.shape[3], augmentation, generator).rows(rows)
                 x = cut_out(augmented(x, draw, augmentation), draw, augmentation.cutout)
             yield x, self.labels[indices].to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, eq=False)
+class ItemReader:
+    """Reads images of a dataset, each with a seed for what it draws of torch's, numpy's or Python's numbers."""
+
+    dataset: Any
+    name: str
+
+    def __call__(self, wanted: Sequence[tuple[int, int]]) -> Tensor:
+        """The images (N, C, H, W) at indices, with their seeds, as the dataset gives them."""
+        images = []
+        with randomness_restored():
+            for index, seed in wanted:
+                seed_everything(seed)
+                images.append(_image(_item(self.dataset, index, self.name), self.name))
+        try:
+            return torch.stack(images)
+        except RuntimeError as error:
+            raise InputError(f"{self.name}: images of one shape are needed: {one_line(error)}") from error
 
 
 def _in_memory(pairs: Iterable[Any], name: str) -> MemoryImages:
@@ -199,14 +218,26 @@ def _item(dataset: Any, index: int, name: str) -> Any:
 
 def _pair(item: Any, name: str) -> tuple[Tensor, Tensor]:
     """An image or a batch of them as floats, and its labels."""
+    image = _image(item, name)
+    try:
+        return _as_floats(image), torch.as_tensor(item[1])
+    except Exception as error:
+        raise InputError(f"{name}: {described(item[1])} is no tensor; {_PAIRS}") from error
+
+
+def _image(item: Any, name: str) -> Tensor:
+    """The image or images of a pair."""
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise InputError(f"{name}: {_PAIRS}; got {described(item)}")
     try:
-        image, label = torch.as_tensor(item[0]), torch.as_tensor(item[1])
+        return torch.as_tensor(item[0])
     except Exception as error:
         hint = "; add ToTensor to its transforms" if hasattr(item[0], "convert") else f"; {_PAIRS}"
         raise InputError(f"{name}: {described(item[0])} is no tensor{hint}") from error
-    return image.float() / 255 if image.dtype == torch.uint8 else image.float(), label
+
+
+def _as_floats(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def _known_labels(dataset: Any) -> Tensor | None:

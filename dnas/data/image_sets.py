@@ -180,7 +180,10 @@ class MemoryImages(Batched):
         pixels, labels = self._held_on(device)
         for indices in request.batches(order.to(pixels.device)):
             rows = part.rows(len(indices))
-            images = pixels[indices[rows]].to(device, non_blocking=True)
+            images = pixels[indices[rows]]
+            if device.type == "cuda" and not images.is_cuda:
+                images = images.pin_memory()  # from where it is copied while the host goes on
+            images = images.to(device, non_blocking=True)
             draw = None
             if augmentation is not None:
                 draw = draw_augmentation(len(indices), height, width, augmentation, generator).rows(rows)

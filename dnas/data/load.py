@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from numbers import Integral, Real
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from dnas.data.augmentation import SMALL_PIXELS, Augmentation
-from dnas.data.image_files import FolderImages
+from dnas.data.image_files import Decoding, FolderImages
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
 from dnas.data.sources import SourceOptions, published_shape, read_pool
 from search_spaces.errors import InputError, check_type
@@ -30,6 +31,7 @@ def load_data(
     train_limit: int | None = None,
     test_limit: int | None = None,
     workers: int = 0,
+    decode: Decoding = "auto",
 ) -> DataSplits:
     """Read a dataset and split it.
 
@@ -38,11 +40,14 @@ def load_data(
     ``test/`` or ``val/``), or ``package.module:callable`` which returns (train images, train labels, test images,
     test labels) or :class:`DataSplits`. ``train_limit`` caps the images that training and validation share; both
     limits and the validation split are stratified by class and follow from ``split_seed``. Splits that a callable
-    made itself keep their validation split and image size. ``workers`` is the number of processes that decode files
-    of an image folder. Raises InputError on whatever cannot be used or found.
+    made itself keep their validation split and image size. ``workers`` is the number of processes that read
+    files of an image folder, and decode them where ``decode`` is not a device's task, as
+    :class:`dnas.data.image_files.FolderImages` says. Raises InputError on whatever cannot be used or found.
     """
     _refuse_options(validation_fraction, image_size, train_limit, test_limit, workers)
-    options = SourceOptions(None if root is None else Path(root), download, image_size, workers)
+    if decode not in get_args(Decoding):
+        raise InputError(f"decode must be one of {', '.join(get_args(Decoding))}, got {decode!r}")
+    options = SourceOptions(None if root is None else Path(root), download, image_size, workers, decode)
     pool = read_pool(str(source), options)
     if isinstance(pool, DataSplits):
         train = _limited(pool.train, train_limit, split_seed)

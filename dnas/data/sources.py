@@ -19,8 +19,10 @@ from torchvision.datasets.folder import make_dataset
 
 from dnas.data.augmentation import SMALL_PIXELS
 from dnas.data.checks import check_splits
-from dnas.data.image_files import FolderImages, decode
+from dnas.data.decoding import decode
+from dnas.data.image_files import Decoding, FolderImages
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, has_classes, stratified_indices
+from dnas.data.loaders import Loaders
 from search_spaces.errors import InputError, one_line
 from search_spaces.registry import Registry, called, importable_working_directory
 
@@ -55,6 +57,7 @@ class SourceOptions:
     download: bool = False
     image_size: int | None = None
     workers: int = 0
+    decoding: Decoding = "auto"
 
 
 Source = Callable[[SourceOptions], Pool | DataSplits]
@@ -167,10 +170,12 @@ def _image_folder(options: SourceOptions) -> Pool:
         holder, other = (root / "train", test_folder) if name in classes else (test_folder, root / "train")
         raise InputError(f"dataset 'imagefolder': class '{name}' is in '{holder}' but not in '{other}'")
     size = (options.image_size, options.image_size) if options.image_size else _natural_size(train_paths[0])
-    train = FolderImages(train_paths, train_labels, size, *_COLOUR, options.workers)
-    return Pool(
-        train, FolderImages(test_paths, test_labels, size, *_COLOUR, options.workers), len(classes), tuple(classes)
+    loaders = Loaders(options.workers)
+    train, test = (
+        FolderImages(paths, labels, size, *_COLOUR, loaders, options.decoding)
+        for paths, labels in ((train_paths, train_labels), (test_paths, test_labels))
     )
+    return Pool(train, test, len(classes), tuple(classes))
 
 
 def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:

@@ -69,21 +69,27 @@ def seeds_of(count: int, generator: torch.Generator) -> Tensor:
 
 def transformed(images: Tensor, seeds: Tensor, transforms: Sequence[Transform]) -> Tensor:
     """Images (N, C, H, W), each through all transforms, which draw from its own seed (N,)."""
-    with _randomness_restored():
+    with randomness_restored():
         return torch.stack([_one(image, int(seed), transforms) for image, seed in zip(images, seeds, strict=True)])
 
 
 def _one(image: Tensor, seed: int, transforms: Sequence[Transform]) -> Tensor:
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+    seed_everything(seed)
     for transform in transforms:
         image = transform(image)
     return image
 
 
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of torch (on the CPU), numpy and Python."""
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 @contextmanager
-def _randomness_restored() -> Iterator[None]:
+def randomness_restored() -> Iterator[None]:
+    """Leave the global generators of torch (on the CPU), numpy and Python as they are now."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield

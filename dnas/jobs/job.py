@@ -190,4 +190,5 @@ def load_splits(config: JobConfig) -> DataSplits:
         train_limit=section.train_limit,
         test_limit=section.test_limit,
         workers=section.workers,
+        decode=section.decode,
     )

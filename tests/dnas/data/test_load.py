@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dnas.data.augmentation import crop_and_flip, cut_out, draw_augmentation
-from dnas.data.image_files import decode
+from dnas.data.decoding import decode
 from dnas.data.load import (
     Augmentation,
     DataSplits,

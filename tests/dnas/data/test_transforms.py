@@ -17,9 +17,11 @@ from torchvision.transforms import v2
 
 from dnas.config.file import load_job
 from dnas.data.augmentation import Augmentation
+from dnas.data.decoding import decode
 from dnas.data.given import image_set
-from dnas.data.image_files import FolderImages, decode
+from dnas.data.image_files import FolderImages
 from dnas.data.image_sets import Batched, ImageSet, MemoryImages, Part
+from dnas.data.loaders import Loaders
 from dnas.data.transforms import transform_of
 from dnas.jobs.job import Job
 from search_spaces.errors import InputError
@@ -58,7 +60,7 @@ def in_folder(root: Path, workers: int = 0) -> FolderImages:
     for number, image in enumerate(PIXELS):
         paths.append(str(root / f"{number}.png"))
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(paths[-1])
-    return FolderImages(tuple(paths), LABELS, (SIZE, SIZE), (0.5,) * 3, (0.5,) * 3, workers)
+    return FolderImages(tuple(paths), LABELS, (SIZE, SIZE), (0.5,) * 3, (0.5,) * 3, Loaders(workers))
 
 
 SETS: dict[str, Callable[[Path], ImageSet]] = {
