@@ -12,22 +12,23 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import fcntl
 import json
 import os
 import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
 from fnmatch import fnmatch
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from benchmarks.model_check import (
     BATCH,
@@ -43,6 +44,8 @@ from search_spaces.models.load import load_model
 
 MEMORY_BYTES = 16 * 2**30
 LARGE_BYTES = 5e9
+_ALONE = FileLock(Path(tempfile.gettempdir()) / "dnas-coverage.lock")
+"""Held while a large network is checked, so that several processes fit in memory together."""
 # One thread; and the allocator keeps large blocks, since new pages for each tensor cost more than the arithmetic where
 # weights are large: on one virtual machine the two steps of AlexNet take 9 s instead of 30.
 CHILD_ENVIRONMENT = {
@@ -120,18 +123,9 @@ def _child(source: str) -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     torch.manual_seed(0)
     model = load_model(source).module
-    with _one_at_a_time(expected_bytes(model) > LARGE_BYTES):
+    with _ALONE if expected_bytes(model) > LARGE_BYTES else nullcontext():
         print(json.dumps(asdict(check_module(model, input_side(source), source))))
     return 0
-
-
-@contextmanager
-def _one_at_a_time(large: bool) -> Iterator[None]:
-    """Wait until no other large network is checked, so that several processes fit in memory together."""
-    with Path(__file__).open() as lock:
-        if large:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def cells(outcome: Coverage) -> list[str]:
