@@ -20,10 +20,10 @@ from dnas.jobs.stages.prune_trials import PruningObjective
 from dnas.training.trainer import Measurement
 from results.run.folder import Run
 from results.run.status import run_status
+from tests.dnas.jobs.kills import outcome
 from tests.dnas.jobs.test_job_failures import dnas as command
 from tests.dnas.jobs.test_job_failures import search, sentence
 from tests.dnas.jobs.test_prune_jobs import GROUPS, PRUNE, events, ids, points
-from tests.dnas.jobs.test_resuming import outcome
 
 Job = Callable[..., JobConfig]
 CarriedOut = Callable[..., Run]

@@ -15,7 +15,6 @@ import torch
 import dnas
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
-from dnas.jobs import job as jobs
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import load_network, load_splits
 from dnas.jobs.planning import plan_job
@@ -26,16 +25,15 @@ from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.training.trainer import evaluate
 from results.pictures.switch_data import switch_rows
 from results.run.folder import Run
-from results.run.journal import Journal
 from results.run.status import run_status
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
 from search_spaces.network.graph import read_graph
 from search_spaces.provenance import PROFILE
+from tests.dnas.jobs.kills import LASTING, Event, history, killed_everywhere, outcome
 from tests.dnas.jobs.test_job_failures import dnas as command
 from tests.dnas.jobs.test_job_failures import sentence
-from tests.dnas.jobs.test_prune_jobs import context_of, events, points
-from tests.dnas.jobs.test_resuming import LASTING, Killed, carried_out_with_kills, history, identity, outcome
+from tests.dnas.jobs.test_prune_jobs import events, points
 
 Job = Callable[..., JobConfig]
 CarriedOut = Callable[..., Run]
@@ -97,40 +95,21 @@ def test_the_stored_net_reaches_what_the_front_says(finalised: Run) -> None:
     assert net.best() in net.profiles
 
 
-def test_a_net_killed_at_any_entry_ends_the_same(
-    smaller: Job, finalised: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed once at every entry from the stage on, by turns before and after it is written, and amid an epoch."""
-    config = smaller(*FINALISE)
-    plan, splits = context_of(finalised, config).job.plan, jobs.load_splits(config)
-    monkeypatch.setattr(jobs, "plan_job", lambda *arguments: plan)  # the same each time, and most of each time
-    monkeypatch.setattr(jobs, "load_splits", lambda config: splits)
-    append = Journal.append
-    seen: list[str] = []
+def test_a_net_killed_at_any_entry_ends_the_same(smaller: Job, finalised: Run, tmp_path: Path) -> None:
+    """Killed once at every entry from the stage on, and amid an epoch."""
     begun: list[bool] = []
 
-    def deadly(journal: Journal, record: dict[str, Any]) -> None:
+    def entry(record: Event) -> bool:
         begun.extend([True] * (record.get("stage") == "finalise"))
-        kill = bool(begun) and record["event"] in (*LASTING, "profiles") and identity(record) not in seen
-        if kill:
-            seen.append(identity(record))
-            if len(seen) % 2:
-                raise Killed
-        append(journal, record)
-        if kill:
-            raise Killed
+        return bool(begun) and record["event"] in (*LASTING, "profiles")
 
-    def report(event: dict[str, Any]) -> None:
-        if event["event"] == "progress" and event["stage"] == "finalise" and "amid" not in seen:
-            seen.append("amid")
-            raise Killed
+    def amid(event: Event) -> str | None:
+        return "amid" if (event["event"], event.get("stage")) == ("progress", "finalise") else None
 
-    monkeypatch.setattr(Journal, "append", deadly)
-    run, kills = carried_out_with_kills(config, tmp_path / "run", report)
-    assert {"profiles", "decoded", "epoch", "measured", "tested"} <= {
-        json.loads(s)["event"] for s in seen if s != "amid"
-    }
-    assert kills == len(seen) > 12
+    run, places = killed_everywhere(smaller(*FINALISE), tmp_path / "run", entry=entry, amid=amid)
+    events = {json.loads(str(place))["event"] for place in places if place != "amid"}
+    assert {"profiles", "decoded", "epoch", "measured", "tested"} <= events
+    assert len(places) > 12
     assert history(run) == history(finalised)
     assert outcome(run) == outcome(finalised)
 

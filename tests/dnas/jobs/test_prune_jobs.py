@@ -15,11 +15,10 @@ import torch
 
 from bayesopt.criteria import rankings
 from dnas import apply
-from dnas.config.file import dump_job, load_job
+from dnas.config.file import load_job
 from dnas.config.job import JobConfig
-from dnas.jobs import job as jobs
 from dnas.jobs.context import JobContext
-from dnas.jobs.run import evaluate_assignment, run_job
+from dnas.jobs.run import evaluate_assignment
 from dnas.jobs.stages import prune_trials
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
@@ -29,16 +28,14 @@ from dnas.quantization.layers import QuantizedLayer
 from dnas.training.task import CLASSIFICATION
 from dnas.training.trainer import evaluate
 from results.run.folder import Run
-from results.run.journal import Journal
 from results.run.status import run_status
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.groups import ChannelGroups, kept_units
-from tests.dnas.jobs.test_resuming import Killed, identity, outcome
+from tests.dnas.jobs.kills import Event, identity, killed_everywhere, outcome
 
 Job = Callable[..., JobConfig]
 CarriedOut = Callable[..., Run]
-Event = dict[str, Any]
 PASSING = ("started", "resumed", "stage", "failed")
 PRUNE = (
     "controls.ilp=false",
@@ -395,50 +392,17 @@ def in_prune_stage(record: Event) -> bool:
 
 
 def test_a_kill_around_any_entry_or_amid_anything_of_the_stage_changes_nothing(
-    batched: JobConfig, uninterrupted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batched: JobConfig, uninterrupted: Run, tmp_path: Path
 ) -> None:
-    done: set[str] = set()
-    entered: list[str] = []
-    append = Journal.append
+    def amid(event: Event) -> str | None:
+        if (event["event"], event.get("stage")) != ("progress", "prune"):
+            return None
+        return f"amid {event['run']}, {event.get('epoch')}, {event.get('trial')}"
 
-    def kill_once(place: str) -> None:
-        if place not in done:
-            done.add(place)
-            raise Killed
-
-    def deadly(journal: Journal, record: Event) -> None:
-        key = identity(record)
-        if in_prune_stage(record) and key not in entered:
-            entered.append(key)
-        at_all = in_prune_stage(record)
-        before = at_all and entered.index(key) % 2 == 0  # by turns
-        if before:
-            kill_once(f"before {key}")
-        append(journal, record)
-        if at_all and not before:
-            kill_once(f"after {key}")
-
-    def report(event: Event) -> None:
-        if event["event"] == "progress" and event["stage"] == "prune":
-            kill_once(f"amid {event['run']}, {event.get('epoch')}, {event.get('trial')}")
-
-    plan, splits = context_of(uninterrupted, batched).job.plan, jobs.load_splits(batched)
-    monkeypatch.setattr(jobs, "plan_job", lambda *arguments: plan)  # the same each time, and most of each time
-    monkeypatch.setattr(jobs, "load_splits", lambda config: splits)
-    monkeypatch.setattr(Journal, "append", deadly)
-    run, kills = Run.create(tmp_path / "run", dump_job(batched), {}), 0
-    while run_status(run).state != "finished":
-        run.close()
-        run = Run.open(run.folder, write=True)
-        try:
-            run_job(batched, run, report)
-        except Killed:
-            kills += 1
-            assert kills < 200, "the run does not get any further"
-    run.close()
+    run, places = killed_everywhere(batched, tmp_path / "run", entry=in_prune_stage, amid=amid)
     entries = [record for record in uninterrupted.journal.records() if in_prune_stage(record)]
     assert {record["event"] for record in entries} == {"trial", "finalist", "epoch", "decoded"}
-    assert kills == len(done) > len(entries)
+    assert {identity(record) for record in entries} < set(places)
     assert history(run) == history(uninterrupted)
     assert outcome(run) == outcome(uninterrupted)
     names = [sorted(path.name for path in (one.folder / "checkpoints").iterdir()) for one in (run, uninterrupted)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -22,29 +21,11 @@ from dnas.jobs.run import run_job
 from results.run.folder import Run
 from results.run.journal import Journal
 from results.run.status import run_status
+from tests.dnas.jobs.kills import LASTING, Event, history, killed_everywhere, outcome
 
 Job = Callable[..., JobConfig]
-Event = dict[str, Any]
 ROOT = Path(__file__).parents[3]
-LASTING = ("note", "epoch", "decoded", "searched", "measured", "tested", "finished")
 DEADLINE_SECONDS = 60.0
-
-
-class Killed(BaseException):
-    """What no code but this test catches."""
-
-
-def identity(record: Event) -> str:
-    return json.dumps({key: value for key, value in record.items() if key not in ("time", "seconds")}, sort_keys=True)
-
-
-def history(run: Run) -> list[str]:
-    return [identity(record) for record in run.journal.records() if record["event"] in LASTING]
-
-
-def outcome(run: Run) -> dict[str, bytes]:
-    paths = [run.folder / "front.json", run.folder / "front.csv", *(run.folder / "assignments").iterdir()]
-    return {path.name: path.read_bytes() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -73,58 +54,24 @@ def uninterrupted(busy: JobConfig, carried_out: Callable[..., Run], tmp_path_fac
     return carried_out(busy, tmp_path_factory.mktemp("busy") / "run")
 
 
-def carried_out_with_kills(config: JobConfig, folder: Path, report: Callable[[Any], None]) -> tuple[Run, int]:
-    """Go on with a job until it is finished, however often ``report`` or a patch kills it."""
-    run, kills = Run.create(folder, dump_job(config), {}), 0
-    while run_status(run).state != "finished":
-        run.close()
-        run = Run.open(folder, write=True)
-        try:
-            run_job(config, run, report)
-        except Killed:
-            kills += 1
-    run.close()
-    return run, kills
-
-
-def test_a_kill_around_any_journal_entry_changes_nothing(
-    busy: JobConfig, uninterrupted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
-    append = Journal.append
-
-    def deadly(journal: Journal, record: Event) -> None:
-        """Kill once at every entry, by turns before and after it is written."""
-        kill = record["event"] in LASTING and identity(record) not in seen
-        if kill:
-            seen.append(identity(record))
-            if len(seen) % 2:  # what the entry is about is done and saved by now
-                raise Killed
-        append(journal, record)
-        if kill:
-            raise Killed
-
-    monkeypatch.setattr(Journal, "append", deadly)
-    run, kills = carried_out_with_kills(busy, tmp_path / "run", lambda event: None)
-    assert kills == len(history(uninterrupted)) > 15
+def test_a_kill_around_any_journal_entry_changes_nothing(busy: JobConfig, uninterrupted: Run, tmp_path: Path) -> None:
+    run, places = killed_everywhere(busy, tmp_path / "run", entry=lambda record: record["event"] in LASTING)
+    assert len(places) == len(history(uninterrupted)) > 15
     assert history(run) == history(uninterrupted)
     assert outcome(run) == outcome(uninterrupted)
 
 
 def test_a_kill_amid_any_epoch_changes_nothing(busy: JobConfig, uninterrupted: Run, tmp_path: Path) -> None:
-    seen: set[tuple[Any, ...]] = set()
     fractions: list[float] = []
 
-    def deadly(event: Event) -> None:
-        if event["event"] == "progress":
-            fractions.append(round(event["fraction"], 9))
-            place = (event["stage"], event["run"], event.get("epoch"))
-            if place not in seen:
-                seen.add(place)
-                raise Killed
+    def place(event: Event) -> tuple[Any, ...] | None:
+        if event["event"] != "progress":
+            return None
+        fractions.append(round(event["fraction"], 9))
+        return (event["stage"], event["run"], event.get("epoch"))
 
-    run, kills = carried_out_with_kills(busy, tmp_path / "run", deadly)
-    assert kills == sum(
+    run, places = killed_everywhere(busy, tmp_path / "run", amid=place)
+    assert len(places) == sum(
         record["event"] in ("epoch", "measured", "tested") for record in uninterrupted.journal.records()
     )
     assert history(run) == history(uninterrupted)

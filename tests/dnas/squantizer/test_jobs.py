@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +19,11 @@ from dnas.config.job import JobConfig
 from dnas.jobs.run import evaluate_assignment, run_job
 from dnas.squantizer.quantizer import codes_of
 from results.run.folder import Run
-from results.run.journal import Journal
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
 from search_spaces.errors import InputError
 from search_spaces.sparse_weights.codes import decode, encode
-from tests.dnas.jobs.test_resuming import LASTING, Killed, carried_out_with_kills, history, identity, outcome
+from tests.dnas.jobs.kills import LASTING, history, identity, killed_everywhere, outcome
 
 Job = Callable[..., JobConfig]
 SPARSE = (
@@ -136,33 +134,18 @@ def test_a_finished_net_is_measured_again_as_it_was(uninterrupted: Run) -> None:
 
 
 def test_a_kill_around_any_journal_entry_changes_nothing(
-    sparse_job: Job, carried_out: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sparse_job: Job, carried_out: Callable[..., Run], tmp_path: Path
 ) -> None:
     config = sparse_job("squantizer.sigma=[]", "finetune.epochs=2", "finetune.seeds=1", "controls.uniform=[]")
     whole = carried_out(config, tmp_path / "whole")
-    seen: list[str] = []
-    append = Journal.append
-
-    def deadly(journal: Journal, record: dict[str, Any]) -> None:
-        """Kill once at every entry, by turns before and after it is written."""
-        kill = record["event"] in LASTING and identity(record) not in seen
-        if kill:
-            seen.append(identity(record))
-            if len(seen) % 2:
-                raise Killed
-        append(journal, record)
-        if kill:
-            raise Killed
-
-    monkeypatch.setattr(Journal, "append", deadly)
-    run, kills = carried_out_with_kills(config, tmp_path / "run", lambda event: None)
-    assert kills == len(history(whole)) > 7
+    run, places = killed_everywhere(config, tmp_path / "run", entry=lambda record: record["event"] in LASTING)
+    assert len(places) == len(history(whole)) > 7
     assert history(run) == history(whole)
     assert outcome(run) == outcome(whole)
 
 
 def test_a_sigma_for_each_layer_is_searched_within_the_budget(
-    sparse_job: Job, carried_out: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sparse_job: Job, carried_out: Callable[..., Run], tmp_path: Path
 ) -> None:
     settings = ("squantizer.trials=4", "squantizer.sigma=[]", "finetune.epochs=1", "finetune.seeds=1")
     config = sparse_job(*settings, "controls.uniform=[]")
@@ -184,19 +167,8 @@ def test_a_sigma_for_each_layer_is_searched_within_the_budget(
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "whole" / "trials-sq3-layers1.png").exists()
 
-    append = Journal.append
-    seen: list[str] = []
-
-    def deadly(journal: Journal, record: dict[str, Any]) -> None:
-        append(journal, record)
-        if record["event"] == "trial" and identity(record) not in seen:
-            seen.append(identity(record))
-            raise Killed
-
-    monkeypatch.setattr(Journal, "append", deadly)
-    run, kills = carried_out_with_kills(config, tmp_path / "run", lambda event: None)
-    assert kills == 4
-    assert seen == [identity(r) for r in whole.journal.records() if r["event"] == "trial"]
+    run, places = killed_everywhere(config, tmp_path / "run", entry=lambda record: record["event"] == "trial")
+    assert places == [identity(r) for r in whole.journal.records() if r["event"] == "trial"]
     assert outcome(run) == outcome(whole)
 
 
