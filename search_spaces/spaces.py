@@ -50,6 +50,12 @@ class PrecisionSpace:
         return SKIPPED if weight == 0 else (weight, activation)
 
     @property
+    def quantized(self) -> tuple[str, ...]:
+        """The layers that any assignment of this space quantizes: all but those that stay in fp32."""
+        fixed = (name for name, pair in self.fixed.items() if pair != (FLOAT_BITS, FLOAT_BITS))
+        return (*fixed, *(name for decision in self.decisions for name in decision.layers))
+
+    @property
     def widths(self) -> np.ndarray:
         """Weight bits times activation bits of every cell (Kw, Ka); 0 where the branch is skipped."""
         return np.outer(self.weight_bits, self.activation_bits).astype(np.float64)

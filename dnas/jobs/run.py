@@ -29,6 +29,7 @@ from dnas.jobs.stages.prune_requests import PruneRequest, check_request, request
 from dnas.jobs.stages.testing import Test
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
+from dnas.quantization.proof import check_twin
 from dnas.training.device import deterministic
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
@@ -219,6 +220,15 @@ def _rehearse(job: Job) -> None:
         trains=any(epochs),
         searches="search" in config.order,
     )
+    _prove_twins(job)
+
+
+def _prove_twins(job: Job) -> None:
+    """Refuse layers whose quantized twins are not the network's; what any stage makes of them is not proven again."""
+    plan, search = job.plan, job.config.search
+    check_twin(job.network, plan.graph, plan.space.quantized)
+    if "search" in job.config.order and search.engine == "branches":
+        check_twin(job.network, plan.graph, plan.space.quantized, branched=True)
 
 
 def _introduction(job: Job) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.quantization.conversion import QuantizerChoice, fixed_copy
 from dnas.switchable.net import SwitchableNet
 from dnas.training.trainer import with_prefix
 from results.events import FloatMeasured
@@ -38,7 +38,7 @@ def stored_net(
             _missing(run, f"assignment '{assignment.id}'", measured=validation_of(assignment.metrics) is not None)
         )
     _check_digest(run, name, saved[1].get(DIGEST), assignment)
-    fixed = quantize_fixed(network, graph, assignment.layers, choice)
+    fixed = fixed_copy(network, graph, assignment.layers, choice)
     _fill(run, name, saved[0], fixed.load_state_dict)
     return fixed.eval()
 

@@ -117,7 +117,8 @@ def quantize_fixed(
 def fixed_copy(
     model: nn.Module, graph: LayerGraph, layers: Mapping[str, LayerBits], choice: QuantizerChoice
 ) -> nn.Module:
-    """:func:`quantize_fixed` of a network whose layers are known to have twins."""
+    """:func:`quantize_fixed` of a network whose layers are known to have twins, as those of every job are."""
+    check_names("the assignment", layers, graph)
     twin = fresh_copy(model)
     kept = kept_units(graph.channels, kept_rows_of(layers))
     if kept:

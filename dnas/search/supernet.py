@@ -131,9 +131,8 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space, self.table, self.engine = space, table, engine
-        fixed = [name for name, bits in space.fixed.items() if bits != (32, 32)]
-        searched = [name for decision in space.decisions for name in decision.layers]
-        check_twin(model, graph, fixed + searched, branched=engine == "branches")
+        quantized = space.quantized
+        check_twin(model, graph, quantized, branched=engine == "branches")
         self.network = fresh_copy(model)
         self.theta = Theta(space)
         choice = choice or QuantizerChoice()
@@ -142,7 +141,7 @@ class Supernet(nn.Module):
             raise InputError(f"engine = {engine!r} is not one of composite, branches")
         choice.check_mixture(space.weight_bits, space.activation_bits)
         for name, (weight, activation) in space.fixed.items():
-            if name in fixed:
+            if name in quantized:
                 swap_composite(self.network, graph[name], (weight,), (activation,), choice)
         self._rows = [row for row, bits in enumerate(space.weight_bits) if bits]
         self.register_buffer("_kept_rows", torch.tensor(self._rows), persistent=False)

@@ -23,7 +23,7 @@ from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED
 from dnas.jobs.stages.trial_events import BAYESIAN, as_told, known_trials, trial_event
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
-from dnas.quantization.conversion import quantize_fixed
+from dnas.quantization.conversion import fixed_copy
 from dnas.squantizer.plan import section_of
 from dnas.squantizer.quantizer import moments, sparse_codes
 from dnas.squantizer.storage import EPSILON, LEAST_SIGMA, Layers, Weights, set_sigmas, stored_layers
@@ -158,7 +158,7 @@ class _Trials:
     def network(self) -> nn.Module:
         """The float network, quantized and calibrated."""
         job = self.job
-        network = quantize_fixed(job.network, job.plan.graph, self.space.layers, job.choice)
+        network = fixed_copy(job.network, job.plan.graph, self.space.layers, job.choice)
         calibrate(network.to(job.device.place), job.calibration_images())
         self._images = job.batchnorm_images(BATCHNORM_BATCHES)
         return network.eval()

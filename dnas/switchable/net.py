@@ -99,7 +99,9 @@ class SwitchableNet(nn.Module):
         self.graph, self.choice, self.private_norms = graph, choice, private_norms
         self.profiles = {name: Profile(name, assignments[name]) for name in by_width(graph, assignments)}
         layers = {name: profile.assignment.layers for name, profile in self.profiles.items()}
-        check_twin(model, graph, list(graph.by_name))
+        check_twin(
+            model, graph, [name for name in graph.by_name if not all(bits[name].is_float for bits in layers.values())]
+        )
         base = fresh_copy(model)
         owned = {spec.norm for spec in graph.layers} | graph.unused
         norms = ((key, norm) for key, norm in base.named_modules() if isinstance(norm, _BatchNorm) and key not in owned)

@@ -20,7 +20,7 @@ from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stored_nets import save_fixed, stored_net
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
-from dnas.quantization.conversion import quantize_fixed
+from dnas.quantization.conversion import fixed_copy
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement, Trainer, with_prefix
 from results.events import Measured
@@ -210,7 +210,7 @@ class Measurer:
         if assignment.provenance.parent:
             return self._from_parent(assignment, assignment.provenance.parent, seed)
         model = self.starting_model(job.config.finetune.start, seed)
-        network = quantize_fixed(model, job.plan.graph, assignment.layers, job.choice).to(job.device.place)
+        network = fixed_copy(model, job.plan.graph, assignment.layers, job.choice).to(job.device.place)
         calibrate(network, job.calibration_images())
         return network
 
@@ -243,7 +243,7 @@ class Measurer:
     def _requantized(self, network: nn.Module, assignment: BitAssignment) -> nn.Module:
         """A trained net at the bits of this assignment: ranges are kept where the width is, else calibrated."""
         job = self.job
-        other = quantize_fixed(job.network, job.plan.graph, assignment.layers, job.choice).to(job.device.place)
+        other = fixed_copy(job.network, job.plan.graph, assignment.layers, job.choice).to(job.device.place)
         inherit(other, network.state_dict())
         calibrate(other, job.calibration_images())
         keep_ranges(other, network)

@@ -66,6 +66,11 @@ class Returning(Net):
         }[self.what]
 
 
+class Asking(Net):
+    def forward(self, x):
+        return self.last(self.features(x)) * (2 if type(self.last) is nn.Linear else 1)
+
+
 class Rows(Net):
     def __init__(self, what):
         super().__init__(5)
@@ -223,6 +228,10 @@ REFUSED = {
     "a last batch of another number": (
         ("model.source=own:Rows", "model.arguments={what='fours'}", "data.batch_size=12"),
         "fails in training mode on images of shape (7, 1, 6, 6)",
+    ),
+    "a layer that is asked for its type": (
+        ("model.source=own:Asking", "pretrain.epochs=1"),
+        "layer 'last' cannot be quantized: the network reads it otherwise than by calling it",
     ),
     "text": (("model.source=own:Returning", "model.arguments={what='text'}"), "returns a str in eval mode"),
     "no gradient": (("model.source=own:Returning", "model.arguments={what='no gradient'}"), "cannot be differentiated"),

@@ -340,6 +340,25 @@ def test_what_cannot_be_shared() -> None:
         net_of("residual", assignments("residual", {"a": (4, 4)}, NESTED), QuantizerChoice("binary", "pact"))
 
 
+def test_a_layer_that_no_profile_quantizes_may_be_read_in_any_way() -> None:
+    class Asking(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x).relu()) * (2 if type(self[1]) is nn.Linear else 1)
+
+    model = Asking(nn.Linear(4, 4), nn.Linear(4, 3)).eval()
+    graph, x = read_graph(model, (4,)), torch.randn(3, 4)
+    reference, fp32 = ModelReference("toy", (4,)), LayerBits(32, 32)
+    half, whole = (
+        BitAssignment(name, reference, {"0": LayerBits(bits, bits), "1": last})
+        for name, bits, last in (("half", 4, fp32), ("whole", 4, LayerBits(4, 4)))
+    )
+    floats = BitAssignment("float", reference, {"0": fp32, "1": fp32})
+    net = SwitchableNet(model, graph, {"half": half, "float": floats}, QuantizerChoice()).eval()
+    assert torch.equal(net.use("float")(x), model(x))
+    with pytest.raises(InputError, match="layer '1' cannot be quantized"):
+        SwitchableNet(model, graph, {"half": half, "whole": whole}, QuantizerChoice())
+
+
 def test_switching_is_a_change_of_pointers() -> None:
     """No module is called and no tensor is made when switching."""
     net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
