@@ -1,5 +1,6 @@
 """One thread per test process: the suite runs several processes, and small tensors gain nothing from more."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -8,8 +9,16 @@ os.environ.pop("COLUMNS", None)  # the width of the terminal that started the te
 import pytest
 import torch
 
+gc.disable()  # until everything is imported and collected: all of it stays, and looking through it takes seconds
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
-    torch.manual_seed(0)  # so that no test depends on the ones before it
+    torch.default_generator.manual_seed(0)  # so that no test depends on the ones before it
