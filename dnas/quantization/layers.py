@@ -91,14 +91,19 @@ class TensorQuantizer(nn.Module):
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The tensor as the grid sees it, and the clip that normalises it."""
+        prepared, clip = self._prepared(x)
+        return prepared, clip.clamp_min(SMALLEST_CLIP)
+
+    def _prepared(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`prepare`, with a clip that may be too small."""
         prepared = self.as_rows(self.quantizer.transform(x) if self.quantizer.transform else x)
         if self.quantizer.clip == "data":
             rows = prepared.detach().abs()
             largest = rows.amax().reshape(1, 1) if self.clip.shape[0] == 1 else rows.flatten(1).amax(1, keepdim=True)
             clip = torch.where(self.clip > 0, self.clip, largest.to(self.clip.dtype))
         else:
-            clip = _scale_gradient(self.clip, self.clip_gradient_scale)
-        return prepared, clip.clamp_min(SMALLEST_CLIP)
+            clip = self.clip
+        return prepared, clip
 
     def hold(self, x: Tensor) -> None:
         """Fix a clip that is read from the data at what it is for ``x``: what is removed later then changes nothing."""
@@ -144,16 +149,18 @@ class TensorQuantizer(nn.Module):
         return self._mixed(x, coefficients)
 
     def _mixed(self, x: Tensor, coefficients: Tensor) -> Tensor:
-        prepared, clip = self.prepare(x)
+        prepared, clip = self._prepared(x)
         mixed = mix(
             prepared,
             clip,
-            _scale_gradient(self.gain, self.gain_gradient_scale),
+            self.gain,
             self.grids,
             self.low,
             coefficients,
             saturates=self.saturates,
             clip_gradient=self.quantizer.clip_gradient,
+            clip_gradient_scale=self.clip_gradient_scale,
+            gain_gradient_scale=self.gain_gradient_scale,
         )
         return self.as_rows(mixed)
 
@@ -179,21 +186,6 @@ def fit_together(quantizers: Sequence[TensorQuantizer], x: Tensor | TensorSample
         for quantizer, own in zip(quantizers, grids, strict=True):
             for k, grid in enumerate(own):
                 quantizer.gain[k] = best_gain(sample, clip, grid, quantizer.signed)
-
-
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.scale, None
-
-
-def _scale_gradient(x: Tensor, scale: float) -> Tensor:
-    return x if scale == 1.0 else cast(Tensor, _ScaleGradient.apply(x, scale))
 
 
 class QuantizedLayer(nn.Module):

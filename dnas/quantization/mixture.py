@@ -2,8 +2,8 @@
 
 ``mix(x, clip, gain, grids, low, coefficients)`` returns ``sum_k coefficients[k] * q_k(x)`` in one pass over x; a single
 candidate with coefficient 1 is plain fake quantization, so a fixed layer, a one-hot supernet layer and a switchable
-layer run the same arithmetic. Forward and backward are pure functions, compiled with torch.compile on request; x is
-seen as a matrix (rows, elements) with one clip per row, which keeps the compiled graphs few.
+layer run the same arithmetic. Forward and backward are pure functions, compiled with torch.compile on request, and
+kernels of our own on CUDA; x is seen as a matrix (rows, elements) with one clip per row, which keeps both few.
 
 The gradient is straight-through: 1 inside the clip, 0 outside (arXiv 1308.3432).
 """
@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnas.quantization import mixture_kernels
+from dnas.quantization.fitting import SMALLEST_CLIP
+
 SATURATED, FULL = "saturated", "full"
 
 
 def _forward(
     x: Tensor, clip: Tensor, gain: Tensor, grids: Tensor, low: Tensor, coefficients: Tensor, saturates: bool
 ) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    wide, clip = x.to(torch.promote_types(x.dtype, torch.float32)), clip.clamp_min(SMALLEST_CLIP)
     u = torch.maximum(wide / clip, low).clamp_max(1.0)
     # sum_k c_k (code_k * step_k + start_k), with everything that does not depend on x taken out of the loop
     weight = coefficients[: gain.shape[0]] * gain
@@ -51,8 +54,11 @@ def _backward(
     saturates: bool,
     clip_gradient: str | None,
     wants_coefficients: bool,
+    clip_scale: float,
+    gain_scale: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     wide, g_wide = x.to(clip.dtype), g.to(clip.dtype)
+    given, clip = clip, clip.clamp_min(SMALLEST_CLIP)
     u = wide / clip
     inside = (u >= low) & (u <= 1.0)
     quantized = coefficients[: gain.shape[0]].sum()
@@ -78,13 +84,15 @@ def _backward(
     elif clip_gradient == SATURATED:
         # Where x is clipped, u is 1 or low, and so (for these grids) is the value: no staircase to evaluate.
         grad_clip = (g_wide * torch.where(inside, 0.0, quantized * u)).sum(1, keepdim=True)
+    if grad_clip is not None:
+        grad_clip = torch.where(given >= SMALLEST_CLIP, clip_scale * grad_clip, 0.0)
     if not wants_coefficients:
         return grad_x, grad_clip, None, None
     along = grids[3] * torch.stack(code_sums) + grids[4] * g_clip.sum()  # what coefficient times gain multiplies
     grad_coefficients = gain * along
     if coefficients.shape[0] > gain.shape[0]:
         grad_coefficients = torch.cat([grad_coefficients, (g_wide * wide).sum()[None]])
-    return grad_x, grad_clip, grad_coefficients, coefficients[: gain.shape[0]] * along
+    return grad_x, grad_clip, grad_coefficients, gain_scale * coefficients[: gain.shape[0]] * along
 
 
 class _Implementation:
@@ -129,6 +137,11 @@ def _compile() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     return forward, backward
 
 
+def _implementation(x: Tensor) -> Any:
+    """What computes the mixture of ``x``: kernels on CUDA, where there is what they are written in."""
+    return mixture_kernels if x.is_cuda and x.dtype != torch.float64 and mixture_kernels.available else _active
+
+
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -141,11 +154,12 @@ class _Mix(torch.autograd.Function):
         coefficients: Tensor,
         saturates: bool,
         clip_gradient: str,
+        scales: tuple[float, float],
     ) -> Tensor:
         ctx.save_for_backward(x, clip, gain, grids, low, coefficients)
-        ctx.saturates, ctx.clip_gradient = saturates, clip_gradient
+        ctx.saturates, ctx.clip_gradient, ctx.scales = saturates, clip_gradient, scales
         # Detached: torch.compile looks at what a tensor is a view of, and would compile once more for a gradient.
-        mixed = _active.forward(
+        mixed = _implementation(x).forward(
             _matrix(x, clip), clip.detach(), gain.detach(), grids, low, coefficients.detach(), saturates
         )
         return mixed.as_strided(x.shape, x.stride())
@@ -155,7 +169,7 @@ class _Mix(torch.autograd.Function):
         x, clip, gain, grids, low, coefficients = ctx.saved_tensors
         wants_clip, wants_gain, wants_coefficients = (ctx.needs_input_grad[index] for index in (1, 2, 5))
         g = _laid_out_like(grads[0], x)
-        grad_x, grad_clip, grad_coefficients, grad_gain = _active.backward(
+        grad_x, grad_clip, grad_coefficients, grad_gain = _implementation(x).backward(
             _matrix(g, clip),
             _matrix(x, clip),
             clip.detach(),
@@ -166,9 +180,10 @@ class _Mix(torch.autograd.Function):
             ctx.saturates,
             ctx.clip_gradient if wants_clip else None,
             wants_coefficients or wants_gain,
+            *ctx.scales,
         )
         grad_x = grad_x.as_strided(x.shape, x.stride())
-        return grad_x, grad_clip, grad_gain, None, None, grad_coefficients, None, None
+        return grad_x, grad_clip, grad_gain, None, None, grad_coefficients, None, None, None
 
 
 def _matrix(x: Tensor, clip: Tensor) -> Tensor:
@@ -200,13 +215,17 @@ def mix(
     *,
     saturates: bool = True,
     clip_gradient: str = FULL,
+    clip_gradient_scale: float = 1.0,
+    gain_gradient_scale: float = 1.0,
 ) -> Tensor:
     """Return the mixture of the quantized versions of ``x``, with straight-through gradients.
 
     Shapes: ``x`` any; ``clip`` (R, 1), one per row where R > 1 rows are the first dimension of a contiguous x;
     ``gain`` (K,); ``grids`` (5, K), the columns of :class:`dnas.quantization.quantizers.Grid`; ``low`` () is -1 or 0;
     ``coefficients`` (K,), or (K + 1,) with that of x itself last. Gradients reach x, clip, gain and coefficients.
-    ``saturates`` says whether some grid's code can exceed its top at u = 1 (see :attr:`Grid.saturates`).
+    ``saturates`` says whether some grid's code can exceed its top at u = 1 (see :attr:`Grid.saturates`). A clip below
+    1e-6 counts as that. The scales multiply the gradients of clip and gain.
     """
     dense = x if (clip.shape[0] == 1 and _is_dense(x)) else x.contiguous()
-    return _Mix.apply(dense, clip, gain, grids, low, coefficients, saturates, clip_gradient)
+    scales = clip_gradient_scale, gain_gradient_scale
+    return _Mix.apply(dense, clip, gain, grids, low, coefficients, saturates, clip_gradient, scales)
