@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dnas.quantization.fitting import SMALLEST_CLIP
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, float_weight
-from dnas.quantization.quantizers import Grid, encode
+from dnas.quantization.quantizers import SMALLEST_CLIP, Grid, encode
 from dnas.quantization.roles import has_hooks
 from dnas.quantization.schemes import SchemeQuantizer, module_of
 from dnas.switchable.views import Picked

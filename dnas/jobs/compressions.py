@@ -42,9 +42,9 @@ class Compression(ABC):
     def introduction(self, job: Any) -> tuple[str, str]:
         """What the job works on, and how, for the first sentence that the user reads."""
 
-    def on_progress(self, network: nn.Module, job: Any) -> Callable[[float], None]:
-        """What is told before each step of fine-tuning how far the training is, in [0, 1)."""
-        return lambda progress: None
+    def on_progress(self, network: nn.Module, job: Any) -> Callable[[float], None] | None:
+        """What is told before each step of fine-tuning how far the training is, in [0, 1), if anything is."""
+        return None
 
     def settle(self, network: nn.Module, assignment: BitAssignment, job: Any) -> None:  # noqa: B027
         """Set what has to be set right after fine-tuning, before BatchNorm is estimated anew."""

@@ -114,7 +114,7 @@ def device_of(config: JobConfig) -> Device:
         raise InputError(
             f"device = '{config.device}' is one for {processes}; write cuda, and each takes its own, or cpu"
         )
-    return replace(device, processes=processes)
+    return replace(device, processes=processes, cuda_graphs=config.cuda_graphs)
 
 
 def _images(config: JobConfig, data: DataSplits) -> tuple[Augmentation | None, SearchData]:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dnas.quantization.quantizers import Grid
+from dnas.quantization.quantizers import SMALLEST_CLIP, Grid
 from dnas.quantization.samples import TensorSample
 
-SMALLEST_CLIP = 1e-6
 _FRACTIONS = torch.linspace(1.0, 0.025, 40)
 _VALUES_AT_ONCE = 2**16  # several fractions in one step while it stays in the cache
 

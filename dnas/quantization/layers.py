@@ -13,9 +13,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from dnas.quantization.fitting import SMALLEST_CLIP, best_clip, best_gain
+from dnas.quantization.fitting import best_clip, best_gain
 from dnas.quantization.mixture import mix
-from dnas.quantization.quantizers import Quantizer
+from dnas.quantization.quantizers import SMALLEST_CLIP, Quantizer
 from dnas.quantization.roles import become, holding, reduced
 from dnas.quantization.samples import TensorSample, sampled, thinned, whole
 from dnas.quantization.schemes import SchemeQuantizer

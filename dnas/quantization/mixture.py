@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dnas.quantization import mixture_kernels
-from dnas.quantization.fitting import SMALLEST_CLIP
+from dnas.quantization.quantizers import SMALLEST_CLIP
 
 SATURATED, FULL = "saturated", "full"
 

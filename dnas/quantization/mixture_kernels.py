@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnas.quantization.fitting import SMALLEST_CLIP
+from dnas.quantization.quantizers import SMALLEST_CLIP
 
 available = importlib.util.find_spec("triton") is not None
 
@@ -33,7 +33,9 @@ def forward(
     rows, elements = x.shape
     out = torch.empty_like(x)
     grid = (rows * _cdiv(elements, _BLOCK),)
-    _kernels().mixed[grid](x, out, clip, gain, grids, low, coefficients, elements, **_shape(gain, coefficients, saturates))
+    _kernels().mixed[grid](
+        x, out, clip, gain, grids, low, coefficients, elements, **_shape(gain, coefficients, saturates)
+    )
     return out
 
 

@@ -29,6 +29,8 @@ from torch import Tensor
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 
+SMALLEST_CLIP = 1e-6  # a smaller one counts as this
+
 
 @dataclass(frozen=True)
 class Grid:

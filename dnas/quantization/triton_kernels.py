@@ -3,7 +3,6 @@
 ``K`` candidates are handled as a block of ``PADDED`` rows, the next power of two, whose surplus has coefficient 0.
 """
 # mypy: ignore-errors
-# ruff: noqa: N803
 
 import triton
 import triton.language as tl
@@ -121,7 +120,8 @@ def gradients(
 
 @triton.jit
 def totals(
-    sums, grad_clip, grad_gain, grad_coefficients, clip, gain, grids, coefficients, rows, per_row, clip_scale, gain_scale,
+    sums, grad_clip, grad_gain, grad_coefficients, clip, gain, grids, coefficients, rows, per_row,
+    clip_scale, gain_scale,
     K: tl.constexpr, PADDED: tl.constexpr, FLOAT: tl.constexpr, SATURATES: tl.constexpr, SMALLEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -146,7 +146,7 @@ def totals(
             codes += tl.load(own[None, :] + k[:, None], there[None, :] & (k < K)[:, None], 0.0)
             of_g += tl.load(own + K + 1, there, 0.0)
             of_x += tl.load(own + K + 2, there, 0.0)
-        scale, offset, top, step, start, own_gain, coefficient = _candidates(gain, grids, coefficients, K, PADDED)
+        _, _, _, step, start, own_gain, coefficient = _candidates(gain, grids, coefficients, K, PADDED)
         along = step * tl.sum(codes, 1) + start * tl.sum(of_g, 0)
         tl.store(grad_coefficients + k, own_gain * along, k < K)
         tl.store(grad_gain + k, gain_scale * coefficient * along, k < K)

@@ -50,6 +50,11 @@ class Sample:
         """A sample of cells with its marginals."""
         return cls(cells, cells.sum(2), cells.sum(1))
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Its tensors, of which ``Sample(*parts)`` is the same sample."""
+        return self.cells, self.weights, self.activations
+
 
 class Theta(nn.Module):
     """The architecture parameters of D decisions, all zero at the start (every candidate equally likely)."""

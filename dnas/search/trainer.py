@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.distillation import Teacher, taught
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
 from dnas.training.optimization import Updates
+from dnas.training.passes import Passes
 from dnas.training.schedules import derived_seed, exponential
 from dnas.training.task import CLASSIFICATION, AnyTask, outputs_of, smoothed, task_of
 from dnas.training.trainer import (
@@ -127,6 +128,7 @@ class SupernetTrainer:
             supernet.learn_gains()
         self.weights = Updates(supernet.network, section, self.device.processes)
         self.theta = Updates(supernet.theta, theta_optimization(section), self.device.processes)
+        self.passes = Passes(supernet.network, self.device)
         self.epoch = 0
 
     def warmup(self, report: StepReport | None = None) -> Iterator[EpochRecord]:
@@ -251,10 +253,12 @@ class SupernetTrainer:
 
         def add_gradients(part: float) -> None:
             told = self._told(batch[0])
+            self.supernet.train()
             for sample in samples:
-                with self.supernet.sampled(sample):  # until the step ends: checkpointed modules run again in backward
-                    loss = self._loss(batch, told) / len(samples)
-                    (loss * part).backward()
+                given = *batch, told, *sample.parts
+                own = partial(self._loss, len(samples))
+                (loss,) = self.passes.train(("weights", len(samples)), own, given, part, self._lending)
+                with self.supernet.sampled(sample):
                     losses.add(loss, self.supernet.network, batch[0])
 
         self.weights.step(*place, add_gradients)
@@ -272,25 +276,34 @@ class SupernetTrainer:
             told = self._told(batch[0])
             with frozen(self.supernet.weights):
                 sample = self.supernet.sample(temperature, self.section.sampling, generator)
-                with self.supernet.sampled(sample):
-                    loss = loss_of(self._loss(batch, told), sample, progress)
-                    (loss * part).backward()
-                    losses.add(loss, self.supernet.network, batch[0])
+                given = *batch, told, *sample.parts
+                self.supernet.train()
+                task_loss = self.passes.differentiable("theta", partial(self._loss, 1), given, self._lending)
+                loss = loss_of(task_loss, sample, progress)
+            (loss * part).backward()
+            with self.supernet.sampled(sample):
+                losses.add(loss, self.supernet.network, batch[0])
 
         self.theta.step(0, 1, progress, add_gradients)
 
     def _told(self, x: Tensor) -> Tensor | None:
         """What the teacher says of images (N, C, H, W)."""
-        with self.device.computing():
-            return self.teacher.outputs(self.training_task, x) if self.teacher else None
+        return self.passes.forward("teacher", self._outputs_of_teacher, (x,)) if self.teacher else None
 
-    def _loss(self, batch: tuple[Tensor, Tensor], told: Tensor | None) -> Tensor:
-        x, y = batch
+    def _outputs_of_teacher(self, x: Tensor) -> Tensor:
+        assert self.teacher is not None
+        with self.device.computing():
+            return self.teacher.outputs(self.training_task, x)
+
+    def _lending(self, x: Tensor, y: Any, told: Tensor | None, *parts: Tensor) -> AbstractContextManager:
+        return self.supernet.sampled(Sample(*parts))
+
+    def _loss(self, count: int, x: Tensor, y: Any, told: Tensor | None, *parts: Tensor) -> tuple[Tensor]:
+        """The loss on a batch of the mixture that is lent, one of ``count`` in a step."""
         task, weight = self.training_task, self.teacher.weight if self.teacher else 0.0
-        self.supernet.train()
         with self.device.computing():
             outputs = outputs_of(task, self.supernet(x), len(x))
-            return taught(task, task.loss(outputs, y), outputs, told, weight)
+            return (taught(task, task.loss(outputs, y), outputs, told, weight) / count,)
 
     def _record(self, epochs: int, loss: float, temperature: float | None, started: float) -> EpochRecord:
         supernet = self.supernet

@@ -12,6 +12,7 @@ summed loss is divided by the number of passes, because SGD's step would grow wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from dnas.switchable.net import SwitchableNet
 from dnas.training.device import CPU, Device
 from dnas.training.distillation import taught
 from dnas.training.loss_meter import LossMeter
+from dnas.training.passes import Passes
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task
 from dnas.training.trainer import Trainer, measure, without_single
@@ -39,12 +41,16 @@ class SwitchableTrainer(Trainer):
         self._draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
 
     def _gradients(self, x: Tensor, y: Any, losses: LossMeter, part: float) -> None:
-        with self.device.computing():
-            told = self.teacher.outputs(self.task, x) if self.teacher else None
+        told = self.passes.forward("teacher", self._outputs_of_teacher, (x,)) if self.teacher else None
         names = self.chosen(self._draws)
         accumulate_gradients(
-            self.network, names, x, y, self.section, losses, told, part, self.device, self.training_task
+            self.network, names, x, y, self.section, losses, told, part, self.device, self.training_task, self.passes
         )
+
+    def _outputs_of_teacher(self, x: Tensor) -> Tensor:
+        assert self.teacher is not None
+        with self.device.computing():
+            return self.teacher.outputs(self.task, x)
 
     def chosen(self, generator: torch.Generator) -> list[str]:
         """The profiles of one step, from the widest to the narrowest."""
@@ -93,44 +99,38 @@ def accumulate_gradients(
     part: float = 1.0,
     device: Device = CPU,
     task: Task = CLASSIFICATION,
+    passes: Passes | None = None,
 ) -> None:
     """Add the gradients of the mean loss of these profiles (widest first) on images (N, C, H, W), labels (N,).
 
     ``told`` are the float network's outputs, where it is the teacher; ``part`` is how much of the gradients to add.
     The mean loss is added to ``losses``. One backward pass after each forward pass, so that one graph is held at a
-    time, except with the ensemble as the teacher, which is known only after all.
+    time, except with the ensemble as the teacher, which is known only after all. ``passes`` may record them.
     """
+    passes = passes or Passes(network, device)
+
+    def loss_of(name: str, x: Tensor, y: Any, teacher: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        with device.computing():
+            outputs = task.outputs(network.view_of(name)(x))
+            return profile_loss(outputs, y, teacher, section, task) / len(names), outputs
+
+    def loss_of_all(x: Tensor, y: Any) -> tuple[Tensor]:
+        with device.computing():
+            outputs = [task.outputs(network.view_of(name)(x)) for name in names]
+            mean = task.ensemble([each.detach() for each in outputs])
+            return (torch.stack([profile_loss(each, y, mean, section, task) for each in outputs]).mean(),)
+
     if section.teacher == "ensemble":
-        _with_ensemble(network, names, x, y, section, losses, part, device, task)
+        (loss,) = passes.train(("ensemble", *names), loss_of_all, (x, y), part)
+        losses.add(loss, network.view_of(names[0]), x)
         return
     teacher = told
     for name in names:
-        with device.computing():
-            outputs = task.outputs(network.view_of(name)(x))
-            loss = profile_loss(outputs, y, teacher, section, task) / len(names)
-        (loss * part).backward()
+        given = (x, y) if teacher is None else (x, y, teacher)
+        loss, outputs = passes.train((name, len(names)), partial(loss_of, name), given, part)
         losses.add(loss, network.view_of(name), x)
         if section.teacher == "next" or (section.teacher == "widest" and teacher is None):
-            teacher = outputs.detach()
-
-
-def _with_ensemble(
-    network: SwitchableNet,
-    names: Sequence[str],
-    x: Tensor,
-    y: Any,
-    section: FinaliseSection,
-    losses: LossMeter,
-    part: float,
-    device: Device,
-    task: Task,
-) -> None:
-    with device.computing():
-        outputs = [task.outputs(network.view_of(name)(x)) for name in names]
-    mean = task.ensemble([each.detach() for each in outputs])
-    loss = torch.stack([profile_loss(each, y, mean, section, task) for each in outputs]).mean()
-    (loss * part).backward()
-    losses.add(loss, network.view_of(names[0]), x)
+            teacher = outputs
 
 
 def profile_loss(

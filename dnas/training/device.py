@@ -21,6 +21,8 @@ Precision = Literal["fp32", "bf16"]
 class Device:
     """A device, the precision of training steps on it, the memory format of images, and who trains beside it.
 
+    ``cuda_graphs``: training steps may be recorded as graphs, where the device is one of CUDA.
+
     Quantizers compute in fp32 whatever the precision, and so does every measurement: a figure is that of the network
     that is exported.
     """
@@ -29,6 +31,7 @@ class Device:
     precision: Precision = "fp32"
     channels_last: bool = False
     processes: Processes = ALONE
+    cuda_graphs: bool = True
 
     @classmethod
     def named(
@@ -67,6 +70,11 @@ class Device:
         precision = "" if self.precision == "fp32" else f" in {self.precision}"
         layout = ", channels last" if self.channels_last else ""
         return f"{self.place}{precision}{layout}" + (f", {self.processes}" if self.processes.several else "")
+
+    @property
+    def records(self) -> bool:
+        """Whether training steps can be recorded as graphs; statistics that processes share are sent by the host."""
+        return self.cuda_graphs and self.place.type == "cuda" and not self.processes.synchronise_batchnorm
 
     def computing(self) -> AbstractContextManager:
         """Inside, the forward pass and the loss of a training step compute in this precision."""

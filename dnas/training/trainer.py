@@ -21,6 +21,7 @@ from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
 from dnas.training.metrics import Meter
 from dnas.training.optimization import Updates
+from dnas.training.passes import Passes
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, AnyTask, MeanMeter, Task, outputs_of, smoothed, task_of
 from search_spaces.errors import InputError, JobError, check_type
@@ -161,9 +162,9 @@ def _explain_nan(network: Callable[[Tensor], Any], images: ImageSet, batch_size:
 class Trainer:
     """Trains a network as its section says, one resumable epoch at a time.
 
-    ``on_progress`` is told the part of the training that is done, in [0, 1), before each step; ``teacher`` is a network
-    to learn from beside the labels. With a moving average of the weights, that is what is measured after each epoch
-    and what the network has in the end.
+    ``on_progress`` is told the part of the training that is done, in [0, 1), before each step, and may change the
+    network, whose steps are then not recorded; ``teacher`` is a network to learn from beside the labels. With a moving
+    average of the weights, that is what is measured after each epoch and what the network has in the end.
     Every epoch draws its randomness from (seed, label, epoch) alone; with :meth:`state` restored, the remaining
     epochs are bit for bit those of an uninterrupted run (on a CPU with the same number of threads).
     """
@@ -179,7 +180,7 @@ class Trainer:
         seed: int = 0,
         label: str = "training",
         device: AnyDevice = CPU,
-        on_progress: Callable[[float], None] = lambda progress: None,
+        on_progress: Callable[[float], None] | None = None,
         teacher: Teacher | None = None,
         task: AnyTask = CLASSIFICATION,
     ) -> None:
@@ -191,6 +192,7 @@ class Trainer:
         self.batch_size, self.augmentation = batch_size, augmentation
         self.seed, self.label, self.device = seed, label, Device.of(device)
         self.updates = Updates(network, section, self.device.processes)
+        self.passes = Passes(network, self.device, recordable=on_progress is None)
         self.epoch = 0
 
     def epochs(self, report: StepReport | None = None) -> Iterator[EpochResult]:
@@ -213,7 +215,8 @@ class Trainer:
                 training_batches(self.images, self.batch_size, seed, self.augmentation, self.device, self.task)
             ):
                 progress = (self.epoch + step / steps) / self.section.epochs
-                self.on_progress(progress)
+                if self.on_progress:
+                    self.on_progress(progress)
                 self.updates.step(step, steps, progress, partial(self._gradients, x, y, losses))
                 if report:
                     report(step + 1, steps, losses.latest)
@@ -225,10 +228,12 @@ class Trainer:
 
     def _gradients(self, x: Tensor, y: Any, losses: LossMeter, part: float) -> None:
         """Add ``part`` of the gradients of the loss on images (N, C, H, W) and labels (N,), and the loss itself."""
-        with self.device.computing():
-            loss = taught_loss(self.training_task, self.network(x), x, y, self.teacher)
-        (loss * part).backward()
+        (loss,) = self.passes.train("images", self._loss, (x, y), part)
         losses.add(loss, self.network, x)
+
+    def _loss(self, x: Tensor, y: Any) -> tuple[Tensor]:
+        with self.device.computing():
+            return (taught_loss(self.training_task, self.network(x), x, y, self.teacher),)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The state of the network."""

@@ -1,0 +1,316 @@
+"""Forward and backward passes of a training step, recorded once as a CUDA graph and replayed.
+
+A GPU waits for the host where a step is thousands of small kernels: each must be launched. A graph is launched whole.
+What is recorded is the pass from a batch to the gradients; drawing a batch and updating the weights stay outside, so
+every optimizer works as it is. A recorded pass launches the same kernels, so results are the same bits.
+
+The first passes of a kind run step by step and are watched: a network whose host reads from the device, draws random
+numbers of its own or changes its modules would be frozen in what it did while it was recorded. Such a network goes on
+step by step, and one warning says why.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from dnas.training.device import Device
+from search_spaces.errors import first_sentence
+
+Compute = Callable[..., tuple[Tensor, ...]]
+"""From inputs (tensors, or structures of them) to the loss (), and what else is to be kept of the pass."""
+Lending = Callable[..., AbstractContextManager]
+Run = Callable[[], Any]
+Recorder = Callable[[Run], tuple[Any, Callable[[], None]]]
+"""Records what a function launches; returns what it returned, and what launches it all again."""
+
+_WATCHED = 2  # passes of each kind before one is recorded
+_MOST = 64  # kinds of pass that are recorded: each holds the tensors of a pass
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recorded pass: replayed, it reads ``inputs`` and writes ``outputs`` and ``gradients`` (of what, by index)."""
+
+    inputs: Sequence[Tensor]
+    outputs: tuple[Tensor, ...]
+    gradients: dict[int, Tensor]
+    replay: Callable[[], None]
+
+
+class Passes:
+    """The passes of one network in training, recorded where the device can and ``recordable`` is true.
+
+    What is returned of a recorded pass is overwritten by the next one of its kind.
+    """
+
+    def __init__(
+        self, network: nn.Module, device: Device, recordable: bool = True, recorder: Recorder | None = None
+    ) -> None:
+        self.network, self.device = network, device
+        self._recorder = (recorder or (CudaRecorder() if device.records else None)) if recordable else None
+        self._seen: dict[Hashable, int] = {}
+        self._recordings: dict[Hashable, _Recording] = {}
+        self._buffers: dict[nn.Parameter, Tensor] = {}  # the gradients that recorded passes add to
+
+    def train(
+        self,
+        kind: Hashable,
+        compute: Compute,
+        inputs: Sequence[Any],
+        part: float = 1.0,
+        lending: Lending = lambda *inputs: nullcontext(),
+    ) -> tuple[Tensor, ...]:
+        """Add ``part`` of the loss's gradients to those of the parameters; returns what ``compute`` gives, detached.
+
+        ``kind`` names all that ``compute`` depends on beside its inputs and the tensors of the network; ``lending`` is
+        entered with the inputs until the gradients are there, as checkpointed modules run again for them.
+        """
+
+        def gradients(given: Sequence[Any]) -> tuple[tuple[Tensor, ...], dict[int, Tensor]]:
+            wanting = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+            with lending(*given):
+                loss, *others = compute(*given)
+                found = torch.autograd.grad(_scaled(loss, part), wanting, allow_unused=True)
+            own = {id(p): (p, g) for p, g in zip(wanting, found, strict=True) if g is not None}
+            torch._foreach_add_([self._buffer(p) for p, _ in own.values()], [g for _, g in own.values()])
+            return _detached(loss, *others), {key: self._buffer(p) for key, (p, _) in own.items()}
+
+        recording = self._recorded(("train", kind, part), gradients, inputs, self._make_buffers)
+        if recording is None:
+            with self._watched(), lending(*inputs):
+                loss, *others = compute(*inputs)
+                _scaled(loss, part).backward()
+            return _detached(loss, *others)
+        self._adopt_gradients()
+        recording.replay()
+        for parameter, buffer in self._buffers.items():
+            if id(parameter) in recording.gradients:
+                parameter.grad = buffer
+        return recording.outputs
+
+    def differentiable(
+        self,
+        kind: Hashable,
+        compute: Compute,
+        inputs: Sequence[Any],
+        lending: Lending = lambda *inputs: nullcontext(),
+    ) -> Tensor:
+        """The loss, differentiable by those of the inputs (tensors) that want gradients, and by nothing else.
+
+        The gradients are computed at once; ``lending`` is as in :meth:`train`.
+        """
+
+        def gradients(given: Sequence[Any]) -> tuple[tuple[Tensor, ...], dict[int, Tensor]]:
+            wanting = [i for i, x in enumerate(given) if isinstance(x, Tensor) and x.requires_grad]
+            with lending(*given):
+                loss = compute(*given)[0]
+                found = torch.autograd.grad(loss, [given[i] for i in wanting], allow_unused=True)
+            return (loss.detach(),), {i: g for i, g in zip(wanting, found, strict=True) if g is not None}
+
+        recording = self._recorded(("differentiable", kind), gradients, inputs, lambda: None)
+        if recording is None:
+            with self._watched():
+                outputs, found = gradients([_as_leaf(x) if isinstance(x, Tensor) else x for x in inputs])
+        else:
+            recording.replay()
+            outputs, found = recording.outputs, recording.gradients
+        indices = sorted(found)
+        known = [found[i] for i in indices]
+        return cast(Tensor, _Known.apply(outputs[0], len(known), *known, *(inputs[i] for i in indices)))
+
+    def forward(self, kind: Hashable, compute: Callable[..., Tensor], inputs: Sequence[Any]) -> Tensor:
+        """What ``compute`` gives of these inputs, without gradients."""
+
+        def outputs(given: Sequence[Any]) -> tuple[tuple[Tensor, ...], dict[int, Tensor]]:
+            with torch.no_grad():
+                return (compute(*given),), {}
+
+        recording = self._recorded(("forward", kind), outputs, inputs, lambda: None)
+        if recording is None:
+            with self._watched():
+                return outputs(inputs)[0][0]
+        recording.replay()
+        return recording.outputs[0]
+
+    def _recorded(
+        self,
+        kind: Hashable,
+        gradients: Callable[[Sequence[Any]], tuple[tuple[Tensor, ...], dict[int, Tensor]]],
+        inputs: Sequence[Any],
+        prepare: Callable[[], None],
+    ) -> _Recording | None:
+        """The recording of this kind of pass with these inputs written into it; None where it is not recorded."""
+        if self._recorder is None:
+            return None
+        leaves, structure = tree_flatten(list(inputs))
+        key = kind, str(structure), tuple(map(_form, leaves))
+        recording = self._recordings.get(key)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if recording is None:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] <= _WATCHED or len(self._recordings) >= _MOST:
+                return None
+            prepare()
+            held = [_held(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            recording = self._record(lambda: gradients(tree_unflatten(held, structure)), held)
+            if recording is None:
+                return None
+            self._recordings[key] = recording
+        with torch.no_grad():
+            for own, tensor in zip(recording.inputs, tensors, strict=True):
+                own.copy_(tensor, non_blocking=True)
+        return recording
+
+    def _record(self, run: Run, held: Sequence[Any]) -> _Recording | None:
+        assert self._recorder is not None
+        try:
+            (outputs, found), replay = self._recorder(run)
+        except RuntimeError as error:  # also too little memory: a graph holds all tensors of a pass
+            self._give_up(first_sentence(error))
+            return None
+        return _Recording([x for x in held if isinstance(x, Tensor)], outputs, found, replay)
+
+    def _give_up(self, reason: str) -> None:
+        self._recorder = None
+        warnings.warn(
+            f"the training step cannot be recorded as a CUDA graph ({reason}); it runs step by step, which is slower "
+            "and gives the same; cuda_graphs = false silences this",
+            stacklevel=4,
+        )
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Run a pass step by step, and give up recording where it does what a recording would not repeat."""
+        if self._recorder is None:
+            yield
+            return
+        before, waits = _host_state(self.network), list[str]()
+        with _noting_waits(self.device, waits):
+            yield
+        after = _host_state(self.network)
+        if waits:
+            self._give_up("the host reads from the device within it")
+        elif changed := next((what for what, value in before.items() if after.get(what) != value), None):
+            self._give_up(f"it changes {changed}")
+
+    def _buffer(self, parameter: nn.Parameter) -> Tensor:
+        return self._buffers[parameter]
+
+    def _make_buffers(self) -> None:
+        """Hold gradients at fixed places: a recording adds to them there."""
+        for parameter in self.network.parameters():
+            if parameter.requires_grad and parameter not in self._buffers:
+                self._buffers[parameter] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def _adopt_gradients(self) -> None:
+        """Let what recorded passes add to be the gradients so far."""
+        empty = [buffer for parameter, buffer in self._buffers.items() if parameter.grad is None]
+        if empty:
+            torch._foreach_zero_(empty)
+        for parameter, buffer in self._buffers.items():
+            if parameter.grad is not None and parameter.grad is not buffer:
+                buffer.copy_(parameter.grad)
+                parameter.grad = buffer
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share their memory, since no two run at once."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, run: Run) -> tuple[Any, Callable[[], None]]:
+        """See :data:`Recorder`."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, which pin memory for the next batches, may go on.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            given = run()
+        self._pool = graph.pool()
+        return given, graph.replay
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: int, *known_and_inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*known_and_inputs[:count])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        known = ctx.saved_tensors
+        return None, None, *(None for _ in known), *(grads[0] * gradient for gradient in known)
+
+
+def _scaled(loss: Tensor, part: float) -> Tensor:
+    return loss if part == 1 else loss * part
+
+
+def _detached(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach() for tensor in tensors)
+
+
+def _as_leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_(x.requires_grad)
+
+
+def _held(x: Tensor) -> Tensor:
+    """The tensor at a place of its own."""
+    return x.detach().clone().requires_grad_(x.requires_grad)
+
+
+def _form(leaf: Any) -> Hashable:
+    """What a recording depends on of an input: all of it, but for the values of a tensor."""
+    if not isinstance(leaf, Tensor):
+        return repr(leaf)
+    return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
+
+
+def _host_state(network: nn.Module) -> dict[str, Any]:
+    """What a pass may change on the host, by name: random states, and what the modules hold."""
+    state: dict[str, Any] = {
+        "Python's random numbers": hash(random.getstate()),
+        "NumPy's random numbers": hash(np.random.get_state()[1].tobytes()),  # type: ignore[index]
+        "random numbers of the CPU": hash(torch.get_rng_state().numpy().tobytes()),
+    }
+    for name, module in network.named_modules():
+        held = {**vars(module), **module._parameters, **module._buffers}
+        for key, value in held.items():
+            if isinstance(value, Tensor):
+                state[f"'{name}.{key}'"] = id(value)
+            elif value is None or isinstance(value, bool | int | float | str):
+                state[f"'{name}.{key}'"] = value
+    return state
+
+
+@contextmanager
+def _noting_waits(device: Device, waits: list[str]) -> Iterator[None]:
+    """Note where the host waits for the device inside."""
+    if device.place.type != "cuda":
+        yield
+        return
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for warning in caught:
+        if "synchroniz" not in str(warning.message).lower():
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif "debug mode" not in str(warning.message):
+            waits.append(str(warning.message))

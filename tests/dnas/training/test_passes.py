@@ -1,0 +1,191 @@
+"""Recorded passes give the bits of passes run step by step; what would not repeat itself is not recorded."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnas.config.training import TrainingSection
+from dnas.switchable.training import SwitchableTrainer
+from dnas.training import passes
+from dnas.training.device import CPU, Device
+from dnas.training.distillation import Teacher
+from dnas.training.passes import Passes
+from dnas.training.trainer import Trainer
+from tests.dnas.search.test_trainer import budget, supernet
+from tests.dnas.search.test_trainer import trainer as search_trainer
+from tests.dnas.switchable.test_training import images as switchable_images
+from tests.dnas.switchable.test_training import net_of, section
+from tests.tape import TapeRecorder
+from tests.toys import Net, images, trained
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
+    """Lets every trainer record."""
+    made = TapeRecorder()
+    monkeypatch.setattr(passes, "CudaRecorder", lambda: made)
+    monkeypatch.setattr(Device, "records", property(lambda self: True))
+    return made
+
+
+def trainer(network: nn.Module | None = None, **options: Any) -> Trainer:
+    torch.manual_seed(3)
+    keys = {key: options.pop(key) for key in list(options) if key in TrainingSection.model_fields}
+    network = network or Net().train()
+    return Trainer(network, TrainingSection(epochs=2, **keys), images=images(60), batch_size=12, **options)
+
+
+def switchable(**keys: Any) -> SwitchableTrainer:
+    return SwitchableTrainer(net_of(), section(**keys), images=switchable_images(), batch_size=4)
+
+
+def searched(engine: str, **keys: Any) -> Any:
+    made = search_trainer(supernet(engine=engine), **keys)
+    list(made.warmup())
+    list(made.search(budget(made.supernet)))
+    return made
+
+
+def run(made: Any) -> Any:
+    list(made.epochs())
+    return made
+
+
+def tutor() -> Teacher:
+    torch.manual_seed(9)
+    return Teacher(Net(), 0.4)
+
+
+KINDS: dict[str, tuple[Callable[[], Any], int]] = {
+    "fixed": (lambda: run(trainer()), 1),
+    "accumulated, clipped, averaged": (
+        lambda: run(trainer(accumulation=2, gradient_clipping=0.1, averaging=0.9, optimizer="AdamW")), 1),
+    "taught": (lambda: run(trainer(teacher=tutor())), 1),
+    "search": (lambda: searched("composite"), 2),
+    "search of branches, weights between": (lambda: searched("branches", weight_updates="step"), 2),
+    "all profiles": (lambda: run(switchable(method="sp_nets")), 5),
+    "drawn profiles, each taught by the next": (lambda: run(switchable(teacher="next")), 4),
+    "the ensemble": (lambda: run(switchable(method="sp_nets", teacher="ensemble")), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recorded_training_ends_bit_for_bit_like_one_step_by_step(
+    kind: str, recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, recordings = KINDS[kind]
+    recorded = make().state()[0]
+    assert recorder.recordings == recordings
+    assert recorder.replays > 0
+    monkeypatch.setattr(Device, "records", property(lambda self: False))
+    plain = make().state()[0]
+    assert recorded.keys() == plain.keys()
+    for name, tensor in plain.items():
+        assert torch.equal(recorded[name], tensor), name
+
+
+class Counting(Net):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x) * (1 + self.calls)
+
+
+class Drawing(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * random.random()
+
+
+class Dropping(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.rand(1)  # of the host, whatever the device
+
+
+class Rebinding(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.5 * getattr(self, "mean", torch.zeros(())) + x.mean()
+        return super().forward(x) + self.mean.detach()
+
+
+class Reading(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out if out.mean().item() > 0 else -out
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Counting, "it changes '.calls'"),
+        (Drawing, "it changes Python's random numbers"),
+        (Dropping, "it changes random numbers of the CPU"),
+        (Rebinding, "it changes '.mean'"),
+        (Reading, "not permitted when stream is capturing"),
+    ],
+)
+def test_what_a_recording_would_freeze_runs_step_by_step_and_is_told(
+    model: type[Net], reason: str, recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended() -> dict[str, Tensor]:
+        random.seed(1)
+        torch.manual_seed(1)
+        return run(trainer(model().train())).state()[0]
+
+    with pytest.warns(UserWarning, match="cannot be recorded") as caught:
+        given = ended()
+    assert len(caught) == 1
+    assert reason in str(caught[0].message)
+    assert recorder.replays == 0
+    monkeypatch.setattr(Device, "records", property(lambda self: False))
+    for name, tensor in ended().items():
+        assert torch.equal(given[name], tensor), name
+
+
+def test_steps_that_the_host_steers_are_not_recorded(recorder: TapeRecorder) -> None:
+    run(trainer(on_progress=lambda progress: None))
+    assert recorder.recordings == 0
+
+
+def test_passes_of_other_shapes_and_parts_have_recordings_of_their_own(recorder: TapeRecorder) -> None:
+    network = trained(Net())
+    made = Passes(network, CPU)
+
+    def loss(x: Tensor) -> tuple[Tensor]:
+        return (network(x).square().mean(),)
+
+    for size, part in [(2, 1.0), (3, 1.0), (3, 0.5)] * 4:
+        x = images(size).images
+        network.zero_grad(set_to_none=True)
+        made.train("x", loss, (x,), part)
+        found = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+        network.zero_grad(set_to_none=True)
+        (part * loss(x)[0]).backward()
+        assert found
+        for own, parameter in zip(found, (p for p in network.parameters() if p.grad is not None), strict=True):
+            torch.testing.assert_close(own, parameter.grad)
+    assert recorder.recordings == 3
+
+
+def test_a_parameter_that_a_pass_does_not_reach_has_no_gradient(recorder: TapeRecorder) -> None:
+    """An optimizer leaves it alone then; one of zeros would decay it."""
+    network = nn.ModuleDict({"used": nn.Linear(2, 1), "other": nn.Linear(2, 1)})
+    made, x = Passes(network, CPU), torch.ones(4, 2)
+    for kind in ["used"] * 4 + ["other"] * 4 + ["used"]:
+        network.zero_grad(set_to_none=True)
+        made.train(kind, lambda x, kind=kind: (network[kind](x).square().mean(),), (x,))
+        reached = {name for name, p in network.named_parameters() if p.grad is not None}
+        assert reached == {f"{kind}.weight", f"{kind}.bias"}
+
+
+def test_no_more_warnings_than_the_pass_itself_gives(recorder: TapeRecorder) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(trainer())
