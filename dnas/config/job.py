@@ -134,9 +134,9 @@ class SearchSection(Optimization):
     engine: Literal["composite", "branches"] = Field(default="composite", description="`composite`: one convolution per layer whatever the number of candidates; `branches`: a convolution with its own weights and BatchNorm per candidate (DNAS as published).")  # fmt: skip
     budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=(), description="Each budget limits one or several costs: 40000, '40 KiB', '12%' (of fp32) or '50% of uniform8'.")  # fmt: skip
     sampling: Literal["gumbel", "gumbel_hard", "softmax"] = Field(default="gumbel", description="Gumbel-softmax (soft), its hard straight-through form, or plain softmax (EdMIPS).")  # fmt: skip
-    loss: Literal["hinge", "log_product", "additive"] = Field(default="hinge", description="How cost enters the loss: hinge to the budget, DNAS's CE·β(ln cost)^γ, or EdMIPS's CE + λ·cost/cost₀.")  # fmt: skip
-    cost: str = Field(default="size_bytes", description="The cost that `log_product` and `additive` use; `hinge` uses those of the budget.")  # fmt: skip
-    penalty: NonNegative = Field(default=4.0, description="λ of `hinge` and `additive`.")
+    loss: Literal["two_sided", "hinge", "log_product", "additive"] = Field(default="hinge", description="How cost enters the loss: pulled to the budget from both sides, hinge (from above alone), DNAS's CE·β(ln cost)^γ, or EdMIPS's CE + λ·cost/cost₀.")  # fmt: skip
+    cost: str = Field(default="size_bytes", description="The cost that `log_product` and `additive` use; the others use those of the budget.")  # fmt: skip
+    penalty: NonNegative = Field(default=4.0, description="λ of `two_sided`, `hinge` and `additive`.")
     beta: Positive = Field(default=0.1, description="β of `log_product`; scales the loss only.")
     gamma: NonNegative = Field(default=0.9, description="γ of `log_product`; sets its trade-off.")
     warmup_epochs: Count = Field(default=5, description="Epochs of weight training with θ frozen at uniform; shared by all budgets.")  # fmt: skip
@@ -284,8 +284,8 @@ class JobConfig(Section):
         self._check_pipeline()
         if "search" not in self.pipeline:
             return self
-        if self.search.loss == "hinge" and not self.search.budgets:
-            raise ValueError("search.loss = 'hinge' needs at least one entry in search.budgets")
+        if self.search.loss in ("two_sided", "hinge") and not self.search.budgets:
+            raise ValueError(f"search.loss = '{self.search.loss}' needs at least one entry in search.budgets")
         if self.space.pairing == "pairs" and not self.space.pairs:
             raise ValueError("space.pairing = 'pairs' needs space.pairs")
         if self.search.temperature_end > self.search.temperature_start:

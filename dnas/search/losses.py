@@ -1,9 +1,10 @@
-"""How cost enters the loss of θ: a hinge to the budget, DNAS's product with the log cost, EdMIPS's sum."""
+"""How cost enters the loss of θ: a pull to the budget from both sides or from above, DNAS's product, EdMIPS's sum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,9 +12,45 @@ from dnas.config.job import SearchSection
 from dnas.search.supernet import Sample, Supernet
 from dnas.training.schedules import ramp
 from search_spaces.costs.budgets import Budget
+from search_spaces.costs.table import CostTable
+
+NEAR = 0.05
+"""A two-sided pull is of full strength where E[cost] is further from the budget than this share of the room to it."""
+_LEAST_ROOM = 1e-3  # of the limit
 
 ThetaLoss = Callable[[Tensor, Sample, float], Tensor]
 """(loss of the task, sample, progress in [0, 1)) -> loss."""
+
+
+def two_sided(supernet: Supernet, budget: Budget, penalty: float) -> ThetaLoss:
+    """CE + λ · h(g), g = max over limits of (E[cost] - limit) / (limit - least cost), λ ramped up over the first half.
+
+    h is Huber's function, |g| - NEAR / 2 but quadratic where |g| < NEAR: θ is pulled to the budget from above and from
+    below, and settles there. E is over P(θ), not over the sample that the network runs: its noise has no part in it.
+    """
+    least = _least_costs(supernet.table)
+    room = {name: max(limit - least[name], _LEAST_ROOM * limit) for name, limit in budget.limits.items()}
+
+    def loss(task_loss: Tensor, sample: Sample, progress: float) -> Tensor:
+        soft = supernet.theta.probabilities()
+        over = [(supernet.expected_cost(name, soft) - limit) / room[name] for name, limit in budget.limits.items()]
+        distance = torch.stack(over).amax().abs().float()
+        pull = torch.where(distance < NEAR, distance.square() / (2 * NEAR), distance - NEAR / 2)
+        return task_loss + penalty * ramp(progress) * pull
+
+    return loss
+
+
+def _least_costs(table: CostTable) -> dict[str, float]:
+    """What each cost is at least, whatever is chosen."""
+    least = {}
+    for name, entries in table.entries.items():
+        cheapest = np.where(table.space.allowed, entries, np.inf).min((1, 2))
+        is_largest = table.costs[name].combine == "max"
+        least[name] = (
+            max(cheapest.max(), table.constants[name]) if is_largest else cheapest.sum() + table.constants[name]
+        )
+    return least
 
 
 def hinge(supernet: Supernet, budget: Budget, penalty: float) -> ThetaLoss:
@@ -64,9 +101,10 @@ def _undecided(supernet: Supernet) -> Sample:
 
 def theta_loss(section: SearchSection, supernet: Supernet, budget: Budget | None) -> ThetaLoss:
     """The loss that a job asks for."""
-    if section.loss == "hinge":
-        assert budget is not None  # JobConfig refuses a hinge without budgets
-        return hinge(supernet, budget, section.penalty)
+    if section.loss in ("two_sided", "hinge"):
+        assert budget is not None  # JobConfig refuses them without budgets
+        pull = two_sided if section.loss == "two_sided" else hinge
+        return pull(supernet, budget, section.penalty)
     if section.loss == "log_product":
         return log_product(supernet, section.cost, section.beta, section.gamma)
     return additive(supernet, section.cost, section.penalty)

@@ -93,7 +93,12 @@ def test_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("epochs = 3", "epochs = 'three'", 7, ['search.epochs = "three"', "expected a whole number"]),
         ("epochs = 3", "epochs = true", 7, ["search.epochs = true", "expected a whole number"]),
         ("epochs = 3", "epochs = -1", 7, ["search.epochs = -1", "expected at least 0"]),
-        ("epochs = 3", "loss = 'hinje'", 7, ["'hinge', 'log_product' or 'additive'; did you mean 'hinge'?"]),
+        (
+            "epochs = 3",
+            "loss = 'hinje'",
+            7,
+            ["'two_sided', 'hinge', 'log_product' or 'additive'; did you mean 'hinge'?"],
+        ),
         ("epochs = 3", "batch_size = 3", 7, ["[search] has no key 'batch_size'; did you mean data.batch_size?"]),
         ('{ size_bytes = "12%" }', '{ size_bytes = "12 parsecs" }', 9, ["search.budgets[0].size_bytes", "'40 KiB'"]),
         ("bitops = 10", "bitops = [10]", 10, ["search.budgets[1].bitops = [10]", "expected a number or"]),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from dnas.config.job import SearchSection
-from dnas.search.losses import additive, hinge, log_product, log_product_factor, theta_loss
+from dnas.search.losses import additive, hinge, log_product, log_product_factor, theta_loss, two_sided
+from dnas.search.sandwich import Sandwich
 from dnas.search.supernet import Sample, Supernet
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
@@ -14,9 +17,14 @@ from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
-from tests.toys import Net, build_supernet, trained
+from tests.toys import Net, build_supernet, seeded, trained
 
 BITS = (0, 1, 2, 3, 4, 8, 32)
+SPACES: list[dict[str, Any]] = [
+    {"weight_bits": (1, 4, 8), "activation_bits": (2, 8), "first_layer": "search"},
+    {"weight_bits": (2, 4, 8), "activation_bits": (2, 4, 8), "pairing": "tied", "first_layer": "search"},
+    {"weight_bits": (0, 2, 8), "activation_bits": (4, 32), "granularity": "block", "include": ("first", "second")},
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +81,70 @@ def test_the_hinge_adds_up_the_excess_of_every_limit(supernet: Supernet) -> None
     assert both.item() == pytest.approx(2 * 0.5)
 
 
+def drawn_theta(supernet: Supernet, seed: int = 0) -> None:
+    with torch.no_grad():
+        for parameter in supernet.theta.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed)))
+
+
+@pytest.mark.parametrize("options", SPACES, ids=["independent", "tied", "skip"])
+@pytest.mark.parametrize("ratio", [0.5, 0.99, 1.0, 1.02, 3.0])
+def test_the_two_sided_pull_and_its_gradient_are_those_of_the_closed_form(options: Any, ratio: float) -> None:
+    """dE/dθ_k = p_k (E[c | k] - E[c]) per decision; h' is -1 to 1, and linear near the budget."""
+    supernet = build_supernet(trained(Net()), **options)
+    drawn_theta(supernet)
+    soft = supernet.theta.probabilities()
+    spent = {name: supernet.expected_cost(name, soft).item() for name in ("size_bytes", "bitops")}
+    least = supernet.table.cells_cost(Sandwich(supernet.table, (), 1).narrowest)["size_bytes"]
+    room = (spent["size_bytes"] - least) / ratio
+    budget = Budget({"size_bytes": least + room, "bitops": 1e3 * spent["bitops"]}, "")
+    loss = two_sided(supernet, budget, penalty=3.0)(
+        torch.tensor(1.25), supernet.one_hot([(0, 0)] * len(soft.cells)), 0.25
+    )
+    loss.backward()
+    distance, sign = abs(ratio - 1), (ratio > 1) - (ratio < 1)
+    pull = distance**2 / 0.1 if distance < 0.05 else distance - 0.025
+    assert loss.item() == pytest.approx(1.25 + 1.5 * pull, abs=1e-5)  # half way up its ramp
+    slope = 1.5 * sign * min(1.0, distance / 0.05) / room
+    entries = torch.from_numpy(supernet.table.entries["size_bytes"])
+    cells = soft.cells.detach().double()
+    mean = (cells * entries).sum((1, 2), keepdim=True)
+    along = cells * (entries - mean)  # what each cell's own logit would move
+    parts = [along.sum(2), along.sum(1)] if supernet.theta.independent else [along.flatten(1)]
+    for parameter, part in zip(supernet.theta.parameters(), parts, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad.double(), slope * part, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("wish", [-0.5, 0.0, 0.5])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.8])
+@pytest.mark.parametrize("names", [("size_bytes",), ("bitops", "size_bytes"), ("peak_activation_bytes",)])
+def test_the_expected_cost_ends_on_the_budget_from_either_side(
+    supernet: Supernet, wish: float, share: float, names: tuple[str, ...]
+) -> None:
+    """Whatever the task's loss would rather have: wider, narrower, or nothing."""
+    table = supernet.table
+    ends = [table.cells_cost([(row, column)] * 3) for row, column in ((0, 0), (2, 1))]
+    budget = Budget({name: ends[0][name] + share * (ends[1][name] - ends[0][name]) for name in names}, "")
+    loss = two_sided(supernet, budget, penalty=10.0)
+    optimizer = torch.optim.Adam(supernet.theta.parameters(), lr=0.05)
+    for step in range(120):
+        optimizer.zero_grad()
+        soft = supernet.theta.probabilities()
+        loss(wish * soft.weights[:, -1].sum(), soft, step / 120).backward()
+        optimizer.step()
+    soft = supernet.theta.probabilities()
+    ratios = [supernet.expected_cost(name, soft).item() / limit for name, limit in budget.limits.items()]
+    assert max(ratios) == pytest.approx(1, abs=0.03)
+
+
 def test_the_additive_penalty_starts_at_its_weight_in_nats(supernet: Supernet) -> None:
     loss = additive(supernet, "bitops", penalty=0.35)
     assert loss(torch.tensor(1.0), supernet.theta.probabilities(), 0.0).item() == pytest.approx(1.35)
 
 
 SECTIONS = [
+    SearchSection(loss="two_sided", penalty=0.0),
     SearchSection(loss="hinge", penalty=0.0),
     SearchSection(loss="additive", penalty=0.0),
     SearchSection(loss="log_product", beta=1.0, gamma=0.0),
@@ -95,7 +161,7 @@ def test_without_weight_the_cost_has_no_say(supernet: Supernet, section: SearchS
     assert all(p.grad is None or not p.grad.any() for p in supernet.theta.parameters())
 
 
-@pytest.mark.parametrize("loss", ["hinge", "additive", "log_product"])
+@pytest.mark.parametrize("loss", ["two_sided", "hinge", "additive", "log_product"])
 def test_an_overwhelming_cost_makes_everything_as_cheap_as_can_be(supernet: Supernet, loss: str) -> None:
     section = SearchSection(loss=loss, penalty=1e6, gamma=20.0, cost="bitops")
     function = theta_loss(section, supernet, Budget({"bitops": 1.0}, "tight"))

@@ -244,6 +244,15 @@ def test_an_overwhelming_penalty_gives_the_cheapest_and_none_ignores_the_budget(
     assert same(*thetas)
 
 
+@pytest.mark.parametrize("sampling", ["gumbel", "gumbel_hard", "softmax"])
+@pytest.mark.parametrize("share", [0.25, 0.6])
+def test_a_search_with_a_two_sided_pull_ends_on_its_budget(sampling: Any, share: float) -> None:
+    searching = trainer(epochs=20, loss="two_sided", penalty=10.0, sampling=sampling, theta_learning_rate=0.1)
+    limits = budget(searching.supernet, share=share)
+    *_, last = run(searching, limits)
+    assert last.expected["bitops"] == pytest.approx(limits.limits["bitops"], rel=0.05)
+
+
 def test_a_record_says_what_the_epoch_was() -> None:
     searching = trainer()
     record = list(run(searching))[-1]
@@ -284,7 +293,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_first_lay
 def test_skipping_can_be_searched_with_every_loss_and_both_engines() -> None:
     skipping: dict[str, Any] = {"granularity": "block", "weight_bits": (0, 2, 8), "activation_bits": (4, 32)}
     for engine in ("composite", "branches"):
-        for loss in ("hinge", "log_product", "additive"):
+        for loss in ("two_sided", "hinge", "log_product", "additive"):
             built = supernet(engine, include=("first", "second"), **skipping)
             for sampling in ("gumbel", "gumbel_hard"):
                 (record,) = run(trainer(built, epochs=1, loss=loss, sampling=sampling))
