@@ -25,7 +25,7 @@ class Optimization(Section):
     milestone_factor: Fraction = Field(default=0.1, description="With `schedule = 'step'`: what the learning rate is multiplied by at each milestone.")  # fmt: skip
     learning_rate_warmup: Ratio = Field(default=0.0, description="Part of the training in which the learning rate rises linearly, from a hundredth, before the schedule starts.")  # fmt: skip
     weight_decay: NonNegative = Field(default=5e-4, description="Weight decay, as the optimizer applies it (never on clips or θ).")  # fmt: skip
-    weight_decay_on: Literal["all", "weights"] = Field(default="all", description="What decays: all but clips, or only tensors of two and more dimensions (no BatchNorm, no bias).")  # fmt: skip
+    weight_decay_on: Literal["all", "weights"] = Field(default="all", description="What decays: all but clips, or only tensors of two and more dimensions (no normalisation, no bias).")  # fmt: skip
     clip_rate: NonNegative = Field(default=1.0, description="Learning rate of the quantizers' clips, as a multiple of the others'.")  # fmt: skip
     gradient_clipping: NonNegative = Field(default=0.0, description="Largest norm of the gradient of an update; longer ones are scaled down (0: never).")  # fmt: skip
     accumulation: AtLeastOne = Field(default=1, description="Batches whose gradients are averaged for one update.")

@@ -22,11 +22,12 @@ from dnas.quantization.conversion import QuantizerChoice, apply
 from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import SearchData, SupernetTrainer
+from dnas.training.damping import Finetuner
 from dnas.training.device import CPU, AnyDevice, Device
-from dnas.training.distillation import Teacher
+from dnas.training.distillation import Teacher, finetune_weight
 from dnas.training.rehearsal import rehearse
 from dnas.training.task import CLASSIFICATION, AnyTask, smoothed, task_of
-from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of
+from dnas.training.trainer import Measurement, evaluate, inputs_of
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
@@ -121,7 +122,9 @@ def finetune(
     device: AnyDevice = CPU,
     task: AnyTask = CLASSIFICATION,
 ) -> tuple[nn.Module, Measurement]:
-    """Apply ``assignment`` to a copy of ``model``, fine-tune it, and measure it on the validation split.
+    """Apply ``assignment`` to a copy of a trained ``model``, fine-tune it, and measure it on the validation split.
+
+    The model itself teaches the net (``section.distillation``).
 
     ``data`` and ``task`` are as for :func:`search_bits`. Returns the quantized net in eval mode and its figures. Raises
     :class:`InputError` when the assignment was made for another network, and for data that cannot be trained on.
@@ -136,7 +139,7 @@ def finetune(
     batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place)
     images = inputs_of(batches, _BATCHNORM_BATCHES)
     calibrate(network, images[:_CALIBRATION_BATCHES])
-    trainer = Trainer(
+    trainer = Finetuner(
         network,
         section,
         images=data.train,
@@ -144,7 +147,7 @@ def finetune(
         augmentation=augmentation,
         seed=seed,
         device=device,
-        teacher=_teacher(model, section.distillation, device),
+        teacher=_teacher(model, finetune_weight(section, task), device),
         task=task,
     )
     for _ in trainer.epochs():

@@ -14,10 +14,11 @@ from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.data.load import input_shape_of, load_data
 from dnas.data.transforms import transform_of
 from dnas.jobs.planning import Plan, compilation_pays, plan_job
-from dnas.jobs.training import check_training
+from dnas.jobs.training import check_training, finetune_teacher
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.trainer import SearchData
 from dnas.training.device import Device
+from dnas.training.distillation import Teacher
 from dnas.training.processes import Processes
 from dnas.training.schedules import derived_seed
 from dnas.training.task import Task, task_of
@@ -77,6 +78,11 @@ class Job:
             search_data=search_data,
             compiles={"on": True, "off": False}.get(config.search.compile, pays),
         )
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Whom every net learns from in fine-tuning, beside the labels."""
+        return finetune_teacher(self.network, self.config, self.task)
 
     def measured(self, network: nn.Module, images: ImageSet) -> Measurement:
         """Measure a network, as it is, by the job's task."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from dnas.config.job import JobConfig
-from dnas.training.distillation import Teacher
+from dnas.training.distillation import Teacher, finetune_weight
 from dnas.training.optimizers import check_optimizer
 from dnas.training.task import CLASSIFICATION, Task, smoothed
 from search_spaces.errors import InputError
@@ -25,7 +25,7 @@ def check_training(config: JobConfig, task: Task = CLASSIFICATION) -> None:
             smoothed(task, section.label_smoothing)
     taught = {
         "search.distillation": sections["search"] is not None and config.search.distillation > 0,
-        "finetune.distillation": config.finetune.distillation > 0,
+        "finetune.distillation": bool(config.finetune.distillation),
         "finalise.teacher = 'float'": sections["finalise"] is not None and config.finalise.teacher == "float",
     }
     for key, wanted in taught.items():
@@ -33,6 +33,14 @@ def check_training(config: JobConfig, task: Task = CLASSIFICATION) -> None:
             raise InputError(
                 f"{key} needs a trained float network to learn from; set pretrain.epochs or model.checkpoint"
             )
+
+
+def finetune_teacher(network: nn.Module, config: JobConfig, task: Task) -> Teacher | None:
+    """The float network as the teacher of every net that is fine-tuned; nobody where it knows nothing itself."""
+    section = config.finetune
+    if section.distillation is None and _is_untrained(config):
+        return None
+    return teacher_of(network, finetune_weight(section, task))
 
 
 def _is_untrained(config: JobConfig) -> bool:

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnas.config.job import FinetuneSection
 from dnas.training.task import Task, outputs_of
+
+_USUAL_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,16 @@ class Teacher:
         self.network.eval()
         with torch.no_grad():
             return task.outputs(self.network(x))
+
+
+def finetune_weight(section: FinetuneSection, task: Task) -> float:
+    """λ of fine-tuning: as the section says, else 0.5 where the task itself says how far outputs are from a teacher's.
+
+    The mean squared difference that any other task has is of no known scale beside its loss.
+    """
+    if section.distillation is not None:
+        return section.distillation
+    return _USUAL_WEIGHT if type(task).divergence is not Task.divergence else 0.0
 
 
 def taught(task: Task, loss: Tensor, outputs: Tensor, told: Tensor | None, weight: float) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from dnas.config.training import Optimization
 from dnas.quantization.layers import TensorQuantizer
@@ -16,6 +16,9 @@ from dnas.training.optimizers import Groups, build_optimizer, optimizer_state, r
 from dnas.training.processes import ALONE, Processes
 from dnas.training.schedules import cosine, stepped, warmed_up
 from search_spaces.errors import InputError, check_type
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Modules that normalise: scale and shift of some have as many dimensions as what they normalise."""
 
 AddGradients = Callable[[float], None]
 """Adds the gradients of so many times the loss of a batch."""
@@ -34,11 +37,13 @@ def scheduled_rate(optimization: Optimization, progress: float) -> float:
 
 
 def weight_groups(network: nn.Module, optimization: Optimization) -> Groups:
-    """Parameter groups for an optimizer: clips never decay; BatchNorms and biases as ``optimization`` says."""
+    """Parameter groups for an optimizer: clips never decay; normalisations and biases as ``optimization`` says."""
     clips = {id(p) for m in network.modules() if isinstance(m, TensorQuantizer) for p in m.parameters()}
     parameters = [p for p in network.parameters() if p.requires_grad]
     weights = [p for p in parameters if id(p) not in clips]
-    spared = [p for p in weights if p.ndim < 2 and optimization.weight_decay_on == "weights"]
+    norms = {id(p) for m in network.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    lean = optimization.weight_decay_on == "weights"
+    spared = [p for p in weights if lean and (p.ndim < 2 or id(p) in norms)]
     exempt = {id(p) for p in spared}
     rate = optimization.learning_rate
     clip_rate = rate * optimization.clip_rate

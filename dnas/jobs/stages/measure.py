@@ -18,11 +18,11 @@ from dnas.jobs.narrowing import Course, courses, keep_ranges
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, times
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stored_nets import save_fixed, stored_net
-from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import fixed_copy
+from dnas.training.damping import Finetuner
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import Measurement, Trainer, with_prefix
+from dnas.training.trainer import Measurement, with_prefix
 from results.events import Measured
 from results.pareto import Estimate, FrontPoint
 from results.pictures.prune_data import kept_share
@@ -180,7 +180,7 @@ class Measurer:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
         job = self.job
         network = self._fixed(assignment, seed)
-        trainer = Trainer(
+        trainer = Finetuner(
             network,
             job.config.finetune.model_copy(update={"epochs": course.epochs}),
             images=job.data.train,
@@ -191,7 +191,7 @@ class Measurer:
             label=f"finetune-{course.links}" if course.links else "finetune",
             device=job.device,
             on_progress=self.compression.on_progress(network, job),
-            teacher=teacher_of(job.network, job.config.finetune.distillation),
+            teacher=job.teacher,
             task=job.task,
         )
         place = Place(FINETUNE, assignment.id, f"{assignment.id}-seed{seed}", FINETUNE, finetune_units(job), seed)

@@ -24,10 +24,9 @@ from dnas.jobs.stages.measure import FINETUNE, Measurer, finetune_units
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning, result_ids, result_numbers, tries_random
 from dnas.jobs.stages.prune_trials import Orders, Trials, open_trials
 from dnas.jobs.stages.trial_events import BAYESIAN, RANDOM, known_trials, trial_event
-from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import recalibrate_batchnorm
+from dnas.training.damping import Finetuner
 from dnas.training.task import Task
-from dnas.training.trainer import Trainer
 from results.events import Finalist
 from search_spaces.allocation.program import is_reachable
 from search_spaces.allocation.widening import allocate_widest
@@ -189,7 +188,7 @@ def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Tr
             return job.task.metric.gain(finalist.score), -finalist.loss
     network = trials.objective.pruned(trial.counts)
     config = job.config
-    trainer = Trainer(
+    trainer = Finetuner(
         network,
         config.finetune.model_copy(update={"epochs": pruning.section.finetune_epochs}),
         images=job.data.train,
@@ -198,7 +197,7 @@ def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Tr
         seed=config.seed,
         label="finalist",
         device=job.device,
-        teacher=teacher_of(job.network, config.finetune.distillation),
+        teacher=job.teacher,
         task=job.task,
     )
     context.train(trainer, Place(PRUNE, name, name, FINETUNE, finetune_units(job)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
-from dnas.config.file import load_job
-from dnas.jobs.training import check_training
+from dnas.config.file import load_job, preset_names
+from dnas.jobs.training import check_training, finetune_teacher
+from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.errors import InputError
+from search_spaces.metrics import ACCURACY
 
 UNTRAINED = ("pretrain.epochs=0",)
 
@@ -31,3 +34,40 @@ def test_a_teacher_must_have_been_trained(setting: str) -> None:
     check_training(load_job("digits", [setting, *UNTRAINED, "model.source=mine:net"]))
     pretrained = ["model.source=timm:resnet18", "model.arguments={pretrained=true}"]
     check_training(load_job("digits", [setting, *UNTRAINED, *pretrained]))
+
+
+class OwnTask(Task):
+    """A task that says nothing of teachers."""
+
+    metric = ACCURACY
+
+
+@pytest.mark.parametrize(
+    ("settings", "task", "weight"),
+    [
+        ((), CLASSIFICATION, 0.5),
+        (("finetune.distillation=0.0",), CLASSIFICATION, None),
+        (("finetune.distillation=0.25",), CLASSIFICATION, 0.25),
+        (("finetune.label_smoothing=0.1",), CLASSIFICATION.smoothed(0.1), 0.5),
+        (UNTRAINED, CLASSIFICATION, None),
+        ((*UNTRAINED, "model.checkpoint=weights.safetensors"), CLASSIFICATION, 0.5),
+        ((), OwnTask(), None),
+        (("finetune.distillation=1.0",), OwnTask(), 1.0),
+    ],
+)
+def test_the_float_network_teaches_fine_tuning_where_it_knows_something(
+    settings: tuple[str, ...], task: Task, weight: float | None
+) -> None:
+    config, network = load_job("digits", settings), nn.Linear(1, 1)
+    check_training(config, CLASSIFICATION)
+    teacher = finetune_teacher(network, config, task)
+    assert (teacher and teacher.weight) == weight
+    assert teacher is None or teacher.network is network
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name != "digits"])
+def test_presets_after_papers_train_as_these_do(name: str) -> None:
+    config = load_job(name)
+    assert finetune_teacher(nn.Linear(1, 1), config, CLASSIFICATION) is None
+    assert config.finetune.weight_decay_on == "all" or not config.finetune.weight_decay
+    assert config.finetune.start != "wider"

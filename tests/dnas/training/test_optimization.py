@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnas.config.job import FinetuneSection, SearchSection
 from dnas.config.training import Optimization, TrainingSection
 from dnas.quantization.layers import TensorQuantizer
+from dnas.search.trainer import theta_optimization
 from dnas.training.distillation import Teacher
-from dnas.training.optimization import MovingAverage, accumulated, scheduled_rate, weight_groups
+from dnas.training.optimization import MovingAverage, Updates, accumulated, scheduled_rate, weight_groups
 from dnas.training.trainer import Trainer
 from tests.dnas.training.test_trainer import IMAGES, network, same
 from tests.toys import Net
@@ -197,3 +199,40 @@ def test_decay_may_spare_what_has_one_dimension() -> None:
         (0.1, {2, 4}),
         (0.0, {1}),
     ]
+
+
+class Normalised(nn.Module):
+    """Every kind of normalisation, some of whose scales have the shape of what they normalise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.depthwise = nn.Conv2d(1, 4, 3), nn.Conv1d(4, 4, 3, groups=4)
+        self.norms = nn.ModuleList(
+            [nn.BatchNorm2d(4), nn.LayerNorm([4, 2, 2]), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True)]
+        )
+        self.norms.append(nn.RMSNorm([2, 2]))
+        self.activation, self.head = nn.PReLU(4), nn.Linear(4, 3)
+
+
+def test_decay_spares_normalisations_of_any_shape_and_keeps_to_weights() -> None:
+    model = Normalised()
+    decayed, spared = weight_groups(model, Optimization(weight_decay=0.1, weight_decay_on="weights"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {"conv.weight", "depthwise.weight", "head.weight"}
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+
+
+def test_fine_tuning_decays_neither_clips_nor_normalisations_nor_biases() -> None:
+    """A step with a gradient of zero moves what decays, and only that."""
+    model = network()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    updates = Updates(model, FinetuneSection(weight_decay=0.5))
+    updates.step(0, 1, 0.0, lambda part: [setattr(p, "grad", torch.zeros_like(p)) for p in model.parameters()])
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {f"{name}.weight" for name in ("stem", "first", "second", "head")}
+
+
+def test_theta_does_not_decay_unless_asked_and_is_in_no_group_of_weights() -> None:
+    assert theta_optimization(SearchSection()).weight_decay == 0
+    assert theta_optimization(SearchSection(theta_weight_decay=0.1)).weight_decay == 0.1
