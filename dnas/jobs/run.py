@@ -213,7 +213,7 @@ def _rehearse(job: Job) -> None:
         job.network,
         job.data,
         sets,
-        config.data.batch_size // job.device.processes.size,
+        config.data.batch_size,
         augmentation=job.augmentation,
         device=job.device,
         task=job.task,

@@ -16,7 +16,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_map
 from dnas.data.image_sets import Part
 from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -66,6 +67,11 @@ class Processes:
     def several(self) -> bool:
         """Whether there is any other."""
         return self.size > 1
+
+    @property
+    def normalise_together(self) -> bool:
+        """Whether BatchNorms in training have the statistics of all processes' rows."""
+        return self.several and self.synchronise_batchnorm
 
     def check_batch(self, batch_size: int, images: int) -> None:
         """Raise :class:`InputError` where a batch cannot be shared out evenly."""
@@ -148,6 +154,14 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def dealt_out(self, work: Callable[[Sequence[Item]], Iterable[Value]], items: Sequence[Item]) -> Iterator[Value]:
+        """What ``work`` gives for each of the items, which the processes take in turn; in order, the same for all."""
+        if not self.several:
+            yield from work(items)
+            return
+        found = self.gathered(list(work(items[self.rank :: self.size])))
+        yield from (found[number % self.size][number // self.size] for number in range(len(items)))
+
     @torch.no_grad()
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace gradients by their mean over all processes; one that is missing everywhere stays so."""
@@ -183,8 +197,7 @@ class Processes:
 
         Raises :class:`InputError` for a kind of BatchNorm that does more than to normalise.
         """
-        wanted = self.several and self.synchronise_batchnorm
-        found = dict(network.named_modules()) if wanted else {}
+        found = dict(network.named_modules()) if self.normalise_together else {}
         norms = {name: module for name, module in found.items() if isinstance(module, _BatchNorm)}
         for name, norm in norms.items():
             if type(norm).forward is not _BatchNorm.forward:

@@ -16,6 +16,7 @@ from dnas.data.described import described
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.training.checkpointing import refuse_reentrant
 from dnas.training.device import CPU, Device
+from dnas.training.processes import Processes
 from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.errors import InputError, one_line
 from search_spaces.models.copies import fresh_copy
@@ -52,9 +53,10 @@ def rehearse(
             "the network has no parameter that requires a gradient, so there is nothing to train; call "
             "requires_grad_(True) on what is to be trained"
         )
-    _check_batches(twin, training, batch_size)
+    _check_batches(twin, training, batch_size, device.processes)
     with device.own_randomness(0):
-        x, y = first_images("training", data.train, min(_IMAGES, batch_size), augmentation, device.place)
+        few = min(_IMAGES, _rows(data.train, batch_size, device.processes))
+        x, y = first_images("training", data.train, few, augmentation, device.place)
         with torch.no_grad():
             task.check(named_splits(data), _outputs(task, twin.eval(), x, "eval"))
         outputs = _outputs(task, twin.train(), x, "training")
@@ -77,12 +79,23 @@ def few_images(data: DataSplits) -> list[str]:
     ]
 
 
-def _check_batches(twin: nn.Module, training: Mapping[str, ImageSet], batch_size: int) -> None:
+def _rows(images: ImageSet, batch_size: int, processes: Processes) -> int:
+    """How many images a process trains on at once; where BatchNorms see those of all, as many as they need."""
+    own = min(batch_size, len(images)) // processes.size
+    return max(own, _IMAGES) if processes.normalise_together else own
+
+
+def _check_batches(twin: nn.Module, training: Mapping[str, ImageSet], batch_size: int, processes: Processes) -> None:
     """Refuse batches of one image where BatchNorm would take its statistics from them."""
     norms = [name for name, module in twin.named_modules() if isinstance(module, _BatchNorm) and module.training]
     smallest = min(training, key=lambda name: len(training[name]))
-    if not norms or min(batch_size, len(training[smallest])) >= _IMAGES:
+    if not norms or _rows(training[smallest], batch_size, processes) >= _IMAGES:
         return
+    if processes.several:
+        raise InputError(
+            f"each of {processes} has one image of a batch for {smallest}, which BatchNorm (module '{norms[0]}') has "
+            "no statistics from; start fewer, use larger batches and more data, or set synchronise_batchnorm = true"
+        )
     if batch_size < _IMAGES:
         raise InputError(
             f"batch_size = {batch_size} trains with one image per batch, which BatchNorm (module '{norms[0]}') has no "
@@ -114,7 +127,7 @@ def _check_rows(
 ) -> None:
     """Run the network on each number of images that is measured at once, and on each that it is trained on."""
     whole = {size: name for name, images in measured.items() for size in batch_sizes(len(images), batch_size)}
-    steps = {min(len(images), batch_size): name for name, images in training.items()}
+    steps = {_rows(images, batch_size, device.processes): name for name, images in training.items()}
     with torch.no_grad():
         for size, name in whole.items():
             x, _ = first_images(name, measured[name], size, device=device.place)

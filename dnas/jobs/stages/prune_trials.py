@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.trial_events import as_told
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.device import CPU, AnyDevice, Device
+from dnas.training.processes import ALONE
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task
 from dnas.training.trainer import Measurement, measure
@@ -66,10 +67,17 @@ class PruningObjective:
         return remove_filters(self.network, self.groups, self.kept(counts))
 
     def __call__(self, counts: Counts) -> Measurement:
-        """Measure the net whose groups keep so many units."""
+        """Measure the net whose groups keep so many units; several processes do so together."""
+        return self._measured(counts, self.device)
+
+    def alone(self, counts: Counts) -> Measurement:
+        """The same, in this process."""
+        return self._measured(counts, replace(self.device, processes=ALONE))
+
+    def _measured(self, counts: Counts, device: Device) -> Measurement:
         smaller = self.pruned(counts).eval()
         recalibrate_batchnorm(smaller, self.batchnorm_images, allow_overflow=True)
-        return as_told(measure(smaller, self.images, self.batch_size, self.device, self.task))
+        return as_told(measure(smaller, self.images, self.batch_size, device, self.task))
 
 
 def make_objective(context: JobContext, assignment: str, orders: Orders, section: PruneSection) -> PruningObjective:
@@ -121,15 +129,25 @@ def _try(counts: Counts) -> Measurement:
 
 
 class Trials:
-    """Evaluates several configurations, one after the other or in worker processes, in the order asked."""
+    """Evaluates several configurations, one after the other or in worker processes, in the order asked.
+
+    Processes that train together take them in turn, or where only one is asked for its images.
+    """
 
     def __init__(self, objective: PruningObjective, pool: ProcessPoolExecutor | None = None) -> None:
         self.objective, self.pool = objective, pool
 
     def __call__(self, asked: Sequence[Counts]) -> Iterator[Measurement]:
         """Yield the measurement of each."""
+        if self.pool is None and len(asked) == 1:
+            yield self.objective(asked[0])
+            return
+        yield from self.objective.device.processes.dealt_out(self._tried, asked)
+
+    def _tried(self, asked: Sequence[Counts]) -> Iterator[Measurement]:
+        """Those that this process measures."""
         if self.pool is None:
-            yield from map(self.objective, asked)
+            yield from map(self.objective.alone, asked)
             return
         try:
             yield from self.pool.map(_try, asked)

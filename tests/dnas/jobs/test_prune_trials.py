@@ -20,6 +20,7 @@ from dnas.jobs.stages import prune_trials as trials
 from dnas.jobs.stages.prune_trials import PruningObjective, Trials, make_objective, open_trials
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.training.device import CPU, Device
 from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.channels.slicing import remove_filters
@@ -46,10 +47,10 @@ def net() -> nn.Module:
     return quantized.eval()
 
 
-def objective(network: nn.Module, measured_on: MemoryImages | None = None) -> PruningObjective:
+def objective(network: nn.Module, measured_on: MemoryImages | None = None, device: Device = CPU) -> PruningObjective:
     groups = read_graph(Net(channels=5), SHAPE).channels
-    measured_on = measured_on or images(30)
-    return PruningObjective(network, groups, ORDERS, batchnorm_images=STATISTICS, images=measured_on, batch_size=7)
+    options: dict[str, Any] = {"images": measured_on or images(30), "batch_size": 7, "device": device}
+    return PruningObjective(network, groups, ORDERS, batchnorm_images=STATISTICS, **options)
 
 
 def by_hand(network: nn.Module, kept: dict[str, tuple[int, ...]], measured_on: MemoryImages) -> tuple[float, float]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,21 +18,24 @@ from torch import Tensor, nn
 
 from dnas.commands.processes import loopback
 from dnas.config.training import TrainingSection
+from dnas.jobs.stages.prune_trials import Counts, Trials
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import CPU, Device
 from dnas.training.processes import ALONE, Processes
 from dnas.training.task import Classification
-from dnas.training.trainer import Trainer, evaluate
+from dnas.training.trainer import Measurement, Trainer, evaluate
 from search_spaces.errors import InputError, JobError
+from tests.dnas.jobs.test_prune_trials import net, objective
 from tests.dnas.search.test_trainer import DATA, budget, supernet
 from tests.dnas.search.test_trainer import trainer as search_trainer
 from tests.dnas.switchable.test_training import images as switchable_images
 from tests.dnas.switchable.test_training import net_of, section
 from tests.dnas.training.test_trainer import network
-from tests.toys import Net, images, seeded, trained
+from tests.toys import SHAPE, Net, images, seeded, trained
 
-STAGES = ("fixed", "accumulating", "warm-up", "sandwich", "theta", "switchable")
+STAGES = ("fixed", "single rows", "accumulating", "warm-up", "sandwich", "theta", "switchable")
 IMAGES = images(48)
+ASKED = [[{"stem": n, "first": 6 - n} for n in numbers] for numbers in ([3], [2, 4], [4, 3, 2], [])]
 
 
 def trainers(device: Device) -> dict[str, Any]:
@@ -38,6 +43,10 @@ def trainers(device: Device) -> dict[str, Any]:
     torch.manual_seed(3)
     fixed, accumulating = (Net().train().to(device.place) for _ in range(2))
     return {
+        "single rows": Trainer(
+            normalised_last().to(device.place), TrainingSection(epochs=2, learning_rate=0.01),
+            images=images(6), batch_size=2, device=device,
+        ),
         "fixed": Trainer(fixed, TrainingSection(epochs=2), images=IMAGES, batch_size=16, device=device),
         "accumulating": Trainer(
             accumulating, TrainingSection(epochs=2, accumulation=2, gradient_clipping=0.1, averaging=0.9),
@@ -47,6 +56,13 @@ def trainers(device: Device) -> dict[str, Any]:
             net_of().to(device.place), section(), images=switchable_images(), batch_size=8, device=device
         ),
     }  # fmt: skip
+
+
+def normalised_last() -> nn.Module:
+    """A network whose BatchNorm has one value of each image and channel: of one image there are no statistics."""
+    torch.manual_seed(4)
+    pooled = nn.Sequential(nn.Conv2d(SHAPE[0], 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4))
+    return nn.Sequential(pooled, nn.Flatten(), nn.Linear(4, 3))
 
 
 def searching(device: Device, **section: Any) -> Any:
@@ -127,9 +143,19 @@ def work(rank: int, folder: str) -> None:
         "measured": [evaluate(trained(Net()), IMAGES, size, device) for size in (7, 16, 100)],
         "their own": evaluate(shaken, IMAGES, 16, device, Gathering()),
         "noise": noise(device),
+        "trials": [trials_of(device, asked) for asked in ASKED],
+        "worker processes": trials_of(device, ASKED[2], cast(Any, ThreadPoolExecutor(1))),
     }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def trials_of(device: Device, asked: Sequence[Counts], pool: Any = None) -> list[Measurement]:
+    """The trials of a pruning; what a ``pool`` tries it tries alone."""
+    tried = objective(net(), device=device)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dnas.jobs.stages.prune_trials._objective", objective(net()))
+        return list(Trials(tried, pool)(asked))
 
 
 class Gathering(Classification):
@@ -221,6 +247,21 @@ def test_a_measurement_is_that_of_one_process_on_all_images(both: Any) -> None:
 
 def test_what_cannot_be_put_together_is_measured_by_each_and_the_first_counts(both: Any) -> None:
     assert both[0]["their own"] == both[1]["their own"] == evaluate(trained(Net()), IMAGES, 16, CPU, Gathering())
+
+
+def test_trials_of_a_pruning_are_those_of_one_process(both: Any) -> None:
+    """One of them together, several in turn, also by worker processes."""
+    assert both[0]["trials"] == both[1]["trials"] == [trials_of(CPU, asked) for asked in ASKED]
+    assert both[0]["worker processes"] == both[1]["worker processes"] == trials_of(CPU, ASKED[2])
+    assert len({trial.loss for trial in both[0]["worker processes"]}) == 3
+
+
+def test_what_is_dealt_out_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Processes, "gathered", lambda processes, value: [value, ["b", "d"]])
+    done: list[str] = []
+    found = Processes(0, 2).dealt_out(lambda items: [done.append(item) or item.upper() for item in items], "abcd")
+    assert [*found] == ["A", "b", "C", "d"]
+    assert done == ["a", "c"]
 
 
 def test_noise_differs_between_processes(both: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 import dnas
 from dnas.config.training import TrainingSection
 from dnas.data.image_sets import DataSplits, MemoryImages
+from dnas.training.device import CPU
+from dnas.training.processes import Processes
 from dnas.training.rehearsal import rehearse
 from dnas.training.task import CLASSIFICATION, Task
 from dnas.training.trainer import Trainer, evaluate
@@ -168,3 +171,44 @@ def test_reentrant_checkpoints_are_refused_before_a_search_and_nothing_else_is(f
         dnas.search_bits(Checkpointed(True, first), data, [{"size_bytes": "50%"}])
     rehearse(Checkpointed(False, first), data, sets, 8, searches=True)
     rehearse(Checkpointed(True, first), data, sets, 8)
+
+
+class Counted(nn.Module):
+    """Counts the images that it is run on in train mode; normalises them where it is asked to."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(SHAPE[0], 3)
+        self.norm = nn.BatchNorm1d(SHAPE[0]) if norm else nn.Identity()
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += [len(x)] if self.training else []
+        return self.head(self.norm(x.mean((2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "processes", "norm", "seen"),
+    [
+        (24, 4, Processes(0, 4, True), True, [2, 2]),  # statistics are those of four images
+        (24, 4, Processes(0, 4), False, [1, 1]),
+        (24, 8, Processes(3, 4), True, [2, 2]),
+        (24, 16, Processes(0, 4, True), True, [2, 4]),
+        (3, 16, Processes(0, 2, True), True, [2, 2]),
+        (24, 4, Processes(0, 4), True, "each of 4 processes has one image of a batch for training, .*module 'norm'"),
+        (3, 16, Processes(1, 2), True, "each of 2 processes has one image .*synchronise_batchnorm = true"),
+        (24, 1, Processes(), True, "batch_size = 1 trains with one image per batch"),
+    ],
+)
+def test_a_batch_is_rehearsed_as_its_process_has_it(
+    count: int, batch_size: int, processes: Processes, norm: bool, seen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, data = Counted(norm), images(count)
+    monkeypatch.setattr("dnas.training.rehearsal.fresh_copy", lambda network: network)
+    splits, device = DataSplits(data, data, data, 3, SHAPE), replace(CPU, processes=processes)
+    if isinstance(seen, str):
+        with pytest.raises(InputError, match=seen):
+            rehearse(network, splits, {"training": data}, batch_size, device=device)
+        return
+    rehearse(network, splits, {"training": data}, batch_size, device=device)
+    assert network.seen == seen
