@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,6 +116,12 @@ class Job:
 
 def device_of(config: JobConfig) -> Device:
     """Where a job computes, together with the processes that were started with this one."""
+    here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if config.device in ("auto", "cuda") and torch.cuda.is_available() and here > devices:
+        raise InputError(
+            f"{here} processes were started on {platform.node()}, which has {devices} CUDA "
+            f"device{'s' if devices > 1 else ''}; start as many, or set device = 'cpu'"
+        )
     device = Device.named(config.device, config.precision, config.channels_last)
     processes = Processes.here(config.synchronise_batchnorm)
     if processes.several and config.device.startswith(("cuda:", "mps")):

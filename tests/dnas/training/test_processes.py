@@ -17,7 +17,9 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from dnas.commands.processes import loopback
+from dnas.config.file import load_job
 from dnas.config.training import TrainingSection
+from dnas.jobs.job import device_of
 from dnas.jobs.stages.prune_trials import Counts, Trials
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import CPU, Device
@@ -310,3 +312,18 @@ def test_one_process_is_left_as_it_is() -> None:
     assert ALONE.mean(x) is x
     assert ALONE.agreed(x) is x
     assert Processes.here(synchronise_batchnorm=True) == ALONE
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_more_processes_than_devices_are_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert device_of(load_job("digits", [f"device={device}"])).place == torch.device("cuda:1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(
+        InputError, match=r"^3 processes were started on .*, which has 2 CUDA devices; start as many, or"
+    ):
+        device_of(load_job("digits", [f"device={device}"]))
+    assert device_of(load_job("digits", ["device=cpu"])).place == torch.device("cpu")
