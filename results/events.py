@@ -5,7 +5,9 @@ This is the one place that knows the keys of a journal; docs/file-formats.md tel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from statistics import stdev
 from typing import Any, ClassVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -144,6 +146,45 @@ class Searched(Event):
 
     tag = "searched"
     run: str
+
+
+class Pool(Event):
+    """What the assignment ``run`` of a budget is chosen from: proposal → all that proposed it, the first one first.
+
+    ``images`` of the training data judge, which no net of the pool is trained on.
+    """
+
+    tag = "pool"
+    run: str
+    proposals: Mapping[str, tuple[str, ...]]
+    images: int
+
+
+class Judged(Event, Scored):
+    """A proposal was fine-tuned for some epochs in a round, from 1 on, and measured on images that judge.
+
+    ``losses`` are the mean losses of equal parts of them, from which the standard error follows; the loss of a net that
+    diverged is None.
+    """
+
+    tag = "judged"
+    keys = {"score": "{}"}  # noqa: RUF012
+    proposal: str
+    round: int
+    epochs: int
+    loss: float | None = None
+    score: float | None = None
+    losses: tuple[float, ...] = ()
+
+    @property
+    def rank(self) -> float:
+        """The loss, as it is compared: least is best, and a net that diverged comes last."""
+        return math.inf if self.loss is None else self.loss
+
+    @property
+    def standard_error(self) -> float | None:
+        """Of the loss, over the images; None where they are in one part."""
+        return stdev(self.losses) / math.sqrt(len(self.losses)) if len(self.losses) > 1 else None
 
 
 class Measured(Event, Scored):

@@ -38,6 +38,7 @@ POINT_KINDS = {
     "random": PointKind("#777777", "v", "random"),
     "control": PointKind("#117733", "d", "own control"),
     "sampled": PointKind("#CC79A7", "D", "sampled"),
+    "proposal": PointKind("#661100", "8", "proposal"),
     "pruned": PointKind("#882255", "*", "pruned", size=10.5),
     "pruned-uniform": PointKind("#56B4E9", ">", "pruned, one ratio"),
     "pruned-random": PointKind("#999933", "<", "pruned, random"),

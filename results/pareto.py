@@ -176,14 +176,15 @@ class ParetoFront:
     ) -> ParetoFront:
         """Mark the front among ``points``; their order never matters.
 
-        Of points with equal cost and metric only the first by id is on the front; an infeasible one never is.
+        Of points with equal cost and metric only the first by kind (a search before its controls) and id is on the
+        front; an infeasible one never is.
         Raises :class:`InputError` for a cost that is missing, a point given twice, or several metrics.
         """
         check_type(points, Iterable, "the points of a front", "give a list of FrontPoint")
         points = list(points)
         if len({point.metric for point in points}) > 1:
             raise InputError("points that were measured by different metrics cannot be compared")
-        ranked = sorted(points, key=lambda point: (point.cost(x), -point.gain, point.key))
+        ranked = sorted(points, key=lambda point: (point.cost(x), -point.gain, KINDS.index(point.kind), point.key))
         keys = [point.key for point in ranked]
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)

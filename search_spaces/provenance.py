@@ -13,16 +13,17 @@ from pydantic import ConfigDict, Field
 from search_spaces.errors import InputError, nearest
 from search_spaces.records import Record
 
-SEARCH, SAMPLED = "search", "sampled"
+SEARCH, SAMPLED, PROPOSAL = "search", "sampled", "proposal"
 UNIFORM, ILP, MEASURED_ILP, RANDOM, CONTROL = "uniform", "ilp", "measured-ilp", "random", "control"
 PRUNED, PRUNED_UNIFORM, PRUNED_RANDOM, FEWER_BITS = "pruned", "pruned-uniform", "pruned-random", "fewer-bits"
 GIVEN, PROFILE = "given", "switchable"
 KINDS = (
-    *(SEARCH, "squantizer", UNIFORM, ILP, MEASURED_ILP, RANDOM, CONTROL, SAMPLED),
+    *(SEARCH, "squantizer", UNIFORM, ILP, MEASURED_ILP, RANDOM, CONTROL, SAMPLED, PROPOSAL),
     *(PRUNED, PRUNED_UNIFORM, PRUNED_RANDOM, FEWER_BITS),
     *(GIVEN, PROFILE),
 )
-"""``control`` is the user's own, ``given`` comes from elsewhere, ``switchable`` is a profile of a switchable net."""
+"""``control`` is the user's own, ``given`` comes from elsewhere, ``switchable`` is a profile of a switchable net;
+``proposal`` was in the pool that a budget's assignment was chosen from."""
 
 
 class Quantizers(Record):

@@ -64,7 +64,11 @@ class PrecisionSpace:
         """Bits of every layer when decision d takes the cell ``cells[d]``."""
         if len(cells) != len(self.decisions):
             raise InputError(f"there are {len(cells)} cells for {len(self.decisions)} decisions; give one for each")
-        chosen = {name: self.pair(*cell) for d, cell in zip(self.decisions, cells, strict=True) for name in d.layers}
+        return self.layers_with([self.pair(*cell) for cell in cells])
+
+    def layers_with(self, pairs: Sequence[Pair]) -> dict[str, LayerBits]:
+        """Bits of every layer when decision d takes ``pairs[d]``; :meth:`pairs_of` leads back."""
+        chosen = {name: pair for d, pair in zip(self.decisions, pairs, strict=True) for name in d.layers}
         return {name: LayerBits(*pair) for name, pair in {**self.fixed, **chosen}.items()}
 
     def pairs_of(self, layers: Mapping[str, LayerBits]) -> list[Pair]:

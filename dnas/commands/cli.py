@@ -278,12 +278,19 @@ def show(
         str | None,
         typer.Argument(metavar="ASSIGNMENT|float", help="Show this one's layers, or the float network's row."),
     ] = None,
+    pool: Annotated[
+        bool, typer.Option("--pool", help="Show what each budget's assignment was chosen from, and how it was judged.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the front of a run, or the bits and costs of one assignment."""
+    """Show the front of a run, what it was chosen from, or the bits and costs of one assignment."""
     from dnas.commands import viewing
 
-    if assignment is None:
+    if pool and assignment is not None:
+        raise InputError(f"--pool shows those of all budgets; leave out '{assignment}', or --pool")
+    if pool:
+        viewing.show_pools(run_folder(run), as_json)
+    elif assignment is None:
         viewing.show_run(run_folder(run), as_json)
     else:
         viewing.show_assignment(run_folder(run), assignment, as_json)

@@ -28,6 +28,7 @@ from results.run.folder import Run
 from results.run.layout import ASSIGNMENTS, CHECKPOINTS, RUNS
 from results.run.lost import lost_files
 from results.run.status import run_status
+from results.tables.advice import advice
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
 from results.units import measured
@@ -180,15 +181,16 @@ def _carry_out(config: JobConfig, run: Run, as_json: bool, request: Request | No
 
 
 def _conclude(run: Run, front: ParetoFront, as_json: bool) -> None:
-    """Show the front, what it proves, and where everything lies."""
+    """Show the front, what it proves, where everything lies, and what to take."""
     rows, words, paths = front_rows(front), verdicts(front), _paths(run)
     if as_json:
-        show_json({"run": str(run.folder), "front": front.to_json(), "verdicts": words, "files": paths})
+        told = {"verdicts": words, "advice": advice(front), "files": paths}
+        show_json({"run": str(run.folder), "front": front.to_json(), **told})
         return
     show(render_table(rows), "", *words)
     if any(point.kind == "switchable" for point in front.points):
         show(f"\nthe profiles of its switchable net, beside each trained alone: dnas switch {run.folder}")
-    show("\nwritten:", *(f"  {path}" for path in paths))
+    show("\nwritten:", *(f"  {path}" for path in paths), "", *advice(front))
 
 
 def _paths(run: Run) -> list[str]:

@@ -17,7 +17,10 @@ from results.pictures.plot_data import MOST_COLUMNS, bit_text, spread
 from results.pictures.prune_data import filters_of, parents_of
 from results.run.folder import Run
 from results.run.layout import list_runs
+from results.run.lost import sound_events
 from results.run.status import RunStatus, run_status
+from results.tables.advice import advice
+from results.tables.pool import pool_json, pools, render_pool, told
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
 from search_spaces.assignments import BitAssignment, kept_rows_of
@@ -52,9 +55,9 @@ def show_run(folder: Path, as_json: bool) -> None:
     for why in damaged.values():
         tell(why)
     if as_json:
-        show_json({"run": str(folder), "front": front.to_json(), "verdicts": words})
+        show_json({"run": str(folder), "front": front.to_json(), "verdicts": words, "advice": advice(front)})
         return
-    show(render_table(front_rows(front)), "", *words)
+    show(render_table(front_rows(front)), "", *words, "", *advice(front))
     on_front = [found[point.assignment] for point in front.front if point.assignment in found]
     chosen = spread(on_front, MOST_COLUMNS)
     if chosen:
@@ -64,6 +67,24 @@ def show_run(folder: Path, as_json: bool) -> None:
         show(
             "", f"bits of {len(chosen)} of the {len(on_front)} assignments on the front; others: dnas show {folder} ID"
         )
+
+
+def show_pools(folder: Path, as_json: bool) -> None:
+    """Show what each budget's assignment was chosen from, and how that was judged, as far as the run has come."""
+    run = Run.open(folder)
+    events = sound_events(run)
+    found = pools(events, run.assignments())
+    if not found:
+        raise InputError(
+            f"{folder} has chosen nothing from a pool; start a run that does with: "
+            "dnas search JOB --set choice.enabled=true"
+        )
+    if as_json:
+        show_json({"run": str(folder), "pools": [pool_json(pool) for pool in found]})
+        return
+    for pool in found:
+        above, below = told(pool)
+        show(above, render_pool(pool), below, *([""] if pool is not found[-1] else []))
 
 
 def show_assignment(folder: Path, name: str, as_json: bool) -> None:

@@ -186,6 +186,16 @@ class ControlsSection(Section):
     own: Annotated[tuple[OwnName, ...], OnceEach] = Field(default=(), description="Your own ways to choose bits at every budget: `package.module:function(question)`.")  # fmt: skip
 
 
+class ChoiceSection(Section):
+    """Choosing by measuring: of several proposals for each budget, the one that is best after a short fine-tuning."""
+
+    enabled: bool = Field(default=False, description="Whether what is found for a budget is chosen from a pool: the likeliest under θ, draws of it, the controls, further programs, the neighbouring budgets' and uniform widths brought to the budget. `dnas show RUN --pool` shows it. Where a pruned net is searched, what θ says is taken.")  # fmt: skip
+    draws: Count = Field(default=3, description="Proposals drawn from P(θ).")
+    programs: Annotated[int, Field(ge=0, le=100)] = Field(default=2, description="Proposals of each integer program, over expected and over measured losses; each differs in a quarter of the decisions from those before it.")  # fmt: skip
+    epochs: AtLeastOne = Field(default=1, description="Epochs of fine-tuning in the first round, on the images that train the weights of the search; twice as many in each further one. Judged is the loss on the images of θ, `search.theta_fraction` of the training data.")  # fmt: skip
+    rounds: Annotated[int, Field(ge=1, le=16)] = Field(default=2, description="Rounds of successive halving: the better half of a pool goes on to the next round, the best of the last one is chosen.")  # fmt: skip
+
+
 class PruneSection(Section):
     """Pruning of measured assignments: a ratio per channel group by Bayesian optimization, filters removed for real."""
 
@@ -267,6 +277,7 @@ class JobConfig(Section):
     search: SearchSection = SearchSection()
     finetune: FinetuneSection = FinetuneSection()
     controls: ControlsSection = ControlsSection()
+    choice: ChoiceSection = ChoiceSection()
     prune: PruneSection = PruneSection()
     squantizer: SquantizerSection = SquantizerSection()
     finalise: FinaliseSection = FinaliseSection()
@@ -288,6 +299,10 @@ class JobConfig(Section):
             return self
         if self.search.loss in ("two_sided", "hinge") and not self.search.budgets:
             raise ValueError(f"search.loss = '{self.search.loss}' needs at least one entry in search.budgets")
+        if self.chooses and not self.search.budgets:
+            raise ValueError(
+                "choice.enabled needs at least one entry in search.budgets: a choice is one within a budget"
+            )
         if self.space.pairing == "pairs" and not self.space.pairs:
             raise ValueError("space.pairing = 'pairs' needs space.pairs")
         if self.search.temperature_end > self.search.temperature_start:
@@ -300,6 +315,11 @@ class JobConfig(Section):
         if self.compression != "search":
             return ()
         return tuple(step for step in self.pipeline if step == "search" or self.prune.enabled)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether what is found for a budget is chosen by measuring; only a search of the whole net is."""
+        return self.choice.enabled and self.order[:1] == ("search",)
 
     def _switchable_consistent(self) -> JobConfig:
         if self.prune.enabled:

@@ -24,7 +24,8 @@ from search_spaces.errors import InputError
 class Place:
     """Where an epoch belongs: the stage, what it is run for, and the seed; ``checkpoint`` names its file.
 
-    ``work`` is its kind of work, ``units`` are those of one epoch (see :mod:`dnas.jobs.progress`).
+    ``work`` is its kind of work, ``units`` are those of one epoch (see :mod:`dnas.jobs.progress`). ``validates`` says
+    whether each epoch is measured on validation images.
     """
 
     stage: str
@@ -34,6 +35,7 @@ class Place:
     units: float
     seed: int = 0
     budget: Mapping[str, float] = field(default_factory=dict)
+    validates: bool = True
 
 
 class JobContext:
@@ -81,7 +83,7 @@ class JobContext:
             self.progress.recall({place.work: place.units * trainer.epoch})
             yield self._journaled(last)
         for result in epochs():
-            fields = self._epoch_fields(trainer, result)
+            fields = self._epoch_fields(place, trainer, result)
             fields["metric"] = self.job.task.metric.name
             fields |= {"budget": dict(place.budget)} if place.budget else {}
             epoch = Epoch(stage=place.stage, run=place.run, seed=place.seed, **fields)
@@ -89,10 +91,12 @@ class JobContext:
             run.save_checkpoint(place.checkpoint, tensors, {**values, "record": epoch.to_json()})
             yield self._journaled(epoch)
 
-    def _epoch_fields(self, trainer: Trainer | SupernetTrainer, result: EpochResult | EpochRecord) -> dict[str, Any]:
+    def _epoch_fields(
+        self, place: Place, trainer: Trainer | SupernetTrainer, result: EpochResult | EpochRecord
+    ) -> dict[str, Any]:
         if isinstance(result, EpochRecord) or isinstance(trainer, SupernetTrainer):
             return result.to_json()
-        measured = trainer.measured(self.job.search_data.validation)
+        measured = trainer.measured(self.job.search_data.validation) if place.validates else {}
         return {**result.to_json(), "epochs": trainer.section.epochs, **measured}
 
     def _journaled(self, epoch: Epoch) -> Epoch:

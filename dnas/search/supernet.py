@@ -266,16 +266,22 @@ class Supernet(nn.Module):
         undecided). What is left of the budget then is spent: the cells are widened until no single widening fits.
         No decision gets more weight bits or more activation bits than ``bound`` gives it, a pair per decision.
         """
-        utilities = self.theta.log_probabilities()
-        if budget is not None:
-            utilities = utilities + np.log(np.maximum(self.space.widths, 0.5))
-            # A cell that is narrower and no cheaper than another is never worth taking.
-            utilities = np.where(dominated(self.table, budget, bound), -np.inf, utilities)
-        return allocate_widest(utilities, self.table, budget, bound)
+        return self._likeliest(self.theta.log_probabilities(), budget, bound)
 
-    def draw(self, generator: torch.Generator) -> Cells:
-        """Draw one architecture from P(θ)."""
-        flat = self.theta.probabilities().cells.detach().flatten(1).cpu().double()
-        columns = len(self.space.activation_bits)
-        drawn = torch.multinomial(flat, 1, generator=generator)[:, 0].tolist()
-        return [(cell // columns, cell % columns) for cell in drawn]
+    def draw(self, generator: torch.Generator, budget: Budget | None = None) -> Cells:
+        """Draw one architecture from P(θ); with a budget one that meets it, by the program of :meth:`decode`.
+
+        Of the log-probabilities with Gumbel noise on each cell the largest is a draw of its decision (the Gumbel-max
+        trick); within a budget the program takes the largest sum.
+        """
+        likelihood = self.theta.log_probabilities()
+        uniform = torch.rand(likelihood.shape, generator=generator, dtype=torch.float64).clamp_min(1e-300)
+        return self._likeliest(likelihood - np.log(-np.log(uniform.numpy())), budget, None)
+
+    def _likeliest(self, likelihood: np.ndarray, budget: Budget | None, bound: Sequence[Pair] | None) -> Cells:
+        """The cells of the largest sum of log-likelihoods (D, Kw, Ka), weighted as :meth:`decode` says."""
+        if budget is not None:
+            likelihood = likelihood + np.log(np.maximum(self.space.widths, 0.5))
+            # A cell that is narrower and no cheaper than another is never worth taking.
+            likelihood = np.where(dominated(self.table, budget, bound), -np.inf, likelihood)
+        return allocate_widest(likelihood, self.table, budget, bound)

@@ -93,11 +93,17 @@ def _check_fit(network: Callable[[Tensor], Any], images: ImageSet, device: Devic
 
 
 def measure(
-    network: Callable[[Tensor], Any], images: ImageSet, batch_size: int, device: Device, task: Task
+    network: Callable[[Tensor], Any],
+    images: ImageSet,
+    batch_size: int,
+    device: Device,
+    task: Task,
+    on_batch: Callable[[Tensor, int], None] = lambda loss_sum, images: None,
 ) -> Measurement:
     """As :func:`evaluate`, but a net that diverged measures as it is: it must not end a job of many.
 
     Several processes share the batches out where all that is measured are means, which can be put together.
+    ``on_batch`` is told the summed loss and the images of each batch that is measured here.
     """
     gauges, processes = task.gauges, device.processes
     meters = [gauge.on(device.place) for gauge in gauges]
@@ -110,7 +116,9 @@ def measure(
             outputs = outputs_of(task, network(x), len(x))
             for meter in meters:
                 meter.update(outputs, y)
-            loss = loss + widened(task.loss_sum(outputs, y))
+            batch_loss = widened(task.loss_sum(outputs, y))
+            on_batch(batch_loss, len(x))
+            loss = loss + batch_loss
     if shares:
         loss = _put_together(meters, loss, device)
     count = len(images)

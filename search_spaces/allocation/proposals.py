@@ -55,7 +55,20 @@ def nearest_within(
     exact. Raises what :func:`allocate` raises.
     """
     space = table.space
-    cells = np.array([space.pair(*cell) for cell in np.ndindex(*space.widths.shape)], dtype=np.float64)
-    logs, wanted = (np.log2(np.maximum(each, 0.5)) for each in (cells, np.array(pairs, dtype=np.float64)))
-    distance = np.abs(logs[None] - wanted[:, None]).sum(2).reshape(space.allowed.shape)
-    return allocate_widest(-distance, table, budget, bound)
+    cells = [space.pair(*cell) for cell in np.ndindex(*space.widths.shape)]
+    away = np.abs(_logs(cells)[None] - _logs(pairs)[:, None]).sum(2).reshape(space.allowed.shape)
+    return allocate_widest(-away, table, budget, bound)
+
+
+def distance(pairs: Sequence[Pair], others: Sequence[Pair]) -> float:
+    """How far two choices are from each other, as :func:`nearest_within` counts it.
+
+    >>> distance([(2, 8), (4, 8)], [(1, 8), (8, 4)])
+    3.0
+    """
+    return float(np.abs(_logs(pairs) - _logs(others)).sum())
+
+
+def _logs(pairs: Sequence[Pair]) -> np.ndarray:
+    """Log₂ of the widths (D, 2); 0 bits, a branch that is skipped, count as half a bit."""
+    return np.log2(np.maximum(np.array(pairs, dtype=np.float64), 0.5))

@@ -38,6 +38,7 @@ TOY = (
     "finetune.seeds=2",
     "controls.uniform=[2,4]",
     "controls.random=1",
+    "choice.enabled=false",
     "prune.enabled=false",
     "finalise.enabled=false",
 )

@@ -179,7 +179,7 @@ class Measurer:
     def _trained(self, assignment: BitAssignment, course: Course, seed: int) -> nn.Module:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
         job = self.job
-        network = self._fixed(assignment, seed)
+        network = self.fixed(assignment, seed)
         trainer = Finetuner(
             network,
             job.config.finetune.model_copy(update={"epochs": course.epochs}),
@@ -202,7 +202,7 @@ class Measurer:
         self.log.run.delete_checkpoint(place.checkpoint)
         return network.eval()
 
-    def _fixed(self, assignment: BitAssignment, seed: int) -> nn.Module:
+    def fixed(self, assignment: BitAssignment, seed: int) -> nn.Module:
         """The quantized net before fine-tuning, calibrated."""
         job, start = self.job, self.course_of(assignment).start
         if start:

@@ -6,6 +6,7 @@ from dnas.jobs.compressions import Compression
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.stage import Stage
+from dnas.jobs.stages.choice import Choose
 from dnas.jobs.stages.controls import Controls
 from dnas.jobs.stages.measure import Measure, Measurer
 from dnas.jobs.stages.prune import Prune
@@ -21,7 +22,9 @@ class SearchCompression(Compression):
         order = context.job.config.order
         for number, step in enumerate(order):
             stages += [Search(context, pruned="prune" in order[:number])] if step == "search" else []
-            stages += [Controls(context), Measure(context, measurer)] if number == 0 else []
+            if number == 0:
+                chooses = [Choose(context, measurer)] if context.job.config.chooses else []
+                stages += [Controls(context), *chooses, Measure(context, measurer)]
             stages += [Prune(context, measurer)] if step == "prune" else []
             stages += [Measure(context, measurer)] if number > 0 or step == "prune" else []
         return stages

@@ -32,9 +32,11 @@ from search_spaces.costs.table import CostTable
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.models.copies import fresh_copy
-from search_spaces.provenance import SAMPLED, SEARCH, Provenance
+from search_spaces.provenance import PROPOSAL, SAMPLED, SEARCH, Provenance
 
 WARMUP = "warmup"
+THETA = "theta"
+"""What the likeliest assignment under θ is called among the proposals of a budget."""
 
 
 class Search(Stage):
@@ -56,7 +58,7 @@ class Search(Stage):
         drawn = [
             name for label in labels for epoch in range(section.epochs) for name in drawn_ids(label, section, epoch + 1)
         ]
-        return before.handing([*labels, *drawn])
+        return before.handing([*(name for label in labels for name in found_ids(self.context.job, label)), *drawn])
 
     def work(self, before: Foreseen) -> Work:
         """The warm-up, and the epochs of every search."""
@@ -76,6 +78,23 @@ def search_labels(job: Job, pruned: bool) -> dict[str, Budget | None]:
     budgets: tuple[Budget | None, ...] = job.plan.budgets or (None,)
     prefix = "pruned-" if pruned else ""
     return {f"{prefix}search-{number}": budget for number, budget in enumerate(budgets, start=1)}
+
+
+def found_ids(job: Job, label: str) -> list[str]:
+    """The ids of what a search finds: its own name, or its proposals where a choice follows, the likeliest first."""
+    if not job.config.chooses or not label.startswith("search-"):
+        return [label]
+    sources = [THETA, *(f"draw-{number}" for number in range(1, job.config.choice.draws + 1))]
+    return [proposal_id(label, source) for source in sources]
+
+
+def proposal_id(label: str, source: str) -> str:
+    """The id of what ``source`` proposes for the budget of the search with that label.
+
+    >>> proposal_id("search-2", "ilp-2")
+    'pool-2-ilp-2'
+    """
+    return f"{label.replace('search', 'pool')}-{source}"
 
 
 def drawn_ids(label: str, section: SearchSection, epoch: int) -> list[str]:
@@ -137,7 +156,7 @@ class NetSearch:
         else:
             context.progress.recall({WARMUP: _warmup_units(self.job) * section.warmup_epochs})
         found = map(log.run.assignment, log.decoded)
-        return [a for a in found if a.provenance.kind in (SEARCH, SAMPLED) and a.provenance.run in labels]
+        return [a for a in found if a.provenance.kind in (SEARCH, SAMPLED, PROPOSAL) and a.provenance.run in labels]
 
     @property
     def _warmup_name(self) -> str:
@@ -149,7 +168,7 @@ class NetSearch:
 
     def _widths(self, label: str) -> list[Pair]:
         """The widths that were found under a label, read from its assignment."""
-        return self.plan.space.pairs_of(self.context.log.run.assignment(label).layers)
+        return self.plan.space.pairs_of(self.context.log.run.assignment(found_ids(self.job, label)[0]).layers)
 
     def _network(self) -> torch.nn.Module:
         """The float network to search: the job's, or what the pruned assignment leaves of it."""
@@ -207,7 +226,11 @@ class NetSearch:
     def _found(self, supernet: Supernet, label: str, budget: Budget | None, cells: Cells) -> None:
         """Journal what was decoded for one budget."""
         log = self.context.log
-        self._keep(label, SEARCH, cells, label, budget)
+        found, *draws = found_ids(self.job, label)
+        self._keep(found, SEARCH if found == label else PROPOSAL, cells, label, budget)
+        generator = torch.Generator().manual_seed(derived_seed(self.job.config.seed, label, "proposals"))
+        for name in draws:
+            self._keep(name, PROPOSAL, supernet.draw(generator, budget), label, budget)
         if self._last:
             record = EpochRecord(**{field.name: getattr(self._last, field.name) for field in fields(EpochRecord)})
             log.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget, log.job.task.metric))

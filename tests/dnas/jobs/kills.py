@@ -18,7 +18,7 @@ from results.run.journal import Journal
 from results.run.status import run_status
 
 Event = dict[str, Any]
-LASTING = ("note", "epoch", "decoded", "searched", "measured", "tested", "finished")
+LASTING = ("note", "epoch", "decoded", "searched", "pool", "judged", "measured", "tested", "finished")
 MOST_KILLS = 200
 
 

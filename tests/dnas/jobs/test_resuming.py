@@ -46,6 +46,10 @@ def busy(smaller: Job) -> JobConfig:
         "data.flip=true",
         "controls.uniform=[]",
         "controls.ilp=true",
+        "choice.enabled=true",
+        "choice.draws=1",
+        "choice.programs=1",
+        "search.budgets=[{size_bytes='12%'}]",
     )
 
 
@@ -57,6 +61,7 @@ def uninterrupted(busy: JobConfig, carried_out: Callable[..., Run], tmp_path_fac
 def test_a_kill_around_any_journal_entry_changes_nothing(busy: JobConfig, uninterrupted: Run, tmp_path: Path) -> None:
     run, places = killed_everywhere(busy, tmp_path / "run", entry=lambda record: record["event"] in LASTING)
     assert len(places) == len(history(uninterrupted)) > 15
+    assert sum('"event": "judged"' in record for record in history(uninterrupted)) > 2  # in two rounds
     assert history(run) == history(uninterrupted)
     assert outcome(run) == outcome(uninterrupted)
 
@@ -68,11 +73,11 @@ def test_a_kill_amid_any_epoch_changes_nothing(busy: JobConfig, uninterrupted: R
         if event["event"] != "progress":
             return None
         fractions.append(round(event["fraction"], 9))
-        return (event["stage"], event["run"], event.get("epoch"))
+        return tuple(event.get(key) for key in ("stage", "run", "epoch", "epochs", "round"))
 
     run, places = killed_everywhere(busy, tmp_path / "run", amid=place)
     assert len(places) == sum(
-        record["event"] in ("epoch", "measured", "tested") for record in uninterrupted.journal.records()
+        record["event"] in ("epoch", "judged", "measured", "tested") for record in uninterrupted.journal.records()
     )
     assert history(run) == history(uninterrupted)
     assert outcome(run) == outcome(uninterrupted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import pickle
 from typing import Any
 
@@ -25,6 +26,7 @@ from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import Cost, CostTable
 from search_spaces.network.graph import read_graph
+from tests.search_spaces.allocation.test_widening import single_widenings
 from tests.toys import SHAPE, Net, build_supernet, hand_over, images, inputs, plan, seeded, trained
 
 OPEN = {"first_layer": "search", "last_layer": "search"}
@@ -318,6 +320,34 @@ def test_a_hard_sample_has_the_gradient_of_the_soft_one() -> None:
         (theta.sample(0.7, sampling, seeded(5)).weights * values).sum().backward()
         gradients.append(theta.weight.grad)
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("options", [OPEN, {**OPEN, "pairing": "pairs", "pairs": ((1, 4), (3, 3), (8, 8))}])
+def test_draws_come_with_the_probabilities_of_theta(options: dict[str, Any]) -> None:
+    """Against the softmax of the logits, by the share of many draws."""
+    supernet = build_supernet(Net(), **options)
+    with torch.no_grad():
+        for logits in supernet.theta.parameters():
+            logits.copy_(torch.randn(logits.shape, generator=seeded(1)))
+    expected = supernet.theta.probabilities().cells.detach().double().numpy()
+    generator, counts, draws = seeded(0), np.zeros(expected.shape), 2000
+    for _ in range(draws):
+        for index, cell in enumerate(supernet.draw(generator)):
+            counts[index, *cell] += 1
+    assert np.abs(counts / draws - expected).max() < 4 * math.sqrt(0.25 / draws)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_draw_within_a_budget_meets_and_spends_it_and_draws_differ(share: float) -> None:
+    supernet = build_supernet(Net(), **OPEN)
+    least, most = (supernet.table.cells_cost([(at, at)] * len(supernet.space.decisions))["bitops"] for at in (0, -1))
+    budget = Budget({"bitops": least + share * (most - least)}, "a share")
+    generator = seeded(0)
+    drawn = [supernet.draw(generator, budget) for _ in range(8)]
+    assert all(budget.met_by(supernet.table.cells_cost(cells)) for cells in drawn)
+    assert len({tuple(cells) for cells in drawn}) > 1
+    for cells in drawn:
+        assert not single_widenings(supernet.table, cells, budget, None)
 
 
 def test_noise_comes_from_the_generator_given_alone() -> None:

@@ -1,0 +1,238 @@
+"""The stage `choice`: of all that proposes bits for a budget, the one that is best after a short fine-tuning.
+
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): the better half of a pool goes on to the next round, in
+which every net is trained anew, twice as long and from other draws. What is judged is the loss on the images that θ was
+trained on: the weights never see them in this stage, and no figure that is reported is of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnas.config.job import ChoiceSection
+from dnas.jobs.context import JobContext, Place
+from dnas.jobs.job import Job
+from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, in_all, times
+from dnas.jobs.stage import Findings, Foreseen, Stage
+from dnas.jobs.stages.controls import context_evidence
+from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
+from dnas.jobs.stages.search import THETA, proposal_id, search_labels
+from dnas.quantization.calibration import recalibrate_batchnorm
+from dnas.search.budgets import in_search_order
+from dnas.search.pool import Proposers, Widths
+from dnas.training.damping import Finetuner
+from dnas.training.processes import Processes
+from dnas.training.schedules import derived_seed
+from dnas.training.trainer import measure
+from results.events import Judged, Pool
+from results.tables.pool import judged_text
+from search_spaces.allocation.monotone import from_largest
+from search_spaces.assignments import BitAssignment
+from search_spaces.costs.budgets import Budget
+from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, PROPOSAL, RANDOM, SEARCH, Provenance
+
+CHOICE = "choice"
+PARTS = 32
+"""Of the images that judge; their losses give the standard error."""
+_CONTROLS = (ILP, MEASURED_ILP, RANDOM, CONTROL)
+
+
+class Choose(Stage):
+    """Chooses one assignment for every budget, and hands it on in the place of what was proposed."""
+
+    name = CHOICE
+
+    def __init__(self, context: JobContext, measurer: Measurer) -> None:
+        super().__init__(context)
+        self.job, self.log, self.measurer = context.job, context.log, measurer
+        self.section = context.job.config.choice
+
+    def foresee(self, before: Foreseen) -> Foreseen:
+        """The chosen ones by the names of their searches, and everything that is no proposal."""
+        labels = search_labels(self.job, pruned=False)
+        others = [name for name in before.handed if not any(name.startswith(proposal_id(each, "")) for each in labels)]
+        return before.handing([*labels, *others])
+
+    def work(self, before: Foreseen) -> Work:
+        """Every budget, as if no two proposals were equal."""
+        return times(len(search_labels(self.job, pruned=False)), self._work(self._most))
+
+    def carry_out(self, findings: Findings) -> None:
+        """Choose for every budget; with ``search.monotone`` none is wider than that of a larger budget."""
+        plan, monotone = self.job.plan, self.job.config.search.monotone
+        labels = search_labels(self.job, pruned=False)
+        chosen: dict[str, BitAssignment] = {}
+        bound: Widths | None = None
+        for label, budget in in_search_order(labels, plan.table, monotone).items():
+            assert budget is not None  # the job's file is refused without any
+            pool = self._pool(label, budget, findings.found, bound)
+            self.context.progress.correct(-1, self._work(self._most))
+            self.context.progress.correct(1, self._work(len(pool)))
+            chosen[label] = self._chosen(label, budget, pool)
+            bound = plan.space.pairs_of(chosen[label].layers) if monotone else None
+        others = [found for found in findings.found if found.provenance.kind != PROPOSAL]
+        findings.found = [*(chosen[label] for label in labels), *others]
+
+    def _pool(
+        self, label: str, budget: Budget, found: Sequence[BitAssignment], bound: Widths | None
+    ) -> list[BitAssignment]:
+        """The proposals for a budget, saved and journaled."""
+        log, space = self.log, self.job.plan.space
+        known = next((event for event in log.events(Pool) if event.run == label), None)
+        if known and set(known.proposals) <= set(log.decoded):
+            return [log.run.assignment(name) for name in known.proposals]
+        pool, told = [], {}
+        for proposal in self._proposers(label, budget, found, bound).pool():
+            name, made = proposal_id(label, proposal.sources[0]), Provenance(kind=PROPOSAL, run=proposal.sources[0])
+            pool.append(log.keep(name, space.layers_with(proposal.widths), made, budget))
+            told[name] = proposal.sources
+        if not known:
+            log.write(Pool(run=label, proposals=told, images=len(self.job.search_data.theta)))
+        return pool
+
+    def _proposers(self, label: str, budget: Budget, found: Sequence[BitAssignment], bound: Widths | None) -> Proposers:
+        """All that proposes for a budget: the controls that were made for it too."""
+        widths = {each.id: self.job.plan.space.pairs_of(each.layers) for each in found}
+        own = proposal_id(label, "")
+        within = {name.removeprefix(own): pairs for name, pairs in widths.items() if name.startswith(own)}
+        within |= {
+            each.id: widths[each.id]
+            for each in found
+            if each.provenance.kind in _CONTROLS and each.provenance.limits == budget.limits
+        }
+        elsewhere = {each: widths[proposal_id(each, THETA)] for each in self._neighbours(label)}
+        number = int(label.rpartition("-")[2])
+        evidence = context_evidence(self.context)
+        return Proposers(evidence, budget, number, within, elsewhere, self.section.programs, bound)
+
+    def _neighbours(self, label: str) -> list[str]:
+        """The searches of the next larger and the next smaller budget."""
+        labels, budgets = list(search_labels(self.job, pruned=False)), self.job.plan.budgets
+        ordered = [labels[place] for place in from_largest(budgets, self.job.plan.table)]
+        place = ordered.index(label)
+        return ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]
+
+    def _chosen(self, label: str, budget: Budget, pool: Sequence[BitAssignment]) -> BitAssignment:
+        """The best of a pool by successive halving, saved under the name of its search."""
+        left, judged = list(pool), dict[str, Judged]()
+        for number, (count, epochs) in enumerate(rounds(len(pool), self.section), start=1):
+            left = left[:count]
+            judged |= {each.id: self._judged(each, number, epochs) for each in left}
+            left.sort(key=lambda each: judged[each.id].rank)  # stable: of equal ones the first in the pool
+        best = left[0]
+        made = Provenance(kind=SEARCH, run=best.id)
+        self.log.tell_once([_sentence(label, best.id, judged, len(pool), len(self.job.search_data.theta))])
+        return self.log.keep(label, best.layers, made, budget)
+
+    def _judged(self, proposal: BitAssignment, number: int, epochs: int) -> Judged:
+        """A proposal after its fine-tuning in one round; journaled."""
+        checkpoint = f"{proposal.id}-round{number}"
+        for known in self.log.events(Judged):
+            if (known.proposal, known.round) == (proposal.id, number):
+                self.log.run.delete_checkpoint(checkpoint)  # a kill may have come before it was
+                self.context.progress.recall(_judging(self.job, epochs))
+                return known
+        network = self._trained(proposal, number, epochs, checkpoint)
+        judged = Judged(proposal=proposal.id, round=number, epochs=epochs, **judge(self.job, network))
+        self.log.write(judged)
+        self.log.run.delete_checkpoint(checkpoint)
+        self.context.progress.step(CHOICE, _measuring(self.job), stage=CHOICE, run=proposal.id, round=number)
+        return judged
+
+    def _trained(self, proposal: BitAssignment, number: int, epochs: int, checkpoint: str) -> nn.Module:
+        """The net of a proposal after so many epochs on the images of the weights, in eval mode."""
+        job = self.job
+        network = self.measurer.fixed(proposal, 0)
+        trainer = Finetuner(
+            network,
+            job.config.finetune.model_copy(update={"epochs": epochs}),
+            images=job.search_data.weights,
+            batch_size=job.config.data.batch_size,
+            augmentation=job.augmentation,
+            seed=derived_seed(job.config.seed, number),
+            label=CHOICE,  # the same for all of a round
+            device=job.device,
+            teacher=job.teacher,
+            task=job.task,
+        )
+        units = TRAIN_QUANTIZED * len(job.search_data.weights)
+        place = Place(CHOICE, proposal.id, checkpoint, CHOICE, units, number, validates=False)
+        self.context.train(trainer, place)
+        recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
+        return network.eval()
+
+    @property
+    def _most(self) -> int:
+        """As many proposals as a budget can have."""
+        controls = self.job.config.controls
+        free = 2 * self.section.programs + controls.ilp + controls.measured_ilp + controls.random + len(controls.own)
+        return 1 + self.section.draws + free + 2 + 2
+
+    def _work(self, count: int) -> Work:
+        """Work of choosing from so many proposals."""
+        works = [times(left, _judging(self.job, epochs)) for left, epochs in rounds(count, self.section)]
+        return in_all(*works)
+
+
+def rounds(count: int, section: ChoiceSection) -> Iterator[tuple[int, int]]:
+    """How many of ``count`` proposals are left in each round, and the epochs of each; one alone needs no round.
+
+    >>> list(rounds(11, ChoiceSection(rounds=3))), list(rounds(1, ChoiceSection()))
+    ([(11, 1), (6, 2), (3, 4)], [])
+    """
+    for number in range(section.rounds):
+        if count < 2:
+            return
+        yield count, section.epochs * 2**number
+        count = math.ceil(count / 2)
+
+
+def judge(job: Job, network: nn.Module) -> dict[str, Any]:
+    """What the images that judge say of a network, as :class:`Judged` holds it."""
+    images = job.search_data.theta
+    sums: list[Tensor] = []
+    counts: list[int] = []
+
+    def gather(loss_sum: Tensor, count: int) -> None:
+        sums.append(loss_sum)
+        counts.append(count)
+
+    # Each of several processes measures them all: the parts are to be known everywhere.
+    alone = replace(job.device, processes=Processes())
+    measured = measure(network, images, math.ceil(len(images) / PARTS), alone, job.task, gather)
+    losses = (torch.stack(sums).double().cpu() / torch.tensor(counts)).tolist()
+    told: dict[str, Any] = {
+        "metric": measured.metric.name,
+        "score": measured.score if math.isfinite(measured.score) else None,
+    }
+    if math.isfinite(measured.loss):
+        told |= {"loss": measured.loss, "losses": tuple(losses)}
+    return job.device.processes.agreed(told)
+
+
+def _judging(job: Job, epochs: int) -> Work:
+    return {CHOICE: TRAIN_QUANTIZED * len(job.search_data.weights) * epochs + _measuring(job)}
+
+
+def _measuring(job: Job) -> float:
+    images = min(len(job.data.train), BATCHNORM_BATCHES * job.config.data.batch_size)
+    return FORWARD_QUANTIZED * (images + len(job.search_data.theta))
+
+
+def _sentence(label: str, best: str, judged: Mapping[str, Judged], count: int, images: int) -> str:
+    """What was chosen of how many, beside what θ says."""
+    if not judged:
+        return f"{label}: everything proposes the same"
+    own = proposal_id(label, THETA)
+    told = f"{label}: {best} is chosen of {count} proposals, loss {_loss_text(judged[best])} on {images} images"
+    return told if best == own or own not in judged else f"{told}; {own}: {_loss_text(judged[own])}"
+
+
+def _loss_text(judged: Judged) -> str:
+    return f"{judged_text(judged)} in round {judged.round}"

@@ -1,0 +1,75 @@
+"""What to take from a front: the cheapest net that is about as good as float, and the best within each budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from results.kinds import POINT_KINDS
+from results.pareto import FrontPoint, ParetoFront
+from results.units import amount_text, measured
+from search_spaces.errors import check_type
+from search_spaces.provenance import KINDS, PROFILE
+
+_SHARE = 0.01
+"""Of the float network's figure, where the metric is no percentage."""
+
+
+def advice(front: ParetoFront) -> list[str]:
+    """Return sentences that say which nets to take, by what they reach on validation; none of an empty front.
+
+    Profiles of a switchable net are left out: their weights are not of their own.
+    """
+    check_type(front, ParetoFront, "a front", "give what run_job or Run.load_front returns")
+    points = [point for point in front.points if point.feasible and point.kind != PROFILE]
+    if not points:
+        return []
+    return [*_near_float(front, points), *_by_budget(front, points)]
+
+
+def _near_float(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
+    """The cheapest point within one point of the float network, or the nearest to it."""
+    if front.reference is None or front.reference.val is None:
+        return []
+    metric, val = front.metric, front.reference.val
+    within, words = (1 / metric.scale, "one point") if metric.unit == "%" else (_SHARE * abs(val), f"{_SHARE:.0%}")
+    near = [point for point in points if point.gain >= metric.gain(val) - within]
+    float_text = f"float ({metric.text(val)} on validation)"
+    if not near:
+        best = _best(points, front.x)
+        return [f"nothing is within {words} of {float_text}; the best is {_told(best, front.x)}"]
+    taken = min(near, key=lambda point: (point.cost(front.x), *_order(point, front.x)))
+    return [f"take {_told(taken, front.x)}: the {_adjective(front.x)} net within {words} of {float_text}"]
+
+
+def _by_budget(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
+    """The best point within each budget that was searched, by rising limits."""
+    budgets: dict[str, Mapping[str, float]] = {
+        point.budget: point.limits
+        for point in points
+        if point.budget and point.limits and POINT_KINDS[point.kind].controls
+    }
+    told = []
+    for label, limits in sorted(budgets.items(), key=lambda budget: tuple(budget[1].values())):
+        known = [point for point in points if set(limits) <= set(point.costs)]
+        within = [point for point in known if all(point.cost(name) <= most for name, most in limits.items())]
+        told.append(f"{label}: {_told(_best(within, front.x), front.x)}")
+    return [f"the best within each budget: {'; '.join(told)}"] if told else []
+
+
+def _best(points: Sequence[FrontPoint], x: str) -> FrontPoint:
+    return min(points, key=lambda point: _order(point, x))
+
+
+def _order(point: FrontPoint, x: str) -> tuple[float, float, int, str]:
+    """The best first; of equal ones the cheapest, then a search before its controls."""
+    return -point.gain, point.cost(x), KINDS.index(point.kind), point.assignment
+
+
+def _adjective(x: str) -> str:
+    return "smallest" if x == "size_bytes" else f"cheapest ({x})"
+
+
+def _told(point: FrontPoint, x: str) -> str:
+    found = point.val
+    figure = f"{measured(point.metric, found.mean, found.std, found.n)} {point.metric.unit}".rstrip()
+    return f"'{point.assignment}' ({amount_text(x, point.cost(x))}, {figure})"
