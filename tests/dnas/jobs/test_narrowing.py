@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +21,13 @@ from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from results.events import Epoch, Measured
 from results.run.folder import Run
-from results.run.journal import Journal
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.provenance import Provenance, Pruned
 from search_spaces.spaces import build_space
-from tests.dnas.jobs.test_resuming import Killed, carried_out_with_kills, history, outcome
+from tests.dnas.jobs.kills import history, killed_everywhere, outcome
 from tests.toys import SHAPE, Net
 
 Job = Callable[..., JobConfig]
@@ -154,8 +152,26 @@ def narrowed(smaller: Job) -> JobConfig:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(narrowed: JobConfig, carried_out: CarriedOut, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return carried_out(narrowed, tmp_path_factory.mktemp("narrowed") / "run")
+def fractions() -> list[float]:
+    """The share of the job that was done at each step; filled by ``uninterrupted``."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    narrowed: JobConfig, carried_out: CarriedOut, fractions: list[float], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            fractions.append(round(event["fraction"], 9))
+
+    return carried_out(narrowed, tmp_path_factory.mktemp("narrowed") / "run", report)
+
+
+def test_progress_counts_what_a_chain_takes(uninterrupted: Run, fractions: list[float]) -> None:
+    assert uninterrupted.load_front().points
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
 
 
 def test_all_arms_of_a_job_have_equal_updates_and_tell_what_they_started_from(uninterrupted: Run) -> None:
@@ -188,28 +204,14 @@ def test_an_assignment_starts_from_the_trained_weights_of_the_next_wider_one(
     assert not all(torch.equal(start[name], fresh[name]) for name in alike)
 
 
-def test_a_kill_around_any_entry_changes_nothing(
-    narrowed: JobConfig, uninterrupted: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_kill_around_any_entry_of_the_fine_tuning_changes_nothing(
+    narrowed: JobConfig, uninterrupted: Run, tmp_path: Path
 ) -> None:
-    seen: list[str] = []
-    append = Journal.append
+    def entry(record: dict[str, Any]) -> bool:
+        return record["event"] == "measured" or (record["event"], record.get("stage")) == ("epoch", "finetune")
 
-    def deadly(journal: Journal, record: dict[str, Any]) -> None:
-        """Kill once at every entry of the fine-tuning, by turns before and after it is written."""
-        key = json.dumps([record.get(key) for key in ("event", "run", "assignment", "seed", "epoch")])
-        tuned = record["event"] == "measured" or record.get("stage") == "finetune"
-        kill = tuned and key not in seen
-        if kill:
-            seen.append(key)
-            if len(seen) % 2:
-                raise Killed
-        append(journal, record)
-        if kill:
-            raise Killed
-
-    monkeypatch.setattr(Journal, "append", deadly)
-    run, kills = carried_out_with_kills(narrowed, tmp_path / "run", lambda event: None)
-    assert kills == len(seen) > 15
+    run, kills = killed_everywhere(narrowed, tmp_path / "run", entry=entry)
+    assert len(kills) == sum(map(entry, uninterrupted.journal.records())) > 15
     assert history(run) == history(uninterrupted)
     assert outcome(run) == outcome(uninterrupted)
 
