@@ -197,10 +197,10 @@ def test_an_assignment_starts_from_the_trained_weights_of_the_next_wider_one(
     measurer = Measurer(context)
     narrow, wide = (uninterrupted.assignment(name) for name in ("uniform-2", "uniform-4"))
     measurer._courses = {narrow.id: Course(1, wide.id, 2)}
-    start, trained = measurer._fixed(narrow, 0).state_dict(), measurer.stored(wide, 0).state_dict()
+    start, trained = measurer.fixed(narrow, 0).state_dict(), measurer.stored(wide, 0).state_dict()
     alike = {name for name in start if name in trained and ".quantize_" not in name}
     assert all(torch.equal(start[name], trained[name]) for name in alike)
-    fresh = Measurer(context)._fixed(narrow, 0).state_dict()
+    fresh = Measurer(context).fixed(narrow, 0).state_dict()
     assert not all(torch.equal(start[name], fresh[name]) for name in alike)
 
 
