@@ -26,7 +26,7 @@ from results.run.folder import Run
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "tests" / "recorded" / "digits"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-KEPT_EVENTS = ("started", "note", "float", "finished")
+KEPT_EVENTS = ("started", "note", "decoded", "pool", "judged", "float", "finished")
 SHORTENED = ("doctor",)
 FIRST_VERDICTS, LAST_VERDICTS = 1, 5
 EXAMPLE, EXAMPLE_BLOCK = "search-1", r'```json\n\{\n  "schema": "dnas.assignment/1".*?```\n'
@@ -53,6 +53,8 @@ def record(run: Path) -> None:
 def output_of(words: Sequence[str]) -> Lines | None:
     """What a command on ``runs/digits`` prints, as pages show it; None where the recorded run cannot tell."""
     command, *arguments = words
+    if words == ["show", "digits", "--pool"]:
+        return [*_blocks(_printed(words))[0], ANY_LINES]
     if command in ("show", "switch", "doctor"):
         return _printed(words)
     if words == ["search"]:
@@ -74,13 +76,15 @@ def _printed(words: Sequence[str]) -> Lines:
 
 
 def _search_output() -> Lines:
-    """The note before the first epoch, the table of the front, the first and the last verdicts."""
-    lines = _printed(["show", "digits"])
-    table = lines[: lines.index("")]
-    verdicts = lines[len(table) + 1 :]
-    verdicts = verdicts[: verdicts.index("")]
+    """The note before the first epoch, the table of the front, the first and the last verdicts, what to take."""
+    table, verdicts, advice, *_ = _blocks(_printed(["show", "digits"]))
     shown = [*verdicts[:FIRST_VERDICTS], ANY_LINES, *verdicts[-LAST_VERDICTS:]]
-    return [ANY_LINES, f"note: {_note()}", ANY_LINES, *table, "", *shown]
+    return [ANY_LINES, f"note: {_note()}", ANY_LINES, *table, "", *shown, ANY_LINES, *advice]
+
+
+def _blocks(lines: Lines) -> list[Lines]:
+    """The lines, parted at empty ones."""
+    return [block.splitlines() for block in "\n".join(lines).split("\n\n")]
 
 
 def _note() -> str:

@@ -10,6 +10,7 @@ from results.units import amount_text, measured
 from search_spaces.errors import check_type
 from search_spaces.provenance import KINDS, PROFILE
 
+_ROUNDING = 1 + 1e-9
 _SHARE = 0.01
 """Of the float network's figure, where the metric is no percentage."""
 
@@ -32,7 +33,7 @@ def _near_float(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
         return []
     metric, val = front.metric, front.reference.val
     within, words = (1 / metric.scale, "one point") if metric.unit == "%" else (_SHARE * abs(val), f"{_SHARE:.0%}")
-    near = [point for point in points if point.gain >= metric.gain(val) - within]
+    near = [point for point in points if point.gain >= metric.gain(val) - within * _ROUNDING]
     float_text = f"float ({metric.text(val)} on validation)"
     if not near:
         best = _best(points, front.x)
