@@ -132,6 +132,25 @@ def sensitivity(
 
 @app.command()
 @told
+def rank(
+    run: RunArgument,
+    budget: Annotated[
+        str, typer.Option(metavar="N|COST=AMOUNT", help="The job's budget of this number, or one of its own.")
+    ] = "1",
+    assignments: Annotated[int, typer.Option(metavar="N", help="Assignments drawn within the budget.")] = 12,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs of fine-tuning each; by default as the job says.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how well the supernet ranks: its loss beside what fine-tuning makes of assignments of equal cost."""
+    from dnas.commands import rank_view
+
+    rank_view.rank(run_folder(run), budget, assignments, epochs, as_json)
+
+
+@app.command()
+@told
 def search(
     job: Annotated[str | None, typer.Argument(metavar="JOB.toml|PRESET", help="Without one: digits.")] = None,
     setting: Annotated[

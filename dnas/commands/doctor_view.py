@@ -39,7 +39,7 @@ def consult(model: str | None, shape: str | None, budgets: Sequence[str], job: s
     config = load_job(job) if job is not None else None
     if model is None and config is None:
         raise InputError("name a MODEL such as torchvision:resnet18, or a job with --job")
-    report = _examined(model, shape, [_budget(text) for text in budgets], config)
+    report = _examined(model, shape, [budget_of(text) for text in budgets], config)
     if as_json:
         show_json(report.to_json())
     else:
@@ -86,7 +86,7 @@ def _input_shape(text: str | None) -> Shape | None:
     return tuple(map(int, sides))
 
 
-def _budget(text: str) -> dict[str, Amount]:
+def budget_of(text: str) -> dict[str, Amount]:
     """Read ``size_bytes=12%`` or ``size_bytes=12%,bitops=5%``."""
     limits: dict[str, Amount] = {}
     for part in text.split(","):

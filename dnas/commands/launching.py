@@ -159,6 +159,16 @@ def _opened(folder: Path) -> Iterator[Run]:
 
 
 @contextmanager
+def opened_if_free(folder: Path, what: str) -> Iterator[Run]:
+    """A run to keep ``what`` in, if nobody is writing to it; else, which is told, to read."""
+    writable = Run.open(folder).writer is None
+    if not writable:
+        tell(f"{folder} is being written to, so {what} not kept there")
+    with Run.open(folder, write=writable) as run:
+        yield run
+
+
+@contextmanager
 def _told_of(folder: Path) -> Iterator[None]:
     """Make it wrong input where no run can be made in ``folder``; a full or broken disk stays a failure."""
     try:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.table import Table
 
+from dnas.commands.launching import opened_if_free
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import load_job
 from dnas.jobs.sensitivity import job_sensitivities, run_sensitivities
 from results.pictures.figures import save_figure
 from results.pictures.plot_data import bit_text
 from results.pictures.sensitivity import draw_sensitivities, loss_text
-from results.run.folder import Run
 from results.run.layout import JOB, JOURNAL
 from search_spaces.errors import InputError
 from search_spaces.sensitivities import Sensitivities, SensitivityKind
@@ -31,7 +31,8 @@ def sensitivity(
                 f"'{subject}' is no run, and a network alone has no images to be judged on; name a job whose data it "
                 "takes, as in: dnas sensitivity MODEL --job digits"
             )
-        found = _of_run(folder, kind)
+        with opened_if_free(folder, "they are") as run:
+            found = run_sensitivities(run, kind, tell)
     else:
         found = job_sensitivities(load_job(job), subject, kind, tell)
     if out is not None:
@@ -40,15 +41,6 @@ def sensitivity(
         show_json(found.to_json())
         return
     show(_table(found), *(["", f"written: {out}"] if out else []))
-
-
-def _of_run(folder: Path, kind: SensitivityKind) -> Sensitivities:
-    """Kept in the run if nobody is writing to it."""
-    writable = Run.open(folder).writer is None
-    if not writable:
-        tell(f"{folder} is being written to, so they are not kept there")
-    with Run.open(folder, write=writable) as run:
-        return run_sensitivities(run, kind, tell)
 
 
 def _table(found: Sensitivities) -> Table:

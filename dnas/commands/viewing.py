@@ -51,6 +51,8 @@ def show_run(folder: Path, as_json: bool) -> None:
     run = Run.open(folder)
     front = run.load_front()
     words = verdicts(front)
+    ranking = run.ranking()
+    words += [ranking.told] if ranking and ranking.correlation else []
     found, damaged = run.read_assignments()
     for why in damaged.values():
         tell(why)

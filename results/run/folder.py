@@ -19,6 +19,7 @@ from results.files import (
     write_text,
 )
 from results.pareto import ParetoFront
+from results.ranking import Ranking
 from results.run.journal import Journal
 from results.run.layout import (
     ASSIGNMENTS,
@@ -30,6 +31,7 @@ from results.run.layout import (
     JOB,
     JOURNAL,
     LOCK,
+    RANKING,
     SENSITIVITIES,
     list_runs,
     refuse_incomplete,
@@ -257,6 +259,20 @@ class Run:
         if found.kind != kind:
             raise InputError(f"{path} holds {found.kind} sensitivities")
         return found
+
+    def save_ranking(self, found: Ranking) -> None:
+        """Write how well the supernet ranks; an older file is replaced."""
+        write_sealed_json(self._writable_folder() / RANKING, found.to_json())
+
+    def ranking(self) -> Ranking | None:
+        """Return how well the supernet ranks, or None if it is not known; raise :class:`InputError` if damaged."""
+        path = self.folder / RANKING
+        if not path.exists():
+            return None
+        try:
+            return Ranking.read(read_sealed_json(path))
+        except InputError as error:
+            raise InputError(_named(path, error)) from error
 
     def save_front(self, front: ParetoFront) -> None:
         """Write ``front.json`` and ``front.csv``."""

@@ -27,6 +27,7 @@ SENSITIVITIES: dict[SensitivityKind, str] = {
     "hessian": "sensitivity-hessian.json",
     "measured": "sensitivity-measured.json",
 }
+RANKING = "ranking.json"
 ASSIGNMENTS = "assignments"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 
@@ -29,6 +30,7 @@ from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
+from search_spaces.errors import InputError
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.models.copies import fresh_copy
@@ -233,9 +235,17 @@ class NetSearch:
             self._keep(name, PROPOSAL, supernet.draw(generator, budget), label, budget)
         if self._last:
             record = EpochRecord(**{field.name: getattr(self._last, field.name) for field in fields(EpochRecord)})
-            log.tell_once(diagnose(label, record, supernet.decode(), self.plan.table, budget, log.job.task.metric))
+            told = diagnose(label, record, supernet.decode(), self.plan.table, budget, log.job.task.metric)
+            log.tell_once([*told, *self._ranked(label)])
         log.write(Searched(run=label))
         log.run.delete_checkpoint(label)
+
+    def _ranked(self, label: str) -> list[str]:
+        """How well the supernet of the whole net ranks, where the run was asked for it."""
+        with suppress(InputError):  # damaged: the job does not need it
+            found = None if self.base else self.context.log.run.ranking()
+            return [f"{label}: {found.told}"] if found and found.correlation else []
+        return []
 
     def _sample_architectures(self, supernet: Supernet, label: str, epoch: int) -> None:
         """Draw architectures from P(θ), as DNAS does every few epochs (arXiv 1812.00090, section 4.2)."""

@@ -1,0 +1,216 @@
+"""How well a run's supernet ranks: assignments of equal cost by its loss, and by what fine-tuning makes of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dnas.config.fields import Amount
+from dnas.config.file import load_job
+from dnas.jobs.context import JobContext
+from dnas.jobs.job import Job
+from dnas.jobs.planning import read_budgets
+from dnas.jobs.sensitivity import digest
+from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
+from dnas.jobs.stages.search import WARMUP
+from dnas.jobs.stored_nets import stored_float
+from dnas.jobs.training import teacher_of
+from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
+from dnas.quantization.conversion import quantize_fixed
+from dnas.quantization.mixture import compiled_mixture
+from dnas.search.ranking import LEAST_ASSIGNMENTS, random_assignments, rank_correlation, supernet_loss
+from dnas.search.supernet import Supernet
+from dnas.training.device import deterministic
+from dnas.training.schedules import derived_seed
+from dnas.training.trainer import Trainer, with_prefix
+from results.ranking import Correlation, Ranked, Ranking
+from results.run.folder import Run
+from search_spaces.allocation.program import Cells
+from search_spaces.costs.budgets import Budget
+from search_spaces.errors import InputError
+
+RANK = "rank"
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """How many ``assignments`` within which budget: that of the job by its number from 1, or one of its own.
+
+    ``epochs`` of fine-tuning each; None: as many as the job gives its nets.
+    """
+
+    assignments: int = 12
+    budget: int | Mapping[str, Amount] = 1
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.assignments < LEAST_ASSIGNMENTS:
+            raise InputError(
+                f"{self.assignments} assignments tell nothing of a ranking; ask for {LEAST_ASSIGNMENTS} or more"
+            )
+        if self.epochs is not None and self.epochs < 0:
+            raise InputError(f"epochs = {self.epochs} of fine-tuning is below 0")
+
+
+def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None]) -> Ranking:
+    """The ranking that is asked for: what the run keeps of it, and what is missing, kept as it is found.
+
+    ``tell`` hears of every assignment. Raises :class:`InputError`, before any training, for a run without a warm
+    supernet of the whole network, and for a budget that cannot be met or allows too few assignments.
+    """
+    config = load_job(run.job_file())
+    if config.order[:1] != ("search",):
+        raise InputError(
+            f"{run.folder} does not search the bits of the whole network, so it has no supernet of it to rank by"
+        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    context = JobContext(config, run, lambda event: None)
+    job = context.job
+    budget = _budget(job, request.budget)
+    seed = derived_seed(config.seed, RANK, budget.label)
+    wanted = random_assignments(job.plan.table, budget, request.assignments, seed)
+    stored_float(run, job.network, config.pretrain.epochs)  # into the job's own network
+    start = Measurer(context).starting_model(config.finetune.start, 0)
+    supernet = _warm_supernet(run, job)
+    epochs = config.finetune.epochs if request.epochs is None else request.epochs
+    with deterministic(config.deterministic), compiled_mixture(job.compiles):
+        ranking = begun = _begun(run, job, supernet, wanted, budget, epochs)
+        for ranking in _finetuned(job, start, begun, wanted):
+            if run.writable:
+                run.save_ranking(ranking)
+            count = len(ranking.done)
+            tell(f"{count} of {len(wanted)}: {_row_text(ranking, count - 1)}")
+    return ranking
+
+
+def _budget(job: Job, asked: int | Mapping[str, Amount]) -> Budget:
+    if not isinstance(asked, int):
+        return read_budgets([asked], job.plan.table)[0]
+    if not 1 <= asked <= len(job.plan.budgets):
+        has = f"has the budgets 1 to {len(job.plan.budgets)}" if job.plan.budgets else "has no budgets"
+        raise InputError(f"the job {has}, not {asked}; name a number or an amount, as in --budget size_bytes=12%")
+    return job.plan.budgets[asked - 1]
+
+
+def _warm_supernet(run: Run, job: Job) -> Supernet:
+    """The supernet as the warm-up left it."""
+    plan, section = job.plan, job.config.search
+    supernet = Supernet(job.network, plan.graph, plan.space, plan.table, job.choice, section.engine)
+    supernet = supernet.to(job.device.place)
+    calibrate(supernet.network, job.calibration_images())
+    if section.warmup_epochs:
+        saved = run.load_checkpoint(WARMUP)
+        if saved is None or saved[1]["epoch"] < section.warmup_epochs:
+            raise InputError(f"{run.folder} has not warmed its supernet up; go on with: dnas resume {run.folder}")
+        supernet.load_state_dict(with_prefix(saved[0], "supernet"))
+    return supernet.eval()
+
+
+def _begun(run: Run, job: Job, supernet: Supernet, wanted: list[Cells], budget: Budget, epochs: int) -> Ranking:
+    """The ranking with all losses; with the scores that the run keeps where it keeps the same one."""
+    images = job.search_data.validation
+    space, table = job.plan.space, job.plan.table
+    begun = Ranking(
+        supernet=digest(supernet),
+        budget=budget.label,
+        limits=dict(budget.limits),
+        images=len(images),
+        epochs=epochs,
+        metric=job.task.metric.to_json(),
+        assignments=(),
+    )
+    known = _known(run, begun)
+    rows = []
+    batches = job.batchnorm_images(BATCHNORM_BATCHES)
+    for cells in wanted:
+        layers = space.layers_of(cells)
+        bits = {name: (each.weight_bits, each.activation_bits) for name, each in layers.items()}
+        row = known.get(_key(bits))
+        if row is None:
+            loss = supernet_loss(
+                supernet,
+                cells,
+                batches,
+                images,
+                batch_size=job.config.data.batch_size,
+                device=job.device,
+                task=job.task,
+            )
+            row = Ranked(bits=bits, cost=table.price(layers), loss=loss if math.isfinite(loss) else None)
+        rows.append(row)
+    return _correlated(begun.model_copy(update={"assignments": tuple(rows)}))
+
+
+def _known(run: Run, begun: Ranking) -> dict[str, Ranked]:
+    """What the run keeps of the same supernet, budget, epochs and images, by bits."""
+    try:
+        kept = run.ranking()
+    except InputError:  # damaged: made again
+        return {}
+    alone = {"assignments": (), "correlation": None}
+    if kept is None or kept.model_copy(update=alone) != begun:
+        return {}
+    return {_key(row.bits): row for row in kept.assignments}
+
+
+def _key(bits: Mapping[str, tuple[int, int]]) -> str:
+    return " ".join(f"{name}={pair[0]}/{pair[1]}" for name, pair in sorted(bits.items()))
+
+
+def _finetuned(job: Job, start: nn.Module, ranking: Ranking, wanted: list[Cells]) -> Iterator[Ranking]:
+    """The ranking after each assignment that had no score."""
+    rows = list(ranking.assignments)
+    for place, cells in enumerate(wanted):
+        if rows[place].finetuned:
+            continue
+        score = job.measured(_trained(job, start, cells, ranking.epochs), job.data.val).score
+        found = {"score": score if math.isfinite(score) else None, "finetuned": True}
+        rows[place] = rows[place].model_copy(update=found)
+        yield _correlated(ranking.model_copy(update={"assignments": tuple(rows)}))
+
+
+def _trained(job: Job, start: nn.Module, cells: Cells, epochs: int) -> nn.Module:
+    """The fixed net of an assignment after so many epochs from the weights of ``start``, in eval mode."""
+    section, seed = job.config.finetune, job.config.seed
+    network = quantize_fixed(start, job.plan.graph, job.plan.space.layers_of(cells), job.choice)
+    network = network.to(job.device.place)
+    calibrate(network, job.calibration_images())
+    trainer = Trainer(
+        network,
+        section.model_copy(update={"epochs": epochs}),
+        images=job.data.train,
+        batch_size=job.config.data.batch_size,
+        augmentation=job.augmentation,
+        seed=derived_seed(seed, 0),
+        label=RANK,  # the same for all
+        device=job.device,
+        teacher=teacher_of(job.network, section.distillation),
+        task=job.task,
+    )
+    for _ in trainer.epochs():
+        pass
+    recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
+    return network.eval()
+
+
+def _correlated(ranking: Ranking) -> Ranking:
+    """The same with the correlation of what is fine-tuned, where that is enough."""
+    done = ranking.done
+    if len(done) < LEAST_ASSIGNMENTS:
+        return ranking.model_copy(update={"correlation": None})
+    gain = ranking.scored_by.gain
+    losses = [math.inf if row.loss is None else row.loss for row in done]
+    scores = [-math.inf if row.score is None else gain(row.score) for row in done]
+    return ranking.model_copy(update={"correlation": Correlation.read(rank_correlation(losses, scores))})
+
+
+def _row_text(ranking: Ranking, place: int) -> str:
+    row, metric = ranking.done[place], ranking.scored_by
+    loss = "no number" if row.loss is None else f"{row.loss:.3f}"
+    score = "no number" if row.score is None else metric.text(row.score)
+    return f"loss {loss} in the supernet, {metric.title} {score} after fine-tuning"
