@@ -18,15 +18,15 @@ from dnas.jobs.sensitivity import digest
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
 from dnas.jobs.stages.search import WARMUP
 from dnas.jobs.stored_nets import stored_float
-from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
-from dnas.quantization.conversion import quantize_fixed
+from dnas.quantization.conversion import fixed_copy
 from dnas.quantization.mixture import compiled_mixture
 from dnas.search.ranking import LEAST_ASSIGNMENTS, random_assignments, rank_correlation, supernet_loss
 from dnas.search.supernet import Supernet
+from dnas.training.damping import Finetuner
 from dnas.training.device import deterministic
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import Trainer, with_prefix
+from dnas.training.trainer import with_prefix
 from results.ranking import Correlation, Ranked, Ranking
 from results.run.folder import Run
 from search_spaces.allocation.program import Cells
@@ -177,10 +177,9 @@ def _finetuned(job: Job, start: nn.Module, ranking: Ranking, wanted: list[Cells]
 def _trained(job: Job, start: nn.Module, cells: Cells, epochs: int) -> nn.Module:
     """The fixed net of an assignment after so many epochs from the weights of ``start``, in eval mode."""
     section, seed = job.config.finetune, job.config.seed
-    network = quantize_fixed(start, job.plan.graph, job.plan.space.layers_of(cells), job.choice)
-    network = network.to(job.device.place)
+    network = fixed_copy(start, job.plan.graph, job.plan.space.layers_of(cells), job.choice).to(job.device.place)
     calibrate(network, job.calibration_images())
-    trainer = Trainer(
+    trainer = Finetuner(
         network,
         section.model_copy(update={"epochs": epochs}),
         images=job.data.train,
@@ -189,7 +188,7 @@ def _trained(job: Job, start: nn.Module, cells: Cells, epochs: int) -> nn.Module
         seed=derived_seed(seed, 0),
         label=RANK,  # the same for all
         device=job.device,
-        teacher=teacher_of(job.network, section.distillation),
+        teacher=job.teacher,
         task=job.task,
     )
     for _ in trainer.epochs():
