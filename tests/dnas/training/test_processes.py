@@ -320,10 +320,11 @@ def test_more_processes_than_devices_are_refused(device: str, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert device_of(load_job("digits", [f"device={device}"])).place == torch.device("cuda:1")
+    config = load_job("digits", [f"device={device}", "precision=fp32", "channels_last=false"])
+    assert device_of(config).place == torch.device("cuda:1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(
         InputError, match=r"^3 processes were started on .*, which has 2 CUDA devices; start as many, or"
     ):
-        device_of(load_job("digits", [f"device={device}"]))
+        device_of(config)
     assert device_of(load_job("digits", ["device=cpu"])).place == torch.device("cpu")
