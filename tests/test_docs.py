@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import typer
+from sklearn.utils import Bunch
 from typer.testing import CliRunner
 
 import bayesopt
@@ -20,11 +21,13 @@ import dnas
 from dnas.commands.cli import app
 from dnas.config.file import job_file_reference, load_job
 from dnas.config.job import JobConfig
+from dnas.data import sources
 from results.run.folder import Run
 from results.run.journal import Journal
 from search_spaces.options import read_capability
 
 ROOT = Path(__file__).parent.parent
+DIGITS = 300  # of 1,797: what the pages train on
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # The default job, as small as it can be and still leave every file that docs/file-formats.md reads.
@@ -37,7 +40,9 @@ SMALL_JOB = (
     "finetune.seeds=1",
     "controls.uniform=[4]",
     "controls.ilp=false",
-    "data.train_limit=300",
+    "model.arguments={width=4}",
+    "data.train_limit=120",
+    "data.test_limit=60",
     "prune.enabled=true",
     "prune.assignments=['search-1']",
     "prune.budgets=[{size_bytes='70%'}]",
@@ -112,6 +117,9 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_python_blocks_run(
     page: Path, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    digits = sources.load_digits()
+    some = Bunch(images=digits.images[:DIGITS], target=digits.target[:DIGITS])
+    monkeypatch.setattr(sources, "load_digits", lambda: some)
     shutil.copytree(digits_run, tmp_path / "runs" / "digits")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # as for a script there

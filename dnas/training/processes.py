@@ -27,7 +27,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_store
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
@@ -279,15 +278,33 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; the loss of each depends on it, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The tensors of all processes, added up."""
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """The gradients of all processes, added up."""
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _normalised_together(norm: _BatchNorm, size: int, x: Tensor) -> Tensor:
     """What a BatchNorm gives for its rows x (N, C, ...) of a batch that ``size`` processes share evenly."""
     if not norm.training:
         return type(norm).forward(norm, x)
     others = [0, *range(2, x.ndim)]
     shape = [1, -1, *[1] * (x.ndim - 2)]
-    mean = all_reduce(x.float().mean(others)) / size
+    mean = _Sum.apply(x.float().mean(others)) / size
     centred = x.float() - mean.view(shape)
-    variance = all_reduce(centred.square().mean(others)) / size
+    variance = _Sum.apply(centred.square().mean(others)) / size
     _note_statistics(norm, mean.detach(), variance.detach(), size * x.numel() // x.shape[1])
     y = centred * (variance + norm.eps).rsqrt().view(shape)
     return (y if norm.weight is None else y * norm.weight.view(shape) + norm.bias.view(shape)).to(x.dtype)

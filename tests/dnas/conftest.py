@@ -5,20 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
-from dnas.export import unpack as unpacking
-from dnas.jobs import planning
 from dnas.jobs.run import run_job
 from dnas.jobs.stages import testing
 from results.pareto import ParetoFront
 from results.pictures.front import draw_fronts, save_figure
 from results.run.environment import environment
 from results.run.folder import Run
-from search_spaces.layers import LayerGraph
-from search_spaces.network.graph import read_graph
+from tests.known import remembering
 
 TOY = (
     "device=cpu",
@@ -55,26 +51,8 @@ SMALLER = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _a_network_is_read_once() -> Iterator[None]:
-    """Every job and every packed file reads its network, most of them the same; what is read depends on this alone."""
-    known: dict[str, LayerGraph] = {}
-
-    def read(model: nn.Module, input_shape: tuple[int, ...]) -> LayerGraph:
-        if not type(model).__module__.startswith(("search_spaces.models.zoo", "tests.", "torch.nn")):
-            return read_graph(model, input_shape)
-        plain = [{k: v for k, v in vars(part).items() if isinstance(v, bool | int | str)} for part in model.modules()]
-        state = model.state_dict(keep_vars=True)
-        tensors = [(name, value.shape, value.dtype) for name, value in state.items()]
-        first = {id(value): name for name, value in reversed(state.items())}
-        ties = [first[id(value)] for value in state.values()]
-        key = repr((input_shape, model, plain, tensors, ties))
-        if key not in known:
-            known[key] = read_graph(model, input_shape)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "read_graph", read)
-        patch.setattr(unpacking, "read_graph", read)
+def _known_networks() -> Iterator[None]:
+    with remembering():
         yield
 
 

@@ -269,7 +269,7 @@ def is_refused_or_round_trips(config: JobConfig | None, tmp_path_factory: pytest
     return config is None or load_text(jobfile.dump_job(config), tmp_path_factory) == config
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @example(text="0")
 @example(text="\ufeff")
 @example(text="9" * 5000)
@@ -279,7 +279,7 @@ def test_any_text_is_a_job_or_an_input_error(text: str, tmp_path_factory: pytest
         assert is_refused_or_round_trips(load_text(document, tmp_path_factory), tmp_path_factory)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(document=DOCUMENTS)
 def test_any_document_is_a_job_or_an_input_error(
     document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
@@ -287,7 +287,7 @@ def test_any_document_is_a_job_or_an_input_error(
     assert is_refused_or_round_trips(load_text(tomlkit.dumps(document), tmp_path_factory), tmp_path_factory)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @example(override="\n")
 @example(override="seed=\udcff")
 @example(override="search.epochs=1\nseed=2")
@@ -296,7 +296,7 @@ def test_any_override_is_applied_or_an_input_error(override: str, tmp_path_facto
     assert is_refused_or_round_trips(load_or_refuse("digits", [override]), tmp_path_factory)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(document=DOCUMENTS)
 def test_every_key_has_a_line(document: dict[str, Any]) -> None:
     text = tomlkit.dumps(document)
@@ -353,7 +353,7 @@ JOBS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(job=JOBS)
 def test_a_dumped_job_loads_as_itself(job: JobConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert load_text(jobfile.dump_job(job), tmp_path_factory) == job

@@ -13,7 +13,6 @@ from torch.nn.utils import prune
 
 import bayesopt
 from dnas.export.onnx import export_onnx
-from dnas.export.qonnx import export_qonnx
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.switchable.net import SwitchableNet
@@ -87,13 +86,12 @@ def test_a_pruned_profile_is_taken_out_of_a_switchable_net_after_a_step(kind: st
     assert torch.equal(alone(images()), net.eval()(images()))
 
 
-@pytest.mark.parametrize("export", [export_onnx, export_qonnx])
-def test_a_net_after_a_step_is_exported(export: Callable[..., object], tmp_path: Path) -> None:
+def test_a_net_after_a_step_is_exported(tmp_path: Path) -> None:
     model, graph = after_a_step("spectral norm")
     layers = {name: LayerBits(4, 4, spec.out_channels) for name, spec in graph.by_name.items()}
     network = quantize_fixed(model, graph, layers)
     calibrate(network, [inputs_for(graph)])
     step(network)
     assert own_graphs(network)
-    export(tmp_path / "net", network, graph, assignment_of(graph, layers, QuantizerChoice()))
+    export_onnx(tmp_path / "net", network, graph, assignment_of(graph, layers, QuantizerChoice()))
     assert (tmp_path / "net").is_file()

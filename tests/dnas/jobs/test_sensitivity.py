@@ -36,7 +36,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_run_keeps_what_was_worked_out_and_reads_no_other(
     kind: SensitivityKind, smaller: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config: JobConfig = smaller("controls.sensitivity_images=40")
+    config: JobConfig = smaller("controls.sensitivity_images=16")
     job, worked, told = Job.of(config), counted(monkeypatch), list[str]()
     with Run.create(tmp_path / "run", "", {}) as run:
 
@@ -46,13 +46,13 @@ def test_a_run_keeps_what_was_worked_out_and_reads_no_other(
         first = found()
         assert found() == first == Sensitivities.read(json.loads(json.dumps(first.to_json())))
         assert len(worked) == 1
-        assert first.images == 40
+        assert first.images == 16
         assert told == [first.told] * 2
         (path,) = (tmp_path / "run").glob("sensitivity-*.json")
         whole = path.read_text()
         plain = {key: value for key, value in json.loads(whole).items() if key != SEAL}
-        others = [{}, {**plain, "images": 39}, {**plain, "network": "other"}, {**plain, "weight_bits": [1, 4, 8]}]
-        for damage in ("{", whole.replace('"images": 40', '"images":  39'), *map(json.dumps, others)):
+        others = [{}, {**plain, "images": 15}, {**plain, "network": "other"}, {**plain, "weight_bits": [1, 4, 8]}]
+        for damage in ("{", whole.replace('"images": 16', '"images":  15'), *map(json.dumps, others)):
             path.write_text(damage)
             assert found() == first
         assert len(worked) == 7

@@ -47,9 +47,11 @@ def test_each_row_is_the_loss_of_a_fixed_net_less_that_of_the_widest(options: di
     last = len(space.weight_bits) - 1, len(space.activation_bits) - 1
     widest: Cells = [last] * len(space.decisions)
 
+    least = loss(fixed_twin(supernet, widest, choice))
+
     def increase(index: int, cell: tuple[int, int]) -> float:
         cells = [*widest[:index], cell, *widest[index + 1 :]]
-        return loss(fixed_twin(supernet, cells, choice)) - loss(fixed_twin(supernet, widest, choice))
+        return loss(fixed_twin(supernet, cells, choice)) - least
 
     for index, decision in enumerate(space.decisions):
         rows = [increase(index, (row, last[1])) for row in range(last[0] + 1)]

@@ -195,18 +195,18 @@ def fitted(model: nn.Module) -> nn.Module:
     """Trained on the toy's images until it knows them roughly."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(4):
-        for x, y in noisy(512, seed=9):
+        for x, y in noisy(512, seed=9, batch_size=64):
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
     return model.eval()
 
 
-def noisy(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+def noisy(count: int, seed: int, batch_size: int = 256) -> list[tuple[Tensor, Tensor]]:
     """Images of the toy under so much noise that some are mistaken: a few of these make most of the curvature."""
     return [
         (x + torch.randn(x.shape, generator=seeded(seed + 100 * k)), y)
-        for k, (x, y) in enumerate(images(count, seed=seed).batches(64))
+        for k, (x, y) in enumerate(images(count, seed=seed).batches(batch_size))
     ]
 
 

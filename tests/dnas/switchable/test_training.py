@@ -177,7 +177,7 @@ def test_training_goes_on_bit_for_bit_where_it_was_left(values: dict[str, Any]) 
 
 
 def test_training_learns() -> None:
-    trainer = SwitchableTrainer(net_of(), section(epochs=20, learning_rate=0.1), images=images(64), batch_size=16)
+    trainer = SwitchableTrainer(net_of(), section(epochs=10, learning_rate=0.2), images=images(64), batch_size=16)
     losses = [record.loss for record in trainer.epochs()]
     assert losses[-1] < 0.7 * losses[0]
     found = trainer.measured(images(64))

@@ -67,7 +67,7 @@ def test_more_steps_make_the_host_wait_no_more_often(kind: str, monkeypatch: pyt
     monkeypatch.setattr(Device, "own_randomness", randomness_of_the_cpu)
     monkeypatch.setattr("dnas.search.trainer.SupernetTrainer._record", lambda self, *rest: rest)
     counts = []
-    for batch_size in (12, 3):
+    for batch_size in (12, 6):
         with elsewhere() as place:
             iterator = epochs(moved(make(batch_size), Device(place)))
             with Waits() as waits:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,9 +123,18 @@ def refused(processes: Processes) -> str:
 
 def work(rank: int, folder: str) -> None:
     """What each of two processes does."""
-    os.environ["GLOO_SOCKET_IFNAME"] = loopback()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    try:
+        found = found_by(rank)
+    finally:
+        dist.destroy_process_group()
+    torch.save(found, f"{folder}/{rank}.pt")
+
+
+def found_by(rank: int) -> dict[str, Any]:
+    """What one of two processes finds; warnings are errors in this one as in all tests."""
     processes = Processes.here(synchronise_batchnorm=True)
     device = replace(CPU, processes=processes)
     unsynchronised = replace(CPU, processes=Processes.here())
@@ -136,7 +145,7 @@ def work(rank: int, folder: str) -> None:
     shaken = trained(Net())
     with torch.no_grad():
         shaken.head.weight.mul_(1 + rank)
-    found = {
+    return {
         "stages": trained_stages(device),
         "own statistics": own.state()[0],
         "infinity": told_of_infinity(unsynchronised),
@@ -148,8 +157,6 @@ def work(rank: int, folder: str) -> None:
         "trials": [trials_of(device, asked) for asked in ASKED],
         "worker processes": trials_of(device, ASKED[2], cast(Any, ThreadPoolExecutor(1))),
     }
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def trials_of(device: Device, asked: Sequence[Counts], pool: Any = None) -> list[Measurement]:
@@ -187,9 +194,18 @@ def noise(device: Device) -> list[float]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two processes found."""
+    """What two processes found, of which this is the first."""
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", loopback())
+        other = multiprocessing.get_context("spawn").Process(target=work, args=(1, str(folder)))
+        other.start()
+        try:
+            work(0, str(folder))
+            other.join()
+        finally:
+            other.kill()
+    assert other.exitcode == 0
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -75,7 +75,7 @@ def drawn_bound(table: CostTable, rng: np.random.Generator) -> list[Pair]:
     return widths(table, cells[rng.integers(len(cells))])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(tables, seeds, shares)
 def test_a_bounded_allocation_is_the_best_of_all_within_budget_and_bound(
     table: CostTable, seed: int, shares: dict[str, float]
@@ -108,7 +108,7 @@ def test_a_cell_is_dominated_within_the_bound_alone(table: CostTable, seed: int,
     assert budget.met_by(table.cells_cost(chosen))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(tables, seeds, st.lists(shares, min_size=2, max_size=4))
 def test_every_budget_that_can_be_met_is_met_within_the_bounds_of_the_larger_ones(
     table: CostTable, seed: int, drawn: list[dict[str, float]]

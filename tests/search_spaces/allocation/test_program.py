@@ -54,7 +54,7 @@ def budget_between(table: CostTable, shares: dict[str, float]) -> Budget:
     return Budget(limits, "drawn")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(seeds, shares)
 def test_allocate_is_the_best_of_all_within_the_budget_or_none_is(seed: int, shares: dict[str, float]) -> None:
     rng = np.random.default_rng(seed)
@@ -129,7 +129,7 @@ def figure(message: str) -> float:
     return float(found[1].replace(",", ""))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seeds, shares, st.floats(0.5, 0.999))
 def test_the_nearest_figure_of_a_refusal_is_possible_and_the_least(
     seed: int, shares: dict[str, float], share: float

@@ -66,7 +66,7 @@ def no_narrower(table: CostTable, cells: Cells, than: Cells) -> bool:
     return inside(table, than, widths(table, cells))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seeds,
     shares,

@@ -111,7 +111,7 @@ def test_filters_that_are_zero_with_their_batchnorm_can_go(name: str) -> None:
     assert difference(masked_where_made(network, graph, kept), smaller, graph.input_shape) < 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_whatever_is_kept_the_pruned_network_is_the_masked_one(data: st.DataObject) -> None:
     network, graph = toy_and_graph(data.draw(st.sampled_from(sorted(CASES))))
