@@ -80,12 +80,14 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return wrapped if name == "_to_copy" or not there else return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 
-def _flat(values: Any) -> Iterator[Any]:
+def _flat(values: Any) -> list[Any]:
+    found = []
     for value in values:
-        if isinstance(value, list | tuple):
-            yield from _flat(value)
+        if isinstance(value, (list, tuple)):
+            found += _flat(value)
         else:
-            yield value
+            found.append(value)
+    return found
 
 
 def _values(value: Any) -> Any:
@@ -123,12 +125,18 @@ class _Making(TorchDispatchMode):
         return computed(func, args, kwargs or {})
 
 
+_READING = {torch.tensor, torch.as_tensor, Tensor.__getitem__, Tensor.__setitem__, Tensor.tolist, Tensor.numpy}
+
+
 class _Reading(TorchFunctionMode):
     """Makes tensors of Python's numbers on the CPU first, which PyTorch would ask the device for."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
+        if func not in _READING:
+            return func(*args, **kwargs)
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+            kwargs = dict(kwargs)
             place = torch.device(kwargs.pop("device"))
             return func(*args, **kwargs).to(place)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], Elsewhere):

@@ -17,7 +17,6 @@ from dnas.search import supernet
 from dnas.switchable import net
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
-from tests import toys
 
 _CLASSES = ("torch.nn.modules.", "search_spaces.models.zoo", "tests.toys", "tests.packed_nets")
 _OF_EVERY_MODULE = vars(nn.Module())
@@ -70,14 +69,16 @@ def once(function: Callable[..., Any]) -> Callable[..., Any]:
     return remembered
 
 
+known_graph: Callable[..., LayerGraph] = once(read_graph)
+
+
 @contextmanager
 def remembering() -> Iterator[None]:
     """Let jobs, nets and packed files remember. Who calls :func:`read_graph` itself reads anew."""
-    read: Callable[..., LayerGraph] = once(read_graph)
     prove = once(check_twin)
     with pytest.MonkeyPatch.context() as patch:
-        for reader in (planning, unpack, conversion, toys):
-            patch.setattr(reader, "read_graph", read)
+        for reader in (planning, unpack, conversion):
+            patch.setattr(reader, "read_graph", known_graph)
         for prover in (run, conversion, supernet, net):
             patch.setattr(prover, "check_twin", prove)
         yield

@@ -20,9 +20,9 @@ from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import tiny_resnet
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 from tests.toys import Net, OwnForward, SharedWeight, seeded, trained
 
 
@@ -161,7 +161,7 @@ def model_and_graph(name: str) -> tuple[nn.Module, LayerGraph]:
     build, shape = CASES[name]
     torch.manual_seed(0)
     model = statistics(build())
-    return model, read_graph(model, shape)
+    return model, known_graph(model, shape)
 
 
 def same_bits(graph: LayerGraph, weight_bits: int, activation_bits: int) -> dict[str, LayerBits]:

@@ -17,9 +17,9 @@ from dnas.search.supernet import Supernet
 from search_spaces.channels.running import WatchedRun
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.layers import LayerGraph
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import PrecisionSpace, build_space
+from tests.known import known_graph
 
 SHAPE = (1, 6, 6)
 
@@ -112,7 +112,7 @@ def trained(model: nn.Module, seed: int = 0) -> nn.Module:
 def plan(
     model: nn.Module, shape: Sequence[int] = SHAPE, **options: Any
 ) -> tuple[LayerGraph, PrecisionSpace, CostTable]:
-    graph = read_graph(model, tuple(shape))
+    graph = known_graph(model, tuple(shape))
     space = build_space(graph, SpaceOptions(**options))
     return graph, space, CostTable(graph, space, build_costs())
 

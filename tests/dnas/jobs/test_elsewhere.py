@@ -26,7 +26,10 @@ SMALL = [
     "controls.uniform=[4]",
 ]  # fmt: skip
 JOBS = {
-    "every stage": ["prune.enabled=true", "finalise.enabled=true", "prune.controls=[]"],
+    "every stage": [
+        "prune.enabled=true", 'prune.assignments=["search-1"]', "prune.controls=[]", "prune.finalists=1",
+        "finalise.enabled=true", 'finalise.profiles=["search-1","w4a4"]', "controls.sensitivity_images=16",
+    ],
     "branches": [
         "search.engine=branches", "prune.enabled=false", "finalise.enabled=false", "finetune.start=pretrained",
         "search.distillation=0.5", "finetune.averaging=0.9", "finetune.gradient_clipping=0.5",

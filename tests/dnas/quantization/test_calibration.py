@@ -19,13 +19,13 @@ from dnas.quantization.quantizers import decode, encode, integer_grid
 from dnas.quantization.samples import whole
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.toys import SHAPE, Net, build_supernet, inputs, seeded, trained
 
 
 def fixed_net() -> nn.Module:
     model = trained(Net())
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     return quantize_fixed(model, graph, {layer.name: LayerBits(3, 4) for layer in graph.layers}, QuantizerChoice())
 
 

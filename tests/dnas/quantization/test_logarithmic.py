@@ -28,7 +28,7 @@ from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import InputError
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.packed_nets import packed_net
 from tests.toys import SHAPE, Net, images, inputs, plan, seeded, trained
 
@@ -189,7 +189,7 @@ every_choice = pytest.mark.parametrize("choice", CHOICES, ids=lambda c: f"{c.wei
 
 def fixed(choice: QuantizerChoice, bits: tuple[int, int] = (3, 4)) -> nn.Module:
     model = trained(Net(channels=6))
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     network = quantize_fixed(model, graph, {s.name: LayerBits(*bits) for s in graph.layers}, choice)
     calibrate(network, [inputs()])
     return network
@@ -224,7 +224,7 @@ def test_the_sign_comes_from_calibration_and_the_state_is_whole(choice: Quantize
         "head": False,
     }
     fresh = trained(Net(channels=6), seed=5)
-    graph = read_graph(fresh, SHAPE)
+    graph = known_graph(fresh, SHAPE)
     other = quantize_fixed(fresh, graph, {s.name: LayerBits(3, 4) for s in graph.layers}, choice).eval()
     assert not torch.equal(other(inputs()), network(inputs()))
     other.load_state_dict(network.state_dict())
@@ -312,7 +312,7 @@ def test_tensors_at_32_bits_are_packed_whatever_their_quantizer(tmp_path: Path, 
 @every_choice
 def test_pruning_holds_what_the_weights_set(choice: QuantizerChoice) -> None:
     network = fixed(choice).double().eval()
-    graph = read_graph(trained(Net(channels=6)), SHAPE)
+    graph = known_graph(trained(Net(channels=6)), SHAPE)
     smaller = remove_filters(network, graph.channels, {"first": (1, 4)})
     expected: Tensor = network.get_submodule("first").quantized_weight()[[1, 4]]
     found = smaller.get_submodule("first").quantized_weight()

@@ -14,9 +14,9 @@ from dnas.search.supernet import Sample, Supernet
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.models.zoo import resnet20
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 from tests.toys import Net, build_supernet, seeded, trained
 
 BITS = (0, 1, 2, 3, 4, 8, 32)
@@ -31,7 +31,7 @@ SPACES: list[dict[str, Any]] = [
 def published() -> Supernet:
     """DNAS's size search on ResNet-20."""
     model = resnet20()
-    graph = read_graph(model, (3, 32, 32))
+    graph = known_graph(model, (3, 32, 32))
     space = build_space(graph, SpaceOptions(BITS, (32,), granularity="block", first_layer=32, last_layer=32))
     return Supernet(model, graph, space, CostTable(graph, space, build_costs()))
 

@@ -25,7 +25,7 @@ from dnas.search.supernet import Sample, Supernet, Theta
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import Cost, CostTable
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.search_spaces.allocation.test_widening import single_widenings
 from tests.toys import SHAPE, Net, build_supernet, hand_over, images, inputs, plan, seeded, trained
 
@@ -61,7 +61,7 @@ def fixed_twin(supernet: Supernet, cells: Cells, choice: QuantizerChoice) -> nn.
     """The fixed net of these cells with the supernet's weights, ranges and statistics."""
     model = trained(Net())
     layers = supernet.space.layers_of(cells)
-    fixed = quantize_fixed(model, read_graph(model, SHAPE), layers, choice).eval()
+    fixed = quantize_fixed(model, known_graph(model, SHAPE), layers, choice).eval()
     for name, target in fixed.named_modules():
         if isinstance(target, QuantizedLayer):
             source: Any = supernet.network.get_submodule(name)
@@ -151,7 +151,7 @@ def candidate(module: TensorQuantizer, x: Tensor, bits: int) -> Tensor:
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3, padding=1), nn.Linear(6, 5), nn.Conv2d(3, 6, 3, groups=3)])
 def test_one_convolution_of_mixtures_is_the_mixture_of_convolutions(layer: nn.Module, choice: QuantizerChoice) -> None:
     shape, widths = (3, 6, 6), ((1, 2, 4, 32), (2, 3, 8))
-    spec = read_graph(nn.Sequential(layer), shape).layers[0]
+    spec = known_graph(nn.Sequential(layer), shape).layers[0]
     wrapped = quantized_layer(copy.deepcopy(layer), spec, *widths, choice).double()
     x = torch.randn(2, *shape, generator=seeded(), dtype=torch.float64)
     wrapped.quantize_weight.set_sign(True)  # its grid, anew in float64

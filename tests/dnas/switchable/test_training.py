@@ -25,7 +25,7 @@ from dnas.training.loss_meter import LossMeter
 from dnas.training.trainer import Trainer
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.errors import JobError
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.packed_nets import same_bits
 from tests.toys import Net, seeded
 
@@ -46,7 +46,7 @@ def images(count: int = 24) -> MemoryImages:
 def net_of(bits: dict[str, int] | None = None, choice: QuantizerChoice = NESTED, **options: Any) -> SwitchableNet:
     torch.manual_seed(0)
     model = Net(4)
-    graph = read_graph(model, (1, 6, 6))
+    graph = known_graph(model, (1, 6, 6))
     reference = ModelReference("toy", (1, 6, 6))
     profiles = {n: BitAssignment(n, reference, same_bits(graph, b, b)) for n, b in (bits or BITS).items()}
     net = SwitchableNet(model, graph, profiles, choice, **options)

@@ -23,7 +23,7 @@ from dnas.training.optimization import weight_groups
 from dnas.training.trainer import Trainer, evaluate, steps_per_epoch, training_batches
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.toys import SHAPE, Net, images, inputs, seeded, trained
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ class WithDropout(Net):
 
 def network() -> nn.Module:
     model = trained(WithDropout())
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     quantized = quantize_fixed(model, graph, {s.name: LayerBits(3, 4) for s in graph.layers}, QuantizerChoice())
     calibrate(quantized, [inputs()])
     return quantized
