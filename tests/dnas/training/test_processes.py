@@ -334,6 +334,7 @@ def test_one_process_is_left_as_it_is() -> None:
 def test_more_processes_than_devices_are_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: False)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     config = load_job("digits", [f"device={device}", "precision=fp32", "channels_last=false"])
