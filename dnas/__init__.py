@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dnas.training.trainer import Trainer, evaluate
     from results.pareto import ParetoFront
     from results.run.folder import Run
+    from results.tables.advice import advice
     from results.tables.verdicts import verdicts
     from search_spaces.allocation.program import allocate
     from search_spaces.allocation.widening import allocate_widest
@@ -74,6 +75,7 @@ __all__ = [
     "SwitchableTrainer",
     "Task",
     "Trainer",
+    "advice",
     "allocate",
     "allocate_widest",
     "apply",
@@ -125,6 +127,7 @@ __getattr__, __dir__ = attach(
         "dnas.export.save": ("save_packed",),
         "dnas.export.unpack": ("load",),
         "results.pareto": ("ParetoFront",),
+        "results.tables.advice": ("advice",),
         "results.tables.verdicts": ("verdicts",),
         "results.run.folder": ("Run",),
         "search_spaces.allocation.program": ("allocate",),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from results.run.journal import Journal
     from results.run.layout import list_runs
     from results.run.status import RunStatus, run_status
+    from results.tables.advice import advice
     from results.tables.export import EXPORTERS, export_assignment
     from results.tables.report import front_rows, render_table
     from results.tables.verdicts import verdicts
@@ -33,6 +34,7 @@ __all__ = [
     "ParetoFront",
     "Run",
     "RunStatus",
+    "advice",
     "environment",
     "export_assignment",
     "front_rows",
@@ -56,6 +58,7 @@ __getattr__, __dir__ = attach(
         "results.pictures.prune_data": ("ratio_panels",),
         "results.pictures.trial_data": ("prune_trials",),
         "results.tables.report": ("front_rows", "render_table"),
+        "results.tables.advice": ("advice",),
         "results.tables.verdicts": ("verdicts",),
         "results.run.environment": ("environment",),
         "results.run.folder": ("Run",),

@@ -339,6 +339,7 @@ WRONG_CALLS: dict[str, Callable[[], Any]] = {
     "job by name": lambda: dnas.plan_job("digits", Net(), SHAPE),  # type: ignore[arg-type]
     "run by name": lambda: dnas.run_job("digits", None, print),  # type: ignore[arg-type]
     "dump by name": lambda: dnas.dump_job("digits"),  # type: ignore[arg-type]
+    "advice on points": lambda: dnas.advice([]),  # type: ignore[arg-type]
     "verdicts of points": lambda: dnas.verdicts([]),  # type: ignore[arg-type]
     "front of nothing": lambda: dnas.ParetoFront.from_points(None),  # type: ignore[arg-type]
     "load a number": lambda: dnas.load(5),  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from dnas.config.job import FinaliseSection
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits
 from search_spaces.errors import InputError, nearest, unreadable
 from search_spaces.layers import FLOAT_BITS, LayerGraph
+from search_spaces.provenance import PROPOSAL
 from search_spaces.spaces import PrecisionSpace
 
 FRONT = "front"
@@ -90,9 +91,10 @@ def check_names(section: FinaliseSection, known: Sequence[str]) -> list[str]:
 
 
 def matching(name: str, front: Sequence[str], known: Mapping[str, BitAssignment]) -> list[str]:
-    """The ids of a run's assignments that one entry stands for."""
+    """The ids of a run's assignments that one entry stands for; proposals only where it says ``pool-``."""
     if name == FRONT:
         return list(front)
     if name in known:
         return [name]
-    return [other for other in known if fnmatchcase(other, name)]
+    named = [other for other in known if fnmatchcase(other, name)]
+    return [other for other in named if name.startswith("pool-") or known[other].provenance.kind != PROPOSAL]

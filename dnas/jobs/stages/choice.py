@@ -88,7 +88,8 @@ class Choose(Stage):
         if known and set(known.proposals) <= set(log.decoded):
             return [log.run.assignment(name) for name in known.proposals]
         pool, told = [], {}
-        for proposal in self._proposers(label, budget, found, bound).pool():
+        proposers = self._proposers(label, budget, found, bound)
+        for proposal in self.job.device.processes.agreed(proposers.pool()):
             name, made = proposal_id(label, proposal.sources[0]), Provenance(kind=PROPOSAL, run=proposal.sources[0])
             pool.append(log.keep(name, space.layers_with(proposal.widths), made, budget))
             told[name] = proposal.sources
