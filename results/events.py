@@ -177,11 +177,6 @@ class Judged(Event, Scored):
     losses: tuple[float, ...] = ()
 
     @property
-    def rank(self) -> float:
-        """The loss, as it is compared: least is best, and a net that diverged comes last."""
-        return math.inf if self.loss is None else self.loss
-
-    @property
     def standard_error(self) -> float | None:
         """Of the loss, over the images; None where they are in one part."""
         return stdev(self.losses) / math.sqrt(len(self.losses)) if len(self.losses) > 1 else None

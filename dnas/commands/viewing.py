@@ -15,12 +15,13 @@ from dnas.commands.terminal import amount_text, show, show_json, tell
 from results.pareto import FLOAT, ParetoFront
 from results.pictures.plot_data import MOST_COLUMNS, bit_text, spread
 from results.pictures.prune_data import filters_of, parents_of
+from results.pools import pools
 from results.run.folder import Run
 from results.run.layout import list_runs
 from results.run.lost import sound_events
 from results.run.status import RunStatus, run_status
 from results.tables.advice import advice
-from results.tables.pool import pool_json, pools, render_pool, told
+from results.tables.pool import pool_json, render_pool, told
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
 from search_spaces.assignments import BitAssignment, kept_rows_of

@@ -1,106 +1,16 @@
-"""What each budget's assignment was chosen from: every proposal with what it costs and how it was judged, by round."""
+"""The pool of a budget as a table and as plain values."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
-from results.events import Decoded, Event, Judged, Pool
+from results.events import Judged
+from results.pools import BudgetPool, Candidate, mean_loss
 from results.units import amount_text
-from search_spaces.assignments import BitAssignment
 from search_spaces.metrics import metric_named
-
-OF_THETA = ("theta", "draw-", "search-")
-"""How sources begin that are the search's: its likeliest, its draws, other budgets' likeliest. All others are free."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One proposal of a pool: all that proposed it, what it costs, and how it was judged in each of its rounds."""
-
-    id: str
-    sources: tuple[str, ...]
-    costs: Mapping[str, float]
-    rounds: tuple[Judged, ...]
-    chosen: bool = False
-
-    @property
-    def free_source(self) -> str | None:
-        """The first that proposed it without any training; None where only the search did."""
-        return next((source for source in self.sources if not source.startswith(OF_THETA)), None)
-
-
-@dataclass(frozen=True)
-class BudgetPool:
-    """The pool of the assignment ``search`` of a budget; ``images`` judged it."""
-
-    search: str
-    budget: str
-    images: int
-    candidates: tuple[Candidate, ...]
-
-    @property
-    def sentence(self) -> str:
-        """What was chosen, and what that adds to the best of what was free."""
-        chosen = next((each for each in self.candidates if each.chosen), None)
-        start = f"{self.search}, budget {self.budget}: "
-        if chosen is None:
-            return f"{start}nothing is chosen yet"
-        if chosen.free_source:
-            return f"{start}{chosen.id} is chosen, which was free ({chosen.free_source})"
-        pairs = [(each, compared(chosen, each)) for each in self.candidates if each.free_source]
-        known = [(each, found) for each, found in pairs if found is not None]
-        if not known:
-            return f"{start}{chosen.id} is chosen; nothing else was free"
-        best, (gain, error) = min(known, key=lambda pair: (-len(pair[0].rounds), pair[1][0]))
-        spread = "" if error is None else f" ± {error:.4f}"
-        below = f"its loss is {gain:.4f}{spread} below that of {best.id}, the best that was free"
-        return f"{start}{chosen.id} is chosen; {below}"
-
-
-def compared(one: Candidate, other: Candidate) -> tuple[float, float | None] | None:
-    """How much lower the loss of ``one`` is in the last round of both, and the standard error over the same images.
-
-    None where they have no round in common, or one of them diverged in it.
-    """
-    pairs = list(zip(one.rounds, other.rounds, strict=False))
-    if not pairs or pairs[-1][0].loss is None or pairs[-1][1].loss is None:
-        return None
-    first, second = pairs[-1]
-    apart = [b - a for a, b in zip(first.losses, second.losses, strict=True)]
-    error = stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else None
-    return (fmean(apart) if apart else 0.0), error
-
-
-def pools(events: Iterable[Event], assignments: Mapping[str, BitAssignment]) -> list[BudgetPool]:
-    """The pools that the events of a run tell of, by the number of their budget."""
-    events = list(events)
-    judged: dict[str, dict[int, Judged]] = {}
-    for event in events:
-        if isinstance(event, Judged):
-            judged.setdefault(event.proposal, {})[event.round] = event
-    made_of = {event.assignment: event.run for event in events if isinstance(event, Decoded)}
-    found = {}
-    for pool in (event for event in events if isinstance(event, Pool)):
-        known = [assignments[name] for name in pool.proposals if name in assignments]
-        candidates = [
-            Candidate(
-                each.id,
-                tuple(pool.proposals[each.id]),
-                {name: each.cost[name] for name in ("size_bytes", *each.provenance.limits) if name in each.cost},
-                tuple(judged.get(each.id, {})[number] for number in sorted(judged.get(each.id, {}))),
-                made_of.get(pool.run) == each.id,
-            )
-            for each in known
-        ]
-        budget = next((each.provenance.budget for each in known), None) or ""
-        found[pool.run] = BudgetPool(pool.run, budget, pool.images, tuple(candidates))
-    return sorted(found.values(), key=lambda each: (len(each.search), each.search))
 
 
 def pool_json(pool: BudgetPool) -> dict[str, Any]:
@@ -163,7 +73,7 @@ def judged_text(judged: Judged) -> str:
 
 
 def _place(each: Candidate) -> tuple[int, float]:
-    return -len(each.rounds), each.rounds[-1].rank if each.rounds else 0.0
+    return -len(each.rounds), mean_loss(each.rounds)
 
 
 def told(pool: BudgetPool) -> Sequence[str]:

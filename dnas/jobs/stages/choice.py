@@ -1,13 +1,15 @@
 """The stage `choice`: of all that proposes bits for a budget, the one that is best after a short fine-tuning.
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): the better half of a pool goes on to the next round, in
-which every net is trained anew, twice as long and from other draws. What is judged is the loss on the images that θ was
-trained on: the weights never see them in this stage, and no figure that is reported is of them.
+which every net is trained anew, twice as long and from other draws; the mean over all rounds so far ranks. What is
+judged is the loss on the images that θ was trained on: the weights never see them in this stage, and no figure that is
+reported is of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +33,7 @@ from dnas.training.processes import Processes
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import measure
 from results.events import Judged, Pool
+from results.pools import mean_loss
 from results.tables.pool import judged_text
 from search_spaces.allocation.monotone import from_largest
 from search_spaces.assignments import BitAssignment
@@ -121,11 +124,12 @@ class Choose(Stage):
 
     def _chosen(self, label: str, budget: Budget, pool: Sequence[BitAssignment]) -> BitAssignment:
         """The best of a pool by successive halving, saved under the name of its search."""
-        left, judged = list(pool), dict[str, Judged]()
+        left, judged = list(pool), defaultdict[str, list[Judged]](list)
         for number, (count, epochs) in enumerate(rounds(len(pool), self.section), start=1):
             left = left[:count]
-            judged |= {each.id: self._judged(each, number, epochs) for each in left}
-            left.sort(key=lambda each: judged[each.id].rank)  # stable: of equal ones the first in the pool
+            for each in left:
+                judged[each.id].append(self._judged(each, number, epochs))
+            left.sort(key=lambda each: mean_loss(judged[each.id]))  # stable: of equal ones the first in the pool
         best = left[0]
         made = Provenance(kind=SEARCH, run=best.id)
         self.log.tell_once([_sentence(label, best.id, judged, len(pool), len(self.job.search_data.theta))])
@@ -226,14 +230,14 @@ def _measuring(job: Job) -> float:
     return FORWARD_QUANTIZED * (images + len(job.search_data.theta))
 
 
-def _sentence(label: str, best: str, judged: Mapping[str, Judged], count: int, images: int) -> str:
+def _sentence(label: str, best: str, judged: Mapping[str, Sequence[Judged]], count: int, images: int) -> str:
     """What was chosen of how many, beside what θ says."""
     if not judged:
         return f"{label}: everything proposes the same"
     own = proposal_id(label, THETA)
-    told = f"{label}: {best} is chosen of {count} proposals, loss {_loss_text(judged[best])} on {images} images"
-    return told if best == own or own not in judged else f"{told}; {own}: {_loss_text(judged[own])}"
-
-
-def _loss_text(judged: Judged) -> str:
-    return f"{judged_text(judged)} in round {judged.round}"
+    last = judged[best][-1]
+    told = f"{label}: {best} is chosen of {count} proposals, loss {judged_text(last)} in the last round"
+    told += f" on {images} images"
+    if best == own or own not in judged:
+        return told
+    return f"{told}; {own}: {judged_text(judged[own][-1])} in round {judged[own][-1].round}"
