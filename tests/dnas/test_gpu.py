@@ -52,6 +52,7 @@ NEEDED = {
     "torchao": ("torchao",),
 }
 EVERY = (
+    "space.weight_bits=[2,3,4]",
     "controls.random=1",
     "controls.measured_ilp=true",
     "controls.sensitivity_images=16",
@@ -172,6 +173,8 @@ def test_every_command_goes_on_with_a_run_of_the_device(everything: Path, tmp_pa
     command("resume", run)
     command("sensitivity", run)
     command("sensitivity", run, "--measured")
+    command("rank", run, "--assignments", "5", "--epochs", "1")
+    command("doctor", "--job", run / "job.toml")
     command("prune", run, "uniform-4", "--budget", "60%", "--trials", "2", "--set", "workers=1")
     command("finalise", run, "--profiles", "w4a4,uniform-4-pruned-1", "--set", "epochs=1")
     for words in (["switch"], ["status"], ["show"], ["show", "--json"]):
