@@ -1,12 +1,15 @@
-"""What a step of the search costs, as ratios to the same network's plain fp32 training step, in one run.
+"""What a training step costs, as ratios to the same network's plain float step, in one run.
 
 Run from the repository root, with the number of threads that you want::
 
-    OMP_NUM_THREADS=2 python -m benchmarks.step_cost [--channels-last] [--device cuda] [--mixed-precision]
+    OMP_NUM_THREADS=2 python -m benchmarks.step_cost
+    python -m benchmarks.step_cost --device cuda --precision bf16 --network resnet50
 
-ResNet-20, batch 128, 32x32. The variants take turns, step by step, so that a noisy machine slows all of them alike;
-the ratio is that of the medians. A supernet epoch trains the weights on 80 % of the images and θ on 20 %, so its step
-is the mean of the two kinds in these shares. Memory is the peak above what was held before the step.
+A step is what a job runs: forward, backward and update of one batch, by its own trainers. On CUDA each variant is
+timed recorded as a graph and step by step; the ratios are to the float step recorded in the same way, and to the plain
+float step that a user would write. The variants take turns, so that a noisy machine slows all alike; the ratio is that
+of the medians. A supernet epoch trains the weights on 80 % of the images and θ on 20 %, so its step is the mean of the
+two in these shares. Memory is the peak above what was held before the step.
 """
 
 from __future__ import annotations
@@ -16,124 +19,186 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
+from dnas.config.job import FinaliseSection, SearchSection
+from dnas.config.training import TrainingSection
+from dnas.data.image_sets import MemoryImages
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.mixture import compiled_mixture
 from dnas.search.supernet import Supernet
-from search_spaces.assignments import LayerBits
+from dnas.search.trainer import SearchData, SupernetTrainer
+from dnas.switchable.net import SwitchableNet
+from dnas.switchable.training import SwitchableTrainer
+from dnas.training.device import Device
+from dnas.training.loss_meter import STEPS_BETWEEN_LOOKS, LossMeter
+from dnas.training.trainer import Trainer
+from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.table import CostTable, build_costs
-from search_spaces.models.zoo import resnet20
+from search_spaces.models.copies import fresh_copy
+from search_spaces.models.load import load_model
 from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
 
 Step = Callable[[], None]
 THETA_SHARE = 0.2
-CANDIDATES = {2: (2, 4), 3: (2, 4, 8), 7: (1, 2, 3, 4, 5, 6, 8)}
+CANDIDATES = {2: (2, 4), 7: (1, 2, 3, 4, 5, 6, 8)}
+NETWORKS = {"resnet20": ("zoo:resnet20", 32, 128, 10), "resnet50": ("torchvision:resnet50", 224, 64, 1000),
+            "vit_s": ("timm:vit_small_patch16_224", 224, 64, 1000)}  # fmt: skip
 
 
 class Bench:
     """The network, one batch, and the steps that are compared."""
 
-    def __init__(self, device: torch.device, channels_last: bool, mixed_precision: bool) -> None:
+    def __init__(self, network: str, device: Device, choice: QuantizerChoice, batch_size: int | None = None) -> None:
         torch.manual_seed(0)
-        self.device, self.mixed_precision = device, mixed_precision
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = resnet20().train()
-        self.x = self._placed(torch.randn(128, 3, 32, 32))
-        self.y = torch.randint(0, 10, (128,), device=device)
-        self.graph = read_graph(self.model, (3, 32, 32))
+        self.source, size, batch, classes = NETWORKS[network]
+        batch = batch_size or batch
+        self.device, self.choice = device, choice
+        self.model = load_model(self.source).module.train()
+        self.x = device.laid_out(torch.randn(batch, 3, size, size).to(device.place))
+        self.y = torch.randint(0, classes, (batch,), device=device.place)
+        self.graph = read_graph(self.model, (3, size, size))
+        self.images = MemoryImages(torch.rand(4, 3, size, size), torch.arange(4), (0.5,) * 3, (0.5,) * 3)
 
-    def _placed(self, thing: Tensor | nn.Module):
-        return thing.to(self.device, memory_format=self.format)
+    def _device(self, graphs: bool) -> Device:
+        return replace(self.device, cuda_graphs=graphs)
 
-    def loss(self, network: Callable[[Tensor], Tensor]) -> Tensor:
-        enabled = self.mixed_precision
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled) if enabled else nullcontext():
-            return F.cross_entropy(network(self.x).float(), self.y)
+    def _losses(self) -> LossMeter:
+        return LossMeter(self.device, STEPS_BETWEEN_LOOKS)
 
-    def fp32(self) -> Step:
-        network = self._placed(resnet20()).train()
+    def plain(self) -> Step:
+        """The loop that a user writes, with this precision."""
+        network = self._float().train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
         def step() -> None:
-            network.zero_grad(set_to_none=True)
-            self.loss(network).backward()
+            optimizer.zero_grad(set_to_none=True)
+            with self.device.computing():
+                loss = F.cross_entropy(network(self.x), self.y)
+            loss.backward()
+            optimizer.step()
 
         return step
 
-    def fixed(self, bits: int, choice: QuantizerChoice) -> Step:
+    def _trained(self, network: nn.Module, graphs: bool) -> Step:
+        trainer = Trainer(
+            network.train(), TrainingSection(learning_rate=1e-3), images=self.images, device=self._device(graphs)
+        )
+        return self._step_of(trainer)
+
+    def _step_of(self, trainer: Trainer) -> Step:
+        losses = self._losses()
+
+        def step() -> None:
+            trainer.updates.step(0, 1, 0.0, partial(trainer._gradients, self.x, self.y, losses))
+
+        return step
+
+    def _float(self) -> nn.Module:
+        return fresh_copy(self.model).to(self.device.place)
+
+    def float(self, graphs: bool) -> Step:
+        return self._trained(self._float(), graphs)
+
+    def fixed(self, bits: int, graphs: bool) -> Step:
         layers = {layer.name: LayerBits(bits, bits) for layer in self.graph.layers}
-        network = self._placed(quantize_fixed(self.model, self.graph, layers, choice)).train()
+        network = quantize_fixed(self.model, self.graph, layers, self.choice).to(self.device.place)
         calibrate(network, [self.x])
+        return self._trained(network, graphs)
 
-        def step() -> None:
-            network.zero_grad(set_to_none=True)
-            self.loss(network).backward()
-
-        return step
-
-    def supernet(self, candidates: int, choice: QuantizerChoice, engine: str = "composite") -> tuple[Step, Step]:
+    def supernet(self, candidates: int, graphs: bool, engine: Any = "composite") -> tuple[Step, Step]:
         bits = CANDIDATES[candidates]
         space = build_space(self.graph, SpaceOptions(weight_bits=bits, activation_bits=bits))
         table = CostTable(self.graph, space, build_costs())
-        supernet = self._placed(Supernet(self.model, self.graph, space, table, choice, engine)).train()
+        supernet = Supernet(self.model, self.graph, space, table, self.choice, engine).to(self.device.place).train()
         calibrate(supernet.network, [self.x])
-        generator = torch.Generator().manual_seed(0)
+        section = SearchSection(learning_rate=1e-3)
+        data = SearchData(self.images, self.images, self.images, 4, None)
+        trainer = SupernetTrainer(supernet, section, data, device=self._device(graphs))
+        generator, batch, losses = torch.Generator().manual_seed(0), (self.x, self.y), self._losses()
 
         def weight_step() -> None:
-            supernet.zero_grad(set_to_none=True)
             with torch.no_grad():
                 sample = supernet.sample(1.0, "gumbel", generator)
-            with supernet.sampled(sample):
-                self.loss(supernet).backward()
+            trainer._weight_step(batch, [sample], (0, 1, 0.0), losses)
+
+        def cost(loss: torch.Tensor, sample: Any, progress: Any) -> torch.Tensor:
+            return loss + 1e-9 * supernet.expected_cost("size_bytes", sample).float()
 
         def theta_step() -> None:
-            supernet.zero_grad(set_to_none=True)
-            for parameter in supernet.weights:
-                parameter.requires_grad_(False)
-            sample = supernet.sample(1.0, "gumbel", generator)
-            with supernet.sampled(sample):
-                loss = self.loss(supernet)
-            (loss + 1e-9 * supernet.expected_cost("size_bytes", sample)).backward()
-            for parameter in supernet.weights:
-                parameter.requires_grad_(True)
+            trainer._theta_step(batch, 1.0, generator, cost, 0.0, losses)
 
         return weight_step, theta_step
 
+    def switchable(self, profiles: int, graphs: bool) -> Step:
+        """Profiles whose layers have 2 to 8 bits, the first the widest."""
+        reference = ModelReference(self.source, tuple(self.x.shape[1:]))
 
-def timed(step: Step, device: torch.device) -> float:
+        def bits(profile: int, layer: int) -> int:
+            return max(2, 8 - (profile * 6) // profiles - (layer * (profile + 1)) % 3 * (profile > 0))
+
+        def assignment(profile: int) -> BitAssignment:
+            layers = enumerate(self.graph.layers)
+            own = {spec.name: LayerBits(bits(profile, i), bits(profile, i), spec.out_channels) for i, spec in layers}
+            return BitAssignment(f"p{profile}", reference, own)
+
+        assignments = {f"p{profile}": assignment(profile) for profile in range(profiles)}
+        choice = QuantizerChoice("nested", self.choice.activations)
+        net = SwitchableNet(self.model, self.graph, assignments, choice).to(self.device.place)
+        net.calibrate(self._float(), [self.x])
+        trainer = SwitchableTrainer(
+            net.train(), FinaliseSection(learning_rate=1e-3), images=self.images, device=self._device(graphs)
+        )
+        trainer._begin(0)
+        return self._step_of(trainer)
+
+
+def timed(step: Step, device: Device) -> float:
     started = time.perf_counter()
     step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    _wait(device)
     return time.perf_counter() - started
 
 
-def take_turns(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each step over ``rounds`` rounds in which every step runs once."""
+def _wait(device: Device) -> None:
+    if device.place.type == "cuda":
+        torch.cuda.synchronize(device.place)
+
+
+def per_step(step: Step, device: Device, steps: int) -> float:
+    """Seconds a step takes in a row of ``steps``, of which the host waits for the last only: as in an epoch."""
+    return timed(lambda: [step() for _ in range(steps)] and None, device) / steps
+
+
+def take_turns(steps: dict[str, Step], rounds: int, device: Device) -> dict[str, float]:
+    """Median seconds of each step over ``rounds`` rounds in which all take turns."""
+    row = 10 if device.place.type == "cuda" else 1
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            seconds[name].append(timed(step, device))
+            seconds[name].append(per_step(step, device, row))
     return {name: median(values) for name, values in seconds.items()}
 
 
-def peak_bytes(step: Step, device: torch.device) -> int:
+def peak_bytes(step: Step, device: Device) -> int:
     """Peak memory of one step above what is held before it (resident memory on a CPU under Linux)."""
     gc.collect()
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.place.type == "cuda":
+        before = torch.cuda.memory_allocated(device.place)
+        torch.cuda.reset_peak_memory_stats(device.place)
         step()
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_allocated(device.place) - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
@@ -146,57 +211,94 @@ def _status(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+def kernels(step: Step) -> int:
+    """Launches of one step."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
+
+
+def variants(bench: Bench, options: argparse.Namespace, graphs: bool) -> dict[str, Step]:
+    """The steps to compare, by name; those of a supernet are two."""
+    steps = {"float": bench.float(graphs), "fixed, 4 bit": bench.fixed(4, graphs)}
+    for candidates in options.candidates:
+        name = f"supernet {candidates}x{candidates}"
+        steps[f"{name}, weights"], steps[f"{name}, θ"] = bench.supernet(candidates, graphs)
+    if options.branches:
+        steps["branches 2x2, weights"], steps["branches 2x2, θ"] = bench.supernet(2, graphs, "branches")
+    for profiles in options.profiles:
+        steps[f"{profiles} profiles"] = bench.switchable(profiles, graphs)
+    return steps
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=NETWORKS, default="resnet20")
+    parser.add_argument("--batch", type=int, help="images of a batch")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--mixed-precision", action="store_true", help="bfloat16 autocast for every variant")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--eager", action="store_true", help="do not compile the mixture")
+    parser.add_argument("--candidates", type=int, nargs="*", default=[2, 7], choices=CANDIDATES)
+    parser.add_argument("--profiles", type=int, nargs="*", default=[], help="switchable nets of so many profiles")
+    parser.add_argument("--eager", action="store_true", help="on a CPU: do not compile the mixture")
+    parser.add_argument("--no-steps", action="store_true", help="on CUDA: recorded steps only")
     parser.add_argument("--branches", action="store_true", help="time the branches engine (slow) as well")
     parser.add_argument("--weights", default="lsq")
     parser.add_argument("--activations", default="pact")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    bench = Bench(device, options.channels_last, options.mixed_precision)
-    choice = QuantizerChoice(options.weights, options.activations)
-    steps = {"fp32": bench.fp32(), "fixed, 4 bit": bench.fixed(4, choice)}
-    for candidates in (2, 7):
-        name = f"supernet {candidates}x{candidates}"
-        steps[f"{name}, weights"], steps[f"{name}, θ"] = bench.supernet(candidates, choice)
-    if options.branches:
-        steps["branches 2x2, weights"], steps["branches 2x2, θ"] = bench.supernet(2, choice, "branches")
-        steps["branches 3x3, weights"], steps["branches 3x3, θ"] = bench.supernet(3, choice, "branches")
-    with compiled_mixture(not options.eager) as compiled:
+    device = Device.named(options.device, options.precision, options.channels_last)
+    bench = Bench(options.network, device, QuantizerChoice(options.weights, options.activations), options.batch)
+    on_cuda = device.place.type == "cuda"
+    layout = "channels_last" if options.channels_last else "contiguous"
+    where = torch.cuda.get_device_name(device.place) if on_cuda else f"{torch.get_num_threads()} threads"
+    print(f"{options.network}, batch {len(bench.x)}, {options.precision}, {layout}, {where}, torch {torch.__version__}")
+    modes = {"recorded": True, "step by step": False} if on_cuda else {"": False}
+    if options.no_steps:
+        modes.pop("step by step", None)
+    with compiled_mixture(not (options.eager or on_cuda)) as compiled:
+        if not on_cuda:
+            print(f"{'compiled' if compiled else 'eager'} mixture")
+        steps = {"plain": bench.plain()}
+        for mode, graphs in modes.items():
+            steps |= {f"{name}|{mode}": step for name, step in variants(bench, options, graphs).items()}
         started = time.perf_counter()
         for step in steps.values():
-            step()
-            step()
-        first = time.perf_counter() - started
+            for _ in range(4 if on_cuda else 2):  # a pass is recorded the third time
+                step()
+        _wait(device)
+        print(f"first steps of everything, compilation included: {time.perf_counter() - started:.1f} s", flush=True)
         seconds = take_turns(steps, options.rounds, device)
-        memory = {name: peak_bytes(step, device) for name, step in steps.items()}
-    report(seconds, memory, first, compiled, options)
+        memory = {name: peak_bytes(step, device) for name, step in steps.items() if not name.endswith("|recorded")}
+        launches = {name: kernels(step) for name, step in steps.items()} if on_cuda else {}
+    for mode in modes:
+        report(of_mode(seconds, mode), seconds["plain"], of_mode(memory, "step by step") or of_mode(memory, ""),
+               of_mode(launches, mode), mode)  # fmt: skip
 
 
-def report(seconds: dict, memory: dict, first: float, compiled: bool, options: argparse.Namespace) -> None:
-    kind = "compiled" if compiled else "eager"
-    layout = "channels_last" if options.channels_last else "contiguous"
-    print(f"{kind} mixture, {layout}, {options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"first two steps of everything, compilation included: {first:.1f} s")
+def of_mode(values: dict, mode: str) -> dict:
+    """The values of the variants that ran in one mode, by variant."""
+    return {name.partition("|")[0]: value for name, value in values.items() if name.endswith(f"|{mode}")}
+
+
+def report(seconds: dict, plain: float, memory: dict, launches: dict, mode: str) -> None:
+    print(f"{mode + ':' if mode else ''} plain loop {1e3 * plain:.2f} ms")
     for name in seconds:
         if name.endswith(", θ"):
             continue
-        total, peak, label = seconds[name], memory[name], name
+        label, total, parts = name.removesuffix(", weights"), seconds[name], ""
+        peak = memory.get(name, 0)
         if name.endswith(", weights"):
-            label = name.removesuffix(", weights")
             theta = seconds[f"{label}, θ"]
-            total = (1 - THETA_SHARE) * seconds[name] + THETA_SHARE * theta
-            peak = max(peak, memory[f"{label}, θ"])
-            parts = f"   weights {seconds[name] / seconds['fp32']:.2f}, θ {theta / seconds['fp32']:.2f}"
-        else:
-            parts = ""
-        ratio, share = total / seconds["fp32"], peak / memory["fp32"]
-        print(f"{label:15} {1e3 * total:7.1f} ms   {ratio:5.2f} x fp32   memory {share:4.2f} x{parts}")
+            total = (1 - THETA_SHARE) * total + THETA_SHARE * theta
+            peak = max(peak, memory.get(f"{label}, θ", 0))
+            parts = f"   weights {seconds[name] / seconds['float']:.2f}, θ {theta / seconds['float']:.2f}"
+        share = peak / memory["float"] if "float" in memory else 0
+        count = f"   {launches[name]} kernels" if name in launches else ""
+        print(f"{label:15} {1e3 * total:8.2f} ms   {total / seconds['float']:5.2f} x float   "
+              f"{total / plain:5.2f} x plain   memory {share:4.2f} x{parts}{count}")  # fmt: skip
 
 
 if __name__ == "__main__":
