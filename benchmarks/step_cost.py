@@ -80,6 +80,7 @@ class Bench:
     def plain(self) -> Step:
         """The loop that a user writes, with this precision."""
         network = self._float().train()
+        self.device.lay_out(network)
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
         def step() -> None:

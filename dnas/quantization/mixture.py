@@ -195,13 +195,14 @@ def _matrix(x: Tensor, clip: Tensor) -> Tensor:
 
 def _laid_out_like(tensor: Tensor, example: Tensor) -> Tensor:
     """The same values with the strides of ``example``."""
-    if tensor.stride() == example.stride():
+    strides = zip(tensor.shape, tensor.stride(), example.stride(), strict=True)
+    if all(size == 1 or own == wanted for size, own, wanted in strides):
         return tensor
     return torch.empty_like(example, dtype=tensor.dtype).copy_(tensor)
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether x fills one block of memory without gaps or overlaps, in any order of its dimensions."""
+    """Whether x fills one block of memory without gaps or overlaps, index after index of its first dimension."""
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
@@ -220,12 +221,12 @@ def mix(
 ) -> Tensor:
     """Return the mixture of the quantized versions of ``x``, with straight-through gradients.
 
-    Shapes: ``x`` any; ``clip`` (R, 1), one per row where R > 1 rows are the first dimension of a contiguous x;
+    Shapes: ``x`` any; ``clip`` (R, 1), one per row where R > 1 rows are the first dimension of x;
     ``gain`` (K,); ``grids`` (5, K), the columns of :class:`dnas.quantization.quantizers.Grid`; ``low`` () is -1 or 0;
     ``coefficients`` (K,), or (K + 1,) with that of x itself last. Gradients reach x, clip, gain and coefficients.
     ``saturates`` says whether some grid's code can exceed its top at u = 1 (see :attr:`Grid.saturates`). A clip below
     1e-6 counts as that. The scales multiply the gradients of clip and gain.
     """
-    dense = x if (clip.shape[0] == 1 and _is_dense(x)) else x.contiguous()
+    dense = x if _is_dense(x) else x.contiguous()
     scales = clip_gradient_scale, gain_gradient_scale
     return _Mix.apply(dense, clip, gain, grids, low, coefficients, saturates, clip_gradient, scales)

@@ -126,6 +126,7 @@ class SupernetTrainer:
         self.sandwich = Sandwich(supernet.table, budgets, section.sandwich_samples)
         if section.warmup == "sandwich":
             supernet.learn_gains()
+        self.device.lay_out(supernet)
         self.weights = Updates(supernet.network, section, self.device.processes)
         self.theta = Updates(supernet.theta, theta_optimization(section), self.device.processes)
         self.passes = Passes(supernet.network, self.device)

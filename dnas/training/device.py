@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnas.training.processes import ALONE, Processes
 from search_spaces.errors import InputError, JobError, first_sentence, nearest
@@ -80,8 +80,14 @@ class Device:
         """Inside, the forward pass and the loss of a training step compute in this precision."""
         return torch.autocast(self.place.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
+    def lay_out(self, network: nn.Module) -> None:
+        """Bring the weights of 2-D convolutions to this memory format, in place; their values stay."""
+        for parameter in network.parameters() if self.channels_last else ():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
     def laid_out(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) on this device in its memory format; the network's own tensors stay as they are."""
+        """Images (N, C, H, W) on this device in its memory format."""
         if not self.channels_last or x.ndim != 4:
             return x
         return x.contiguous(memory_format=torch.channels_last)
