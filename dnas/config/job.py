@@ -154,7 +154,7 @@ class SearchSection(Optimization):
     distillation: Distillation = Field(default=0.0, description="λ of a loss (1 - λ) task + λ distillation from the float network, for weights and θ.")  # fmt: skip
     sample_every: Count = Field(default=0, description="Draw architectures from P(θ) every so many epochs (0: only decode at the end).")  # fmt: skip
     samples: Count = Field(default=5, description="Architectures drawn each time.")
-    compile: Literal["auto", "on", "off"] = Field(default="auto", description="Fuse the mixture of candidates with torch.compile; `auto` does so where the job is long enough to repay it.")  # fmt: skip
+    compile: Literal["auto", "on", "off"] = Field(default="auto", description="Fuse the mixture of candidates with torch.compile; `auto` does so where the job is long enough to repay it. CUDA has kernels of its own for it.")  # fmt: skip
 
 
 class FinetuneSection(TrainingSection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 
 import torch
@@ -15,15 +16,17 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import copy_network
 
+_LEAST = sys.float_info.min  # adds nothing to 1; some versions of PyTorch refuse 0
+
 
 def fold(norm: _BatchNorm, scale: Tensor, shift: Tensor) -> None:
-    """Make a BatchNorm the folded scale and shift (C,): mean 0, variance 1 and eps 0 leave x as it is."""
+    """Make a BatchNorm the folded scale and shift (C,): mean 0, variance 1 and next to no eps leave x as it is."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     like = norm.running_mean
     norm.running_mean.zero_()
     norm.running_var.fill_(1.0)
-    norm.eps = 0.0
+    norm.eps = _LEAST
     norm.weight, norm.bias = (nn.Parameter(tensor.to(like)) for tensor in (scale, shift))
 
 

@@ -18,6 +18,7 @@ from dnas.data.transforms import transform_of
 from dnas.jobs.planning import Plan, compilation_pays, plan_job
 from dnas.jobs.training import check_training, finetune_teacher
 from dnas.quantization.conversion import QuantizerChoice
+from dnas.quantization.mixture import has_kernels
 from dnas.search.trainer import SearchData
 from dnas.training.device import Device
 from dnas.training.distillation import Teacher
@@ -78,13 +79,20 @@ class Job:
             reference=ModelReference(config.model.source, data.input_shape, loaded.checkpoint_sha256),
             augmentation=augmentation,
             search_data=search_data,
-            compiles={"on": True, "off": False}.get(config.search.compile, pays),
+            compiles=not has_kernels(device.place) and {"on": True, "off": False}.get(config.search.compile, pays),
         )
 
     @property
     def teacher(self) -> Teacher | None:
         """Whom every net learns from in fine-tuning, beside the labels."""
         return finetune_teacher(self.network, self.config, self.task)
+
+    @property
+    def mixture(self) -> str:
+        """How the mixture of candidates is computed, for the user to read."""
+        return (
+            "fused mixture" if has_kernels(self.device.place) else f"{'compiled' if self.compiles else 'eager'} mixture"
+        )
 
     def measured(self, network: nn.Module, images: ImageSet) -> Measurement:
         """Measure a network, as it is, by the job's task."""

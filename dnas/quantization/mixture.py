@@ -139,7 +139,12 @@ def _compile() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
 
 def _implementation(x: Tensor) -> Any:
     """What computes the mixture of ``x``: kernels on CUDA, where there is what they are written in."""
-    return mixture_kernels if x.is_cuda and x.dtype != torch.float64 and mixture_kernels.available else _active
+    return mixture_kernels if x.dtype != torch.float64 and has_kernels(x.device) else _active
+
+
+def has_kernels(place: torch.device) -> bool:
+    """Whether mixtures are computed by kernels of our own on this device."""
+    return place.type == "cuda" and mixture_kernels.available
 
 
 class _Mix(torch.autograd.Function):

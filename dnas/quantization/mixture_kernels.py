@@ -21,7 +21,7 @@ from dnas.quantization.quantizers import SMALLEST_CLIP
 
 available = importlib.util.find_spec("triton") is not None
 
-_BLOCK = 1024  # elements that a program handles at a time
+_FORWARD_BLOCK, _BLOCK = 2048, 1024  # elements that a program handles at a time
 _PROGRAMS = 1056  # of one launch, at most, unless there are more rows: eight for each multiprocessor of an H100
 _BESIDE = 3  # sums beside those of the codes: of the clip, of the upstream gradient, of the tensor itself
 

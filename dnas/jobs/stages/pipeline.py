@@ -32,7 +32,7 @@ class SearchCompression(Compression):
     def introduction(self, job: Job) -> tuple[str, str]:
         """The decisions, and the engine."""
         what = f"{len(job.plan.space.decisions)} decisions over {len(job.plan.graph.layers)} layers"
-        return what, f"{job.config.search.engine} engine, {'compiled' if job.compiles else 'eager'} mixture"
+        return what, f"{job.config.search.engine} engine, {job.mixture}"
 
 
 class SwitchableCompression(Compression):
