@@ -9,6 +9,9 @@ os.environ.pop("COLUMNS", None)  # the width of the terminal that started the te
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels then run on the CPU
+
 gc.disable()  # until everything is imported and collected: all of it stays, and looking through it takes seconds
 
 

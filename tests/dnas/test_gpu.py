@@ -31,14 +31,16 @@ from dnas.data.load import load_data
 from dnas.data.loaders import Loaders
 from dnas.export.formats import NET_EXPORTERS
 from dnas.jobs.run import run_job
+from dnas.quantization import mixture, mixture_kernels
 from dnas.training.device import CPU, Device
 from results.events import Epoch
 from results.pareto import ParetoFront
 from results.run.folder import Run
 from tests.dnas.data.test_decoding import AUGMENTATIONS, JPEG, OTHERS, written
 from tests.dnas.jobs.test_elsewhere import JOBS, SMALL
+from tests.dnas.quantization.test_mixture_kernels import CASES, arguments
 from tests.dnas.training.test_processes import STAGES, trained_stages
-from tests.toys import images
+from tests.toys import images, seeded
 
 DEVICE = os.environ.get("DNAS_GPU", "cuda")
 pytestmark = [
@@ -98,6 +100,32 @@ def command(*words: str | Path) -> str:
 def stages() -> tuple[Any, Any]:
     """Losses and tensors of every stage, on the CPU and on the device."""
     return trained_stages(CPU), trained_stages(Device(PLACE))
+
+
+def test_recorded_steps_end_bit_for_bit_like_others(stages: tuple[Any, Any]) -> None:
+    _, recorded = stages
+    alone = trained_stages(Device(PLACE, cuda_graphs=False))
+    for stage in STAGES:
+        assert recorded[stage][0] == alone[stage][0]
+        assert all(torch.equal(tensor, alone[stage][1][name]) for name, tensor in recorded[stage][1].items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_compute_what_the_functions_do(case: str, dtype: torch.dtype) -> None:
+    """On many elements: blocks that are full, rows of many programs."""
+    own = [tensor.to(PLACE) for tensor in arguments(*CASES[case])]
+    rows = own[0].shape[0]
+    x, g = (torch.randn(rows, 3_000_001, generator=seeded(seed)).to(PLACE, dtype) for seed in (1, 2))
+    off = 1e-6 if dtype == torch.float32 else 1e-2
+    chosen = mixture_kernels if PLACE.type == "cuda" else mixture._active
+    torch.testing.assert_close(chosen.forward(x, *own, True), mixture._forward(x, *own, True), rtol=off, atol=off)
+    rest = (*own, True, "full", True, 0.3, 0.7)
+    found, again, expected = chosen.backward(g, x, *rest), chosen.backward(g, x, *rest), mixture._backward(g, x, *rest)
+    assert all(torch.equal(first, second) for first, second in zip(found, again, strict=True))
+    torch.testing.assert_close(found[0], expected[0], rtol=off, atol=off)
+    for value, sums in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(value, sums, rtol=1e-2, atol=1e-3 * 3e6**0.5)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,18 +11,11 @@ from dnas.quantization.quantizers import even_grid, integer_grid, symmetric_grid
 from tests.toys import seeded
 
 triton = pytest.importorskip("triton", reason="PyTorch brings no Triton here")
-MODULE = "dnas.quantization.triton_kernels"
 OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-pytestmark = pytest.mark.skipif(OLD, reason="the interpreter of Triton before 3.7 cannot loop with this NumPy")
-
-
-@pytest.fixture(autouse=True)
-def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, MODULE, raising=False)
-    importlib.import_module(MODULE)
-    yield
-    sys.modules.pop(MODULE, None)  # the next to import it shall have the compiled one
+pytestmark = [
+    pytest.mark.skipif(OLD, reason="the interpreter of Triton before 3.7 cannot loop with this NumPy"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, test_gpu.py runs the kernels there"),
+]
 
 
 def arguments(
