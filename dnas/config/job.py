@@ -164,7 +164,7 @@ class FinetuneSection(TrainingSection):
     learning_rate: Positive = Field(default=0.02, description="Learning rate at the start of the schedule.")
     weight_decay_on: Literal["all", "weights"] = Field(default="weights", description="What decays: only tensors of two and more dimensions (no normalisation, no bias), or all but clips.")  # fmt: skip
     distillation: Distillation | None = Field(default=None, examples=[0.5], description="λ of a loss (1 - λ) task + λ distillation from the float network; default 0.5 where that is trained and the task says how far outputs are from a teacher's, else 0.")  # fmt: skip
-    damping: NonNegative = Field(default=0.0, description="λ of a penalty, rising from 0, on the squared distance of each weight below 4 bits to its level, so that it does not go back and forth between two (0: none; try 1.0).")  # fmt: skip
+    damping: NonNegative = Field(default=0.0, description="λ of a penalty, rising from 0, on the squared distance of each weight below 4 bits to its level, so that it does not go back and forth between two (0: none; try 0.01).")  # fmt: skip
     start: Literal["pretrained", "wider", "supernet", "fresh"] = Field(default="pretrained", description="Weights to start from: the float network, the next wider assignment of the same search or control (the widest from the float network), the supernet, or a new initialization.")  # fmt: skip
     seeds: AtLeastOne = Field(
         default=3, description="Independent fine-tunings of each assignment; the report gives mean ± std."
