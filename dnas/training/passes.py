@@ -114,8 +114,11 @@ class Passes:
             wanting = [i for i, x in enumerate(given) if isinstance(x, Tensor) and x.requires_grad]
             with lending(*given):
                 loss = compute(*given)[0]
-                found = torch.autograd.grad(loss, [given[i] for i in wanting], allow_unused=True)
-            return (loss.detach(),), {i: g for i, g in zip(wanting, found, strict=True) if g is not None}
+                reached = (
+                    wanting if loss.requires_grad else []
+                )  # of a single candidate the loss asks for no coefficient
+                found = torch.autograd.grad(loss, [given[i] for i in reached], allow_unused=True) if reached else ()
+            return (loss.detach(),), {i: g for i, g in zip(reached, found, strict=True) if g is not None}
 
         recording = self._recorded(("differentiable", kind), gradients, inputs, lambda: None)
         if recording is None:

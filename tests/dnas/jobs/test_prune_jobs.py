@@ -236,7 +236,7 @@ def test_fine_tuning_starts_from_the_parents_trained_net(whole: Run) -> None:
         expected = remove_filters(
             trained, made.job.plan.graph.channels, units_of(assignment, made.job.plan.graph.channels)
         )
-        start = dict(measurer._fixed(assignment, 0).named_parameters())
+        start = dict(measurer.fixed(assignment, 0).named_parameters())
         for key, value in expected.named_parameters():
             assert torch.equal(start[key], value) or (".quantize_" in key and "fewer-bits" in name)
 
