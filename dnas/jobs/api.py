@@ -22,12 +22,11 @@ from dnas.quantization.conversion import QuantizerChoice, apply
 from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import SearchData, SupernetTrainer
-from dnas.training.damping import Finetuner
 from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.distillation import Teacher, finetune_weight
 from dnas.training.rehearsal import rehearse
 from dnas.training.task import CLASSIFICATION, AnyTask, smoothed, task_of
-from dnas.training.trainer import Measurement, evaluate, inputs_of
+from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
@@ -139,7 +138,7 @@ def finetune(
     batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place)
     images = inputs_of(batches, _BATCHNORM_BATCHES)
     calibrate(network, images[:_CALIBRATION_BATCHES])
-    trainer = Finetuner(
+    trainer = Trainer(
         network,
         section,
         images=data.train,

@@ -23,10 +23,9 @@ from dnas.quantization.conversion import fixed_copy
 from dnas.quantization.mixture import compiled_mixture
 from dnas.search.ranking import LEAST_ASSIGNMENTS, random_assignments, rank_correlation, supernet_loss
 from dnas.search.supernet import Supernet
-from dnas.training.damping import Finetuner
 from dnas.training.device import deterministic
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import with_prefix
+from dnas.training.trainer import Trainer, with_prefix
 from results.ranking import Correlation, Ranked, Ranking
 from results.run.folder import Run
 from search_spaces.allocation.program import Cells
@@ -179,7 +178,7 @@ def _trained(job: Job, start: nn.Module, cells: Cells, epochs: int) -> nn.Module
     section, seed = job.config.finetune, job.config.seed
     network = fixed_copy(start, job.plan.graph, job.plan.space.layers_of(cells), job.choice).to(job.device.place)
     calibrate(network, job.calibration_images())
-    trainer = Finetuner(
+    trainer = Trainer(
         network,
         section.model_copy(update={"epochs": epochs}),
         images=job.data.train,

@@ -10,15 +10,14 @@ the grid is, behind a quantizer's transform (DoReFa's tanh) and without its gain
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnas.config.job import FinetuneSection
+from dnas.config.training import TrainingSection
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.training.schedules import cosine
-from dnas.training.trainer import Trainer
 
 DAMPED_BELOW_BITS = 4
 
@@ -54,19 +53,20 @@ def damping_strength(most: float, epoch: int, epochs: int) -> float:
     return most - cosine(most, (epoch + 0.5) / epochs)
 
 
-class Finetuner(Trainer):
-    """Trains a fixed quantized net as ``[finetune]`` says."""
+class Damping:
+    """What the weights of one network in training add to its loss, where ``section`` asks for it."""
 
-    def __init__(self, network: nn.Module, section: FinetuneSection, **others: Any) -> None:
-        super().__init__(network, section, **others)
-        self._most, self._damped = section.damping, list(damped_weights(network)) if section.damping else []
-        self._strength = torch.zeros((), device=self.device.place)  # there, so that a step waits for nothing
+    def __init__(self, network: nn.Module, section: TrainingSection, place: torch.device) -> None:
+        self._most = section.damping if isinstance(section, FinetuneSection) else 0.0
+        self._damped = list(damped_weights(network)) if self._most else []
+        self._strength = torch.zeros((), device=place)  # there, so that a step waits for nothing
 
-    def _begin(self, seed: int) -> None:
-        self._strength.fill_(damping_strength(self._most, self.epoch, self.section.epochs))
+    def begin(self, epoch: int, epochs: int) -> None:
+        """Set the factor of an epoch, numbered from 0."""
+        self._strength.fill_(damping_strength(self._most, epoch, epochs))
 
-    def _loss(self, x: Tensor, y: Any) -> tuple[Tensor]:
-        (loss,) = super()._loss(x, y)
+    def added_to(self, loss: Tensor) -> Tensor:
+        """The loss with the penalty."""
         for layer, quantizer in self._damped:
             loss = loss + self._strength * damping_loss(quantizer, layer.float_weight())
-        return (loss,)
+        return loss

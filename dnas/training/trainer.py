@@ -16,6 +16,7 @@ from dnas.config.training import TrainingSection
 from dnas.data.augmentation import Augmentation
 from dnas.data.given import GivenImages, image_set
 from dnas.data.image_sets import Batched, ImageSet
+from dnas.training.damping import Damping
 from dnas.training.device import CPU, AnyDevice, Device, widened
 from dnas.training.distillation import Teacher, taught_loss
 from dnas.training.loss_meter import LossMeter, looks_every, watched_epoch
@@ -202,6 +203,7 @@ class Trainer:
         self.device.lay_out(network)
         self.updates = Updates(network, section, self.device.processes)
         self.passes = Passes(network, self.device, recordable=on_progress is None)
+        self.damping = Damping(network, section, self.device.place)
         self.epoch = 0
 
     def epochs(self, report: StepReport | None = None) -> Iterator[EpochResult]:
@@ -217,6 +219,7 @@ class Trainer:
         seed = derived_seed(self.seed, self.label, self.epoch)
         steps = steps_per_epoch(len(self.images), self.batch_size)
         losses = LossMeter(self.device, every)
+        self.damping.begin(self.epoch, self.section.epochs)
         self._begin(seed)
         with self.device.own_randomness(seed), self.device.processes.training(self.network):
             self.network.train()
@@ -242,7 +245,8 @@ class Trainer:
 
     def _loss(self, x: Tensor, y: Any) -> tuple[Tensor]:
         with self.device.computing():
-            return (taught_loss(self.training_task, self.network(x), x, y, self.teacher),)
+            loss = taught_loss(self.training_task, self.network(x), x, y, self.teacher)
+            return (self.damping.added_to(loss),)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         """The state of the network."""

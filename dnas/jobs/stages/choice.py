@@ -28,10 +28,9 @@ from dnas.jobs.stages.search import THETA, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.search.budgets import in_search_order
 from dnas.search.pool import Proposers, Widths
-from dnas.training.damping import Finetuner
 from dnas.training.processes import Processes
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import measure
+from dnas.training.trainer import Trainer, measure
 from results.events import Judged, Pool
 from results.pools import mean_loss
 from results.tables.pool import judged_text
@@ -154,7 +153,7 @@ class Choose(Stage):
         """The net of a proposal after so many epochs on the images of the weights, in eval mode."""
         job = self.job
         network = self.measurer.fixed(proposal, 0)
-        trainer = Finetuner(
+        trainer = Trainer(
             network,
             job.config.finetune.model_copy(update={"epochs": epochs}),
             images=job.search_data.weights,

@@ -20,9 +20,8 @@ from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stored_nets import save_fixed, stored_net
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import fixed_copy
-from dnas.training.damping import Finetuner
 from dnas.training.schedules import derived_seed
-from dnas.training.trainer import Measurement, with_prefix
+from dnas.training.trainer import Measurement, Trainer, with_prefix
 from results.events import Measured
 from results.pareto import Estimate, FrontPoint
 from results.pictures.prune_data import kept_share
@@ -180,7 +179,7 @@ class Measurer:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
         job = self.job
         network = self.fixed(assignment, seed)
-        trainer = Finetuner(
+        trainer = Trainer(
             network,
             job.config.finetune.model_copy(update={"epochs": course.epochs}),
             images=job.data.train,

@@ -25,8 +25,8 @@ from dnas.jobs.stages.prune_plan import PruneTarget, Pruning, result_ids, result
 from dnas.jobs.stages.prune_trials import Orders, Trials, open_trials
 from dnas.jobs.stages.trial_events import BAYESIAN, RANDOM, known_trials, trial_event
 from dnas.quantization.calibration import recalibrate_batchnorm
-from dnas.training.damping import Finetuner
 from dnas.training.task import Task
+from dnas.training.trainer import Trainer
 from results.events import Finalist
 from search_spaces.allocation.program import is_reachable
 from search_spaces.allocation.widening import allocate_widest
@@ -188,7 +188,7 @@ def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Tr
             return job.task.metric.gain(finalist.score), -finalist.loss
     network = trials.objective.pruned(trial.counts)
     config = job.config
-    trainer = Finetuner(
+    trainer = Trainer(
         network,
         config.finetune.model_copy(update={"epochs": pruning.section.finetune_epochs}),
         images=job.data.train,

@@ -14,7 +14,7 @@ from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages import measure
 from dnas.jobs.stages.measure import Measurer
-from dnas.training.damping import Finetuner
+from dnas.training.trainer import Trainer
 from results.run.folder import Run
 
 CarriedOut = Callable[..., Run]
@@ -54,11 +54,11 @@ def run(smaller: Callable[..., JobConfig], carried_out: CarriedOut, tmp_path_fac
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Finetuner]:
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
     """What was trained, by nets that leave nothing in the run."""
-    found: list[Finetuner] = []
+    found: list[Trainer] = []
 
-    def train(context: JobContext, trainer: Finetuner, place: object) -> None:
+    def train(context: JobContext, trainer: Trainer, place: object) -> None:
         found.append(trainer)
         list(trainer.epochs())
 
@@ -83,7 +83,7 @@ def nets(context: JobContext, *settings: str) -> Mapping[str, dict[str, Tensor]]
     return {arm.id: measurer._trained(arm, measurer.course_of(arm), 0).state_dict() for arm in arms}
 
 
-def test_every_arm_has_the_same_images_teacher_and_updates(context: JobContext, made: list[Finetuner]) -> None:
+def test_every_arm_has_the_same_images_teacher_and_updates(context: JobContext, made: list[Trainer]) -> None:
     nets(context)
     assert len(made) == len(ARMS)
     first = made[0]
@@ -107,7 +107,7 @@ def usual(context: JobContext) -> Mapping[str, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("setting", KEYS)
 def test_each_key_changes_what_is_trained_of_every_arm(
-    setting: str, context: JobContext, made: list[Finetuner], usual: Mapping[str, dict[str, Tensor]]
+    setting: str, context: JobContext, made: list[Trainer], usual: Mapping[str, dict[str, Tensor]]
 ) -> None:
     for name, state in nets(context, setting).items():
         assert state.keys() == usual[name].keys()

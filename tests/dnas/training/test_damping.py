@@ -13,7 +13,8 @@ from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.families import WEIGHT_QUANTIZERS
 from dnas.quantization.layers import TensorQuantizer
-from dnas.training.damping import Finetuner, damped_weights, damping_loss, damping_strength
+from dnas.training.damping import damped_weights, damping_loss, damping_strength
+from dnas.training.trainer import Trainer
 from search_spaces.assignments import LayerBits
 from search_spaces.network.graph import read_graph
 from tests.dnas.training.test_trainer import IMAGES, same
@@ -78,9 +79,9 @@ def test_only_weights_below_four_bits_are_damped() -> None:
     assert [layer for layer, _ in damped_weights(network)] == [network.get_submodule("second")]
 
 
-def trainer(network: nn.Module, damping: float, epochs: int = 3) -> Finetuner:
+def trainer(network: nn.Module, damping: float, epochs: int = 3) -> Trainer:
     section = FinetuneSection(epochs=epochs, damping=damping, weight_decay=0.0, learning_rate=0.05)
-    return Finetuner(network, section, images=IMAGES, batch_size=16, seed=1)
+    return Trainer(network, section, images=IMAGES, batch_size=16, seed=1)
 
 
 def distance(network: nn.Module) -> float:
