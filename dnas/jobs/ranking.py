@@ -167,13 +167,13 @@ def _finetuned(job: Job, start: nn.Module, ranking: Ranking, wanted: list[Cells]
     for place, cells in enumerate(wanted):
         if rows[place].finetuned:
             continue
-        score = job.measured(_trained(job, start, cells, ranking.epochs), job.data.val).score
+        score = job.measured(finetuned_net(job, start, cells, ranking.epochs), job.data.val).score
         found = {"score": score if math.isfinite(score) else None, "finetuned": True}
         rows[place] = rows[place].model_copy(update=found)
         yield _correlated(ranking.model_copy(update={"assignments": tuple(rows)}))
 
 
-def _trained(job: Job, start: nn.Module, cells: Cells, epochs: int) -> nn.Module:
+def finetuned_net(job: Job, start: nn.Module, cells: Cells, epochs: int) -> nn.Module:
     """The fixed net of an assignment after so many epochs from the weights of ``start``, in eval mode."""
     section, seed = job.config.finetune, job.config.seed
     network = fixed_copy(start, job.plan.graph, job.plan.space.layers_of(cells), job.choice).to(job.device.place)
