@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -112,7 +112,7 @@ class Study:
             return self.job.measured(supernet, self.job.search_data.validation).loss
 
 
-def ranks(studies: Sequence[Study], budgets: Sequence[int], count: int, tell: Callable[[str], None] = print) -> None:
+def ranks(studies: Sequence[Study], budgets: Sequence[int], count: int) -> None:
     """Print τ of every warm-up, budget and way to judge: the mean over seeds, and each."""
     for name, keys in WARMUPS.items():
         taus: dict[tuple[int, str], list[float]] = {}
@@ -128,7 +128,7 @@ def ranks(studies: Sequence[Study], budgets: Sequence[int], count: int, tell: Ca
                     taus.setdefault((number, how), []).append(rank_correlation(losses, scores)["tau"] or 0.0)
         for (number, how), found in taus.items():
             each = " ".join(f"{tau:.2f}" for tau in found)
-            tell(f"{name} | budget {number} | BatchNorm {how} | {statistics.mean(found):.2f} | {each}")
+            print(f"{name} | budget {number} | BatchNorm {how} | {statistics.mean(found):.2f} | {each}", flush=True)
 
 
 def searches(studies: Sequence[Study], budgets: Sequence[int]) -> None:
@@ -149,7 +149,10 @@ def searches(studies: Sequence[Study], budgets: Sequence[int]) -> None:
             spent = ", ".join(f"{row[0]:.2f}" for row in rows)
             gap = statistics.mean(row[1].score - (row[1].argmax_score or 0.0) for row in rows)
             score = statistics.mean(row[2] for row in rows)
-            print(f"{warmup} | {pull} | E[cost] / limit {spent} | soft - argmax {gap:.3f} | fine-tuned {score:.4f}")
+            print(
+                f"{warmup} | {pull} | E[cost] / limit {spent} | soft - argmax {gap:.3f} | fine-tuned {score:.4f}",
+                flush=True,
+            )
 
 
 def main() -> None:

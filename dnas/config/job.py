@@ -133,20 +133,20 @@ class SearchSection(Optimization):
 
     engine: Literal["composite", "branches"] = Field(default="composite", description="`composite`: one convolution per layer whatever the number of candidates; `branches`: a convolution with its own weights and BatchNorm per candidate (DNAS as published).")  # fmt: skip
     budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=(), description="Each budget limits one or several costs: 40000, '40 KiB', '12%' (of fp32) or '50% of uniform8'.")  # fmt: skip
-    sampling: Literal["gumbel", "gumbel_hard", "softmax"] = Field(default="gumbel", description="Gumbel-softmax (soft), its hard straight-through form, or plain softmax (EdMIPS).")  # fmt: skip
-    loss: Literal["two_sided", "hinge", "log_product", "additive"] = Field(default="hinge", description="How cost enters the loss: pulled to the budget from both sides, hinge (from above alone), DNAS's CE·β(ln cost)^γ, or EdMIPS's CE + λ·cost/cost₀.")  # fmt: skip
+    sampling: Literal["gumbel", "gumbel_hard", "softmax"] = Field(default="gumbel_hard", description="Gumbel-softmax (soft, as in DNAS), its hard straight-through form, which runs single assignments, or plain softmax (EdMIPS).")  # fmt: skip
+    loss: Literal["two_sided", "hinge", "log_product", "additive"] = Field(default="two_sided", description="How cost enters the loss: pulled to the budget from both sides, hinge (from above alone), DNAS's CE·β(ln cost)^γ, or EdMIPS's CE + λ·cost/cost₀.")  # fmt: skip
     cost: str = Field(default="size_bytes", description="The cost that `log_product` and `additive` use; the others use those of the budget.")  # fmt: skip
     penalty: NonNegative = Field(default=4.0, description="λ of `two_sided`, `hinge` and `additive`.")
     beta: Positive = Field(default=0.1, description="β of `log_product`; scales the loss only.")
     gamma: NonNegative = Field(default=0.9, description="γ of `log_product`; sets its trade-off.")
     warmup_epochs: Count = Field(default=5, description="Epochs of weight training with θ frozen at uniform; shared by all budgets.")  # fmt: skip
-    warmup: Literal["mixture", "sandwich"] = Field(default="mixture", description="What the weights are trained at before θ: `mixture`: samples of the undecided θ; `sandwich`: in each step the widest, the narrowest and `sandwich_samples` other assignments, each width with a step of its own.")  # fmt: skip
+    warmup: Literal["mixture", "sandwich"] = Field(default="mixture", description="What the weights are trained at before θ: `mixture`: samples of the undecided θ; `sandwich`: in each step the widest, the narrowest and `sandwich_samples` other assignments.")  # fmt: skip
     sandwich_samples: AtLeastOne = Field(default=1, description="With `warmup = 'sandwich'`: assignments in each step beside the widest and the narrowest, drawn at about the cost of a budget.")  # fmt: skip
     epochs: Count = Field(default=10, description="Epochs of θ training for each budget.")
     monotone: bool = Field(default=False, description="A larger budget is at least as wide in every layer: the budgets are projected from the largest down, each bounded by the one before.")  # fmt: skip
     weight_updates: Literal["frozen", "epoch", "step"] = Field(default="frozen", description="While θ is trained: keep weights frozen, or alternate with them per epoch or per step.")  # fmt: skip
     theta_fraction: Fraction = Field(default=0.2, description="Share of the training data that trains θ; the rest trains weights.")  # fmt: skip
-    temperature_start: Positive = Field(default=5.0, description="Gumbel-softmax temperature at the start.")
+    temperature_start: Positive = Field(default=1.0, description="Gumbel-softmax temperature at the start.")
     temperature_end: Positive = Field(default=0.5, description="Temperature where the last epoch ends: that of epoch e, counted from 0, is start · (end / start)^(e / epochs).")  # fmt: skip
     learning_rate: Positive = Field(default=0.05, description="Learning rate of the weights at the start of the schedule.")  # fmt: skip
     theta_learning_rate: Positive = Field(default=0.05, description="Learning rate of θ (Adam).")

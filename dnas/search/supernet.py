@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dnas.quantization.branches import BranchedLayer, BranchGate
 from dnas.quantization.conversion import QuantizerChoice, swap_branches, swap_composite
-from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
+from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.proof import check_twin
 from dnas.training.device import widest
 from search_spaces.allocation.program import Cells, dominated
@@ -178,14 +178,6 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the mixture that is lent (see :meth:`sampled`) on ``x`` (N, C, H, W)."""
         return cast(Tensor, self.network(x))
-
-    def learn_gains(self) -> None:
-        """Let every width learn a step of its own: the gain of its levels, beside the clip that all widths share."""
-        for layer in (layer for layers in self._layers for layer in layers):
-            if isinstance(layer, QuantizedLayer):  # a branch has one width, and so its own clip
-                for quantizer in (layer.quantize_weight, layer.quantize_input):
-                    if isinstance(quantizer, TensorQuantizer) and len(quantizer.widths) > 1:
-                        quantizer.learn_gain()
 
     @property
     def weights(self) -> list[nn.Parameter]:

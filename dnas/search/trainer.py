@@ -124,8 +124,6 @@ class SupernetTrainer:
         self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
         self.seed, self.label, self.device = seed, label, Device.of(device)
         self.sandwich = Sandwich(supernet.table, budgets, section.sandwich_samples)
-        if section.warmup == "sandwich":
-            supernet.learn_gains()
         self.device.lay_out(supernet)
         self.weights = Updates(supernet.network, section, self.device.processes)
         self.theta = Updates(supernet.theta, theta_optimization(section), self.device.processes)
