@@ -77,7 +77,10 @@ class Ranking(Record):
             return f"how well the supernet ranks is not known yet ({where})"
         if found.tau is None:
             return f"how well the supernet ranks cannot be told ({where}): all its losses or all scores are equal"
-        sure = "" if found.low is not None and found.low > 0 else "; it may be chance"
+        if found.low is not None and found.high is not None and found.low <= 0 <= found.high:
+            sure = "; it may be chance"
+        else:
+            sure = "" if found.tau > 0 else "; it ranks them the wrong way round"
         return (
             f"the supernet's loss ranks as the fine-tuned {self.scored_by.label} does by Kendall's τ = {found.tau:.2f} "
             f"± {found.error:.2f}, 95% interval {found.low:.2f} to {found.high:.2f} ({where}){sure}"

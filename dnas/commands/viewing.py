@@ -52,8 +52,7 @@ def show_run(folder: Path, as_json: bool) -> None:
     run = Run.open(folder)
     front = run.load_front()
     words = verdicts(front)
-    ranking = run.ranking()
-    words += [ranking.told] if ranking and ranking.correlation else []
+    words += _ranked(run)
     found, damaged = run.read_assignments()
     for why in damaged.values():
         tell(why)
@@ -88,6 +87,16 @@ def show_pools(folder: Path, as_json: bool) -> None:
     for pool in found:
         above, below = told(pool)
         show(above, render_pool(pool), below, *([""] if pool is not found[-1] else []))
+
+
+def _ranked(run: Run) -> list[str]:
+    """How well the supernet ranks, where that is known."""
+    try:
+        found = run.ranking()
+    except InputError as error:
+        tell(f"{error}; work it out again with: dnas rank {run.folder}")
+        return []
+    return [found.told] if found and found.correlation else []
 
 
 def show_assignment(folder: Path, name: str, as_json: bool) -> None:

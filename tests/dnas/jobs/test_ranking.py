@@ -18,9 +18,10 @@ from dnas.jobs import ranking
 from dnas.jobs.ranking import RankRequest, rank_run
 from dnas.search.ranking import rank_correlation
 from results.events import Note
-from results.ranking import Ranking
+from results.ranking import Correlation, Ranked, Ranking
 from results.run.folder import Run
 from search_spaces.errors import InputError
+from search_spaces.metrics import ACCURACY
 
 MakeJob = Callable[..., JobConfig]
 
@@ -103,6 +104,10 @@ def test_the_command_shows_and_the_run_tells_what_is_known(run_of: Path) -> None
     assert len(lines) == 8
     shown = CliRunner().invoke(app, ["show", str(run_of)])
     assert known.told in shown.stdout
+    (run_of / "ranking.json").write_text("{")
+    damaged = CliRunner().invoke(app, ["show", str(run_of)])
+    assert (damaged.exit_code, known.told in damaged.stdout) == (0, False)
+    assert f"dnas rank {run_of}" in damaged.stderr
     again = CliRunner().invoke(app, ["rank", str(run_of), "--assignments", "5", "--epochs", "0", "--json"])
     assert Ranking.read(json.loads(again.stdout)) == known
 
@@ -124,6 +129,47 @@ def test_a_search_that_follows_tells_it_in_its_diagnosis(
     run = carried_out(config, tmp_path / "again", keep)
     notes = [event.text for event in run.journal.events() if isinstance(event, Note)]
     assert f"search-1: {found.told}" in notes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["search.engine=branches", "space.weight_bits=[2,8]"],
+        ["search.warmup=sandwich", "search.warmup_epochs=1", "finetune.start=supernet"],
+        ["search.warmup_epochs=0", "finetune.start=fresh"],
+        ["space.weight_bits=[0,2,4,8]", "space.granularity=block"],
+        ["search.loss=log_product", "search.budgets=[]"],
+    ],
+    ids=["branches", "sandwich", "not warmed up", "skipping", "no budgets"],
+)
+def test_every_kind_of_supernet_is_ranked(
+    settings: list[str], smaller: MakeJob, tmp_path: Path, carried_out: Callable[..., Run]
+) -> None:
+    run = carried_out(smaller(*settings), tmp_path / "run")
+    if settings[-1] == "search.budgets=[]":
+        with pytest.raises(
+            InputError, match=r"the job has no budgets, not 1; name a number or an amount, as in --budget"
+        ):
+            ranked(run.folder)
+    found = ranked(run.folder, assignments=5, epochs=0, budget={"bitops": "3%"})
+    assert [row.finetuned for row in found.assignments] == [True] * 5
+    assert found.correlation is not None
+
+
+def told_of(tau: float | None, low: float | None = None, high: float | None = None) -> str:
+    rows = [Ranked(bits={}, cost={}, loss=1.0, score=0.5, finetuned=True)] * 5
+    return Ranking(
+        supernet="", budget="12%", limits={}, images=1, epochs=1, metric=ACCURACY.to_json(), assignments=tuple(rows),
+        correlation=Correlation(tau=tau, error=None if tau is None else 0.1, low=low, high=high, chance=None),
+    ).told  # fmt: skip
+
+
+def test_a_ranking_is_told_as_sure_as_it_is() -> None:
+    where = r"(5 assignments within 12%, 1 epoch of fine-tuning each)"
+    assert told_of(0.5, 0.2, 0.7).endswith(f"τ = 0.50 ± 0.10, 95% interval 0.20 to 0.70 {where}")
+    assert told_of(0.1, -0.2, 0.4).endswith(f"{where}; it may be chance")
+    assert told_of(-0.5, -0.7, -0.2).endswith(f"{where}; it ranks them the wrong way round")
+    assert "cannot be told" in told_of(None)
 
 
 REFUSED: list[tuple[list[str], str]] = [
