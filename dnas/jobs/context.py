@@ -13,6 +13,7 @@ from dnas.config.job import JobConfig
 from dnas.jobs.job import Job
 from dnas.jobs.log import RunLog
 from dnas.jobs.progress import Progress, Report
+from dnas.jobs.sensitivity import JobSensitivities
 from dnas.search.trainer import EpochRecord, SupernetTrainer
 from dnas.training.trainer import EpochResult, StepReport, Trainer
 from results.events import Epoch, read_epoch
@@ -48,6 +49,9 @@ class JobContext:
         self.job = Job.of(config)
         self.log = RunLog(run, self.job, report)
         self.progress = Progress(report)
+        self.sensitivities = JobSensitivities(
+            self.job, run, lambda sentence: self.log.tell_once([sentence]), self.progress
+        )
 
     def train(self, trainer: Trainer, place: Place) -> None:
         """Run a trainer's remaining epochs, saving and journaling each."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig, ModelSection
 from dnas.jobs.job import Job
+from dnas.jobs.progress import Progress, Work
 from dnas.jobs.stored_nets import stored_float
 from dnas.search.controls import Evidence
+from dnas.search.measured import single_changes
 from dnas.training.schedules import derived_seed
 from results.run.folder import Run
 from search_spaces.errors import InputError
@@ -21,6 +23,12 @@ from search_spaces.sensitivities import Sensitivities, SensitivityKind
 
 _BATCH_SIZE = 64
 """Images in memory at once while second derivatives are taken."""
+
+SENSITIVITIES = "sensitivities"
+_KIND: dict[SensitivityKind, str] = {"hessian": "expected sensitivities", "measured": "measured sensitivities"}
+SECOND_DERIVATIVES, FORWARD_MIXED, _MOST_PASSES = 15.0, 3.5, 9
+"""Units (see :mod:`dnas.jobs.progress`) of one image in a pass with second derivatives and in one of a net of all
+candidates (measured on the default job, on a CPU), and how many of the former there are at most."""
 
 Tell = Callable[[str], None]
 
@@ -53,19 +61,58 @@ def evidence_of(job: Job) -> Evidence:
     )
 
 
-def remembering(evidence: Evidence, job: Job, run: Run, tell: Tell) -> Evidence:
-    """The same evidence, whose sensitivities are those that the run keeps, else kept in it; and told."""
+def sensitivity_work(job: Job, kinds: Iterable[SensitivityKind]) -> Work:
+    """Units of working sensitivities of these kinds out, at most."""
+    return {_KIND[kind]: len(SensitivityImages(job)) * _units_an_image(job, kind) for kind in kinds}
 
-    def recall(kind: SensitivityKind, work: Callable[[], Sensitivities]) -> Sensitivities:
-        found = _kept(run, job, evidence, kind)
+
+def _units_an_image(job: Job, kind: SensitivityKind) -> float:
+    if kind == "hessian":
+        return SECOND_DERIVATIVES * _MOST_PASSES
+    return FORWARD_MIXED * (1 + sum(1 for _ in single_changes(job.plan.space.allowed)))
+
+
+class JobSensitivities:
+    """What the controls of a running job may look at: sensitivities that its run keeps, else worked out and kept there.
+
+    Each kind is told once, and counted once as work done.
+    """
+
+    def __init__(self, job: Job, run: Run, tell: Tell, progress: Progress) -> None:
+        self._job, self._run, self._tell, self._progress = job, run, tell, progress
+        self._images = SensitivityImages(job)
+        self._kind: SensitivityKind = "hessian"
+        self._left: dict[SensitivityKind, float] = {}
+        self.evidence = replace(evidence_of(job), batches=lambda: self, recall=self._recall)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images, each batch counted as work once the next is asked for."""
+        kind, units = self._kind, _units_an_image(self._job, self._kind)
+        a_pass = SECOND_DERIVATIVES if kind == "hessian" else units
+        for x, y in self._images:
+            yield x, y
+            done = min(self._left[kind], len(x) * a_pass)
+            self._left[kind] -= done
+            self._progress.step(_KIND[kind], done, stage=SENSITIVITIES, run=kind)
+
+    def settle(self, kinds: Iterable[SensitivityKind]) -> None:
+        """Count what an earlier process worked out: nobody may ask for it again."""
+        for kind in kinds:
+            if kind not in self._left and _kept(self._run, self._job, self.evidence, kind):
+                self._left[kind] = 0.0
+                self._progress.recall(sensitivity_work(self._job, [kind]))
+
+    def _recall(self, kind: SensitivityKind, work: Callable[[], Sensitivities]) -> Sensitivities:
+        found = _kept(self._run, self._job, self.evidence, kind)
         if found is None:
-            found = work().model_copy(update={"network": digest(evidence.network)})
-            if run.writable:
-                run.save_sensitivities(found)
-        tell(found.told)
+            self._kind, self._left[kind] = kind, sensitivity_work(self._job, [kind])[_KIND[kind]]
+            found = work().model_copy(update={"network": digest(self.evidence.network)})
+            self._progress.correct(-1, {_KIND[kind]: self._left[kind]})  # passes that were not needed
+            if self._run.writable:
+                self._run.save_sensitivities(found)
+        self.settle([kind])
+        self._tell(found.told)
         return found
-
-    return replace(evidence, recall=recall)
 
 
 def _kept(run: Run, job: Job, evidence: Evidence, kind: SensitivityKind) -> Sensitivities | None:
@@ -86,7 +133,7 @@ def run_sensitivities(run: Run, kind: SensitivityKind, tell: Tell) -> Sensitivit
     """
     job = Job.of(load_job(str(run.folder / "job.toml")))
     stored_float(run, job.network, job.config.pretrain.epochs)  # into the job's own network
-    return remembering(evidence_of(job), job, run, tell).found(kind)
+    return JobSensitivities(job, run, tell, Progress(lambda event: None)).evidence.found(kind)
 
 
 def job_sensitivities(config: JobConfig, source: str | None, kind: SensitivityKind, tell: Tell) -> Sensitivities:

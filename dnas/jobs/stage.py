@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Work
 from results.pareto import FrontPoint
 from search_spaces.assignments import BitAssignment
+from search_spaces.sensitivities import SensitivityKind
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,21 @@ class Foreseen:
     """What stages will have made, as far as it can be told before any of them began.
 
     ``ids`` are those of all assignments that may be there, ``handed`` those that the next stage may get, of which
-    ``count`` come at most; ``points`` assignments will have been measured.
+    ``count`` come at most; ``points`` assignments will have been measured, and these kinds of ``sensitivities`` worked
+    out.
     """
 
     ids: tuple[str, ...] = ()
     handed: tuple[str, ...] = ()
     count: int = 0
     points: int = 0
+    sensitivities: frozenset[SensitivityKind] = frozenset()
 
     def handing(self, ids: Iterable[str], count: int | None = None) -> Foreseen:
         """The same, with these assignments for the next stage; all of them unless ``count`` says how many."""
         handed = tuple(ids)
         known = tuple(dict.fromkeys((*self.ids, *handed)))
-        return Foreseen(known, handed, len(handed) if count is None else count, self.points)
+        return replace(self, ids=known, handed=handed, count=len(handed) if count is None else count)
 
 
 @dataclass

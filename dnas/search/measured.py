@@ -43,7 +43,7 @@ def measured_sensitivities(
     calibrate(supernet.network, [x for x, _ in islice(iter(batches), _CALIBRATION_BATCHES)])
     supernet.eval()
     widest = [_widest(allowed) for allowed in space.allowed]
-    changes = {key: _changed(widest, *key) for key in _single_changes(space.allowed)}
+    changes = {key: _changed(widest, *key) for key in single_changes(space.allowed)}
     totals, base, images = dict.fromkeys(changes, 0.0), 0.0, 0
     for x, y in batches:
         with torch.no_grad():
@@ -79,7 +79,7 @@ def _widest(allowed: np.ndarray) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def _single_changes(allowed: np.ndarray) -> Iterator[tuple[int, int, int]]:
+def single_changes(allowed: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """(decision, 0 for weights or 1 for inputs, position of the width) of every width on offer but the widest."""
     for d, cells in enumerate(allowed):
         for axis in (0, 1):

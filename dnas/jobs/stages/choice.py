@@ -21,8 +21,8 @@ from dnas.config.job import ChoiceSection
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, in_all, times
+from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.jobs.stages.controls import context_evidence
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
 from dnas.jobs.stages.search import THETA, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
@@ -38,6 +38,7 @@ from search_spaces.allocation.monotone import from_largest
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, PROPOSAL, RANDOM, SEARCH, Provenance
+from search_spaces.sensitivities import SensitivityKind
 
 CHOICE = "choice"
 PARTS = 32
@@ -59,17 +60,24 @@ class Choose(Stage):
         """The chosen ones by the names of their searches, and everything that is no proposal."""
         labels = search_labels(self.job, pruned=False)
         others = [name for name in before.handed if not any(name.startswith(proposal_id(each, "")) for each in labels)]
-        return before.handing([*labels, *others])
+        known = replace(before, sensitivities=before.sensitivities | self._kinds)
+        return known.handing([*labels, *others])
 
     def work(self, before: Foreseen) -> Work:
-        """Every budget, as if no two proposals were equal."""
-        return times(len(search_labels(self.job, pruned=False)), self._work(self._most))
+        """Every budget, as if no two proposals were equal; the sensitivities that no control went by."""
+        choosing = times(len(search_labels(self.job, pruned=False)), self._work(self._most))
+        return in_all(choosing, sensitivity_work(self.job, self._kinds - before.sensitivities))
+
+    @property
+    def _kinds(self) -> frozenset[SensitivityKind]:
+        return frozenset(("hessian", "measured") if self.section.programs else ())
 
     def carry_out(self, findings: Findings) -> None:
         """Choose for every budget; with ``search.monotone`` none is wider than that of a larger budget."""
         plan, monotone = self.job.plan, self.job.config.search.monotone
         labels = search_labels(self.job, pruned=False)
         chosen: dict[str, BitAssignment] = {}
+        self.context.sensitivities.settle(self._kinds)
         bound: Widths | None = None
         for label, budget in in_search_order(labels, plan.table, monotone).items():
             assert budget is not None  # the job's file is refused without any
@@ -111,7 +119,7 @@ class Choose(Stage):
         }
         elsewhere = {each: widths[proposal_id(each, THETA)] for each in self._neighbours(label)}
         number = int(label.rpartition("-")[2])
-        evidence = context_evidence(self.context)
+        evidence = self.context.sensitivities.evidence
         return Proposers(evidence, budget, number, within, elsewhere, self.section.programs, bound)
 
     def _neighbours(self, label: str) -> list[str]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dnas.config.job import ControlsSection
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
-from dnas.jobs.sensitivity import evidence_of, remembering
+from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.search.controls import CONTROLS, Evidence, Question
+from dnas.search.controls import CONTROLS, Question
 from dnas.training.schedules import derived_seed
 from search_spaces.allocation.program import is_reachable
 from search_spaces.allocation.widening import allocate_widest
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, RANDOM, UNIFORM, Provenance
+from search_spaces.sensitivities import SensitivityKind
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,24 @@ class Controls(Stage):
     def foresee(self, before: Foreseen) -> Foreseen:
         """The controls as well."""
         ids = [control.id for control in job_controls(self.context.job)]
-        return before.handing((*before.handed, *ids), before.count + len(ids))
+        known = replace(before, sensitivities=before.sensitivities | self._kinds)
+        return known.handing((*before.handed, *ids), before.count + len(ids))
 
     def work(self, before: Foreseen) -> Work:
-        """Next to nothing."""
-        return {}
+        """The sensitivities that the integer programs go by; all else is next to nothing."""
+        return sensitivity_work(self.context.job, self._kinds - before.sensitivities)
+
+    @property
+    def _kinds(self) -> frozenset[SensitivityKind]:
+        kinds: dict[str, SensitivityKind] = {ILP: "hessian", MEASURED_ILP: "measured"}
+        return frozenset(kinds[each.kind] for each in job_controls(self.context.job) if each.kind in kinds)
 
     def carry_out(self, findings: Findings) -> None:
         """Save and journal every control."""
         context = self.context
         _tell_missing(context)
-        evidence = context_evidence(context)
+        evidence = context.sensitivities.evidence
+        context.sensitivities.settle(self._kinds)
         for control in job_controls(context.job):
             if control.budget is None:
                 findings.found.append(keep_uniform(context, control))
@@ -90,12 +98,6 @@ class Controls(Stage):
                 cells = allocate_widest(worth, context.job.plan.table, control.budget)
                 made = Provenance(kind=control.kind, run=control.source)
                 findings.found.append(context.log.keep_cells(control.id, cells, made, control.budget))
-
-
-def context_evidence(context: JobContext) -> Evidence:
-    """What the controls may look at; sensitivities are kept in the run, and told once."""
-    job, log = context.job, context.log
-    return remembering(evidence_of(job), job, log.run, lambda sentence: log.tell_once([sentence]))
 
 
 def keep_uniform(context: JobContext, control: Control) -> BitAssignment:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from dnas.config.job import PruneSection
 from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Work, in_all, times
+from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.controls import keep_uniform, uniform_control
 from dnas.jobs.stages.measure import Measurer
@@ -27,6 +28,7 @@ from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, JobError, nearest
 from search_spaces.metrics import metric_of, validation_of
 from search_spaces.provenance import PRUNED
+from search_spaces.sensitivities import SensitivityKind
 
 
 class Prune(Stage):
@@ -60,14 +62,21 @@ class Prune(Stage):
     def foresee(self, before: Foreseen) -> Foreseen:
         """What becomes of every assignment that fits; how many of them are pruned is known."""
         ids = [name for parent in self._fitting(before) for name in all_ids(parent, self.section)]
-        return before.handing(ids, self._count(before) * len(all_ids("", self.section)))
+        known = replace(before, sensitivities=before.sensitivities | self._kinds)
+        return known.handing(ids, self._count(before) * len(all_ids("", self.section)))
 
     def work(self, before: Foreseen) -> Work:
-        """The trials and finalists of so many assignments."""
-        return times(self._count(before), prune_work(self.context.job, self.section))
+        """The trials and finalists of so many assignments; the sensitivities of the control with fewer bits."""
+        sensitivities = sensitivity_work(self.context.job, self._kinds - before.sensitivities)
+        return in_all(times(self._count(before), prune_work(self.context.job, self.section)), sensitivities)
+
+    @property
+    def _kinds(self) -> frozenset[SensitivityKind]:
+        return frozenset(("hessian",) if self.section.budgets and "fewer-bits" in self.section.controls else ())
 
     def carry_out(self, findings: Findings) -> None:
         """Prune them; what is measured next is what became of them."""
+        self.context.sensitivities.settle(self._kinds)
         findings.found = prune_all(self.context, self.measurer, self.targets(findings.found))
         findings.base = next((item for item in findings.found if item.provenance.kind == PRUNED), findings.base)
 

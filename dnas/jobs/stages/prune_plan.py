@@ -13,7 +13,6 @@ from bayesopt.ratios import RatioSpace
 from dnas.config.job import PruneSection
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
-from dnas.jobs.stages.controls import context_evidence
 from dnas.training.schedules import derived_seed
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget, parse_budget
@@ -85,7 +84,7 @@ class Pruning:
     @cached_property
     def sensitivity_losses(self) -> np.ndarray:
         """What each choice of bits costs in loss, for the control with fewer bits; computed once for all budgets."""
-        return context_evidence(self.context).sensitivities
+        return self.context.sensitivities.evidence.sensitivities
 
     @property
     def total(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,8 +14,11 @@ from typer.testing import CliRunner
 from dnas.commands.cli import app
 from dnas.config.job import JobConfig
 from dnas.jobs import sensitivity
+from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
-from dnas.jobs.sensitivity import evidence_of, remembering
+from dnas.jobs.progress import Progress
+from dnas.jobs.run import _checked, job_stages
+from dnas.jobs.sensitivity import JobSensitivities, sensitivity_work
 from results.files import SEAL
 from results.pictures.sensitivity import draw_sensitivities, sensitivity_panels
 from results.run.folder import Run
@@ -41,7 +46,8 @@ def test_a_run_keeps_what_was_worked_out_and_reads_no_other(
     with Run.create(tmp_path / "run", "", {}) as run:
 
         def found() -> Sensitivities:
-            return remembering(evidence_of(job), job, run, told.append).found(kind)
+            progress = Progress(lambda event: None)
+            return JobSensitivities(job, run, told.append, progress).evidence.found(kind)
 
         first = found()
         assert found() == first == Sensitivities.read(json.loads(json.dumps(first.to_json())))
@@ -59,6 +65,55 @@ def test_a_run_keeps_what_was_worked_out_and_reads_no_other(
         path.write_text(json.dumps(plain))  # of somebody who writes no checksum
         assert found() == first
         assert len(worked) == 7
+
+
+@pytest.mark.parametrize("kind", ["hessian", "measured"])
+def test_what_is_worked_out_is_counted_and_what_is_kept_as_much(
+    kind: SensitivityKind, smaller: MakeJob, tmp_path: Path
+) -> None:
+    """Batch by batch up to what was planned, at once where an earlier process did it, and once whoever asks."""
+    job = Job.of(smaller("controls.sensitivity_images=20", "data.batch_size=8"))
+    (units,) = sensitivity_work(job, [kind]).values()
+    assert units > 20 * len(job.plan.space.decisions)
+    with Run.create(tmp_path / "run", "", {}) as run:
+        for steps in (5, 0):
+            events: list[dict[str, Any]] = []
+            progress = Progress(events.append)
+            progress.plan([{**sensitivity_work(job, [kind]), "later": units}])
+            found = JobSensitivities(job, run, lambda sentence: None, progress)
+            found.evidence.found(kind)
+            found.settle([kind])
+            assert len(events) >= steps
+            assert sorted(event["fraction"] for event in events) == [event["fraction"] for event in events]
+            assert progress.fraction == pytest.approx(0.5) or kind == "hessian"
+            assert 0.1 < progress.fraction <= 0.5
+            assert {event["run"] for event in events} <= {kind}
+    progress.plan([{**sensitivity_work(job, [kind]), "later": units}])
+    done = progress.fraction
+    unasked = JobSensitivities(job, run, lambda sentence: None, progress)
+    for _ in range(2):  # an earlier process took from it what was asked for
+        unasked.settle([kind])
+        assert done < progress.fraction < 1
+
+
+def test_each_kind_is_planned_where_it_is_asked_for_first(smaller: MakeJob, tmp_path: Path) -> None:
+    asked = {
+        ("controls.ilp=true",): {"controls": {"expected"}},
+        ("controls.ilp=true", "controls.measured_ilp=true"): {"controls": {"expected", "measured"}},
+        ("controls.ilp=true", "choice.enabled=true"): {"controls": {"expected"}, "choice": {"measured"}},
+        ("choice.enabled=true", "choice.programs=0"): {},
+        ("prune.enabled=true", "prune.controls=['fewer-bits']"): {"prune": {"expected"}},
+        ("prune.enabled=true", "prune.controls=['fewer-bits']", "controls.ilp=true"): {"controls": {"expected"}},
+    }
+    for settings, expected in asked.items():
+        config = smaller(*settings)
+        with Run.create(tmp_path / "run", "", {}) as run:
+            context = JobContext(config, run, lambda event: None)
+            stages = job_stages(context)
+            works = dict(zip([stage.name for stage in stages], _checked(context, stages), strict=True))
+        shutil.rmtree(tmp_path / "run")
+        kinds = {name: {kind.split()[0] for kind in work if "sensitivities" in kind} for name, work in works.items()}
+        assert {name: found for name, found in kinds.items() if found} == expected, settings
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
