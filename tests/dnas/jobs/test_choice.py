@@ -58,7 +58,7 @@ def run(
     trained_and_judged: dict[str, list[Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:
-    trainer, measure = choice.Finetuner, choice.measure
+    trainer, measure = choice.Trainer, choice.measure
 
     def training(*given: Any, **options: Any) -> Any:
         trained_and_judged["trained"].append(options["images"])
@@ -69,7 +69,7 @@ def run(
         return measure(network, images, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "Finetuner", training)
+        patch.setattr(choice, "Trainer", training)
         patch.setattr(choice, "measure", measuring)
         return carried_out(toy(*CHOOSING), tmp_path_factory.mktemp("choosing") / "run")
 
@@ -206,7 +206,7 @@ def test_a_proposal_that_is_lost_is_made_again_and_nothing_else(
     )
     before = {path.name: path.read_bytes() for path in (copied / "assignments").iterdir()}
     (copied / "assignments" / f"{lost}.json").unlink()
-    monkeypatch.setattr(choice, "Finetuner", None)
+    monkeypatch.setattr(choice, "Trainer", None)
     with Run.open(copied, write=True) as again:
         run_job(toy(*CHOOSING), again, lambda event: None)
     assert {path.name: path.read_bytes() for path in (copied / "assignments").iterdir()} == before
