@@ -29,6 +29,7 @@ from search_spaces.network.parameters import account, other_bytes, unused_names
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _DEPENDS = "its code asks for values of tensors, so another input may take another path"
+_PREPARED = ("torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
 LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
@@ -51,11 +52,6 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     Raises :class:`InputError` when the network cannot run on such an input.
     """
     _check_network(model)
-    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
-        raise InputError("the network has lazy parameters; run it once on an example before the search")
-    if isinstance(model, (*LAYER_TYPES, nn.MultiheadAttention)):
-        kind = type(model).__name__
-        raise InputError(f"the network is itself one layer ({kind}); put it into another module, as nn.Sequential does")
     with torch.inference_mode(False):
         call = read_example(example, model)
         twin, call, seen = _observe(model, call)
@@ -87,6 +83,17 @@ def _check_network(model: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = "; give its .module" if isinstance(getattr(model, "module", None), nn.Module) else ""
         raise InputError(f"a {type(model).__name__} is no network (torch.nn.Module){hint}")
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise InputError("the network has lazy parameters; run it once on an example before the search")
+    if isinstance(model, (*LAYER_TYPES, nn.MultiheadAttention)):
+        kind = type(model).__name__
+        raise InputError(f"the network is itself one layer ({kind}); put it into another module, as nn.Sequential does")
+    for name, module in model.named_modules():
+        if any(kind.__module__ in _PREPARED for kind in type(module).__mro__):
+            raise InputError(
+                f"module '{name}' ({type(module).__name__}) is of PyTorch's own quantization and changes its ranges "
+                "whenever the network runs; give the network as it was before it was prepared"
+            )
 
 
 def _observe(model: nn.Module, call: Call) -> tuple[nn.Module, Call, Observation]:

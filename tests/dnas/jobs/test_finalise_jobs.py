@@ -114,6 +114,24 @@ def test_a_net_killed_at_any_entry_ends_the_same(smaller: Job, finalised: Run, t
     assert outcome(run) == outcome(finalised)
 
 
+def test_a_profile_is_pruned_from_the_weights_it_has_in_its_net(copied: Run, finalised: Run) -> None:
+    settings = [part for setting in ("trials=2", "controls=[]", "finetune_epochs=0") for part in ("--set", setting)]
+    name = "switchable-1-uniform-4"
+    result = command("prune", "run", name, "--budget", "size_bytes=80%", *settings)
+    assert result.exit_code == 0, result.output
+    pruned, profile = copied.assignment(f"{name}-pruned-1"), copied.assignment(name)
+    assert pruned.pairs == profile.pairs
+    assert pruned.cost["size_bytes"] <= 0.8 * profile.cost["size_bytes"]
+    assert pruned.provenance.parent == name
+    measured = {point["assignment"]: point["val_top1"] for point in points(copied)}
+    assert {each["assignment"]: each["val_top1"] for each in points(finalised)}.items() < measured.items()
+    context = JobContext(load_job(str(copied.folder / "job.toml")), copied, lambda event: None)
+    whole, start = (Measurer(context).stored(profile, 0), Measurer(context).fixed(pruned, 0))
+    found = whole.state_dict()["conv1.weight"].flatten(1)
+    for row in start.state_dict()["conv1.weight"].flatten(1):  # a filter of the profile's, not of the net it is made of
+        assert any(torch.equal(row, each) for each in found)
+
+
 def test_a_finished_run_is_finalised_again(copied: Run, finalised: Run) -> None:
     before = {point["assignment"]: point for point in points(finalised)}
     result = command("finalise", "run", "--profiles", "front,w2a2", "--set", "epochs=1", "--set", "seeds=2")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.ao.nn.qat
+import torch.ao.quantization as ao
 import torchvision
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
@@ -267,3 +271,55 @@ def with_sparse_buffer() -> nn.Module:
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_unusual_networks_are_read(build: Callable[[], nn.Module], layers: int) -> None:
     assert len(read_graph(build(), (4,)).layers) == layers
+
+
+def test_what_keeps_an_attention_in_fp32_is_told() -> None:
+    """Its projection is parametrized, so it is not unfolded into linear layers."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+            parametrizations.weight_norm(self.attend.out_proj)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.attend(x, x, x, need_weights=False)[0])
+
+    graph = read_graph(Attending(), (6, 8))
+    assert list(graph.by_name) == ["head"]
+    assert graph.unsupported == {
+        "attend.out_proj": "its parent reads the weight itself and never calls it",
+        "attend.in_proj_weight": "a parameter of an attention module that no layer holds",
+    }
+
+
+def _qat_layer() -> nn.Module:
+    settings = ao.get_default_qat_qconfig("fbgemm")
+    return nn.Sequential(nn.Flatten(), torch.ao.nn.qat.Linear(36, 3, qconfig=settings))
+
+
+def _prepared(prepare: Callable[[nn.Module], nn.Module], settings: Any) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).train()
+    model.qconfig = settings
+    return prepare(model)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _qat_layer,
+        lambda: _prepared(ao.prepare_qat, ao.get_default_qat_qconfig("fbgemm")),
+        lambda: _prepared(ao.prepare, ao.default_qconfig),
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 3), ao.FakeQuantize()),
+    ],
+    ids=["qat layer", "prepare_qat", "observers", "fake quantizer"],
+)
+def test_a_network_that_quantizes_by_itself_is_refused_by_name(make: Callable[[], nn.Module]) -> None:
+    """Its ranges follow what it is run on, in eval mode too: no packed file gives its outputs again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make()
+    with pytest.raises(InputError, match=r"^module '[\w.]+' \(\w+\) is of PyTorch's own quantization and changes"):
+        read_graph(model, (1, 6, 6))
+    stubs = nn.Sequential(ao.QuantStub(), nn.Conv2d(1, 4, 3), ao.DeQuantStub())
+    assert list(read_graph(stubs, (1, 6, 6)).by_name) == ["1"]
