@@ -215,7 +215,7 @@ def _status(key: str) -> int:
 def kernels(step: Step) -> int:
     """Launches of one step."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         step()
         torch.cuda.synchronize()
     return sum(event.count for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
@@ -273,7 +273,8 @@ def main() -> None:
         print(f"first steps of everything, compilation included: {time.perf_counter() - started:.1f} s", flush=True)
         seconds = take_turns(steps, options.rounds, device)
         memory = {name: peak_bytes(step, device) for name, step in steps.items() if not name.endswith("|recorded")}
-        launches = {name: kernels(step) for name, step in steps.items()} if on_cuda else {}
+        recorded = {name: step for name, step in steps.items() if name.endswith("|recorded")}
+        launches = {name: kernels(step) for name, step in recorded.items()}
     for mode in modes:
         report(of_mode(seconds, mode), seconds["plain"], of_mode(memory, "step by step") or of_mode(memory, ""),
                of_mode(launches, mode), mode)  # fmt: skip
