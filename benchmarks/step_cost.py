@@ -236,7 +236,7 @@ def variants(bench: Bench, options: argparse.Namespace, graphs: bool) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="resnet20")
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=["resnet20"])
     parser.add_argument("--batch", type=int, help="images of a batch")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -251,11 +251,16 @@ def main() -> None:
     parser.add_argument("--activations", default="pact")
     options = parser.parse_args()
     device = Device.named(options.device, options.precision, options.channels_last)
-    bench = Bench(options.network, device, QuantizerChoice(options.weights, options.activations), options.batch)
+    for network in options.network:
+        compare(network, device, options)
+
+
+def compare(network: str, device: Device, options: argparse.Namespace) -> None:
+    bench = Bench(network, device, QuantizerChoice(options.weights, options.activations), options.batch)
     on_cuda = device.place.type == "cuda"
     layout = "channels_last" if options.channels_last else "contiguous"
     where = torch.cuda.get_device_name(device.place) if on_cuda else f"{torch.get_num_threads()} threads"
-    print(f"{options.network}, batch {len(bench.x)}, {options.precision}, {layout}, {where}, torch {torch.__version__}")
+    print(f"{network}, batch {len(bench.x)}, {options.precision}, {layout}, {where}, torch {torch.__version__}")
     modes = {"recorded": True, "step by step": False} if on_cuda else {"": False}
     if options.no_steps:
         modes.pop("step by step", None)
@@ -267,7 +272,7 @@ def main() -> None:
             steps |= {f"{name}|{mode}": step for name, step in variants(bench, options, graphs).items()}
         started = time.perf_counter()
         for step in steps.values():
-            for _ in range(4 if on_cuda else 2):  # a pass is recorded the third time
+            for _ in range(1 + 3 * max([1, *options.profiles]) if on_cuda else 2):  # until every pass is recorded
                 step()
         _wait(device)
         print(f"first steps of everything, compilation included: {time.perf_counter() - started:.1f} s", flush=True)

@@ -33,7 +33,7 @@ Run = Callable[[], Any]
 Recorder = Callable[[Run], tuple[Any, Callable[[], None]]]
 """Records what a function launches; returns what it returned, and what launches it all again."""
 
-_WATCHED = 2  # passes of each kind before one is recorded
+_WATCHED = 2  # passes before the first is recorded; one of each other kind
 _MOST = 64  # kinds of pass that are recorded: each holds the tensors of a pass
 
 
@@ -161,7 +161,7 @@ class Passes:
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if recording is None:
             self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= _WATCHED or len(self._recordings) >= _MOST:
+            if self._seen[key] <= (1 if self._recordings else _WATCHED) or len(self._recordings) >= _MOST:
                 return None
             prepare()
             held = [_held(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]

@@ -66,7 +66,7 @@ def tutor() -> Teacher:
 KINDS: dict[str, tuple[Callable[[], Any], int]] = {
     "fixed": (lambda: run(trainer()), 1),
     "accumulated, clipped, averaged": (
-        lambda: run(trainer(accumulation=2, gradient_clipping=0.1, averaging=0.9, optimizer="AdamW")), 1),
+        lambda: run(trainer(accumulation=2, gradient_clipping=0.1, averaging=0.9, optimizer="AdamW")), 2),
     "taught": (lambda: run(trainer(teacher=tutor())), 1),
     "search": (lambda: searched("composite"), 2),
     "search of branches, weights between": (lambda: searched("branches", weight_updates="step"), 2),
