@@ -53,6 +53,7 @@ def diagnose(
     if metric.unit == "%" and metric.gain(gap) > GAP_POINTS:
         told.append(
             f"{label}: the mixture is {abs(gap):.0f} points more accurate than its "
-            "argmax: the supernet leans on mixing; end at a lower temperature or sample hard"
+            "argmax: the supernet leans on mixing; raise search.epochs until θ decides, and sample hard "
+            "(search.sampling = 'gumbel_hard') if the job does not"
         )
     return told

@@ -134,13 +134,12 @@ def test_a_search_that_follows_tells_it_in_its_diagnosis(
 @pytest.mark.parametrize(
     "settings",
     [
-        ["search.engine=branches", "space.weight_bits=[2,8]"],
-        ["search.warmup=sandwich", "search.warmup_epochs=1", "finetune.start=supernet"],
-        ["search.warmup_epochs=0", "finetune.start=fresh"],
-        ["space.weight_bits=[0,2,4,8]", "space.granularity=block"],
-        ["search.loss=log_product", "search.budgets=[]"],
+        pytest.param(["search.engine=branches", "space.weight_bits=[2,8]"], id="branches", marks=pytest.mark.slow),
+        pytest.param(["search.warmup=sandwich", "finetune.start=supernet"], id="sandwich"),
+        pytest.param(["search.warmup_epochs=0", "finetune.start=fresh"], id="not warmed up", marks=pytest.mark.slow),
+        pytest.param(["space.weight_bits=[0,2,4,8]", "space.granularity=block"], id="skipping", marks=pytest.mark.slow),
+        pytest.param(["search.loss=log_product", "search.budgets=[]"], id="no budgets"),
     ],
-    ids=["branches", "sandwich", "not warmed up", "skipping", "no budgets"],
 )
 def test_every_kind_of_supernet_is_ranked(
     settings: list[str], smaller: MakeJob, tmp_path: Path, carried_out: Callable[..., Run]
