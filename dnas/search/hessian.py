@@ -80,7 +80,7 @@ def _probed(
             signs = [_signs(weight, generator) for weight in weights]
             products = torch.autograd.grad(gradients, weights, signs, retain_graph=True, materialize_grads=True)
             found.append(torch.stack([(s * p).sum() for s, p in zip(signs, products, strict=True)]).detach())
-    return torch.stack(found).double().cpu().numpy()
+    return torch.stack(found).cpu().double().numpy()
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ from dnas.quantization.conversion import QuantizerChoice, tensor_quantizer
 from dnas.quantization.held_weights import hold_weights
 from dnas.quantization.quantizers import Quantizer
 from dnas.search.hessian import hessian_traces
+from dnas.training.device import widened
 from dnas.training.task import CLASSIFICATION, AnyTask, Task, task_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
@@ -125,8 +126,8 @@ def _weight_losses(layer: nn.Module, trace: float, space: PrecisionSpace, choice
 
 def _squared_error(quantizer: Quantizer, x: Tensor, bits: int) -> float:
     if bits == 0:
-        return x.double().square().sum().item()
-    return (quantized(quantizer, x, bits, signed=True) - x).double().square().sum().item()
+        return widened(x).square().sum().item()
+    return widened(quantized(quantizer, x, bits, signed=True) - x).square().sum().item()
 
 
 def quantized(quantizer: Quantizer, x: Tensor, bits: int, *, signed: bool) -> Tensor:
@@ -171,11 +172,11 @@ def _input_losses(
             if value.grad is None:
                 continue
             # The loss is a mean over N images: each image's own gradient is N times what is seen here.
-            fisher = len(x) ** 2 * value.grad.double().square()
+            fisher = len(x) ** 2 * widened(value.grad).square()
             signed = bool(value.min() < 0)
             for column, bits in enumerate(space.activation_bits):
                 error = quantized(choice.of_activations(), value.detach(), bits, signed=signed) - value.detach()
-                losses[name][column] += 0.5 * (fisher * error.double().square()).sum().item()
+                losses[name][column] += 0.5 * (fisher * widened(error).square()).sum().item()
     for handle in handles:
         handle.remove()
     model.zero_grad(set_to_none=True)

@@ -218,7 +218,7 @@ def judge(job: Job, network: nn.Module) -> dict[str, Any]:
     # Each of several processes measures them all: the parts are to be known everywhere.
     alone = replace(job.device, processes=Processes())
     measured = measure(network, images, math.ceil(len(images) / PARTS), alone, job.task, gather)
-    losses = (torch.stack(sums).double().cpu() / torch.tensor(counts)).tolist()
+    losses = (torch.stack(sums).cpu().double() / torch.tensor(counts)).tolist()
     told: dict[str, Any] = {
         "metric": measured.metric.name,
         "score": measured.score if math.isfinite(measured.score) else None,

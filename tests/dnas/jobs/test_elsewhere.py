@@ -65,7 +65,7 @@ def test_a_job_computes_elsewhere_what_it_computes_on_the_cpu(
 
 @pytest.mark.slow
 def test_a_device_without_float64_carries_out_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_job("digits", [*SMALL, *JOBS["every stage"], "controls.ilp=false"])
+    config = load_job("digits", [*SMALL, *JOBS["every stage"]])
     monkeypatch.setattr(Device, "own_randomness", randomness_of_the_cpu)
     monkeypatch.setattr("dnas.jobs.job.device_of", lambda config: Device(PLACE))
     for module in ("training.device", "search.supernet"):
