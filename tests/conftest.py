@@ -8,10 +8,13 @@ os.environ.pop("COLUMNS", None)  # the width of the terminal that started the te
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels then run on the CPU
 
+settings.register_profile("shared machine", deadline=None)  # where others compute, an example may take any time
+settings.load_profile("shared machine")
 gc.disable()  # until everything is imported and collected: all of it stays, and looking through it takes seconds
 
 

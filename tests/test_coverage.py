@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,8 +31,6 @@ from search_spaces.spaces import build_space
         ("timm:convnext_atto", 32, {"depths": (1, 1, 1, 1)}),
         # attention with layers of its own
         ("timm:vit_tiny_patch16_224", 64, {"depth": 2, "img_size": 64}),
-        # convolutions and attention in one network, folded windows
-        ("timm:mobilevit_xxs", 64, {}),
         # split attention, grouped
         ("timm:resnest14d", 32, {"base_width": 16}),
         # no BatchNorm, no linear layer, a convolution as the last layer
@@ -63,6 +62,14 @@ def _mobilenet_v3() -> nn.Module:
     return models.MobileNetV3(blocks, last_channel=32, num_classes=10)
 
 
+def _mobilevit() -> nn.Module:
+    """Convolutions and attention in one network, folded windows: two of the five stages of mobilevit_xxs."""
+    byobnet = pytest.importorskip("timm.models.byobnet")
+    published = pytest.importorskip("timm.models.mobilevit").model_cfgs["mobilevit_xxs"]
+    stages = (published.blocks[0], published.blocks[2])
+    return byobnet.ByobNet(replace(published, blocks=stages, num_features=32), num_classes=10)
+
+
 def _regnet() -> nn.Module:
     """Grouped convolutions, squeeze-and-excitation."""
     parameters = BlockParams.from_init_params(depth=4, w_0=16, w_a=16.0, w_m=2.0, group_width=8, se_ratio=0.25)
@@ -81,8 +88,9 @@ def _regnet() -> nn.Module:
         lambda: models.ShuffleNetV2([2, 2, 2], [8, 16, 32, 64, 64], 10),  # chunks: views without dense memory
         _mobilenet_v3,
         _regnet,
+        _mobilevit,
     ],
-    ids=["densenet", "resnet", "swin", "vit", "mobilenet_v2", "shufflenet_v2", "mobilenet_v3", "regnet"],
+    ids=["densenet", "resnet", "swin", "vit", "mobilenet_v2", "shufflenet_v2", "mobilenet_v3", "regnet", "mobilevit"],
 )
 def test_family(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)

@@ -24,6 +24,9 @@ FORWARD, TRAIN = 1.0, 3.0
 FORWARD_QUANTIZED, TRAIN_QUANTIZED, TRAIN_SUPERNET = 2.0, 6.0, 8.0
 """The same of a quantized net, and of a training step of a supernet (measured on the default job, on a CPU)."""
 
+_LEAST = 1e-9
+"""Units below which nothing was timed."""
+
 _TRUST = 1000.0
 """Units of a kind after which its own pace counts as much as that of all kinds."""
 
@@ -113,7 +116,7 @@ class Progress:
     def seconds_left(self) -> float | None:
         """How long the rest takes; None before anything was timed."""
         units = sum(units for units, _ in self._timed.values())
-        if not units:
+        if units < _LEAST:
             return None
         common = sum(seconds for _, seconds in self._timed.values()) / units
         return sum(units * self._pace(kind, common) for kind, units in in_all(*self._left).items())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+from torch import nn
 
 from dnas.commands import cli
 from dnas.export.formats import NET_EXPORTERS, NetExporter, StoredNet
@@ -19,7 +20,7 @@ from search_spaces.errors import InputError
 from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
-from tests.toys import SHAPE, Net, inputs, trained
+from tests.toys import SHAPE, inputs, trained
 
 OWN = """
 import json
@@ -47,12 +48,12 @@ def _own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def net() -> StoredNet:
-    model = trained(Net()).eval()
+    model = trained(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))).eval()
     graph = read_graph(model, SHAPE)
     layers = {layer.name: LayerBits(4, 8) for layer in graph.layers}
     network = quantize_fixed(model, graph, layers)
     calibrate(network, [inputs()])
-    table = CostTable(graph, build_space(graph, SpaceOptions()), build_costs())
+    table = CostTable(graph, build_space(graph, SpaceOptions(first_layer="search")), build_costs())
     assignment = BitAssignment("w4a8", ModelReference("own", SHAPE), layers, table.price(layers))
     return StoredNet(network.eval(), graph, assignment, QuantizerChoice(), {"source": "own"}, None, 0, None)
 

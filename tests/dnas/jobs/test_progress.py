@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dnas.jobs.progress import Progress, in_all, times
@@ -103,6 +103,7 @@ def test_the_time_left_is_honest_after_a_fifth_of_a_job(seed: int) -> None:
                         assert truth / 1.5 < left < truth * 1.5
 
 
+@example([{"a": 1.0}], [("a", 0.0, 0.0), ("a", 5e-324, 1.0)])
 @given(WORKS, st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 1e6), st.floats(0, 1e6)), max_size=9))
 def test_any_steps_give_a_share_and_no_negative_time(
     works: list[dict[str, float]], steps: list[tuple[str, float, float]]
