@@ -3,7 +3,7 @@
 Assignments that spend a budget are fine-tuned once for each job seed; every way to warm a supernet up is held against
 the same ones. BatchNorm is judged estimated anew, by the statistics of each batch, and as the warm-up left it.
 
-    python -m benchmarks.ranking [JOB] [--seeds 0 1 2] [--budgets 1 4] [--assignments 20] [--set KEY=VALUE ...]
+    python -m benchmarks.ranking [JOB] [--seeds 0 1 2] [--budgets 2 3] [--assignments 20] [--set KEY=VALUE ...]
 
 With --search the searches of the same budgets are carried out as well, from each supernet and by each pull to the
 budget, and what they find is fine-tuned.
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", nargs="?", default="digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--assignments", type=int, default=20)
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
