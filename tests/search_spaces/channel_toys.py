@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from search_spaces.channels.slicing import remove_filters
 from search_spaces.groups import ChannelGroup, ChannelGroups
 from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import SubsampleShortcut
@@ -484,3 +485,10 @@ def difference(first: nn.Module, second: nn.Module, shape: tuple[int, ...]) -> f
     assert a.shape == b.shape
     assert torch.isfinite(a).all()
     return float((a - b).abs().max() / a.abs().max().clamp(min=1e-6))
+
+
+def assert_removed_is_masked(network: nn.Module, graph: LayerGraph, kept: Mapping[str, Units]) -> nn.Module:
+    """The network without the filters that are not kept, which gives what it gives with zeros in their place."""
+    smaller = remove_filters(network, graph.channels, kept)
+    assert difference(masked_where_read(network, graph, kept), smaller, graph.input_shape) < 1e-12
+    return smaller
