@@ -45,7 +45,10 @@ WARMUPS: dict[str, dict[str, Any]] = {
     "sandwich, taught": {"warmup": "sandwich", "distillation": 0.5},
     "sandwich, taught, 3 × the epochs": {"warmup": "sandwich", "distillation": 0.5, "warmup_epochs": 15},
 }
-PULLS: dict[str, dict[str, Any]] = {"hinge": {"loss": "hinge"}, "two-sided": {"loss": "two_sided", "penalty": 4.0}}
+PULLS: dict[str, dict[str, Any]] = {
+    "hinge": {"loss": "hinge", "penalty": 1.0},
+    "two-sided": {"loss": "two_sided", "penalty": 4.0},
+}
 
 
 @dataclass
