@@ -92,7 +92,7 @@ class DataSection(Section):
         default=None, examples=[1000], description="Use only this many test images (a stratified subset)."
     )
     workers: Parallel = Field(default=0, description="Processes that read, decode and augment images too large to keep in memory; they stay from epoch to epoch, and results do not depend on their number.")  # fmt: skip
-    decode: Literal["auto", "cpu", "device"] = Field(default="auto", description="Who decodes JPEG files of an image folder and crops them: the processes, or the device, which `auto` has do it where it is CUDA and there are no `transforms`. Devices decode with other rounding.")  # fmt: skip
+    decode: Literal["cpu", "device"] = Field(default="cpu", description="Who decodes JPEG files of an image folder and crops them: the processes, or the device, where it is CUDA. Devices decode with other rounding.")  # fmt: skip
     batch_size: AtLeastOne = Field(default=128, description="Images per training step.")
     crop_padding: Count = Field(default=0, description="Augmentation: random crop after padding by this many pixels.")
     flip: bool = Field(default=False, description="Augmentation: random horizontal flip.")

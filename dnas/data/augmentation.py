@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dnas.data.transfer import sent
 from dnas.data.transforms import OwnTransform, Transform, seeds_of, transformed
 from search_spaces.errors import InputError
 
@@ -80,7 +81,7 @@ def draw_augmentation(
 
 def beside(images: Tensor, drawn: Tensor) -> Tensor:
     """What was drawn on the host, where the images are; the host does not wait for the device."""
-    return drawn.to(images.device, non_blocking=True)
+    return sent(drawn, images.device)
 
 
 def augmented(images: Tensor, draw: AugmentationDraw, augmentation: Augmentation) -> Tensor:

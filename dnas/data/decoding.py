@@ -70,6 +70,8 @@ def decode_there(files: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision will leave this to another package one day
         made = torchvision.io.decode_jpeg(list(files), mode=torchvision.io.ImageReadMode.RGB, device=device)
+    if device.type == "cuda":  # it decodes in a queue of its own, and memory must not be given away before that is done
+        torch.cuda.synchronize(device)
     return list(made)
 
 

@@ -25,6 +25,7 @@ from dnas.data.image_sets import (
     stratified_indices,
 )
 from dnas.data.loaders import Loaders
+from dnas.data.transfer import sent
 from dnas.data.transforms import randomness_restored, seed_everything, seeds_of
 from search_spaces.errors import InputError, one_line
 
@@ -139,12 +140,12 @@ class DatasetImages(Batched):
         wanted = (list(zip(self.indices[own].tolist(), seeds[own].tolist(), strict=True)) for own in positions)
         read = self.loaders.batches(self.read, wanted, pinned=device.type == "cuda")
         for whole, indices, found in zip(batches, positions, read, strict=True):
-            x = _as_floats(found.to(device, non_blocking=True))
+            x = _as_floats(sent(found, device))
             if augmentation is not None:
                 rows = part.rows(len(whole))
                 draw = draw_augmentation(len(whole), x.shape[2], x.shape[3], augmentation, generator).rows(rows)
                 x = cut_out(augmented(x, draw, augmentation), draw, augmentation.cutout)
-            yield x, self.labels[indices].to(device, non_blocking=True)
+            yield x, sent(self.labels[indices], device)
 
 
 @dataclass(frozen=True, eq=False)

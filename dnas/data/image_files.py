@@ -20,10 +20,11 @@ from dnas.data.augmentation import Augmentation, centre_box, draw_augmentation
 from dnas.data.decoding import cannot_decode, decode, decode_there, encoded
 from dnas.data.image_sets import Batched, BatchRequest, MemoryImages, draw_order, normalise
 from dnas.data.loaders import Loaders
+from dnas.data.transfer import sent
 from dnas.data.transforms import randomness_restored, seed_everything, seeds_of, transformed
 from search_spaces.errors import InputError, one_line
 
-Decoding = Literal["auto", "cpu", "device"]
+Decoding = Literal["cpu", "device"]
 _OTHER_SEEDS = 2**31  # added to the seed of a crop, for the transforms after it
 
 
@@ -33,8 +34,8 @@ class FolderImages(Batched):
 
     Without augmentation: resized and centre-cropped; with ``crop_padding`` above zero: a random resized crop.
     ``decoding``: who decodes JPEG files, processes (``cpu``) or the device that images are asked for (``device``),
-    which ``auto`` has do it where it is CUDA and no transforms follow that need the CPU. Other files are decoded by
-    processes. A file that cannot be decoded raises InputError with its name.
+    which must be one of CUDA. Other files are decoded by processes. A file that cannot be decoded raises InputError
+    with its name.
     """
 
     paths: tuple[str, ...]
@@ -43,7 +44,7 @@ class FolderImages(Batched):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     loaders: Loaders = field(default_factory=Loaders)
-    decoding: Decoding = "auto"
+    decoding: Decoding = "cpu"
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -73,7 +74,7 @@ class FolderImages(Batched):
         seeds = seeds_of(len(self), generator)
         batches = request.batches(torch.arange(len(self)))
         positions = [batch[part.rows(len(batch))] for batch in batches]
-        reader = FileReader(self.size, augmentation, self._is_left_to(device, augmentation))
+        reader = FileReader(self.size, augmentation, self._is_left_to(device))
         wanted = (self._wanted(order[own], seeds[own]) for own in positions)
         read = self.loaders.batches(reader, wanted, pinned=device.type == "cuda")
         for batch, own, files in zip(batches, positions, read, strict=True):
@@ -82,16 +83,13 @@ class FolderImages(Batched):
                 draw = draw_augmentation(len(batch), *self.size, augmentation, generator).rows(part.rows(len(batch)))
             pixels = reader.finished(files, self._wanted(order[own], seeds[own]), device)
             images = normalise(pixels, self.mean, self.std, draw, augmentation)
-            yield images, self.labels[order[own]].to(device, non_blocking=True)
+            yield images, sent(self.labels[order[own]], device)
 
     def _wanted(self, indices: Tensor, seeds: Tensor) -> list[Wanted]:
         return [(self.paths[index], seed) for index, seed in zip(indices.tolist(), seeds.tolist(), strict=True)]
 
-    def _is_left_to(self, device: torch.device, augmentation: Augmentation | None) -> bool:
+    def _is_left_to(self, device: torch.device) -> bool:
         """Whether the device decodes; :class:`InputError` where it is to and cannot."""
-        if self.decoding == "auto":
-            fits = augmentation is None or not augmentation.transforms
-            return fits and device.type == "cuda" and not cannot_decode(device)
         if self.decoding == "device" and (reason := cannot_decode(device)):
             raise InputError(f"data.decode = 'device': {device} cannot decode JPEG files ({reason}); set it to 'cpu'")
         return self.decoding == "device"
@@ -155,7 +153,7 @@ class FileReader:
 
     def finished(self, files: Files, wanted: Sequence[Wanted], device: torch.device) -> Tensor:
         """The pixels (N, 3, H, W), uint8, of a batch on the device, where what is left to do is done."""
-        pixels = files.pixels.to(device, non_blocking=True)
+        pixels = sent(files.pixels, device)
         if self.stay_encoded and len(pixels):
             warnings.warn(
                 f"{device} decodes upright JPEG files of RGB alone; data.workers decode the others", stacklevel=2
@@ -172,7 +170,7 @@ class FileReader:
             made = transformed(made.cpu(), seeds, self.augmentation.transforms).to(device)
         # The finished ones come first: where each of the batch is then.
         place = torch.cat([(~here).nonzero().flatten(), here.nonzero().flatten()]).argsort()
-        return torch.cat([pixels, made])[place.to(device, non_blocking=True)]
+        return torch.cat([pixels, made])[sent(place, device)]
 
     def drawn(self, shape: Sequence[int], seed: int) -> Crop:
         """What a seed gives for a file of ``shape`` (H, W)."""

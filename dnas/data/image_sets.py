@@ -19,6 +19,7 @@ from dnas.data.augmentation import (
     cut_out,
     draw_augmentation,
 )
+from dnas.data.transfer import sent
 from search_spaces.errors import InputError
 
 HELD_BYTES = 2**30  # of one set of images, on a device
@@ -180,15 +181,12 @@ class MemoryImages(Batched):
         pixels, labels = self._held_on(device)
         for indices in request.batches(order.to(pixels.device)):
             rows = part.rows(len(indices))
-            images = pixels[indices[rows]]
-            if device.type == "cuda" and not images.is_cuda:
-                images = images.pin_memory()  # from where it is copied while the host goes on
-            images = images.to(device, non_blocking=True)
+            images = sent(pixels[indices[rows]], device)
             draw = None
             if augmentation is not None:
                 draw = draw_augmentation(len(indices), height, width, augmentation, generator).rows(rows)
                 images = augmented(images, draw, augmentation)
-            there = labels[indices[rows]].to(device, non_blocking=True)
+            there = sent(labels[indices[rows]], device)
             yield normalise(images, self.mean, self.std, draw, augmentation), there
 
     def _held_on(self, device: torch.device) -> tuple[Tensor, Tensor]:

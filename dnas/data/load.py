@@ -31,7 +31,7 @@ def load_data(
     train_limit: int | None = None,
     test_limit: int | None = None,
     workers: int = 0,
-    decode: Decoding = "auto",
+    decode: Decoding = "cpu",
 ) -> DataSplits:
     """Read a dataset and split it.
 

@@ -57,7 +57,7 @@ class SourceOptions:
     download: bool = False
     image_size: int | None = None
     workers: int = 0
-    decoding: Decoding = "auto"
+    decoding: Decoding = "cpu"
 
 
 Source = Callable[[SourceOptions], Pool | DataSplits]

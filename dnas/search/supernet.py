@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnas.data.transfer import sent
 from dnas.quantization.branches import BranchedLayer, BranchGate
 from dnas.quantization.conversion import QuantizerChoice, swap_branches, swap_composite
 from dnas.quantization.layers import QuantizedLayer
@@ -102,7 +103,7 @@ class Theta(nn.Module):
         parts = []
         for logits in self._logits():
             noise = torch.rand(logits.shape, generator=generator).clamp_(1e-20, 1 - 1e-7)
-            uniform = noise.to(logits.device, non_blocking=True)
+            uniform = sent(noise, logits.device)
             soft = ((logits - torch.log(-torch.log(uniform))) / temperature).softmax(1)
             if sampling == "gumbel_hard":
                 hard = nn.functional.one_hot(soft.argmax(1), soft.shape[1]).to(soft.dtype)
@@ -193,7 +194,7 @@ class Supernet(nn.Module):
         one_hot = np.zeros(self.space.allowed.shape, dtype=np.float32)
         one_hot[np.arange(len(cells)), *np.transpose(cells)] = 1.0
         device = next(self.theta.parameters()).device
-        return Sample.from_cells(torch.from_numpy(one_hot).to(device, non_blocking=True))
+        return Sample.from_cells(sent(torch.from_numpy(one_hot), device))
 
     @contextmanager
     def sampled(self, sample: Sample) -> Iterator[None]:
@@ -247,7 +248,7 @@ class Supernet(nn.Module):
         place = name, cells.device
         if place not in self._entries:
             entries = torch.from_numpy(self.table.entries[name]).to(widest(cells.device))
-            self._entries[place] = entries.to(cells.device, non_blocking=True)
+            self._entries[place] = sent(entries, cells.device)
         return self._entries[place]
 
     def decode(self, budget: Budget | None = None, bound: Sequence[Pair] | None = None) -> Cells:

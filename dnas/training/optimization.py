@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from dnas.config.training import Optimization
 from dnas.quantization.layers import TensorQuantizer
+from dnas.training.clips import LearnedClips
 from dnas.training.optimizers import Groups, build_optimizer, optimizer_state, restore_optimizer
 from dnas.training.processes import ALONE, Processes
 from dnas.training.schedules import cosine, stepped, warmed_up
@@ -74,6 +75,7 @@ class Updates:
         processes.make_alike(network)
         self._factors = [group["lr"] / optimization.learning_rate for group in groups]
         self.optimizer = build_optimizer(groups, optimization)
+        self.clips = LearnedClips(network)
         self.average = MovingAverage(network, optimization.averaging) if optimization.averaging else None
 
     def step(self, index: int, count: int, progress: float, add_gradients: AddGradients) -> None:
@@ -105,6 +107,7 @@ class Updates:
         if self.optimization.gradient_clipping:
             nn.utils.clip_grad_norm_(parameters, self.optimization.gradient_clipping)
         self.optimizer.step()
+        self.clips.keep()
         if self.average:
             self.average.update()
 

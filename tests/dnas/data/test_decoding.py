@@ -170,26 +170,6 @@ def test_a_device_without_a_decoder_is_refused_where_it_is_asked_for(device: str
         next(images.batches(2, device=device))
 
 
-@pytest.mark.parametrize(
-    ("device", "transforms", "fails", "expected"),
-    [
-        ("cuda", (), False, True),
-        ("cuda:1", (), False, True),
-        ("cuda", (), True, False),
-        ("cuda", (v2.RandomInvert(),), False, False),
-        ("cpu", (), False, False),
-        ("mps", (), False, False),
-    ],
-)
-def test_automatic_decoding_is_that_of_cuda(
-    device: str, transforms: Any, fails: bool, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dnas.data.image_files.cannot_decode", lambda device: "no nvjpeg" if fails else "")
-    images = replace(written(tmp_path, JPEG), decoding="auto")
-    assert images._is_left_to(torch.device(device), Augmentation(2, True, 0, transforms)) == expected
-    assert images._is_left_to(torch.device(device), None) == (device.startswith("cuda") and not fails)
-
-
 def test_a_data_set_is_told_who_decodes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         for name in ("cat", "dog"):
@@ -199,4 +179,4 @@ def test_a_data_set_is_told_who_decodes(tmp_path: Path) -> None:
     assert isinstance(splits.train, FolderImages)
     assert splits.train.decoding == splits.test.decoding == "device"  # type: ignore[attr-defined]
     assert splits.train.loaders is splits.val.loaders is splits.test.loaders  # type: ignore[attr-defined]
-    assert "decode must be one of auto, cpu, device, got 'gpu'" in refusal("digits", decode="gpu")
+    assert "decode must be one of cpu, device, got 'gpu'" in refusal("digits", decode="gpu")
