@@ -15,4 +15,4 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type != "mps")
+    return tensor.to(device, non_blocking=device.type not in ("cpu", "mps"))

@@ -131,6 +131,8 @@ def device_of(config: JobConfig) -> Device:
             f"device{'s' if devices > 1 else ''}; start as many, or set device = 'cpu'"
         )
     device = Device.named(config.device, config.precision, config.channels_last)
+    if device.place.type == "cuda":
+        torch.cuda.set_device(device.place)  # libraries that ask for the current one
     processes = Processes.here(config.synchronise_batchnorm)
     if processes.several and config.device.startswith(("cuda:", "mps")):
         raise InputError(

@@ -144,7 +144,7 @@ def _implementation(x: Tensor) -> Any:
 
 def has_kernels(place: torch.device) -> bool:
     """Whether mixtures are computed by kernels of our own on this device."""
-    return place.type == "cuda" and mixture_kernels.available
+    return place.type == "cuda" and mixture_kernels.works(place)
 
 
 class _Mix(torch.autograd.Function):

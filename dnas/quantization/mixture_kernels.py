@@ -5,13 +5,16 @@ They read and write the tensor as it is stored (bfloat16 under autocast), and co
 gradients of what all elements share are sums; each program adds up its own elements, and the second launch adds up the
 programs in a fixed order, so that they are the same bits each time.
 
-Triton comes with PyTorch's builds for CUDA; where it is not there, :data:`available` is False.
+Triton comes with PyTorch's builds for CUDA, and compiles a kernel when it is first launched; see :func:`works`.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,11 +22,26 @@ from torch import Tensor
 
 from dnas.quantization.quantizers import SMALLEST_CLIP
 
-available = importlib.util.find_spec("triton") is not None
-
 _FORWARD_BLOCK, _BLOCK = 2048, 1024  # elements that a program handles at a time
 _PROGRAMS = 1056  # of one launch, at most, unless there are more rows: eight for each multiprocessor of an H100
 _BESIDE = 3  # sums beside those of the codes: of the clip, of the upstream gradient, of the tensor itself
+
+
+@cache
+def works(place: torch.device) -> bool:
+    """Whether the kernels run on this device: found out by launching each, and told in one warning where not."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        one, x = torch.ones(1, device=place), torch.ones(1, 8, device=place)
+        arguments = x, one[None], one, torch.ones(5, 1, device=place), torch.zeros((), device=place), one, True
+        forward(*arguments)
+        backward(x, *arguments, "full", True, 1.0, 1.0)
+    except Exception as error:  # no compiler for what launches them, a device that is too old
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"Triton does not work here ({reason}); mixtures run in plain operations", stacklevel=3)
+        return False
+    return True
 
 
 def forward(
@@ -31,11 +49,11 @@ def forward(
 ) -> Tensor:
     """The mixture of ``x`` (R, N); arguments as in :func:`dnas.quantization.mixture.mix`."""
     rows, elements = x.shape
-    out = torch.empty_like(x)
-    grid = (rows * _cdiv(elements, _BLOCK),)
-    _kernels().mixed[grid](
-        x, out, clip, gain, grids, low, coefficients, elements, **_shape(gain, coefficients, saturates)
-    )
+    out, coefficients = torch.empty_like(x), coefficients.contiguous()
+    grid = (rows * _cdiv(elements, _FORWARD_BLOCK),)
+    shape = {**_shape(gain, coefficients, saturates), "BLOCK": _FORWARD_BLOCK}
+    with _on(x):
+        _kernels().mixed[grid](x, out, clip, gain, grids, low, coefficients, elements, **shape)
     return out
 
 
@@ -55,7 +73,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, clip, coefficients and gain, each but the first None where it is not wanted."""
     rows, elements = x.shape
-    candidates = gain.shape[0]
+    candidates, coefficients = gain.shape[0], coefficients.contiguous()
     block = _BLOCK // 2 if wants_coefficients and candidates > 4 else _BLOCK  # a sum for each takes many registers
     per_row = max(1, min(_cdiv(elements, block), _PROGRAMS // rows))
     grad_x = torch.empty_like(x)
@@ -66,28 +84,19 @@ def backward(
         "SATURATED": clip_gradient == "saturated",
         "COEFFICIENTS": wants_coefficients,
     }
-    kernels.gradients[rows * per_row,](
-        g, x, grad_x, sums, clip, gain, grids, low, coefficients, elements, per_row, **shape, **wanted
-    )
+    with _on(x):
+        kernels.gradients[rows * per_row,](
+            g, x, grad_x, sums, clip, gain, grids, low, coefficients, elements, per_row, **shape, **wanted
+        )
     if clip_gradient is None and not wants_coefficients:
         return grad_x, None, None, None
     grad_clip, grad_gain = torch.empty_like(clip), torch.empty_like(gain)
     grad_coefficients = torch.empty_like(coefficients)
-    kernels.totals[rows + 1,](
-        sums,
-        grad_clip,
-        grad_gain,
-        grad_coefficients,
-        clip,
-        gain,
-        grids,
-        coefficients,
-        rows,
-        per_row,
-        clip_scale,
-        gain_scale,
-        **shape,
-    )
+    made = sums, grad_clip, grad_gain, grad_coefficients
+    with _on(x):
+        kernels.totals[rows + 1,](
+            *made, clip, gain, grids, coefficients, rows, per_row, clip_scale, gain_scale, **shape
+        )
     clips = None if clip_gradient is None else grad_clip
     return (grad_x, clips, grad_coefficients, grad_gain) if wants_coefficients else (grad_x, clips, None, None)
 
@@ -104,6 +113,11 @@ def _shape(gain: Tensor, coefficients: Tensor, saturates: bool) -> dict[str, Any
         "BLOCK": _BLOCK,
         "enable_fp_fusion": False,
     }
+
+
+def _on(x: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, wherever its arguments are."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _cdiv(a: int, b: int) -> int:

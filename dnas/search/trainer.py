@@ -127,7 +127,7 @@ class SupernetTrainer:
         self.device.lay_out(supernet)
         self.weights = Updates(supernet.network, section, self.device.processes)
         self.theta = Updates(supernet.theta, theta_optimization(section), self.device.processes)
-        self.passes = Passes(supernet.network, self.device)
+        self.passes = Passes(supernet.network, self.device, beside=[teacher.network] if teacher else [])
         self.epoch = 0
 
     def warmup(self, report: StepReport | None = None) -> Iterator[EpochRecord]:

@@ -17,29 +17,27 @@ LEAST_FRACTION = 1 / 80  # of the largest magnitude: half of the least that cali
 
 
 class LearnedClips:
-    """The learned clips of a network, each with the weight that it is for, if that is a parameter."""
+    """The clips of a network that are trained; those of weights with a layer that has the weight."""
 
     def __init__(self, network: nn.Module) -> None:
-        weights: dict[int, tuple[TensorQuantizer, nn.Parameter]] = {}
+        weights: dict[int, tuple[TensorQuantizer, QuantizedLayer]] = {}
         clips: dict[int, Tensor] = {}
         for module in network.modules():
-            if isinstance(module, TensorQuantizer) and isinstance(module.clip, nn.Parameter):
+            if isinstance(module, TensorQuantizer) and module.clip.requires_grad:
                 clips[id(module.clip)] = module.clip
-            quantizer = getattr(module, "quantize_weight", None) if isinstance(module, QuantizedLayer) else None
-            weight = module._parameters.get("weight")
-            if (
-                isinstance(quantizer, TensorQuantizer)
-                and isinstance(quantizer.clip, nn.Parameter)
-                and weight is not None
-            ):
-                weights.setdefault(id(quantizer.clip), (quantizer, weight))
+            elif isinstance(module, QuantizedLayer):
+                quantizer = module.quantize_weight
+                if isinstance(quantizer, TensorQuantizer) and quantizer.clip.requires_grad:
+                    weights.setdefault(id(quantizer.clip), (quantizer, module))
         self._of_weights = list(weights.values())
         self._others = [clip for key, clip in clips.items() if key not in weights]
 
     @torch.no_grad()
     def keep(self) -> None:
         """Raise every clip that is too small to the least that it may be."""
-        for quantizer, weight in self._of_weights:
+        for quantizer, layer in self._of_weights:
+            own = layer._parameters.get("weight")
+            weight = layer.float_weight() if own is None or layer.made is not None else own
             torch.maximum(quantizer.clip, least_clip(quantizer, weight), out=quantizer.clip)
         if self._others:
             torch._foreach_clamp_min_(self._others, SMALLEST_CLIP)

@@ -46,18 +46,27 @@ class _Recording:
     gradients: dict[int, Tensor]
     replay: Callable[[], None]
 
+    def results(self) -> tuple[Tensor, ...]:
+        """Copies of the outputs: recordings share their memory, and the next may write over them."""
+        return tuple(output.clone() for output in self.outputs)
+
 
 class Passes:
     """The passes of one network in training, recorded where the device can and ``recordable`` is true.
 
-    What is returned of a recorded pass is overwritten by the next one of its kind.
+    ``beside`` are networks that passes run too, such as a teacher's.
     """
 
     def __init__(
-        self, network: nn.Module, device: Device, recordable: bool = True, recorder: Recorder | None = None
+        self,
+        network: nn.Module,
+        device: Device,
+        recordable: bool = True,
+        beside: Sequence[nn.Module] = (),
+        recorder: Recorder | None = None,
     ) -> None:
-        self.network, self.device = network, device
-        self._recorder = (recorder or (CudaRecorder() if device.records else None)) if recordable else None
+        self.network, self.device, self.beside = network, device, tuple(beside)
+        self._recorder = (recorder or (CudaRecorder(device.place) if device.records else None)) if recordable else None
         self._seen: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, _Recording] = {}
         self._buffers: dict[nn.Parameter, Tensor] = {}  # the gradients that recorded passes add to
@@ -96,7 +105,7 @@ class Passes:
         for parameter, buffer in self._buffers.items():
             if id(parameter) in recording.gradients:
                 parameter.grad = buffer
-        return recording.outputs
+        return recording.results()
 
     def differentiable(
         self,
@@ -126,7 +135,7 @@ class Passes:
                 outputs, found = gradients([_as_leaf(x) if isinstance(x, Tensor) else x for x in inputs])
         else:
             recording.replay()
-            outputs, found = recording.outputs, recording.gradients
+            outputs, found = recording.results(), {i: g.clone() for i, g in recording.gradients.items()}
         indices = sorted(found)
         known = [found[i] for i in indices]
         return cast(Tensor, _Known.apply(outputs[0], len(known), *known, *(inputs[i] for i in indices)))
@@ -143,7 +152,7 @@ class Passes:
             with self._watched():
                 return outputs(inputs)[0][0]
         recording.replay()
-        return recording.outputs[0]
+        return recording.results()[0]
 
     def _recorded(
         self,
@@ -156,7 +165,11 @@ class Passes:
         if self._recorder is None:
             return None
         leaves, structure = tree_flatten(list(inputs))
-        key = kind, str(structure), tuple(map(_form, leaves))
+        if odd := next((leaf for leaf in leaves if not self._can_be_held(leaf)), None):
+            self._give_up(f"a {type(odd).__name__} among its inputs")
+            return None
+        wants = tuple(parameter.requires_grad for parameter in self.network.parameters())
+        key = kind, str(structure), tuple(map(_form, leaves)), wants
         recording = self._recordings.get(key)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if recording is None:
@@ -173,6 +186,12 @@ class Passes:
             for own, tensor in zip(recording.inputs, tensors, strict=True):
                 own.copy_(tensor, non_blocking=True)
         return recording
+
+    def _can_be_held(self, leaf: Any) -> bool:
+        """Whether a recording can be given another value of this input."""
+        if isinstance(leaf, Tensor):
+            return leaf.device == self.device.place or leaf.device.type == self.device.place.type
+        return leaf is None or isinstance(leaf, bool | int | str)
 
     def _record(self, run: Run, held: Sequence[Any]) -> _Recording | None:
         assert self._recorder is not None
@@ -197,14 +216,23 @@ class Passes:
         if self._recorder is None:
             yield
             return
-        before, waits = _host_state(self.network), list[str]()
+        before, waits = self._host_state(), list[str]()
         with _noting_waits(self.device, waits):
             yield
-        after = _host_state(self.network)
+        after = self._host_state()
         if waits:
             self._give_up("the host reads from the device within it")
+        elif any(parameter._post_accumulate_grad_hooks for parameter in self.network.parameters()):
+            self._give_up("hooks wait for gradients of single parameters")
         elif changed := next((what for what, value in before.items() if after.get(what) != value), None):
             self._give_up(f"it changes {changed}")
+
+    def _host_state(self) -> dict[str, Any]:
+        state = _randomness()
+        for number, network in enumerate((self.network, *self.beside)):
+            of = f"of network {number} beside, " if number else ""
+            state |= {f"{of}{key}": value for key, value in _host_state(network, with_mode=not number).items()}
+        return state
 
     def _buffer(self, parameter: nn.Parameter) -> Tensor:
         return self._buffers[parameter]
@@ -230,17 +258,26 @@ class Passes:
 class CudaRecorder:
     """Records CUDA graphs that share their memory, since no two run at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: torch.device) -> None:
+        self._place = place
         self._pool: Any = None
+        self._stream: Any = None
 
     def __call__(self, run: Run) -> tuple[Any, Callable[[], None]]:
         """See :data:`Recorder`."""
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, which pin memory for the next batches, may go on.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            given = run()
-        self._pool = graph.pool()
-        return given, graph.replay
+        with torch.cuda.device(self._place):  # whose stream is the one that is recorded
+            graph = torch.cuda.CUDAGraph()
+            self._stream = self._stream or torch.cuda.Stream(self._place)
+            # Other threads, which pin memory for the next batches, may go on.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                given = run()
+            self._pool = graph.pool()
+
+        def replay() -> None:
+            with torch.cuda.device(self._place):
+                graph.replay()
+
+        return given, replay
 
 
 class _Known(torch.autograd.Function):
@@ -281,21 +318,47 @@ def _form(leaf: Any) -> Hashable:
     return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
 
 
-def _host_state(network: nn.Module) -> dict[str, Any]:
-    """What a pass may change on the host, by name: random states, and what the modules hold."""
-    state: dict[str, Any] = {
+def _randomness() -> dict[str, Any]:
+    """The states of what draws random numbers on the host, by name."""
+    numpy: Any = np.random.get_state(legacy=True)
+    return {
         "Python's random numbers": hash(random.getstate()),
-        "NumPy's random numbers": hash(np.random.get_state()[1].tobytes()),  # type: ignore[index]
+        "NumPy's random numbers": (np.asarray(numpy[1]).tobytes(), *numpy[2:]),
         "random numbers of the CPU": hash(torch.get_rng_state().numpy().tobytes()),
     }
+
+
+def _host_state(network: nn.Module, with_mode: bool) -> dict[str, Any]:
+    """What a pass may change on the host of what the modules hold, by name."""
+    state: dict[str, Any] = {}
     for name, module in network.named_modules():
-        held = {**vars(module), **module._parameters, **module._buffers}
-        for key, value in held.items():
-            if isinstance(value, Tensor):
-                state[f"'{name}.{key}'"] = id(value)
-            elif value is None or isinstance(value, bool | int | float | str):
-                state[f"'{name}.{key}'"] = value
+        own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+        state |= {f"'{name}.{key}'": _fingerprint(value) for key, value in own.items()}
+        tensors = {**module._parameters, **module._buffers}
+        state |= {f"'{name}.{key}'": id(value) for key, value in tensors.items()}
+        if with_mode:
+            state[f"'{name}.training'"] = module.training
     return state
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _fingerprint(value: Any) -> Any:
+    """What tells whether the host changed something that a module holds."""
+    if isinstance(value, Tensor):
+        return id(value), value._version if value.device.type == "cpu" else 0
+    if isinstance(value, torch.Generator):
+        return hash(value.get_state().numpy().tobytes()) if value.device.type == "cpu" else 0
+    if isinstance(value, np.random.Generator):
+        return str(value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return hash(value.getstate())
+    if isinstance(value, dict):
+        return tuple((str(key), _fingerprint(each)) for key, each in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(map(_fingerprint, value))
+    return value if value is None or isinstance(value, bool | int | float | str) else id(value)
 
 
 @contextmanager

@@ -202,7 +202,8 @@ class Trainer:
         self.seed, self.label, self.device = seed, label, Device.of(device)
         self.device.lay_out(network)
         self.updates = Updates(network, section, self.device.processes)
-        self.passes = Passes(network, self.device, recordable=on_progress is None)
+        beside = [teacher.network] if teacher else []
+        self.passes = Passes(network, self.device, recordable=on_progress is None, beside=beside)
         self.damping = Damping(network, section, self.device.place)
         self.epoch = 0
 

@@ -69,6 +69,15 @@ def test_what_is_no_number_stays_none() -> None:
     assert nowhere.isnan().all()
 
 
-def test_mixtures_have_kernels_on_cuda_alone() -> None:
+def test_mixtures_have_kernels_on_cuda_alone_and_only_where_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not mixture.has_kernels(torch.device("cpu"))
-    assert mixture.has_kernels(torch.device("cuda:1"))
+    assert mixture_kernels.works(torch.device("cpu"))  # by the interpreter
+    mixture_kernels.works.cache_clear()
+
+    def fail() -> None:
+        raise RuntimeError("Python.h: no such file")
+
+    monkeypatch.setattr(mixture_kernels, "_kernels", fail)
+    with pytest.warns(UserWarning, match=r"Triton does not work here \(.*Python.h"):
+        assert not mixture_kernels.works(torch.device("cpu"))
+    mixture_kernels.works.cache_clear()

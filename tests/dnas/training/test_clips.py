@@ -69,9 +69,22 @@ def test_layers_at_one_bit_under_batchnorms_do_not_die(kept: bool, monkeypatch: 
     assert (least > 100 * SMALLEST_CLIP) == kept
 
 
-def test_weights_that_are_computed_and_quantizers_without_a_learned_clip_are_left_alone() -> None:
+def test_clips_that_are_not_trained_stay_as_they_are() -> None:
+    made = network(2)
+    for layer in layers_of(made):
+        layer.quantize_weight.clip.requires_grad_(False).fill_(-1.0)
+    LearnedClips(made).keep()
+    assert all(float(layer.quantize_weight.clip) == -1.0 for layer in layers_of(made))
+
+
+def test_weights_that_are_computed_count_as_they_are_and_other_clips_are_left_alone() -> None:
     made = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), nn.Linear(144, 2))
     graph = read_graph(made, (3, 8, 8))
     for weights in ("lsq", "dorefa"):
         net = quantize_fixed(made, graph, {s.name: LayerBits(2, 8) for s in graph.layers}, QuantizerChoice(weights))
+        convolution = layers_of(net)[0]
+        with torch.no_grad():
+            convolution.quantize_weight.clip.fill_(-1.0)
         LearnedClips(net).keep()
+        least = float(convolution.float_weight().detach().abs().max()) / 80
+        assert float(convolution.quantize_weight.clip.detach()) == pytest.approx(least if weights == "lsq" else -1.0)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from tests.toys import Net, images, trained
 def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
     """Lets every trainer record."""
     made = TapeRecorder()
-    monkeypatch.setattr(passes, "CudaRecorder", lambda: made)
+    monkeypatch.setattr(passes, "CudaRecorder", lambda place: made)
     monkeypatch.setattr(Device, "records", property(lambda self: True))
     return made
 
@@ -63,12 +64,21 @@ def tutor() -> Teacher:
     return Teacher(Net(), 0.4)
 
 
+def sandwiched() -> Any:
+    """Each step's passes share what the teacher says."""
+    made = search_trainer(supernet(), warmup="sandwich")
+    made.teacher = tutor()
+    list(made.warmup())
+    return made
+
+
 KINDS: dict[str, tuple[Callable[[], Any], int]] = {
     "fixed": (lambda: run(trainer()), 1),
     "accumulated, clipped, averaged": (
         lambda: run(trainer(accumulation=2, gradient_clipping=0.1, averaging=0.9, optimizer="AdamW")), 2),
     "taught": (lambda: run(trainer(teacher=tutor())), 1),
     "search": (lambda: searched("composite"), 2),
+    "a sandwich with a teacher": (sandwiched, 2),
     "search of branches, weights between": (lambda: searched("branches", weight_updates="step"), 2),
     "all profiles": (lambda: run(switchable(method="sp_nets")), 5),
     "drawn profiles, each taught by the next": (lambda: run(switchable(teacher="next")), 4),
@@ -109,6 +119,40 @@ class Dropping(Net):
         return super().forward(x) * torch.rand(1)  # of the host, whatever the device
 
 
+class DrawingByNumPy(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * float(np.random.rand())
+
+
+class DrawingItself(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers, self.others = np.random.default_rng(1), [random.Random(1)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.numbers.random()
+
+
+class CountingInside(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = {"passes": [0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen["passes"][0] += 1
+        return super().forward(x) * self.seen["passes"][0]
+
+
+class CountingOnTheHost(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x) * self.passes
+
+
 class Rebinding(Net):
     def forward(self, x: Tensor) -> Tensor:
         self.mean = 0.5 * getattr(self, "mean", torch.zeros(())) + x.mean()
@@ -127,6 +171,10 @@ class Reading(Net):
         (Counting, "it changes '.calls'"),
         (Drawing, "it changes Python's random numbers"),
         (Dropping, "it changes random numbers of the CPU"),
+        (DrawingByNumPy, "it changes NumPy's random numbers"),
+        (DrawingItself, "it changes '.numbers'"),
+        (CountingInside, "it changes '.seen'"),
+        (CountingOnTheHost, "it changes '.passes'"),
         (Rebinding, "it changes '.mean'"),
         (Reading, "not permitted when stream is capturing"),
     ],
@@ -136,6 +184,8 @@ def test_what_a_recording_would_freeze_runs_step_by_step_and_is_told(
 ) -> None:
     def ended() -> dict[str, Tensor]:
         random.seed(1)
+        np.random.seed(1)
+        np.random.rand()
         torch.manual_seed(1)
         return run(trainer(model().train())).state()[0]
 
@@ -172,6 +222,41 @@ def test_passes_of_other_shapes_and_parts_have_recordings_of_their_own(recorder:
         for own, parameter in zip(found, (p for p in network.parameters() if p.grad is not None), strict=True):
             torch.testing.assert_close(own, parameter.grad)
     assert recorder.recordings == 3
+
+
+def test_frozen_parameters_get_no_gradient_any_more(recorder: TapeRecorder) -> None:
+    network = trained(Net())
+    made = Passes(network, CPU)
+    for frozen in (False, True, False):
+        network.second.requires_grad_(not frozen)
+        for _ in range(4):
+            network.zero_grad(set_to_none=True)
+            made.train("x", lambda x: (network(x).square().mean(),), (images(4).images,))
+            assert (network.second.weight.grad is None) == frozen
+    assert recorder.recordings == 2
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_what_cannot_be_given_anew_or_would_be_skipped_is_not_recorded(hooked: bool, recorder: TapeRecorder) -> None:
+    network, seen = trained(Net()), []
+    if hooked:
+        network.second.weight.register_post_accumulate_grad_hook(seen.append)
+    made = Passes(network, CPU)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number in range(4):
+            given = images(4).images if hooked else Odd(images(4, seed=number).images)
+            made.train("x", lambda x: (network(getattr(x, "x", x)).square().mean(),), (given,))
+    assert [("hooks wait" if hooked else "a Odd among its inputs") in str(each.message) for each in told] == [True]
+    assert recorder.recordings == 0
+    assert len(seen) == (4 if hooked else 0)
+
+
+class Odd:
+    """Targets of one's own that are no structure of tensors."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
 
 
 def test_a_parameter_that_a_pass_does_not_reach_has_no_gradient(recorder: TapeRecorder) -> None:
