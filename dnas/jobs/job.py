@@ -59,6 +59,8 @@ class Job:
         task = task_of(config.task)
         check_training(config, task)
         device, section = device_of(config), config.quantizer
+        if device.place.type == "cuda":
+            torch.cuda.set_device(device.place)  # for libraries that ask for the current one
         choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
         loaded = load_network(config)
         data = load_splits(config)
@@ -131,8 +133,6 @@ def device_of(config: JobConfig) -> Device:
             f"device{'s' if devices > 1 else ''}; start as many, or set device = 'cpu'"
         )
     device = Device.named(config.device, config.precision, config.channels_last)
-    if device.place.type == "cuda":
-        torch.cuda.set_device(device.place)  # libraries that ask for the current one
     processes = Processes.here(config.synchronise_batchnorm)
     if processes.several and config.device.startswith(("cuda:", "mps")):
         raise InputError(
