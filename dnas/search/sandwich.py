@@ -36,13 +36,16 @@ class Sandwich:
         self.widest = [_extreme(cells, space.widths) for cells in space.allowed]
         self.narrowest = [_extreme(cells, -space.widths) for cells in space.allowed]
         limited: Sequence[Budget | None] = budgets or [None]
-        shares = [cell_probabilities(table, budget).reshape(len(space.allowed), -1) for budget in limited]
-        self._shares, self._drawn, self._columns = torch.from_numpy(np.stack(shares)), drawn, len(space.activation_bits)
+        probabilities = [cell_probabilities(table, budget).reshape(len(space.allowed), -1) for budget in limited]
+        self._probabilities = torch.from_numpy(np.stack(probabilities))
+        self._drawn, self._columns = drawn, len(space.activation_bits)
 
     def draw(self, generator: torch.Generator) -> list[Cells]:
         """The assignments of one step, the widest first."""
-        chosen = torch.randint(len(self._shares), (self._drawn,), generator=generator).tolist()
-        between = [torch.multinomial(self._shares[index], 1, generator=generator)[:, 0].tolist() for index in chosen]
+        chosen = torch.randint(len(self._probabilities), (self._drawn,), generator=generator).tolist()
+        between = [
+            torch.multinomial(self._probabilities[index], 1, generator=generator)[:, 0].tolist() for index in chosen
+        ]
         return [self.widest, *([divmod(cell, self._columns) for cell in cells] for cells in between), self.narrowest]
 
 
@@ -80,12 +83,12 @@ def _tilted(price: np.ndarray, allowed: np.ndarray, slope: float) -> np.ndarray:
 
 
 def _tightest(
-    table: CostTable, entries: Mapping[str, np.ndarray], limits: Mapping[str, float], shares: np.ndarray
+    table: CostTable, entries: Mapping[str, np.ndarray], limits: Mapping[str, float], probabilities: np.ndarray
 ) -> float:
     """The largest expected cost relative to its limit."""
     ratios = []
     for name, limit in limits.items():
-        expected, constant = (shares * entries[name]).sum((1, 2)), table.constants[name]
+        expected, constant = (probabilities * entries[name]).sum((1, 2)), table.constants[name]
         spent = max(expected.max(), constant) if table.costs[name].combine == "max" else expected.sum() + constant
         ratios.append(spent / limit)
     return float(max(ratios))

@@ -63,10 +63,9 @@ class Passes:
         device: Device,
         recordable: bool = True,
         beside: Sequence[nn.Module] = (),
-        recorder: Recorder | None = None,
     ) -> None:
         self.network, self.device, self.beside = network, device, tuple(beside)
-        self._recorder = (recorder or (CudaRecorder(device.place) if device.records else None)) if recordable else None
+        self._recorder: Recorder | None = CudaRecorder(device.place) if recordable and device.records else None
         self._seen: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, _Recording] = {}
         self._buffers: dict[nn.Parameter, Tensor] = {}  # the gradients that recorded passes add to
@@ -91,8 +90,8 @@ class Passes:
                 loss, *others = compute(*given)
                 found = torch.autograd.grad(_scaled(loss, part), wanting, allow_unused=True)
             own = {id(p): (p, g) for p, g in zip(wanting, found, strict=True) if g is not None}
-            torch._foreach_add_([self._buffer(p) for p, _ in own.values()], [g for _, g in own.values()])
-            return _detached(loss, *others), {key: self._buffer(p) for key, (p, _) in own.items()}
+            torch._foreach_add_([self._buffers[p] for p, _ in own.values()], [g for _, g in own.values()])
+            return _detached(loss, *others), {key: self._buffers[p] for key, (p, _) in own.items()}
 
         recording = self._recorded(("train", kind, part), gradients, inputs, self._make_buffers)
         if recording is None:
@@ -123,9 +122,8 @@ class Passes:
             wanting = [i for i, x in enumerate(given) if isinstance(x, Tensor) and x.requires_grad]
             with lending(*given):
                 loss = compute(*given)[0]
-                reached = (
-                    wanting if loss.requires_grad else []
-                )  # of a single candidate the loss asks for no coefficient
+                # The loss of a single candidate asks for no coefficient.
+                reached = wanting if loss.requires_grad else []
                 found = torch.autograd.grad(loss, [given[i] for i in reached], allow_unused=True) if reached else ()
             return (loss.detach(),), {i: g for i, g in zip(reached, found, strict=True) if g is not None}
 
@@ -165,8 +163,9 @@ class Passes:
         if self._recorder is None:
             return None
         leaves, structure = tree_flatten(list(inputs))
-        if odd := next((leaf for leaf in leaves if not self._can_be_held(leaf)), None):
-            self._give_up(f"a {type(odd).__name__} among its inputs")
+        odd = [type(leaf).__name__ for leaf in leaves if not self._can_be_held(leaf)]
+        if odd:
+            self._give_up(f"a {odd[0]} among its inputs")
             return None
         wants = tuple(parameter.requires_grad for parameter in self.network.parameters())
         key = kind, str(structure), tuple(map(_form, leaves)), wants
@@ -190,7 +189,7 @@ class Passes:
     def _can_be_held(self, leaf: Any) -> bool:
         """Whether a recording can be given another value of this input."""
         if isinstance(leaf, Tensor):
-            return leaf.device == self.device.place or leaf.device.type == self.device.place.type
+            return leaf.device.type == self.device.place.type
         return leaf is None or isinstance(leaf, bool | int | str)
 
     def _record(self, run: Run, held: Sequence[Any]) -> _Recording | None:
@@ -233,9 +232,6 @@ class Passes:
             of = f"of network {number} beside, " if number else ""
             state |= {f"{of}{key}": value for key, value in _host_state(network, with_mode=not number).items()}
         return state
-
-    def _buffer(self, parameter: nn.Parameter) -> Tensor:
-        return self._buffers[parameter]
 
     def _make_buffers(self) -> None:
         """Hold gradients at fixed places: a recording adds to them there."""

@@ -139,6 +139,8 @@ def test_a_stage_trains_as_on_the_cpu(stage: str, stages: tuple[Any, Any]) -> No
 def test_a_whole_job_has_the_front_of_the_cpu(name: str, compiled: str, tmp_path: Path) -> None:
     run_of(job(name, f'search.compile="{compiled}"'), tmp_path / "there")
     run_of(job(name, device="cpu"), tmp_path / "here")
+    there, here = (Run.open(tmp_path / where).load_front() for where in ("there", "here"))
+    assert {point.assignment for point in there.points} == {point.assignment for point in here.points}
     _same_job(tmp_path / "there", tmp_path / "here")
 
 

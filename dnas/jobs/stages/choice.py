@@ -28,7 +28,7 @@ from dnas.jobs.stages.search import THETA, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.search.budgets import in_search_order
 from dnas.search.pool import Proposers, Widths
-from dnas.training.processes import Processes
+from dnas.training.processes import ALONE
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Trainer, measure
 from results.events import Judged, Pool
@@ -216,7 +216,7 @@ def judge(job: Job, network: nn.Module) -> dict[str, Any]:
         counts.append(count)
 
     # Each of several processes measures them all: the parts are to be known everywhere.
-    alone = replace(job.device, processes=Processes())
+    alone = replace(job.device, processes=ALONE)
     measured = measure(network, images, math.ceil(len(images) / PARTS), alone, job.task, gather)
     losses = (torch.stack(sums).cpu().double() / torch.tensor(counts)).tolist()
     told: dict[str, Any] = {

@@ -236,6 +236,16 @@ def test_frozen_parameters_get_no_gradient_any_more(recorder: TapeRecorder) -> N
     assert recorder.recordings == 2
 
 
+@pytest.mark.parametrize("odd", [0.0, torch.zeros(2, device="meta")])
+def test_inputs_of_another_device_and_numbers_are_odd_too(odd: Any, recorder: TapeRecorder) -> None:
+    """Neither is asked for its truth."""
+    network = trained(Net())
+    made, x = Passes(network, CPU), images(4).images
+    with pytest.warns(UserWarning, match=f"a {type(odd).__name__} among its inputs"):
+        made.train("x", lambda x, other: (network(x).square().mean(),), (x, odd))
+    assert recorder.recordings == 0
+
+
 @pytest.mark.parametrize("hooked", [True, False])
 def test_what_cannot_be_given_anew_or_would_be_skipped_is_not_recorded(hooked: bool, recorder: TapeRecorder) -> None:
     network, seen = trained(Net()), []
@@ -271,6 +281,8 @@ def test_a_parameter_that_a_pass_does_not_reach_has_no_gradient(recorder: TapeRe
 
 
 def test_no_more_warnings_than_the_pass_itself_gives(recorder: TapeRecorder) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         run(trainer())
+    assert [str(each.message) for each in told] == []
+    assert recorder.recordings == 1
