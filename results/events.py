@@ -123,6 +123,8 @@ class Epoch(Event, Scored):
     entropy: float | None = None
     decision_entropy: Mapping[str, float] = Field(default_factory=dict)
     bits: Mapping[str, tuple[int, int]] = Field(default_factory=dict)
+    weight_probabilities: Mapping[str, Mapping[int, float]] = Field(default_factory=dict)
+    activation_probabilities: Mapping[str, Mapping[int, float]] = Field(default_factory=dict)
     seconds: float | None = None
 
     @property

@@ -86,7 +86,8 @@ class LayerGraph:
     parameters in fp32, and buffers.
     ``uncounted_macs`` are multiply-accumulates of operations outside ``layers``, such as attention products.
     ``channels`` are the filters that can be removed.
-    ``couplings_unknown`` says why residual branches could not be read; empty where they could.
+    ``flows`` are pairs of layers of which the second reads what the first gave ("" is the input of the network).
+    ``couplings_unknown`` says why residual branches and flows could not be read; empty where they could.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -98,6 +99,7 @@ class LayerGraph:
     branches: tuple[ResidualBranch, ...] = ()
     channels: ChannelGroups = field(default_factory=ChannelGroups)
     uncounted_macs: int = 0
+    flows: tuple[tuple[str, str], ...] = ()
     couplings_unknown: str = ""
     parameters: tuple[ParameterSpec, ...] = ()
     unused: frozenset[str] = frozenset()

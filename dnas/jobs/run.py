@@ -34,6 +34,7 @@ from dnas.training.device import deterministic
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, Searched, StageEvent, Started
+from results.network import Network
 from results.pareto import FLOAT, Estimate, ParetoFront
 from results.run.environment import environment
 from results.run.folder import Run
@@ -130,6 +131,7 @@ def _run(context: JobContext) -> ParetoFront:
     stages = job_stages(context)
     progress.plan(context.job.device.processes.all_accept(lambda: _checked(context, stages)))
     log.tell_once(_introduction(context.job))
+    _keep_network(context)
     findings = Findings()
     for number, stage in enumerate(stages):
         log.write(StageEvent(stage=stage.name, state="start"))
@@ -138,6 +140,15 @@ def _run(context: JobContext) -> ParetoFront:
         log.write(StageEvent(stage=stage.name, state="done"))
     log.write(Finished())
     return log.run.load_front()
+
+
+def _keep_network(context: JobContext) -> None:
+    """Leave the layers in the run, for those who show it and do not run the network; anew where they are damaged."""
+    run, job, known = context.log.run, context.job, None
+    with contextlib.suppress(InputError):
+        known = run.network()
+    if known is None:
+        run.save_network(Network.of(job.config.model.source, job.plan.graph))
 
 
 @contextlib.contextmanager

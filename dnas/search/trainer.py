@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -97,6 +97,8 @@ class EpochRecord(Scored):
     decision_entropy: Mapping[str, float]
     bits: Mapping[str, tuple[int, int]]
     seconds: float
+    weight_probabilities: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    activation_probabilities: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain values."""
@@ -326,6 +328,10 @@ class SupernetTrainer:
             decision_entropy=dict(zip(names, entropies.tolist(), strict=True)) if searching else {},
             bits=dict(zip(names, pairs, strict=True)) if searching else {},
             seconds=time.perf_counter() - started,
+            weight_probabilities=_by_width(names, supernet.space.weight_bits, soft.weights) if searching else {},
+            activation_probabilities=_by_width(names, supernet.space.activation_bits, soft.activations)
+            if searching
+            else {},
         )
 
     def _judge(self, sample: Sample) -> float:
@@ -352,6 +358,14 @@ class SupernetTrainer:
         self.weights.restore(tensors, values["weight"], "weight")
         self.theta.restore(tensors, values["theta"], "theta")
         self.epoch = values["epoch"]
+
+
+def _by_width(names: Sequence[str], widths: Sequence[int], shares: Tensor) -> dict[str, dict[int, float]]:
+    """Decision → width → its share (D, K), with as many digits as a picture of it can show."""
+    rows = zip(names, shares.tolist(), strict=True)
+    return {
+        name: {bits: round(share, 4) for bits, share in zip(widths, row, strict=True) if share} for name, row in rows
+    }
 
 
 def theta_optimization(section: SearchSection) -> Optimization:

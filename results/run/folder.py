@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from results import run as room
 from results.events import Decoded
@@ -18,6 +18,7 @@ from results.files import (
     write_sealed_json,
     write_text,
 )
+from results.network import Network
 from results.pareto import ParetoFront
 from results.ranking import Ranking
 from results.run.journal import Journal
@@ -31,6 +32,7 @@ from results.run.layout import (
     JOB,
     JOURNAL,
     LOCK,
+    NETWORK,
     RANKING,
     SENSITIVITIES,
     list_runs,
@@ -45,10 +47,13 @@ from results.run.layout import (
 from results.run.locks import FolderLock, Owner, lock_holder
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, nearest
+from search_spaces.records import Record
 from search_spaces.sensitivities import Sensitivities, SensitivityKind
 
 if TYPE_CHECKING:
     import torch
+
+Kept = TypeVar("Kept", bound=Record)
 
 
 class Run:
@@ -260,19 +265,21 @@ class Run:
             raise InputError(f"{path} holds {found.kind} sensitivities")
         return found
 
+    def save_network(self, found: Network) -> None:
+        """Write what the network's layers are; an older file is replaced."""
+        write_sealed_json(self._writable_folder() / NETWORK, found.to_json())
+
+    def network(self) -> Network | None:
+        """Return the layers of the network, or None where none are kept; raise :class:`InputError` if damaged."""
+        return self._record(NETWORK, Network)
+
     def save_ranking(self, found: Ranking) -> None:
         """Write how well the supernet ranks; an older file is replaced."""
         write_sealed_json(self._writable_folder() / RANKING, found.to_json())
 
     def ranking(self) -> Ranking | None:
         """Return how well the supernet ranks, or None if it is not known; raise :class:`InputError` if damaged."""
-        path = self.folder / RANKING
-        if not path.exists():
-            return None
-        try:
-            return Ranking.read(read_sealed_json(path))
-        except InputError as error:
-            raise InputError(_named(path, error)) from error
+        return self._record(RANKING, Ranking)
 
     def save_front(self, front: ParetoFront) -> None:
         """Write ``front.json`` and ``front.csv``."""
@@ -315,6 +322,16 @@ class Run:
     def holds_results(self) -> bool:
         """Whether there is anything that a job computed."""
         return bool(self.assignment_paths() or self.checkpoint_paths()) or (self.folder / FRONT_JSON).exists()
+
+    def _record(self, name: str, kind: type[Kept]) -> Kept | None:
+        """What a file of the run holds, or None where there is none."""
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            return kind.read(read_sealed_json(path))
+        except InputError as error:
+            raise InputError(_named(path, error)) from error
 
     def _read(self, path: Path) -> BitAssignment:
         """The assignment of a file; the error says how to have it again."""

@@ -23,6 +23,7 @@ JOURNAL = "journal.jsonl"
 FRONT_JSON = "front.json"
 FRONT_CSV = "front.csv"
 FRONT_PICTURE = "front.png"
+NETWORK = "network.json"
 SENSITIVITIES: dict[SensitivityKind, str] = {
     "hessian": "sensitivity-hessian.json",
     "measured": "sensitivity-measured.json",
@@ -31,6 +32,8 @@ RANKING = "ranking.json"
 ASSIGNMENTS = "assignments"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+_WRITTEN = (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, NETWORK, RANKING, *SENSITIVITIES.values(), LOCK, OWNER)
+"""Files that are replaced whole, beside those in the two folders."""
 
 _JOB_SEAL = re.compile(r"# sha256 of the lines below: (.*)")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,120}")
@@ -90,18 +93,14 @@ def refuse_links(folder: Path) -> None:
 
 def _is_kept(name: str, outside: bool) -> bool:
     """Whether the run keeps something of this name: in its folder, or in one of the two inside it."""
-    known = (JOB, ENVIRONMENT, JOURNAL, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, *SENSITIVITIES.values(), LOCK, OWNER)
-    return name in known if outside else name.endswith((".json", ".safetensors"))
+    return name in (JOB, JOURNAL, *_WRITTEN) if outside else name.endswith((".json", ".safetensors"))
 
 
 def refuse_misplaced(folder: Path) -> None:
     """Raise where a folder lies in the place of a file of the run, or a file in that of a folder."""
     homes = [folder / name for name in (ASSIGNMENTS, CHECKPOINTS)]
     kept = [path for home in homes for path in home.glob("*") if path.suffix in (".json", ".safetensors")]
-    files = [
-        folder / name
-        for name in (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, *SENSITIVITIES.values(), LOCK, OWNER)
-    ]
+    files = [folder / name for name in _WRITTEN]
     wrong = [(path, "folder", "file") for path in (*files, *kept) if path.is_dir()]
     wrong += [(home, "file", "folder") for home in homes if home.exists() and not home.is_dir()]
     for path, found, wanted in wrong:

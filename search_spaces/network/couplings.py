@@ -31,6 +31,7 @@ class Couplings:
     residual_ties: tuple[tuple[str, ...], ...] = ()
     branches: tuple[ResidualBranch, ...] = ()
     channels: ChannelGroups = field(default_factory=ChannelGroups)
+    flows: tuple[tuple[str, str], ...] = ()
     unknown: str = ""
 
 
@@ -51,6 +52,7 @@ def read_couplings(model: nn.Module, specs: Sequence[LayerSpec], call: Call) -> 
         residual_ties=run.residual_ties(),
         branches=tuple(run.branches()),
         channels=read_channels(model, specs, call),
+        flows=tuple(run.flows([spec.name for spec in specs])),
     )
 
 
@@ -131,6 +133,22 @@ class _CallGraph(WatchedRun):
         for addition in self.additions:
             nx.add_path(ties, sorted(self._producers(addition.node)))
         return tuple(tuple(sorted(group)) for group in nx.connected_components(ties) if len(group) > 1)
+
+    def flows(self, order: Sequence[str]) -> list[tuple[str, str]]:
+        """Pairs of layers of which the second reads what the first gave, perhaps through other operations.
+
+        "" stands for the input of the network. Of layers that are called as one module, an attention, all but the last
+        read what the module reads, and the last one what these give.
+        """
+        place = {name: index for index, name in enumerate(order)}
+        found: set[tuple[str, str]] = set()
+        for node, held in self.graph.nodes(data="layers"):
+            *first, last = sorted(held, key=place.__getitem__) or [""]
+            if last:
+                sources = self._producers(node) or {""}
+                found |= {(source, reader) for source in sources for reader in first or [last]}
+                found |= {(reader, last) for reader in first}
+        return sorted(found, key=lambda pair: (place[pair[1]], place.get(pair[0], -1)))
 
     def _producers(self, node: int) -> set[str]:
         """The nearest layers upstream of ``node``."""

@@ -73,6 +73,7 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
         branches=couplings.branches,
         channels=couplings.channels,
         uncounted_macs=max(0, seen.macs - sum(spec.macs for spec in specs)),
+        flows=couplings.flows,
         couplings_unknown=couplings.unknown,
         parameters=parameters,
         unused=unused,

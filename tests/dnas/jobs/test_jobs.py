@@ -39,12 +39,28 @@ def events(run: Run, *kinds: str) -> list[dict[str, Any]]:
 def test_a_run_holds_the_files_it_promises(toy_run: Run, toy: Job) -> None:
     folder = toy_run.folder
     names = {"job.toml", "environment.json", "journal.jsonl", "front.json", "front.csv", "front.png"}
-    names.add("sensitivity-hessian.json")  # of the ILP controls
+    names |= {"network.json", "sensitivity-hessian.json"}  # of the ILP controls
     assert {path.name for path in folder.iterdir()} == {*names, "assignments", "checkpoints", ".lock"}
     assert load_job(str(folder / "job.toml")) == toy()
     assert torch.__version__.startswith(json.loads((folder / "environment.json").read_text())["torch"])
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
     assert {path.suffix for path in (folder / "checkpoints").iterdir()} == {".safetensors"}
+
+
+def test_a_run_tells_the_layers_of_its_network_and_keeps_them_readable(toy_run: Run, tmp_path: Path) -> None:
+    kept = toy_run.network()
+    assert kept is not None
+    assert [layer.name for layer in kept.layers] == list(toy_run.assignment("search-1").layers)
+    assert {reader for _, reader in kept.flows} == {layer.name for layer in kept.layers}
+    folder = tmp_path / "run"
+    shutil.copytree(toy_run.folder, folder)
+    (folder / "network.json").write_text('{"format": "dnas.network/1"}')
+    (folder / "front.json").unlink()  # or nothing is left to do
+    with pytest.raises(InputError, match=r"network\.json"):
+        Run.open(folder).network()
+    with Run.open(folder, write=True) as run:
+        jobs.run_job(load_job(run.job_file()), run, lambda event: None)
+    assert Run.open(folder).network() == kept
 
 
 def test_the_front_follows_its_schema(toy_run: Run) -> None:

@@ -255,6 +255,11 @@ def test_a_record_says_what_the_epoch_was() -> None:
     }
     assert record.entropy == pytest.approx(built.theta.entropies().mean().item())
     assert list(record.decision_entropy) == ["stem", "first", "second"]
+    told = {name: list(row.values()) for name, row in record.weight_probabilities.items()}
+    assert list(told.values()) == [pytest.approx(row, abs=1e-4) for row in probabilities.weights.tolist()]
+    assert list(record.weight_probabilities["stem"]) == list(built.space.weight_bits)
+    sums = [sum(row.values()) for row in record.activation_probabilities.values()]
+    assert sums == pytest.approx([1.0] * 3, abs=1e-3)
     assert 0 <= record.score <= 1
     assert (record.epoch, record.epochs) == (3, 3)
     assert record.to_json()["bits"] == record.bits

@@ -138,6 +138,44 @@ def test_branches_and_ties_of_resnet20() -> None:
     assert set(tie) == {"conv1", *(branch.layers[1] for branch in graph.branches)}
 
 
+class Woven(nn.Module):
+    """A shortcut past one layer, a layer called twice in a row, a concatenation, and a gate that reads the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.twice = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.gate, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = self.stem(x)
+        added = stem + self.norm(self.inner(stem.relu()))
+        added = self.twice(self.twice(added))
+        return self.head(torch.cat([added, stem], 1)) * self.gate(x).mean((1, 2, 3), keepdim=True)
+
+
+def test_flows_lead_from_each_layer_to_those_that_read_it() -> None:
+    assert set(read_graph(Woven(), (3, 5, 5)).flows) == {
+        ("", "stem"),
+        ("stem", "inner"),
+        ("stem", "twice"),
+        ("inner", "twice"),
+        ("twice", "twice"),
+        ("stem", "head"),
+        ("twice", "head"),
+        ("", "gate"),
+    }
+    encoder = nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 4, 32, batch_first=True))
+    flows = set(read_graph(encoder, (10, 8)).flows)
+    assert {("0", "1.self_attn.in_proj"), ("1.self_attn.in_proj", "1.self_attn.out_proj")} <= flows
+    assert {("1.linear1", "1.linear2"), ("1.self_attn.out_proj", "1.linear1"), ("0", "1.linear1")} <= flows
+
+
+def test_every_layer_of_a_network_that_can_be_followed_reads_something() -> None:
+    graph = read_graph(resnet20(), (3, 32, 32))
+    assert {reader for _, reader in graph.flows} == set(graph.by_name)
+
+
 def test_branches_and_ties_of_a_transformer_encoder() -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     graph = read_graph(nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoder(layer, 2)), (10, 8))
