@@ -27,8 +27,9 @@ from dnas.jobs.ranking import finetuned_net
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import batch_statistics, calibrate
 from dnas.search.ranking import random_assignments, rank_correlation, supernet_loss
+from dnas.search.records import EpochRecord
 from dnas.search.supernet import Supernet
-from dnas.search.trainer import EpochRecord, SupernetTrainer
+from dnas.search.trainer import SupernetTrainer
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Trainer
 from search_spaces.allocation.program import Cells

@@ -35,8 +35,9 @@ from dnas.data.image_sets import MemoryImages
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.mixture import compiled_mixture
+from dnas.search.images import SearchData
 from dnas.search.supernet import Supernet
-from dnas.search.trainer import SearchData, SupernetTrainer
+from dnas.search.trainer import SupernetTrainer
 from dnas.switchable.net import SwitchableNet
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import Device

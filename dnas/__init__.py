@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
     from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
     from dnas.quantization.quantizers import Grid, Quantizer
+    from dnas.search.images import SearchData
     from dnas.search.sensitivity import sensitivities
     from dnas.search.supernet import Supernet
-    from dnas.search.trainer import SearchData, SupernetTrainer
-    from dnas.switchable.net import Profile, SwitchableNet
+    from dnas.search.trainer import SupernetTrainer
+    from dnas.switchable.net import SwitchableNet
+    from dnas.switchable.profiles import Profile
     from dnas.switchable.training import SwitchableTrainer
     from dnas.training.device import Device
     from dnas.training.task import Task

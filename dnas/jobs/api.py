@@ -20,8 +20,9 @@ from dnas.jobs.planning import read_budgets
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, apply
 from dnas.search.budgets import in_search_order, search_budgets
+from dnas.search.images import SearchData
 from dnas.search.supernet import Supernet
-from dnas.search.trainer import SearchData, SupernetTrainer
+from dnas.search.trainer import SupernetTrainer
 from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.distillation import Teacher, finetune_weight
 from dnas.training.rehearsal import rehearse

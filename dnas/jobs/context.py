@@ -14,7 +14,8 @@ from dnas.jobs.job import Job
 from dnas.jobs.log import RunLog
 from dnas.jobs.progress import Progress, Report
 from dnas.jobs.sensitivity import JobSensitivities
-from dnas.search.trainer import EpochRecord, SupernetTrainer
+from dnas.search.records import EpochRecord
+from dnas.search.trainer import SupernetTrainer
 from dnas.training.trainer import EpochResult, StepReport, Trainer
 from results.events import Epoch, read_epoch
 from results.run.folder import Run

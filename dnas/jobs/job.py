@@ -19,7 +19,7 @@ from dnas.jobs.planning import Plan, compilation_pays, plan_job
 from dnas.jobs.training import check_training, finetune_teacher
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.quantization.mixture import has_kernels
-from dnas.search.trainer import SearchData
+from dnas.search.images import SearchData
 from dnas.training.device import Device
 from dnas.training.distillation import Teacher
 from dnas.training.processes import Processes

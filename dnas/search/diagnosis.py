@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dnas.search.trainer import EpochRecord
+from dnas.search.records import EpochRecord
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable

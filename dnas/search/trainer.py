@@ -8,20 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnas.config.job import SearchSection
 from dnas.config.training import Optimization
-from dnas.data.augmentation import Augmentation
-from dnas.data.given import GivenImages, image_set
-from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.quantization.calibration import batch_statistics
+from dnas.search.images import SearchData
 from dnas.search.losses import ThetaLoss, theta_loss
+from dnas.search.records import EpochRecord, by_width
 from dnas.search.sandwich import Sandwich
 from dnas.search.supernet import Sample, Supernet
 from dnas.training.device import CPU, AnyDevice, Device
@@ -40,69 +38,6 @@ from dnas.training.trainer import (
     without_single,
 )
 from search_spaces.costs.budgets import Budget
-from search_spaces.metrics import Scored
-
-
-@dataclass(frozen=True)
-class SearchData:
-    """Images that train the weights, images that train θ, and images that every choice is judged on."""
-
-    weights: ImageSet
-    theta: ImageSet
-    validation: ImageSet
-    batch_size: int
-    augmentation: Augmentation | None
-
-    @classmethod
-    def split(
-        cls,
-        train: GivenImages,
-        val: GivenImages,
-        theta_fraction: float = 0.2,
-        batch_size: int = 128,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        most_validation: int = 2000,
-    ) -> SearchData:
-        """Split the training images by class; choices are made on at most ``most_validation`` validation images."""
-        train, val = image_set(train, "the training images"), image_set(val, "the validation images")
-        chosen = stratified_indices(
-            train.labels, max(1, round(theta_fraction * len(train))), derived_seed(seed, "theta")
-        )
-        mask = torch.ones(len(train), dtype=torch.bool)
-        mask[chosen] = False
-        chosen_validation = stratified_indices(val.labels, min(len(val), most_validation), derived_seed(seed, "judge"))
-        # Shuffled: folders hold one class after another, and a batch of one class has no usable batch statistics.
-        order = torch.randperm(
-            len(chosen_validation), generator=torch.Generator().manual_seed(derived_seed(seed, "order"))
-        )
-        validation = val.subset(chosen_validation[order])
-        return cls(train.subset(mask.nonzero()[:, 0]), train.subset(chosen), validation, batch_size, augmentation)
-
-
-@dataclass(frozen=True)
-class EpochRecord(Scored):
-    """What one epoch of the search looked like; the journal's ``epoch`` event."""
-
-    _names: ClassVar[Mapping[str, str]] = {"{}": "score", "argmax_{}": "argmax_score"}
-
-    epoch: int
-    epochs: int
-    loss: float
-    score: float
-    argmax_score: float | None
-    expected: Mapping[str, float]
-    temperature: float | None
-    entropy: float | None
-    decision_entropy: Mapping[str, float]
-    bits: Mapping[str, tuple[int, int]]
-    seconds: float
-    weight_probabilities: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    activation_probabilities: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as plain values."""
-        return asdict(self)
 
 
 class SupernetTrainer:
@@ -328,8 +263,8 @@ class SupernetTrainer:
             decision_entropy=dict(zip(names, entropies.tolist(), strict=True)) if searching else {},
             bits=dict(zip(names, pairs, strict=True)) if searching else {},
             seconds=time.perf_counter() - started,
-            weight_probabilities=_by_width(names, supernet.space.weight_bits, soft.weights) if searching else {},
-            activation_probabilities=_by_width(names, supernet.space.activation_bits, soft.activations)
+            weight_probabilities=by_width(names, supernet.space.weight_bits, soft.weights) if searching else {},
+            activation_probabilities=by_width(names, supernet.space.activation_bits, soft.activations)
             if searching
             else {},
         )
@@ -358,14 +293,6 @@ class SupernetTrainer:
         self.weights.restore(tensors, values["weight"], "weight")
         self.theta.restore(tensors, values["theta"], "theta")
         self.epoch = values["epoch"]
-
-
-def _by_width(names: Sequence[str], widths: Sequence[int], shares: Tensor) -> dict[str, dict[int, float]]:
-    """Decision → width → its share (D, K), with as many digits as a picture of it can show."""
-    rows = zip(names, shares.tolist(), strict=True)
-    return {
-        name: {bits: round(share, 4) for bits, share in zip(widths, row, strict=True) if share} for name, row in rows
-    }
 
 
 def theta_optimization(section: SearchSection) -> Optimization:

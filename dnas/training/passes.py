@@ -11,27 +11,24 @@ step by step, and one warning says why.
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dnas.training.device import Device
+from dnas.training.recording import CudaRecorder, Recorder, Run
+from dnas.training.watching import host_state, noting_waits, randomness
 from search_spaces.errors import first_sentence
 
 Compute = Callable[..., tuple[Tensor, ...]]
 """From inputs (tensors, or structures of them) to the loss (), and what else is to be kept of the pass."""
 Lending = Callable[..., AbstractContextManager]
-Run = Callable[[], Any]
-Recorder = Callable[[Run], tuple[Any, Callable[[], None]]]
-"""Records what a function launches; returns what it returned, and what launches it all again."""
 
 _WATCHED = 2  # passes before the first is recorded; one of each other kind
 _MOST = 64  # kinds of pass that are recorded: each holds the tensors of a pass
@@ -216,7 +213,7 @@ class Passes:
             yield
             return
         before, waits = self._host_state(), list[str]()
-        with _noting_waits(self.device, waits):
+        with noting_waits(self.device, waits):
             yield
         after = self._host_state()
         if waits:
@@ -227,10 +224,10 @@ class Passes:
             self._give_up(f"it changes {changed}")
 
     def _host_state(self) -> dict[str, Any]:
-        state = _randomness()
+        state = randomness()
         for number, network in enumerate((self.network, *self.beside)):
             of = f"of network {number} beside, " if number else ""
-            state |= {f"{of}{key}": value for key, value in _host_state(network, with_mode=not number).items()}
+            state |= {f"{of}{key}": value for key, value in host_state(network, with_mode=not number).items()}
         return state
 
     def _make_buffers(self) -> None:
@@ -249,31 +246,6 @@ class Passes:
             if parameter.grad is not None and parameter.grad is not buffer:
                 buffer.copy_(parameter.grad)
                 parameter.grad = buffer
-
-
-class CudaRecorder:
-    """Records CUDA graphs that share their memory, since no two run at once."""
-
-    def __init__(self, place: torch.device) -> None:
-        self._place = place
-        self._pool: Any = None
-        self._stream: Any = None
-
-    def __call__(self, run: Run) -> tuple[Any, Callable[[], None]]:
-        """See :data:`Recorder`."""
-        with torch.cuda.device(self._place):  # whose stream is the one that is recorded
-            graph = torch.cuda.CUDAGraph()
-            self._stream = self._stream or torch.cuda.Stream(self._place)
-            # Other threads, which pin memory for the next batches, may go on.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                given = run()
-            self._pool = graph.pool()
-
-        def replay() -> None:
-            with torch.cuda.device(self._place):
-                graph.replay()
-
-        return given, replay
 
 
 class _Known(torch.autograd.Function):
@@ -312,67 +284,3 @@ def _form(leaf: Any) -> Hashable:
     if not isinstance(leaf, Tensor):
         return repr(leaf)
     return leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad
-
-
-def _randomness() -> dict[str, Any]:
-    """The states of what draws random numbers on the host, by name."""
-    numpy: Any = np.random.get_state(legacy=True)
-    return {
-        "Python's random numbers": hash(random.getstate()),
-        "NumPy's random numbers": (np.asarray(numpy[1]).tobytes(), *numpy[2:]),
-        "random numbers of the CPU": hash(torch.get_rng_state().numpy().tobytes()),
-    }
-
-
-def _host_state(network: nn.Module, with_mode: bool) -> dict[str, Any]:
-    """What a pass may change on the host of what the modules hold, by name."""
-    state: dict[str, Any] = {}
-    for name, module in network.named_modules():
-        own = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
-        state |= {f"'{name}.{key}'": _fingerprint(value) for key, value in own.items()}
-        tensors = {**module._parameters, **module._buffers}
-        state |= {f"'{name}.{key}'": id(value) for key, value in tensors.items()}
-        if with_mode:
-            state[f"'{name}.training'"] = module.training
-    return state
-
-
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-
-
-def _fingerprint(value: Any) -> Any:
-    """What tells whether the host changed something that a module holds."""
-    if isinstance(value, Tensor):
-        return id(value), value._version if value.device.type == "cpu" else 0
-    if isinstance(value, torch.Generator):
-        return hash(value.get_state().numpy().tobytes()) if value.device.type == "cpu" else 0
-    if isinstance(value, np.random.Generator):
-        return str(value.bit_generator.state)
-    if isinstance(value, random.Random):
-        return hash(value.getstate())
-    if isinstance(value, dict):
-        return tuple((str(key), _fingerprint(each)) for key, each in value.items())
-    if isinstance(value, list | tuple | set | frozenset):
-        return tuple(map(_fingerprint, value))
-    return value if value is None or isinstance(value, bool | int | float | str) else id(value)
-
-
-@contextmanager
-def _noting_waits(device: Device, waits: list[str]) -> Iterator[None]:
-    """Note where the host waits for the device inside."""
-    if device.place.type != "cuda":
-        yield
-        return
-    mode = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-    for warning in caught:
-        if "synchroniz" not in str(warning.message).lower():
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        elif "debug mode" not in str(warning.message):
-            waits.append(str(warning.message))

@@ -27,7 +27,8 @@ from dnas.jobs.stages.finalise_requests import (
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measure, Measurer
 from dnas.jobs.stored_nets import save_switchable
 from dnas.jobs.training import teacher_of
-from dnas.switchable.net import SwitchableNet, check_profiles
+from dnas.switchable.net import SwitchableNet
+from dnas.switchable.profiles import check_profiles
 from dnas.switchable.training import SwitchableTrainer, passes_per_step
 from dnas.training.schedules import derived_seed
 from results.events import Dropped, Measured, Profiles

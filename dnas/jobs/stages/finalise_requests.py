@@ -10,7 +10,7 @@ from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.profile_names import check_names, read_assignment, uniform_layers, uniform_pair
 from dnas.quantization.conversion import QuantizerChoice
-from dnas.switchable.net import check_profiles
+from dnas.switchable.profiles import check_profiles
 from results.events import Dropped, FinaliseRequested
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError

@@ -20,9 +20,10 @@ from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate
 from dnas.search.budgets import in_search_order, search_budgets
 from dnas.search.diagnosis import diagnose
+from dnas.search.records import EpochRecord
 from dnas.search.sandwich import warmup_passes
 from dnas.search.supernet import Supernet
-from dnas.search.trainer import EpochRecord, SupernetTrainer
+from dnas.search.trainer import SupernetTrainer
 from dnas.training.schedules import derived_seed
 from results.events import Epoch, Searched
 from search_spaces.allocation.program import Cells, is_reachable, unreachable

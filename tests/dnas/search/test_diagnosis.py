@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dnas.search.diagnosis import diagnose
-from dnas.search.trainer import EpochRecord
+from dnas.search.records import EpochRecord
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from tests.toys import Net, plan

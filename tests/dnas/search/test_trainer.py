@@ -18,8 +18,10 @@ from dnas.config.job import SearchSection
 from dnas.data.augmentation import Augmentation
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice
+from dnas.search.images import SearchData
+from dnas.search.records import EpochRecord
 from dnas.search.supernet import Supernet
-from dnas.search.trainer import EpochRecord, SearchData, SupernetTrainer
+from dnas.search.trainer import SupernetTrainer
 from dnas.training.distillation import Teacher
 from dnas.training.loss_meter import LossMeter
 from search_spaces.costs.budgets import Budget

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.quantizers import encode, nested_grid
-from dnas.switchable.net import SwitchableNet, by_width
+from dnas.switchable.net import SwitchableNet
+from dnas.switchable.profiles import by_width
 from dnas.switchable.views import Picked
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError
