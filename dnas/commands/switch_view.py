@@ -62,4 +62,4 @@ def _difference(metric: Metric, shared: Estimate | None, alone: Estimate | None)
 
 def _hints(folder: Path, nets: Mapping[str, Any]) -> list[str]:
     last = list(nets)[-1]
-    return [f"one file of {last}: dnas export {folder} {last} --format packed --out net.safetensors"]
+    return [f"one file of {last}: dnas export {folder} {last} --format packed --out net.dnas"]

@@ -45,6 +45,19 @@ def integer_dot(windows: np.ndarray, filters: np.ndarray) -> np.ndarray:
     return cast(np.ndarray, windows @ filters.swapaxes(1, 2))
 
 
+def ordered_dot(windows: np.ndarray, filters: np.ndarray) -> np.ndarray:
+    """The same of which one is fp32: in float64, each sum in the order of the window, so that its bits are told."""
+    total = np.zeros((*windows.shape[:3], filters.shape[1]))
+    for at in range(windows.shape[-1]):
+        total += windows[..., at, None].astype(np.float64) * filters[None, :, None, :, at]
+    return total
+
+
+def ordered_sum(values: np.ndarray) -> np.ndarray:
+    """Sums along the last axis, in its order."""
+    return np.cumsum(values, axis=-1)[..., -1]
+
+
 def plane_dot(windows: np.ndarray, filters: np.ndarray) -> np.ndarray:
     """The same for codes that are not negative, plane by plane: sum over i, j of 2^(i+j) popcount(w_i & x_j)."""
     total = np.zeros((*windows.shape[:3], filters.shape[1]), dtype=np.int64)
@@ -93,7 +106,7 @@ def _popcount(packed: np.ndarray) -> np.ndarray:
 def input_codes(x: np.ndarray, clip: float, grid: Mapping[str, float], signed: bool) -> np.ndarray:
     """Codes (int64) of an input, computed in the dtype of ``x`` as the net computes them."""
     scale, offset, top, divisor = (x.dtype.type(number) for number in (*_staircase(grid), clip))
-    u = np.minimum(np.maximum(x / divisor, x.dtype.type(-1 if signed else 0)), x.dtype.type(1))
+    u = np.fmin(np.fmax(x / divisor, x.dtype.type(-1 if signed else 0)), x.dtype.type(1))  # NaN: the lowest code
     return np.minimum(np.floor(u * scale + offset), top).astype(np.int64)
 
 
@@ -177,14 +190,14 @@ def _convolution_sums(x: Affine, weight: Affine, entry: Mapping[str, Any], dot: 
 def _scaled(windows: np.ndarray, inside: np.ndarray, filters: Affine, x: Affine, dot: Dot) -> np.ndarray:
     """The four sums, scaled: (N, P, G F) from windows (N, G, P, M), inside (1, G, P, M) and filters (G, F, M)."""
     if not all(np.issubdtype(codes.dtype, np.integer) for codes in (windows, filters.codes)):
-        dot = integer_dot  # one of them stays fp32
+        dot = ordered_dot  # one of them stays fp32
     count = filters.codes.shape[1]
 
     def flat(sums: np.ndarray) -> np.ndarray:
         return np.moveaxis(sums, 1, 2).reshape(sums.shape[0], sums.shape[2], -1)
 
     products, weights = flat(dot(windows, filters.codes)), flat(dot(inside, filters.codes))
-    inputs, ones = (flat(np.repeat(part.sum(-1)[..., None], count, -1)) for part in (windows, inside))
+    inputs, ones = (flat(np.repeat(ordered_sum(part)[..., None], count, -1)) for part in (windows, inside))
     total = filters.slope * (x.slope * products + x.start * weights)
     return cast(np.ndarray, total + filters.start * (x.slope * inputs + x.start * ones))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dnas.export.buffers import described_buffers, fingerprints, unread_buffers
 from dnas.export.constants import constants_of
 from dnas.export.folding import check_folded
+from dnas.export.operations import operations_of
 from dnas.export.parts import (
     Codes,
     array_of,
@@ -74,7 +75,9 @@ def pack_fixed(
         )
     if any(bits.scheme for bits in assignment.layers.values()):  # what is recorded is the largest net of all seeds
         assignment = replace(assignment, cost={**assignment.cost, "size_bytes": float(taken)})
+    operations = operations_of(network, packer.graph, packer.layers, packer.parameters)
     profile = {"assignment": assignment.to_json(), "layers": packer.choices, "norms": packer.norms}
+    profile["operations"] = operations
     description = {
         **more,
         "quantizer": asdict(choice),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dnas.export.buffers import buffers_of, described_buffers, fingerprints, unread_buffers
 from dnas.export.constants import constants_of
 from dnas.export.folding import check_folded
+from dnas.export.operations import operations_of
 from dnas.export.parts import (
     array_of,
     check_skipped,
@@ -108,6 +109,9 @@ class _SharedPacker:
                 self.profiles[name]["norms"][norm_name] = self._norm(name, norm_name, norm_name, norm)
         self._pack_parameters()
         self._pack_buffers()
+        for name, profile in self.profiles.items():
+            layers = {layer: self.layers[layer] for layer in profile["layers"]}
+            profile["operations"] = operations_of(self.net.view_of(name), self.net.graph, layers, self.parameters)
 
     def _bits(self, profile: str, spec: LayerSpec) -> Any:
         return self.net.profiles[profile].assignment.layers[spec.name]

@@ -1,17 +1,15 @@
-"""The packed net: one safetensors file of bit planes and fp32 tensors, described by JSON in its header.
+"""The packed net: one file of bit planes and fp32 tensors behind a header that describes them.
 
-docs/packed-format.md is the specification. Nothing is unpickled, nothing is allocated before the file is known to
-hold it, and checksums tell every change: one of the header, and (in the header) one of every tensor or bit plane, so
-that a reader of one profile can check what it reads.
+The header is compact (:mod:`results.packed.nodes`), or JSON in what is then a safetensors file, where the file's name
+says so. docs/packed-format.md is the specification. Nothing is unpickled, nothing is allocated before the file is known
+to hold it, and checksums tell every change: one of the header, and (in the header) one of every tensor or bit plane,
+so that a reader of one profile can check what it reads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from results.files import encode_json, parse_json, write_bytes
+from results.files import write_bytes
+from results.packed.header import TYPES, changed, header_of, read_header
 from search_spaces.errors import InputError, nearest, unreadable
 
-FAMILY = "dnas.packed/"
-FORMAT, FORMAT_WITH_BUFFERS = f"{FAMILY}1", f"{FAMILY}2"
-"""A reader of the first would leave buffers out; a file without any is of the first."""
 DEFAULT_PROFILE = "default"
-LONGEST_HEADER = 100_000_000
-"""In bytes; safetensors' own limit."""
-_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1")}
-_NO_DIGEST = "0" * 64
 _DIGEST_LENGTH = 16
 
 
@@ -76,35 +68,23 @@ def from_planes(planes: np.ndarray, count: int) -> np.ndarray:
 
 
 def write_packed(path: Path, description: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> PackedFile:
-    """Write a packed net in one step; the same net gives the same bytes. :class:`JobError` where the disk refuses."""
+    """Write a packed net in one step; the same net gives the same bytes. :class:`JobError` where the disk refuses.
+
+    With a compact header, or with JSON where the path ends in ``.safetensors``: such a file is one.
+    """
     ordered = {
         name: np.ascontiguousarray(tensors[name]).reshape(tensors[name].shape)
-        for dtype in _TYPES.values()  # fp32 first, so that every tensor is aligned
+        for dtype in TYPES.values()  # fp32 first, so that every tensor is aligned
         for name in sorted(tensors)
         if tensors[name].dtype == dtype
     }
     if len(ordered) < len(tensors):
-        raise ValueError(f"a packed net has tensors of {', '.join(_TYPES)} only")
+        raise ValueError(f"a packed net has tensors of {', '.join(TYPES)} only")
     data = b"".join(tensor.tobytes() for tensor in ordered.values())
     described = {**description, "digests": {name: _digests(tensor) for name, tensor in ordered.items()}}
-    format = FORMAT_WITH_BUFFERS if description.get("buffers") else FORMAT
-    header = _header(format, ordered, encode_json(described, what=f"packed net {path.name}"))
-    write_bytes(path, struct.pack("<Q", len(header)) + header + data)
-    return PackedFile(described, ordered, 8 + len(header))
-
-
-def _header(format: str, tensors: Mapping[str, np.ndarray], description: str) -> bytes:
-    """The header (a multiple of 8 bytes) with its own checksum, which is taken with zeros in its place."""
-    table: dict[str, Any] = {"__metadata__": {"format": format, "header_sha256": _NO_DIGEST, "net": description}}
-    start = 0
-    for name, tensor in tensors.items():
-        kind = next(key for key, dtype in _TYPES.items() if dtype == tensor.dtype)
-        end = start + tensor.nbytes
-        table[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return text.replace(_NO_DIGEST.encode(), hashlib.sha256(text).hexdigest().encode(), 1)
+    start = header_of(path, described, ordered)
+    write_bytes(path, start + data)
+    return PackedFile(described, ordered, len(start))
 
 
 def _digests(tensor: np.ndarray) -> list[str]:
@@ -123,9 +103,7 @@ def read_packed(path: Path, profile: str | None = None) -> PackedFile:
             raise InputError(f"{path} is not a file")
         with path.open("rb") as file:
             size = path.stat().st_size
-            header = _read_header(path, file, size)
-            table, description = _read_table(path, header)
-            begin = 8 + len(header)
+            table, description, begin = read_header(path, file, size)
             places = _places(path, table, size - begin)
             wanted = None if profile is None else _wanted(path, description, profile)
             tensors = {
@@ -178,50 +156,7 @@ def _check_digests(path: Path, description: Mapping[str, Any], tensors: Mapping[
         told = known.get(name)
         found = _digests(tensor)
         if not isinstance(told, list) or told[: len(found)] != found:
-            raise _changed(path, f"tensor '{name}'")
-
-
-def _read_header(path: Path, file: BinaryIO, size: int) -> bytes:
-    """The header's bytes, once the file is known to have as many."""
-    start = file.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 2 <= length <= LONGEST_HEADER:
-        raise InputError(f"{path} is not a packed net: it does not start with the length of a header")
-    if length > size - 8:
-        raise InputError(f"{path} is not a packed net, or is cut off: its header of {length} bytes is not all there")
-    return file.read(length)
-
-
-def _read_table(path: Path, header: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors' table and the net's description, both checked against the header's checksum."""
-    try:
-        table = parse_json(header.decode("utf-8"))
-        metadata = table.pop("__metadata__")
-        format, digest, text = (metadata[key] for key in ("format", "header_sha256", "net"))
-        described = [format, digest, text]
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not a packed net: its header is not that of one; write one with dnas export"
-        ) from error
-    if not all(isinstance(value, str) for value in described) or not format.startswith(FAMILY):
-        raise InputError(f"{path} is not a packed net: its format is {format!r:.60}, not '{FORMAT}'")
-    if format not in (FORMAT, FORMAT_WITH_BUFFERS):
-        raise InputError(
-            f"{path} has the format '{format}', this version of dnas reads '{FORMAT}' and '{FORMAT_WITH_BUFFERS}'; "
-            "export it again, or install a newer dnas"
-        )
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise _changed(path, "header")
-    blank = header.replace(digest.encode(), _NO_DIGEST.encode(), 1)
-    if hashlib.sha256(blank).hexdigest() != digest:
-        raise _changed(path, "header")
-    try:
-        description = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: its description is not JSON; export it again") from error
-    if not isinstance(description, dict):
-        raise InputError(f"{path} is damaged: its description is not an object; export it again")
-    return table, description
+            raise changed(path, f"tensor '{name}'")
 
 
 @dataclass(frozen=True)
@@ -239,7 +174,7 @@ def _places(path: Path, table: Mapping[str, Any], size: int) -> dict[str, _Place
     places, position = {}, 0
     for name, entry in table.items():
         try:
-            dtype, shape, (start, end) = _TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+            dtype, shape, (start, end) = TYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
             whole = all(type(n) is int and n >= 0 for n in (start, end, *shape))
             if not whole or start != position or end - start != math.prod(shape) * dtype.itemsize or len(shape) > 32:
                 raise ValueError("offsets and shape do not agree")
@@ -265,7 +200,3 @@ def _read_tensor(path: Path, file: BinaryIO, begin: int, place: _Place, planes: 
         return np.frombuffer(data, dtype=place.dtype).reshape(shape)
     except ValueError as error:  # more dimensions than an array can have, or a file that shrank meanwhile
         raise InputError(f"{path} is damaged: its table does not fit tensor '{place.name}'; export it again") from error
-
-
-def _changed(path: Path, part: str) -> InputError:
-    return InputError(f"{path} was changed after it was written: the checksum of its {part} is wrong; export it again")

@@ -60,7 +60,11 @@ def refuse_incomplete(folder: Path) -> None:
         return
     elsewhere = "or start again with another --run"
     if folder.is_file():
-        packed = f"; a packed net is opened in Python: dnas.load('{folder}')" if folder.suffix == ".safetensors" else ""
+        packed = (
+            f"; a packed net is opened in Python: dnas.load('{folder}')"
+            if folder.suffix in (".safetensors", ".dnas")
+            else ""
+        )
         raise InputError(f"{folder} is a file, and a run is a folder; name the folder of a run{packed}")
     for name in (JOURNAL, JOB):
         if (folder / name).is_dir():

@@ -142,7 +142,7 @@ def specified_reader() -> dict[str, Any]:
     page = Path(__file__).parents[2] / "docs" / "packed-format.md"
     blocks = page.read_text(encoding="utf-8").split("```python\n")[1:]
     text = next(block.split("```")[0] for block in blocks if "def read_packed" in block)
-    assert len(text.splitlines()) <= 100
+    assert len(text.splitlines()) <= 150
     assert not {"torch", "dnas", "results", "safetensors"} & set(text.replace(".", " ").split())
     names: dict[str, Any] = {}
     exec(compile(text, str(page), "exec"), names)

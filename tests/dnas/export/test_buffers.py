@@ -16,7 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from dnas import apply, calibrate, load, read_graph, save_packed
 from dnas.quantization.conversion import QuantizerChoice
-from results.packed.file import FORMAT, FORMAT_WITH_BUFFERS, PackedFile, read_packed, write_packed
+from results.packed.file import PackedFile, read_packed, write_packed
+from results.packed.header import FORMAT, FORMAT_WITH_BUFFERS
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
@@ -166,9 +167,10 @@ def test_statistics_of_instances_lose_the_entries_of_removed_filters() -> None:
 
 
 def test_a_file_without_buffers_stays_one_of_the_first_format(tmp_path: Path) -> None:
-    packed(tmp_path / "a", made(lambda: chain(nn.BatchNorm2d(4), nn.GroupNorm(2, 4)), 0))
-    packed(tmp_path / "b", made(frozen, 0))
-    heads = [(tmp_path / name).read_bytes()[:200].decode(errors="replace") for name in "ab"]
+    names = ("a.safetensors", "b.safetensors")
+    packed(tmp_path / names[0], made(lambda: chain(nn.BatchNorm2d(4), nn.GroupNorm(2, 4)), 0))
+    packed(tmp_path / names[1], made(frozen, 0))
+    heads = [(tmp_path / name).read_bytes()[:200].decode(errors="replace") for name in names]
     assert FORMAT in heads[0]
     assert FORMAT_WITH_BUFFERS in heads[1]
 

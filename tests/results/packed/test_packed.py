@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from results.packed.file import FORMAT, from_planes, read_packed, to_planes, write_packed
+from results.packed.file import from_planes, read_packed, to_planes, write_packed
+from results.packed.header import FORMAT
 from search_spaces.errors import InputError, JobError
 
 TENSORS = {
@@ -114,8 +115,8 @@ def test_what_is_not_a_packed_net(packed: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_told(packed: Path) -> None:
-    assert "has the format 'dnas.packed/3', this version of dnas reads 'dnas.packed/1' and" in refusal(
-        packed, signed({}, format="dnas.packed/3")
+    assert "has the format 'dnas.packed/4', this version of dnas reads 'dnas.packed/1', " in refusal(
+        packed, signed({}, format="dnas.packed/4")
     )
 
 
