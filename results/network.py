@@ -28,7 +28,8 @@ class NetworkLayer(Record):
 class Network(Record):
     """Layers in the order of the forward pass; ``flows`` lead from a layer to one that reads what it gave.
 
-    A flow from "" is one from the network's input. ``unknown`` says why flows could not be read, and is empty where
+    A flow from "" is one from the network's input; a name that begins with a dot, such as ".add1", is an operation in
+    which several meet. ``unknown`` says why flows could not be read, and is empty where
     they could. ``unsupported`` maps what is no layer to the reason.
     """
 

@@ -86,7 +86,8 @@ class LayerGraph:
     parameters in fp32, and buffers.
     ``uncounted_macs`` are multiply-accumulates of operations outside ``layers``, such as attention products.
     ``channels`` are the filters that can be removed.
-    ``flows`` are pairs of layers of which the second reads what the first gave ("" is the input of the network).
+    ``flows`` are pairs of which the second reads what the first gave: layers, "" (the input of the network), or an
+    operation in which several meet, whose name begins with a dot.
     ``couplings_unknown`` says why residual branches and flows could not be read; empty where they could.
     """
 

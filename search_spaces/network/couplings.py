@@ -7,7 +7,7 @@ its bits are still searched; what is missing then is said in words.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -91,8 +91,9 @@ class _CallGraph(WatchedRun):
         """Note one operation, and whether it adds what two nodes gave."""
         read = tensors((args, kwargs))
         operands = [self._source(tensor) for tensor in read]
-        node = self._add_node(read, output)
-        if function.overloadpacket.__name__ in ("add", "add_") and len(read) == 2 and None not in operands:
+        operation = function.overloadpacket.__name__
+        node = self._add_node(read, output, operation=operation.strip("_"))
+        if operation in ("add", "add_") and len(read) == 2 and None not in operands:
             first, second = (cast(int, operand) for operand in operands)
             self.additions += [_Addition(node, first, second)] if first != second else []
         if function._schema.is_mutable:
@@ -107,11 +108,12 @@ class _CallGraph(WatchedRun):
         self._add_node(given, output, name)
         return output
 
-    def _add_node(self, read: Sequence[Tensor], output: Any, name: str | None = None) -> int:
+    def _add_node(self, read: Sequence[Tensor], output: Any, name: str | None = None, operation: str = "module") -> int:
         node, made = self.graph.number_of_nodes(), tensors(output)
         sources = {source for tensor in read for source in self._sources(tensor)}
         layers = () if name is None else (name,) if name in self.layers else sorted(self._inside_of(name))
-        self.graph.add_node(node, name=name, layers=layers, shape=made[0].shape if made else None)
+        told = {"name": name, "operation": operation, "layers": layers, "shape": made[0].shape if made else None}
+        self.graph.add_node(node, **told)
         self.graph.add_edges_from((source, node) for source in sources)
         self._made_by |= {id(tensor): node for tensor in made}
         return node
@@ -135,20 +137,24 @@ class _CallGraph(WatchedRun):
         return tuple(tuple(sorted(group)) for group in nx.connected_components(ties) if len(group) > 1)
 
     def flows(self, order: Sequence[str]) -> list[tuple[str, str]]:
-        """Pairs of layers of which the second reads what the first gave, perhaps through other operations.
+        """From where to where values flow between layers, in the order of the run.
 
-        "" stands for the input of the network. Of layers that are called as one module, an attention, all but the last
-        read what the module reads, and the last one what these give.
+        "" stands for the input of the network; a name that begins with a dot, such as ".add1", for an operation in
+        which several meet. Of layers that are called as one module, an attention, all but the last read what the module
+        reads, and the last one what these give.
         """
         place = {name: index for index, name in enumerate(order)}
-        found: set[tuple[str, str]] = set()
-        for node, held in self.graph.nodes(data="layers"):
-            *first, last = sorted(held, key=place.__getitem__) or [""]
-            if last:
-                sources = self._producers(node) or {""}
-                found |= {(source, reader) for source in sources for reader in first or [last]}
-                found |= {(reader, last) for reader in first}
-        return sorted(found, key=lambda pair: (place[pair[1]], place.get(pair[0], -1)))
+        given: dict[int, frozenset[str]] = {_INPUT: frozenset({""})}  # node → where its values come from
+        flows: dict[tuple[str, str], None] = {}
+        for node in list(self.graph)[1:]:
+            sources = frozenset[str]().union(*(given[source] for source in self.graph.predecessors(node)))
+            *first, last = sorted(self.graph.nodes[node]["layers"], key=place.__getitem__) or [""]
+            if not last and len(sources) > 1:
+                last = f".{self.graph.nodes[node]['operation']}{node}"
+            flows |= dict.fromkeys((source, reader) for source in sorted(sources) for reader in first or [last] if last)
+            flows |= dict.fromkeys((reader, last) for reader in first)
+            given[node] = frozenset({last}) if last else sources
+        return _numbered(flows, place)
 
     def _producers(self, node: int) -> set[str]:
         """The nearest layers upstream of ``node``."""
@@ -184,3 +190,17 @@ class _CallGraph(WatchedRun):
         if None in shapes or len(shapes) != 1:
             return None
         return ResidualBranch(nodes[end]["name"], tuple(inside))
+
+
+def _numbered(flows: Collection[tuple[str, str]], layers: Container[str]) -> list[tuple[str, str]]:
+    """The flows that lead to a layer, operations numbered by kind from 1."""
+    graph = nx.DiGraph(list(flows))
+    kept = set(layers).union(*(nx.ancestors(graph, name) for name in graph if name in layers))
+    names: dict[str, str] = {}
+    counts = Counter[str]()
+    for _, name in flows:
+        if name not in names and name not in layers and name in kept:
+            kind = name.rstrip("0123456789")
+            counts[kind] += 1
+            names[name] = f"{kind}{counts[kind]}"
+    return [(names.get(a, a), names.get(b, b)) for a, b in flows if b in kept]

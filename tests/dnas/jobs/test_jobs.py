@@ -51,7 +51,7 @@ def test_a_run_tells_the_layers_of_its_network_and_keeps_them_readable(toy_run: 
     kept = toy_run.network()
     assert kept is not None
     assert [layer.name for layer in kept.layers] == list(toy_run.assignment("search-1").layers)
-    assert {reader for _, reader in kept.flows} == {layer.name for layer in kept.layers}
+    assert {reader for _, reader in kept.flows} == {*(layer.name for layer in kept.layers), ".add1", ".add2", ".add3"}
     folder = tmp_path / "run"
     shutil.copytree(toy_run.folder, folder)
     (folder / "network.json").write_text('{"format": "dnas.network/1"}')
