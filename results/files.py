@@ -58,7 +58,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Replace the file at ``path`` by ``data`` as indented JSON; a NaN or an infinity is refused unwritten."""
-    write_text(path, encode_json(data, what=str(path), indent=2) + "\n")
+    write_text(path, indented_json(data, what=str(path)))
+
+
+def indented_json(data: Any, what: str) -> str:
+    """What :func:`write_json` writes."""
+    return encode_json(data, what, indent=2) + "\n"
 
 
 def refuse_special(path: Path) -> None:

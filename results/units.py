@@ -69,3 +69,16 @@ def number_text(value: float) -> str:
 def measured(metric: Metric, mean: float, std: float, n: int) -> str:
     """A figure over ``n`` seeds as it is shown, without its unit."""
     return metric.number(mean) if n == 1 else f"{metric.number(mean)} ±{metric.number(std)}"
+
+
+def duration_text(seconds: float) -> str:
+    """Say a duration in its two largest units.
+
+    >>> duration_text(5.4), duration_text(7384), duration_text(90000)
+    ('5 s', '2 h 3 min', '1 d 1 h')
+    """
+    whole = round(seconds)
+    for unit, size, next_unit, next_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // next_size} {next_unit}"
+    return f"{whole} s"

@@ -336,6 +336,22 @@ def plot(
 
 @app.command()
 @told
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or their names in runs/.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="The file to write; into the run by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write runs as one HTML page: the front, bits, network, search, trials; what to take, and its files."""
+    from dnas.commands import reporting
+
+    check_file(out)
+    reporting.report([run_folder(run) for run in runs], out, as_json)
+
+
+@app.command()
+@told
 def export(
     run: RunArgument,
     assignment: Annotated[

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from results.units import scaled_unit
+from results.units import duration_text, scaled_unit
 from search_spaces.metrics import ACCURACY, Metric, metric_named
 
 Event = Mapping[str, Any]
@@ -199,19 +199,6 @@ def share_text(fraction: float, seconds_left: float | None) -> str:
     """
     left = "" if seconds_left is None else f", {duration_text(seconds_left)} left"
     return f"{100 * fraction:.0f} % done{left}"
-
-
-def duration_text(seconds: float) -> str:
-    """Say a duration in its two largest units.
-
-    >>> duration_text(5.4), duration_text(7384), duration_text(90000)
-    ('5 s', '2 h 3 min', '1 d 1 h')
-    """
-    whole = round(seconds)
-    for unit, size, next_unit, next_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // next_size} {next_unit}"
-    return f"{whole} s"
 
 
 def _epoch(values: Mapping[str, Any]) -> str:

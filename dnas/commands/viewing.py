@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.table import Table
 
-from dnas.commands.display import duration_text
 from dnas.commands.terminal import amount_text, show, show_json, tell
 from results.pareto import FLOAT, ParetoFront
 from results.pictures.plot_data import MOST_COLUMNS, bit_text, spread
@@ -24,6 +23,7 @@ from results.tables.advice import advice
 from results.tables.pool import pool_json, render_pool, told
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
+from results.units import duration_text
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS

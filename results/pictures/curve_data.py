@@ -31,6 +31,7 @@ class SearchCurves:
 
     ``final_bits`` are the (weight, activation) bits of each decision in the assignment that was kept; where they are
     not those of the last epoch, the projection onto the budget moved them. Empty where the search has not ended.
+    Probabilities are those of each width under θ; empty where the journal is of an earlier version.
     """
 
     label: str
@@ -45,6 +46,8 @@ class SearchCurves:
     weight_bits: Mapping[str, tuple[int | None, ...]]
     activation_bits: Mapping[str, tuple[int | None, ...]]
     final_bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    weight_probabilities: Mapping[str, tuple[Mapping[int, float] | None, ...]] = field(default_factory=dict)
+    activation_probabilities: Mapping[str, tuple[Mapping[int, float] | None, ...]] = field(default_factory=dict)
 
     @property
     def moved(self) -> dict[str, tuple[bool, bool]]:
@@ -92,6 +95,8 @@ def _curves(label: str, epochs: Sequence[Epoch], kept: BitAssignment | None) -> 
         weight_bits={name: tuple(v and v[0] for v in row) for name, row in bits.items()},
         activation_bits={name: tuple(v and v[1] for v in row) for name, row in bits.items()},
         final_bits=_final_bits(list(bits), kept) if kept else {},
+        weight_probabilities=_table([epoch.weight_probabilities for epoch in epochs]),
+        activation_probabilities=_table([epoch.activation_probabilities for epoch in epochs]),
     )
 
 

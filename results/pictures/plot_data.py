@@ -139,7 +139,7 @@ def front_picture(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show
         },
         links=tuple(link for run, front in fronts.items() for link in _links(run, front, unit.divisor)),
         labels=tuple(_labels(next(iter(fronts.values())), unit.divisor)) if len(fronts) == 1 else (),
-        floor=_floor(list(fronts.values())),
+        floor=floor_of(list(fronts.values())),
         metric=next(iter(fronts.values())).metric,
     )
 
@@ -157,8 +157,8 @@ def _wants_logarithm(costs: Sequence[float]) -> bool:
     return ratio > LOG_RATIO or (ratio > LOG_RATIO_OF_OUTLIERS and max(costs) > high + FENCE * (high - low))
 
 
-def _floor(fronts: Sequence[ParetoFront]) -> float | None:
-    """The least value that is worth its place: no point of a front is left out, nor any that is near others."""
+def floor_of(fronts: Sequence[ParetoFront]) -> float | None:
+    """The least value worth its place: no point of a front is left out, nor any that is near others; None: all are."""
     points = [point for front in fronts for point in front.points]
     if any(point.metric.direction == "smaller" for point in points):
         return None  # what is far off lies above

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from search_spaces.assignments import BitAssignment, LayerBits
+from search_spaces.assignments import BitAssignment
 from search_spaces.provenance import PRUNED_UNIFORM, Pruned
 
 
@@ -26,12 +26,6 @@ class RatioPanel:
     budget: str | None
     groups: tuple[GroupRatio, ...]
     uniform: Mapping[str, float]
-
-
-def kept_share(layers: Mapping[str, LayerBits], filters: Mapping[str, int]) -> float | None:
-    """The share of all ``filters`` (by layer) that stay, or None where no layer loses any."""
-    kept = {name: len(bits.kept_channels) for name, bits in layers.items() if bits.kept_channels is not None}
-    return sum({**filters, **kept}.values()) / sum(filters.values()) if kept else None
 
 
 def filters_of(assignment: BitAssignment, parent: BitAssignment | None) -> dict[str, tuple[int, int]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-from scipy.stats import spearmanr
+from statistics import correlation, fmean
 
 from results.events import Event, Trial, TrialResult
 from results.pareto import hypervolume
@@ -146,4 +145,11 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     """
     if min(len(set(first)), len(set(second))) < 2 or len(first) < 3:
         return None
-    return round(float(spearmanr(first, second).statistic), 12)
+    return round(correlation(_ranks(first), _ranks(second)), 12)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """The place of each value from the smallest on; equal ones share the mean of theirs."""
+    ordered = sorted(values)
+    places = {value: fmean((ordered.index(value), len(ordered) - ordered[::-1].index(value) - 1)) for value in values}
+    return [places[value] for value in values]

@@ -21,10 +21,21 @@ def advice(front: ParetoFront) -> list[str]:
     Profiles of a switchable net are left out: their weights are not of their own.
     """
     check_type(front, ParetoFront, "a front", "give what run_job or Run.load_front returns")
-    points = [point for point in front.points if point.feasible and point.kind != PROFILE]
+    points = _candidates(front)
+    return [*_near_float(front, points), *_by_budget(front, points)] if points else []
+
+
+def recommended(front: ParetoFront) -> FrontPoint | None:
+    """The point that the first sentence of :func:`advice` names; where float is not known, the best one."""
+    points = _candidates(front)
     if not points:
-        return []
-    return [*_near_float(front, points), *_by_budget(front, points)]
+        return None
+    near = [point for point in points if _is_near(front, point)]
+    return _cheapest(near, front.x) if near else _best(points, front.x)
+
+
+def _candidates(front: ParetoFront) -> list[FrontPoint]:
+    return [point for point in front.points if point.feasible and point.kind != PROFILE]
 
 
 def _near_float(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
@@ -32,14 +43,27 @@ def _near_float(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
     if front.reference is None or front.reference.val is None:
         return []
     metric, val = front.metric, front.reference.val
-    within, words = (1 / metric.scale, "one point") if metric.unit == "%" else (_SHARE * abs(val), f"{_SHARE:.0%}")
-    near = [point for point in points if point.gain >= metric.gain(val) - within * _ROUNDING]
+    words = "one point" if metric.unit == "%" else f"{_SHARE:.0%}"
+    near = [point for point in points if _is_near(front, point)]
     float_text = f"float ({metric.text(val)} on validation)"
     if not near:
         best = _best(points, front.x)
         return [f"nothing is within {words} of {float_text}; the best is {_told(best, front.x)}"]
-    taken = min(near, key=lambda point: (point.cost(front.x), *_order(point, front.x)))
-    return [f"take {_told(taken, front.x)}: the {_adjective(front.x)} net within {words} of {float_text}"]
+    told = _told(_cheapest(near, front.x), front.x)
+    return [f"take {told}: the {_adjective(front.x)} net within {words} of {float_text}"]
+
+
+def _is_near(front: ParetoFront, point: FrontPoint) -> bool:
+    """Whether a point is about as good as the float network."""
+    metric, val = front.metric, front.reference.val if front.reference else None
+    if val is None:
+        return False
+    within = 1 / metric.scale if metric.unit == "%" else _SHARE * abs(val)
+    return point.gain >= metric.gain(val) - within * _ROUNDING
+
+
+def _cheapest(points: Sequence[FrontPoint], x: str) -> FrontPoint:
+    return min(points, key=lambda point: (point.cost(x), *_order(point, x)))
 
 
 def _by_budget(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from results.files import write_json, write_text
+from results.files import indented_json, write_text
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, nearest
 
@@ -31,6 +31,11 @@ def export_assignment(assignment: BitAssignment, format: str, path: Path) -> Non
     EXPORTERS[format](assignment, path)
 
 
+def assignment_text(assignment: BitAssignment, format: str) -> str:
+    """What :func:`export_assignment` writes in one of our own formats."""
+    return TEXTS[format](assignment)
+
+
 def assignment_csv(assignment: BitAssignment) -> str:
     """Return the assignment as CSV text, layers in their own order."""
     out = io.StringIO()
@@ -43,12 +48,16 @@ def assignment_csv(assignment: BitAssignment) -> str:
     return out.getvalue()
 
 
-def _export_json(assignment: BitAssignment, path: Path) -> None:
-    write_json(path, assignment.to_json())
+def assignment_json(assignment: BitAssignment) -> str:
+    """Return the assignment as indented JSON."""
+    return indented_json(assignment.to_json(), what=f"assignment '{assignment.id}'")
 
 
-def _export_csv(assignment: BitAssignment, path: Path) -> None:
-    write_text(path, assignment_csv(assignment))
+TEXTS: Mapping[str, Callable[[BitAssignment], str]] = {"json": assignment_json, "csv": assignment_csv}
 
 
-EXPORTERS: dict[str, Exporter] = {"json": _export_json, "csv": _export_csv}
+def _writer(text: Callable[[BitAssignment], str]) -> Exporter:
+    return lambda assignment, path: write_text(path, text(assignment))
+
+
+EXPORTERS: dict[str, Exporter] = {format: _writer(text) for format, text in TEXTS.items()}

@@ -7,7 +7,7 @@ its bits are still searched; what is missing then is said in words.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -192,7 +192,7 @@ class _CallGraph(WatchedRun):
         return ResidualBranch(nodes[end]["name"], tuple(inside))
 
 
-def _numbered(flows: Collection[tuple[str, str]], layers: Container[str]) -> list[tuple[str, str]]:
+def _numbered(flows: Collection[tuple[str, str]], layers: Collection[str]) -> list[tuple[str, str]]:
     """The flows that lead to a layer, operations numbered by kind from 1."""
     graph = nx.DiGraph(list(flows))
     kept = set(layers).union(*(nx.ancestors(graph, name) for name in graph if name in layers))

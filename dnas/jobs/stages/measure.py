@@ -24,10 +24,9 @@ from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement, Trainer, with_prefix
 from results.events import Measured
 from results.pareto import Estimate, FrontPoint
-from results.pictures.prune_data import kept_share
+from results.points import point_of
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.channels.slicing import remove_filters
-from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_units
 from search_spaces.metrics import ACCURACY
@@ -100,24 +99,8 @@ class Measurer:
         if metric != ACCURACY:
             metrics["metric"] = metric.to_json()
         self.log.run.save_assignment(assignment.with_metrics(**metrics))
-        origin = assignment.provenance
-        cost = dict(assignment.cost)
         filters = {spec.name: spec.out_channels for spec in self.job.plan.graph.layers}
-        return FrontPoint(
-            assignment=assignment.id,
-            kind=origin.kind,
-            size_bytes=cost.pop("size_bytes"),
-            bitops=cost.pop("bitops"),
-            macs=cost.pop("macs"),
-            val=estimate,
-            metric=metric,
-            feasible=Budget(origin.limits, "").met_by(assignment.cost),
-            budget=origin.budget,
-            extra_costs=cost,
-            limits=origin.limits,
-            parent=origin.source,
-            kept_filters=kept_share(assignment.layers, filters),
-        )
+        return point_of(assignment, estimate, filters, metric)
 
     def _first(self, assignment: BitAssignment) -> str:
         """The id of the first assignment with equal bits and an equal course.

@@ -1,9 +1,9 @@
 from results.pictures.prune_data import (
     filters_of,
-    kept_share,
     parents_of,
     ratio_panels,
 )
+from results.points import kept_share
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 
 WHOLE = {"a": LayerBits(8, 8, 4), "b": LayerBits(4, 4, 8), "fc": LayerBits(8, 8, 10)}

@@ -1,0 +1,180 @@
+"use strict";
+// The front: cost against the metric, by kind; of several runs, one over the other.
+
+(() => {
+  const RUNS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255"];
+  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
+  const on = (id) => dnas.at(id).checked;
+  const several = () => dnas.report.runs.length > 1;
+  const costOf = (run) => run.costs.findIndex((cost) => cost.name === dnas.at("cost").value);
+  const byId = (run) => (run.byId ??= new Map(run.points.map((point) => [point.id, point])));
+  const ink = (colour) => (colour === "#000000" ? dnas.colour("ink") : colour);
+  // The unit of the first run that knows the cost serves all.
+  const unit = () => dnas.report.runs.map((run) => run.costs[costOf(run)]).find((cost) => cost) || { label: "", divisor: 1 };
+
+  const shown = (point) => {
+    const { group } = dnas.report.kinds[point.kind];
+    return group === "controls" ? on("controls") : group === "profiles" ? on("profiles") : true;
+  };
+
+  const series = (run, number) => {
+    const column = costOf(run), { divisor } = unit(), traces = [];
+    for (const [kind, look] of Object.entries(dnas.report.kinds)) {
+      for (const feasible of [true, false]) {
+        const points = run.points.filter((each) => each.kind === kind && each.feasible === feasible && each.costs[column] !== null && shown(each));
+        if (!points.length) continue;
+        const colour = several() ? RUNS[number % RUNS.length] : ink(look.colour);
+        const label = `${look.label}${feasible ? "" : ", over budget"}`;
+        traces.push({
+          type: "scatter", mode: "markers", name: several() ? `${dnas.plain(run.name)}: ${label}` : label,
+          x: points.map((each) => each.costs[column] / divisor), y: points.map((each) => each.val.mean),
+          error_y: { type: "data", array: points.map((each) => each.val.std), visible: on("bars"), color: colour, thickness: 1, width: 2 },
+          marker: { symbol: look.symbol + (look.ring || !feasible ? "-open" : ""), color: colour, size: look.size, opacity: feasible ? 1 : 0.55, line: { width: look.ring ? 2 : 0.8, color: look.ring ? colour : dnas.colour("paper") } },
+          customdata: points.map((each) => [number, each.id]), hoverinfo: "none",
+        });
+      }
+    }
+    return traces;
+  };
+
+  const staircase = (run, number) => {
+    const column = costOf(run), front = frontOf(run).map((id) => byId(run).get(id));
+    if (!front.length) return [];
+    const last = Math.max(...run.points.map((each) => each.costs[column] ?? 0));
+    const x = [...front.map((each) => each.costs[column]), last], y = [...front, front[front.length - 1]].map((each) => each.val.mean);
+    const colour = several() ? RUNS[number % RUNS.length] : dnas.colour("ink");
+    return [{
+      type: "scatter", mode: "lines", name: several() ? `${dnas.plain(run.name)}: front` : "front", x: x.map((each) => each / unit().divisor), y,
+      line: { shape: "hv", width: 1.3, color: colour, dash: several() ? DASHES[number % DASHES.length] : "solid" }, hoverinfo: "skip",
+    }];
+  };
+
+  // From an unpruned assignment to those pruned from it.
+  const links = (run) => {
+    const column = costOf(run), x = [], y = [];
+    for (const point of run.points) {
+      const parent = point.kind === "pruned" && byId(run).get(point.parent);
+      if (!parent || parent.costs[column] === null || point.costs[column] === null) continue;
+      for (const end of [parent, point]) { x.push(end.costs[column] / unit().divisor); y.push(end.val.mean); }
+      x.push(null); y.push(null);
+    }
+    if (!x.length) return [];
+    return [{ type: "scatter", mode: "lines", name: "pruned from", x, y, line: { dash: "dot", width: 1, color: dnas.colour("quiet") }, hoverinfo: "skip", showlegend: !several() }];
+  };
+
+  const frontOf = (run) => (run.fronts[dnas.at("cost").value] || { front: [] }).front;
+
+  const shapes = () => {
+    const floats = dnas.report.runs.filter((run) => run.float_score !== null).map((run) => ({
+      type: "line", xref: "paper", x0: 0, x1: 1, y0: run.float_score, y1: run.float_score, line: { dash: "dash", width: 1.2, color: dnas.colour("quiet") },
+      label: { text: several() ? `float, ${dnas.plain(run.name)}` : "float network", textposition: "start", font: { size: 11, color: dnas.colour("quiet") }, yanchor: "bottom" },
+    }));
+    const point = byId(dnas.run).get(dnas.chosen), column = costOf(dnas.run);
+    if (!point || column < 0 || point.costs[column] === null) return floats;
+    const x = point.costs[column] / unit().divisor;
+    return [...floats, {
+      type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: point.val.mean, x0: -11, x1: 11, y0: -11, y1: 11,
+      line: { color: dnas.colour("mark"), width: 3 },
+    }];
+  };
+
+  // Far outliers squeeze the rest: the axis begins above them until they are asked for.
+  const range = () => {
+    const floors = dnas.report.runs.map((run) => run.floor);
+    if (on("low") || floors.some((floor) => floor === null)) return {};
+    const tops = dnas.report.runs.flatMap((run) => [run.float_score ?? -Infinity, ...run.points.map((each) => each.val.mean + each.val.std)]);
+    const low = Math.min(...floors), high = Math.max(...tops);
+    return { range: [low, high + 0.06 * (high - low)] };
+  };
+
+  const draw = () => {
+    const runs = dnas.report.runs, drawn = runs.filter((run) => run.points.length);
+    dnas.at("front").hidden = !drawn.length;
+    if (!drawn.length) return;
+    const metric = drawn[0].metric;
+    const traces = [...runs.flatMap(links), ...runs.flatMap(staircase), ...runs.flatMap(series)];
+    dnas.plot("front-plot", traces, {
+      x: dnas.axis(dnas.plain(unit().label), { type: on("logarithmic") ? "log" : "linear", minexponent: 6 }),
+      y: dnas.axis(dnas.plain(`validation ${metric.axis}`), range()),
+      shapes: shapes(), hovermode: "closest", hoverdistance: 24,
+    });
+    listen(dnas.at("front-plot"));
+  };
+
+  const card = (run, id) => {
+    const point = byId(run).get(id), table = dnas.make("table");
+    const rows = [["kind", dnas.report.kinds[point.kind].label], ["validation", `${point.val.text} (${point.val.seeds})`]];
+    if (point.test) rows.push(["test", `${point.test.text} (${point.test.seeds})`]);
+    run.costs.forEach((cost, column) => { if (point.cost_texts[column]) rows.push([cost.name, point.cost_texts[column]]); });
+    if (point.budget) rows.push(["budget", point.budget + (point.feasible ? "" : ", exceeded")]);
+    if (point.kept) rows.push(["filters kept", point.kept]);
+    if (point.parent) rows.push(["made from", point.parent]);
+    dnas.table(table, [], rows);
+    return [dnas.make("strong", {}, several() ? `${run.name}: ${id}` : id), table];
+  };
+
+  const listen = (plot) => {
+    if (plot.dataset.listens) return;
+    plot.dataset.listens = "yes";
+    const box = dnas.at("card");
+    plot.on("plotly_hover", ({ points, event }) => {
+      if (!points[0].customdata) return;
+      const [number, id] = points[0].customdata;
+      box.replaceChildren(...card(dnas.report.runs[number], id));
+      box.hidden = false;
+      box.style.left = `${Math.max(4, Math.min(event.clientX + 16, innerWidth - box.offsetWidth - 8))}px`;
+      box.style.top = `${Math.max(4, Math.min(event.clientY + 16, innerHeight - box.offsetHeight - 8))}px`;
+    });
+    plot.on("plotly_unhover", () => { box.hidden = true; });
+    plot.on("plotly_click", ({ points }) => {
+      if (!points[0].customdata) return;
+      const [number, id] = points[0].customdata;
+      if (dnas.report.runs[number] !== dnas.run) dnas.show(number);
+      dnas.choose(id);
+    });
+    plot.addEventListener("keydown", (event) => {
+      const front = frontOf(dnas.run), here = front.indexOf(dnas.chosen);
+      const to = { ArrowLeft: Math.max(0, here - 1), ArrowRight: Math.min(front.length - 1, here + 1), Home: 0, End: front.length - 1 }[event.key];
+      if (to === undefined || !front.length) return;
+      event.preventDefault();
+      dnas.choose(front[to]);
+    });
+  };
+
+  let rows = [], ids = [];
+  const tabulate = (run) => {
+    const headings = ["configuration", "kind", ...run.costs.map((cost) => cost.name), "validation", "test", "front"];
+    const front = new Set(frontOf(run));
+    ids = run.points.map((point) => [point.id]);
+    rows = dnas.table(dnas.at("points"), headings, run.points.map((point) => [
+      dnas.name(point.id), dnas.report.kinds[point.kind].label, ...point.cost_texts, point.val.text, point.test ? point.test.text : "",
+      front.has(point.id) ? "yes" : point.feasible ? "" : "over budget",
+    ]), { numbers: headings.map((_, column) => column).slice(2, -1) });
+    if (dnas.chosen) dnas.marked(rows, ids, dnas.chosen);
+  };
+
+  // Thousands of rows take their time: they are made when somebody opens them.
+  const whenOpen = () => { if (dnas.at("front-rows").open) tabulate(dnas.run); else { rows = []; ids = []; } };
+
+  dnas.frontOf = frontOf;
+  dnas.views.push({
+    draw: (run) => {
+      const names = [...new Map(dnas.report.runs.flatMap((each) => each.costs.map((cost) => [cost.name, cost.label])))];
+      if (!dnas.at("cost").options.length && run.x) dnas.offer(dnas.at("cost"), names, run.x);
+      else dnas.offer(dnas.at("cost"), names);
+      dnas.at("low").parentElement.hidden = dnas.report.runs.some((each) => each.floor === null);
+      dnas.at("profiles").parentElement.hidden = !dnas.report.runs.some((each) => each.points.some((point) => point.kind === "switchable"));
+      draw();
+      whenOpen();
+    },
+    mark: (run, id) => {
+      if (run.points.length) Plotly.relayout(dnas.at("front-plot"), { shapes: shapes() });
+      dnas.marked(rows, ids, id);
+    },
+  });
+
+  dnas.redraw = draw;
+  for (const id of ["logarithmic", "bars", "controls", "profiles", "low"]) dnas.at(id).addEventListener("change", draw);
+  dnas.at("cost").addEventListener("change", () => { dnas.told(); draw(); whenOpen(); dnas.choose(dnas.chosen); });
+  dnas.at("front-rows").addEventListener("toggle", whenOpen);
+})();
