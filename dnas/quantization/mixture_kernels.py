@@ -93,9 +93,10 @@ def backward(
     grad_clip, grad_gain = torch.empty_like(clip), torch.empty_like(gain)
     grad_coefficients = torch.empty_like(coefficients)
     made = sums, grad_clip, grad_gain, grad_coefficients
+    first = rows if clip_gradient is None else 0  # sums that are not wanted were not written either
     with _on(x):
-        kernels.totals[rows + 1,](
-            *made, clip, gain, grids, coefficients, rows, per_row, clip_scale, gain_scale, **shape
+        kernels.totals[rows - first + wants_coefficients,](
+            *made, clip, gain, grids, coefficients, rows, per_row, first, clip_scale, gain_scale, **shape
         )
     clips = None if clip_gradient is None else grad_clip
     return (grad_x, clips, grad_coefficients, grad_gain) if wants_coefficients else (grad_x, clips, None, None)

@@ -130,12 +130,12 @@ def gradients(
 @triton.jit
 def totals(
     sums, grad_clip, grad_gain, grad_coefficients, clip, gain, grids, coefficients, rows, per_row,
-    clip_scale, gain_scale,
+    first, clip_scale, gain_scale,
     K: tl.constexpr, PADDED: tl.constexpr, FLOAT: tl.constexpr, SATURATES: tl.constexpr, SMALLEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program r adds up the clip's gradient of row r; the one after the last those of all candidates."""
-    row = tl.program_id(0)
+    """Program r adds up the clip's gradient of row ``first`` + r; one past the last row those of all candidates."""
+    row = first + tl.program_id(0)
     k = tl.arange(0, PADDED)
     if row < rows:
         total = tl.zeros((256,), tl.float32)
