@@ -5,17 +5,24 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnas.export import onnx_tracing
-from dnas.export.fixed_layers import FixedLayer, fixed_layers
+from dnas.export.fixed_layers import ExportedFile, FixedLayer, fixed_layers
+from dnas.export.graph_export import export_graph
+from dnas.export.onnx import OnnxFormat
+from dnas.export.qonnx import QonnxFormat
+from dnas.export.stored import StoredNet
+from dnas.export.targets import find_target
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer
+from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.layers import LayerGraph
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph
@@ -46,6 +53,38 @@ def quantized_layer(
         weight.fit(layer.weight)  # type: ignore[arg-type]
         entry.fit(samples(signed)[:-4])
     return quantize_layer(layer, entry, weight).eval()
+
+
+def export_onnx(
+    path: Path,
+    network: nn.Module,
+    graph: LayerGraph,
+    assignment: BitAssignment,
+    images: Tensor | None = None,
+    *,
+    target: str = "compact",
+    residual_bits: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    normalise: bool = False,
+) -> ExportedFile:
+    """A net as ONNX."""
+    net = StoredNet(network, graph, assignment, preprocessing=preprocessing, images=images)
+    return export_graph(path, OnnxFormat(find_target(target), residual_bits), net, normalise=normalise)
+
+
+def export_qonnx(
+    path: Path,
+    network: nn.Module,
+    graph: LayerGraph,
+    assignment: BitAssignment,
+    images: Tensor | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+    normalise: bool = False,
+) -> ExportedFile:
+    """A net as QONNX."""
+    net = StoredNet(network, graph, assignment, preprocessing=preprocessing, images=images)
+    return export_graph(path, QonnxFormat(), net, normalise=normalise)
 
 
 def samples(signed: bool) -> Tensor:

@@ -375,13 +375,27 @@ def export(
     normalise: Annotated[
         bool, typer.Option("--normalise", help="onnx and qonnx: the file takes pixels in 0 to 1 and normalises them.")
     ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="generic|compact|onnxruntime|openvino|tensorrt|FILE.toml",
+            help="onnx: the runtime that the file is for.",
+            show_default=False,
+        ),
+    ] = None,
+    residual_bits: Annotated[
+        int | None,
+        typer.Option(help="onnx: 8: sums and outputs that nothing quantizes, in 8 bits.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
     from dnas.commands import exporting
+    from dnas.export.formats import ExportOptions
 
     check_file(out)
-    exporting.export(run_folder(run), assignment, format, out, as_json, seed, normalise)
+    options = ExportOptions(normalise, target, residual_bits)
+    exporting.export(run_folder(run), assignment, format, out, as_json, seed, options)
 
 
 @app.command()

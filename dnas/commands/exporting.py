@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
 from dnas.export.fixed_layers import ExportedFile
-from dnas.export.formats import NET_EXPORTERS, PACKED, NetExporter, StoredNet
+from dnas.export.formats import NET_EXPORTERS, PACKED, ExportOptions, NetExporter
 from dnas.export.save import save_packed
-from dnas.jobs.job import load_network
+from dnas.export.stored import StoredNet
+from dnas.export.targets import find_target
+from dnas.jobs.job import load_network, load_splits
 from dnas.jobs.normalisation import stored_preprocessing
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.quantization.conversion import QuantizerChoice
@@ -33,14 +37,15 @@ def export(
     out: Path,
     as_json: bool,
     seed: int | None = None,
-    normalise: bool = False,
+    options: ExportOptions | None = None,
 ) -> None:
     """Write an assignment in a format that other tools read, or its trained net; or a whole switchable net.
 
     Without ``name`` that is the last switchable net of the run, a measured one where there is one. ``seed`` says which
-    trained net (the first), ``normalise`` that the file takes pixels and normalises them.
+    trained net (the first).
     """
-    _check_options(format, seed, normalise)
+    options = options or ExportOptions()
+    _check_options(format, seed, options)
     run = Run.open(folder)
     assignments = run.assignments()
     nets = switchable_nets(assignments)
@@ -50,28 +55,26 @@ def export(
             f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
         )
     written = (
-        _export_net(run, name or (measured or nets)[-1], format, out, seed or 0, normalise)
+        _export_net(run, name or (measured or nets)[-1], format, out, seed or 0, options)
         if name is None or name in nets
         else None
     )
-    written = written or [
-        _export_one(run, run.assignment(run.complete_id(str(name))), format, out, seed or 0, normalise)
-    ]
+    written = written or [_export_one(run, run.assignment(run.complete_id(str(name))), format, out, seed or 0, options)]
     if as_json:
         show_json(written[0].told if len(written) == 1 else [file.told for file in written])
     else:
         show(*(f"written: {file.told['file']}{file.words}" for file in written))
 
 
-def _check_options(format: str, seed: int | None, normalise: bool) -> None:
+def _check_options(format: str, seed: int | None, options: ExportOptions) -> None:
     """Refuse an unknown format, and options that it cannot take."""
     exporter = None if format in EXPORTERS else _find(format)
-    if normalise and not (exporter and exporter.normalises):
-        able = " or ".join(name for name, found in NET_EXPORTERS.items() if found.normalises)
-        raise InputError(
-            f"the format '{format}' holds no operations, so it cannot normalise; use --format {able}, "
-            "or the mean and std that the file tells"
-        )
+    for name in options.given:
+        if exporter is None or name not in exporter.takes:
+            able = " or ".join(known for known, found in NET_EXPORTERS.items() if name in found.takes)
+            raise InputError(f"the format '{format}' {_UNABLE[name].format(able=able)}")
+    if options.target is not None:
+        find_target(options.target)
     if seed is not None and not (exporter and exporter.trained):
         raise InputError(f"the format '{format}' holds nothing of a trained net; leave --seed out")
 
@@ -81,6 +84,16 @@ def _find(format: str) -> NetExporter:
         known = [*EXPORTERS, *NET_EXPORTERS]
         raise InputError(f"unknown format '{format}'{nearest(format, known)}; choose one of {', '.join(known)}")
     return NET_EXPORTERS.find(format)
+
+
+_IMAGES = 64
+_UNABLE = {
+    "normalise": (
+        "holds no operations, so it cannot normalise; use --format {able}, or the mean and std that the file tells"
+    ),
+    "residual_bits": "quantizes no sums; leave --residual-bits out, or use --format {able}",
+    "target": "is the same for every runtime; leave --target out, or use --format {able}",
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
     return sorted(nets, key=lambda net: int(net.rpartition("-")[2]))
 
 
-def _export_net(run: Run, name: str, format: str, out: Path, seed: int, normalise: bool) -> list[_Written]:
+def _export_net(run: Run, name: str, format: str, out: Path, seed: int, options: ExportOptions) -> list[_Written]:
     """A switchable net: one packed file of all profiles, or a file for each."""
     profiles = {
         item.provenance.profile: item
@@ -110,7 +123,7 @@ def _export_net(run: Run, name: str, format: str, out: Path, seed: int, normalis
     if format in EXPORTERS:
         raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {some.id}")
     return [
-        _export_one(run, item, format, out.with_stem(f"{out.stem}-{key}"), seed, normalise)
+        _export_one(run, item, format, out.with_stem(f"{out.stem}-{key}"), seed, options)
         for key, item in profiles.items()
     ]
 
@@ -134,13 +147,16 @@ def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path, seed: in
     return _Written(told, words)
 
 
-def _export_one(run: Run, assignment: BitAssignment, format: str, out: Path, seed: int, normalise: bool) -> _Written:
+def _export_one(
+    run: Run, assignment: BitAssignment, format: str, out: Path, seed: int, options: ExportOptions
+) -> _Written:
     told: dict[str, Any] = {"assignment": assignment.id, "format": format, "file": str(out)}
     if format in EXPORTERS:
         export_assignment(assignment, format, out)
         return _Written(told, "")
     exporter, net = _find(format), load_stored(run, assignment, seed)
-    file = exporter.write(out, net, normalise)
+    net = net if options.residual_bits is None else replace(net, images=_images(run))
+    file = exporter.write(out, net, options)
     found, words = _packed_file(net, file) if format == PACKED else _net_file(file)
     if not exporter.trained:
         return _Written({**told, **found}, words)
@@ -158,9 +174,16 @@ def _packed_file(net: StoredNet, file: ExportedFile) -> tuple[dict[str, Any], st
 
 def _net_file(file: ExportedFile) -> tuple[dict[str, Any], str]:
     ideal = "" if file.ideal_bytes is None else f"; size_bytes is {file.ideal_bytes:,}"
-    found = {"file_bytes": file.file_bytes, "size_bytes": file.ideal_bytes, "left_out": dict(file.left_out)}
-    left_out = "".join(f"\n  not in the file: {name}: {why}" for name, why in file.left_out.items())
-    return found, f" ({file.file_bytes:,} bytes{ideal}){left_out}"
+    found: dict[str, Any] = {
+        "file_bytes": file.file_bytes,
+        "size_bytes": file.ideal_bytes,
+        "left_out": dict(file.left_out),
+    }
+    if file.layers:
+        found["layers"] = {name: asdict(layer) for name, layer in file.layers.items()}
+    lines = [f"not in the file: {name}: {why}" for name, why in file.left_out.items()]
+    lines += [f"{name}: {layer.words}" for name, layer in file.layers.items()]
+    return found, f" ({file.file_bytes:,} bytes{ideal})" + "".join(f"\n  {line}" for line in (*lines, *file.notes))
 
 
 def _origin(net: StoredNet) -> str:
@@ -187,6 +210,11 @@ def _score_of(run: Run, assignment: BitAssignment, seed: int) -> float | None:
     names = {assignment.id, assignment.metrics.get("same_as")}
     found = [event for event in run.journal.events() if isinstance(event, Measured)]
     return next((event.val for event in found if event.assignment in names and event.seed == seed), None)
+
+
+def _images(run: Run) -> Tensor:
+    """Validation images (N, C, H, W) of the run's job, whose ranges stand for all."""
+    return next(iter(load_splits(load_job(run.job_file())).val.batches(_IMAGES)))[0]
 
 
 def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet:

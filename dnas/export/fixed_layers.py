@@ -12,8 +12,9 @@ times the gain (of the sign twice that: its two levels are two clips apart).
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +31,39 @@ from search_spaces.errors import InputError
 
 
 @dataclass(frozen=True)
+class StoredLayer:
+    """How one layer is written: the types of weights and inputs (FLOAT: fp32), and the bytes of the weights.
+
+    ``packed_bytes`` is what the weights take at their own width. ``runs`` says what the runtime does with the layer:
+    "integers", "fp32", or "" where nobody looked; ``why`` tells why in fp32. ``bias_error`` is by how much the rounded
+    bias is off, in steps of the quantizer that follows (0: it is not rounded).
+    """
+
+    weights: str
+    inputs: str
+    stored_bytes: int
+    packed_bytes: int
+    runs: str = ""
+    why: str = ""
+    bias_error: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        wider = self.stored_bytes - self.packed_bytes if self.packed_bytes else 0
+        more = f", {wider:+,} over its own width" if wider else ""
+        stored = f"weights {self.weights} ({self.stored_bytes:,} bytes{more}), inputs {self.inputs}"
+        reason = f" ({self.why})" if self.why else ""
+        stored += f", bias off by {self.bias_error:.2g} steps of the next" if self.bias_error else ""
+        return f"{stored}; runs in {self.runs}{reason}" if self.runs else stored
+
+
+@dataclass(frozen=True)
 class ExportedFile:
     """A file for another tool, what it takes, and what the cost table says that the net needs (``size_bytes``).
 
-    ``left_out`` maps layers to what of them the format has no words for. ``header_bytes`` is what describes the
-    tensors, in a packed file.
+    ``left_out`` maps layers to what of them the format has no words for, ``layers`` to how they are stored, and
+    ``notes`` are sentences on the whole. ``header_bytes`` is what describes the tensors, in a packed file.
     """
 
     path: Path
@@ -42,6 +71,8 @@ class ExportedFile:
     file_bytes: int
     ideal_bytes: int | None
     left_out: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, StoredLayer] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     header_bytes: int | None = None
 
 
@@ -60,11 +91,23 @@ class Levels:
 
 @dataclass(frozen=True)
 class DenseWeight:
-    """Integers q (int64, of the weight's shape) with their levels; ``axis`` has a step per index (None: one step)."""
+    """Integers q (int64, of the weight's shape) with their levels; ``axis`` has a step per index (None: one step).
+
+    ``silent`` (R,) says which indices are zero whatever their codes; None where none is.
+    """
 
     codes: np.ndarray
     levels: Levels
     axis: int | None
+    silent: np.ndarray | None = None
+
+    def times(self, factor: float | np.ndarray, axis: int | None = None) -> DenseWeight:
+        """The weight times one number, or one for each index of ``axis`` (which is its own, if it has one)."""
+        factors = np.asarray(factor, dtype=np.float64)
+        steps = self.levels.level_step * np.where(factors == 0, 1.0, factors)
+        silent = self.silent if factors.all() else np.broadcast_to(factors == 0, steps.shape)
+        levels = dataclasses.replace(self.levels, level_step=steps)
+        return DenseWeight(self.codes, levels, self.axis if factors.ndim == 0 else axis, silent)
 
     def along_axis(self, steps: np.ndarray) -> np.ndarray:
         """``steps`` (R,) in a shape that broadcasts against the weight."""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dnas.export.aimet import export_aimet
 from dnas.export.fixed_layers import ExportedFile
-from dnas.export.onnx import export_onnx
-from dnas.export.qonnx import export_qonnx
+from dnas.export.graph_export import export_graph
+from dnas.export.onnx import OnnxFormat
+from dnas.export.onnx_residuals import RESIDUAL_BITS
+from dnas.export.qonnx import QonnxFormat
 from dnas.export.save import save_packed
+from dnas.export.stored import StoredNet
+from dnas.export.targets import DEFAULT_TARGET, find_target
 from dnas.export.torchao import export_torchao
-from dnas.quantization.conversion import QuantizerChoice
-from results.preprocessing import Preprocessing
-from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, one_line
-from search_spaces.layers import LayerGraph
 from search_spaces.registry import Registry, called, importable_working_directory
 
 PACKED = "packed"
@@ -27,37 +25,36 @@ PACKED = "packed"
 
 
 @dataclass(frozen=True)
-class StoredNet:
-    """The trained net of an assignment, in eval mode, and what is known of it.
+class ExportOptions:
+    """What a user may ask of a file.
 
-    ``model`` names the network as a job does (``source``, ``arguments``); ``preprocessing`` is None where nobody knows.
+    That it takes pixels and normalises them; for which runtime it is; that sums that nothing quantizes have 8 bits.
     """
 
-    network: nn.Module
-    graph: LayerGraph
-    assignment: BitAssignment
-    choice: QuantizerChoice
-    model: Mapping[str, Any]
-    preprocessing: Preprocessing | None
-    seed: int
-    score: float | None
-    """The metric on validation; None where it is not known."""
+    normalise: bool = False
+    target: str | None = None
+    residual_bits: int | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """The names of those that were asked for."""
+        return [name for name, value in asdict(self).items() if value not in (None, False)]
 
 
 @dataclass(frozen=True)
 class NetExporter:
     """Writes a net to a path and says what it wrote.
 
-    ``write`` is given (path, net, normalise). ``trained`` is False for a format that holds nothing of a trained net;
-    ``normalises`` is True for one whose files can take pixels and normalise them.
+    ``write`` is given (path, net, options), and of the options only those in ``takes``. ``trained`` is False for a
+    format that holds nothing of a trained net.
     """
 
-    write: Callable[[Path, StoredNet, bool], ExportedFile]
+    write: Callable[[Path, StoredNet, ExportOptions], ExportedFile]
     trained: bool = True
-    normalises: bool = False
+    takes: frozenset[str] = frozenset()
 
 
-def _packed(out: Path, net: StoredNet, normalise: bool) -> ExportedFile:
+def _packed(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
     packed = save_packed(
         out, net.network, net.graph, net.assignment, net.choice, model=net.model, preprocessing=net.preprocessing
     )
@@ -70,7 +67,7 @@ def _own(source: str, found: Any) -> NetExporter:
         return found
     function = called(source, found, "format")
 
-    def write(out: Path, net: StoredNet, normalise: bool) -> ExportedFile:
+    def write(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
         with importable_working_directory():
             try:
                 function(out, net)
@@ -85,28 +82,28 @@ def _own(source: str, found: Any) -> NetExporter:
     return NetExporter(write)
 
 
+def _onnx(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
+    if options.residual_bits not in (None, RESIDUAL_BITS):
+        raise InputError(f"--residual-bits is {RESIDUAL_BITS} or left out, and not {options.residual_bits}")
+    format = OnnxFormat(find_target(options.target or DEFAULT_TARGET), options.residual_bits)
+    return export_graph(out, format, net, normalise=options.normalise)
+
+
 NET_EXPORTERS = Registry(
     "format",
     {
         PACKED: NetExporter(_packed),
-        "onnx": NetExporter(
-            lambda out, net, normalise: export_onnx(
-                out, net.network, net.graph, net.assignment, preprocessing=net.preprocessing, normalise=normalise
-            ),
-            normalises=True,
-        ),
+        "onnx": NetExporter(_onnx, takes=frozenset({"normalise", "target", "residual_bits"})),
         "qonnx": NetExporter(
-            lambda out, net, normalise: export_qonnx(
-                out, net.network, net.graph, net.assignment, preprocessing=net.preprocessing, normalise=normalise
-            ),
-            normalises=True,
+            lambda out, net, options: export_graph(out, QonnxFormat(), net, normalise=options.normalise),
+            takes=frozenset({"normalise"}),
         ),
         "torchao": NetExporter(
-            lambda out, net, normalise: export_torchao(out, net.graph, net.assignment, net.preprocessing),
+            lambda out, net, options: export_torchao(out, net.graph, net.assignment, net.preprocessing),
             trained=False,
         ),
         "aimet": NetExporter(
-            lambda out, net, normalise: export_aimet(out, net.network, net.assignment, net.preprocessing)
+            lambda out, net, options: export_aimet(out, net.network, net.assignment, net.preprocessing)
         ),
     },
     _own,

@@ -56,6 +56,12 @@ def check_same(
         _same(results[name], expected, f"the exported net's {name}")
 
 
+def check_same_results(found: Found, expected: Found) -> None:
+    """Raise :class:`JobError` where a changed graph gives other results."""
+    for name, values in expected.items():
+        _same(found[name], as_tensor(values), f"the exported net's {name}")
+
+
 @contextmanager
 def _forced(network: nn.Module, layers: Mapping[str, FixedLayer], taps: Sequence[Tap], found: Found) -> Iterator[None]:
     """Compare every layer of ``network`` as it runs, and let it go on with the tensors ``found``."""
@@ -64,6 +70,8 @@ def _forced(network: nn.Module, layers: Mapping[str, FixedLayer], taps: Sequence
         calls.setdefault(tap.layer, []).append(tap)
     comparison = _Comparison(layers, found)
     handles = []
+    for norm in {tap.fold.norm for tap in taps if tap.fold.norm}:
+        handles.append(network.get_submodule(norm).register_forward_hook(comparison.normalised(norm)))
     for name, own in calls.items():
         layer = network.get_submodule(name)
         handles.append(layer.register_forward_pre_hook(comparison.arriving(list(own)), with_kwargs=True))
@@ -84,6 +92,7 @@ class _Comparison:
     def __init__(self, layers: Mapping[str, FixedLayer], found: Found) -> None:
         self.layers, self.found = layers, found
         self.running: Tap | None = None
+        self.folded: dict[str, Tap] = {}
 
     def arriving(self, calls: list[Tap]) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -102,18 +111,33 @@ class _Comparison:
             tap, self.running = self.running, None
             if tap is None or not tap.output:
                 return None
-            _same(self.found[tap.output], output, f"the output of layer '{tap.layer}'")
-            return as_tensor(self.found[tap.output]).to(output.dtype)
+            if tap.fold.norm:  # the graph has only what the BatchNorm makes of it
+                self.folded[tap.fold.norm] = tap
+                return None
+            return self._compared(tap, output)
 
         return hook
+
+    def normalised(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> Any:
+            tap = self.folded.pop(name, None)
+            return None if tap is None else self._compared(tap, output)
+
+        return hook
+
+    def _compared(self, tap: Tap, output: Tensor) -> Tensor:
+        found = self.found[tap.output]
+        _same(found, output, f"the output of layer '{tap.layer}'", tap.bias_error)
+        return as_tensor(found).to(output.dtype)
 
     def quantized(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Any:
             levels = self.layers[name].input
             if self.running is None or self.running.layer != name or levels is None:
                 return None
-            used = self.found[self.running.used]
-            _same_steps(used, output, levels, f"the quantized input of layer '{name}'", inputs[0].double().numpy())
+            used = self.found[self.running.used] * np.float32(self.running.fold.gain)
+            wanted, source = output.detach().double().cpu().numpy(), inputs[0].double().numpy()
+            _same_steps(used, wanted, levels, f"the quantized input of layer '{name}'", source)
             return as_tensor(used).to(output.dtype)
 
         return hook
@@ -125,7 +149,12 @@ class _Comparison:
                 return
             what = f"the weight of layer '{name}'"
             if isinstance(weight, DenseWeight):
-                _same_steps(self.found[self.running.weight], output, weight.levels, what, None, weight)
+                fold = self.running.fold
+                factors = fold.weight_factor()
+                folded = weight.times(factors, fold.axis)
+                shaped = folded.along_axis(factors) if factors.ndim else factors
+                wanted = output.detach().double().cpu().numpy() * shaped
+                _same_steps(self.found[self.running.weight], wanted, folded.levels, what, None, folded)
             else:
                 _same(self.found[self.running.weight], output, what)
 
@@ -134,16 +163,15 @@ class _Comparison:
 
 def _same_steps(
     given: np.ndarray,
-    expected: Tensor,
+    wanted: np.ndarray,
     levels: Levels,
     what: str,
     source: np.ndarray | None,
     weight: DenseWeight | None = None,
 ) -> None:
     """Compare quantized tensors in steps; ``source`` tells where a neighbouring level is as good."""
-    wanted = expected.detach().double().cpu().numpy()
     _same_shape(given, wanted, what)
-    step = levels.level_step if weight is None else weight.along_axis(levels.level_step)
+    step = np.abs(levels.level_step if weight is None else weight.along_axis(levels.level_step))
     off = np.abs(given - wanted) / step
     bad = ~(off <= _STEP_TOLERANCE)
     if source is not None and bad.any():
@@ -154,12 +182,13 @@ def _same_steps(
         _refuse(what, f"{int(bad.sum())} of {bad.size} values, by up to {off[bad].max():.3g} steps")
 
 
-def _same(given: np.ndarray, expected: Tensor, what: str) -> None:
+def _same(given: np.ndarray, expected: Tensor, what: str, slack: float = 0.0) -> None:
+    """Compare to float32; ``slack`` may be between them besides."""
     wanted = expected.detach().double().cpu().numpy()
     _same_shape(given, wanted, what)
     largest = float(np.abs(wanted).max(initial=0.0))
     off = np.abs(given - wanted)
-    bad = ~(off <= _TOLERANCE * largest + 1e-30)
+    bad = ~(off <= _TOLERANCE * largest + slack + 1e-30)
     if bad.any():
         _refuse(
             what, f"{int(bad.sum())} of {bad.size} values, by up to {off[bad].max():.3g} where {largest:.3g} is most"

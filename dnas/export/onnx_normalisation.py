@@ -41,6 +41,12 @@ def normalised(pixels: Tensor, preprocessing: Preprocessing | None) -> Tensor:
     return pixels * scale + shift
 
 
+def pixels_of(inputs: Tensor, preprocessing: Preprocessing | None) -> Tensor:
+    """The pixels (N, C, H, W) that :func:`normalised` makes these inputs of."""
+    scale, shift = map(as_tensor, _scale_and_shift(preprocessing))
+    return (inputs - shift) / scale
+
+
 def _scale_and_shift(preprocessing: Preprocessing | None) -> tuple[np.ndarray, np.ndarray]:
     """Both (C, 1, 1), or as many axes as an input has."""
     if preprocessing is None:

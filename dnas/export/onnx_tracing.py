@@ -8,12 +8,14 @@ nodes of the format. The input and the output of every layer are marked too: the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas.export.fixed_layers import FixedLayer
 from dnas.export.onnx_packages import need
@@ -27,15 +29,34 @@ _DOMAIN = "dnas"
 INPUT, OUTPUT = "input", "output"
 
 
+@dataclass(frozen=True)
+class Fold:
+    """What a layer's weight took over: its input's gain, and the scale of the BatchNorm ``norm`` along ``axis``."""
+
+    gain: float = 1.0
+    norm: str = ""
+    scale: np.ndarray | None = None
+    axis: int = 0
+
+    def weight_factor(self) -> np.ndarray:
+        """What the written weight is times the net's own: one number, or one for each filter."""
+        return np.asarray(self.gain if self.scale is None else self.gain * self.scale, dtype=np.float64)
+
+
 @dataclass
 class Tap:
-    """The names of one layer call's tensors: its input as it comes and as it is used, its weight, its output."""
+    """The names of one layer call's tensors: its input as it comes and as it is used, its weight, its output.
+
+    They are written as ``fold`` says; ``bias_error`` is by how much a rounded bias may move the output.
+    """
 
     layer: str
     input: str = ""
     used: str = ""
     weight: str = ""
     output: str = ""
+    fold: Fold = field(default_factory=Fold)
+    bias_error: float = 0.0
 
 
 class NodeBuilder(Protocol):
@@ -84,9 +105,19 @@ def trace(
     return model
 
 
-def replace_marks(model: Any, layers: dict[str, FixedLayer], builder: NodeBuilder) -> list[Tap]:
+def mark_of(node: Any) -> tuple[str, str]:
+    """The module and the part that a mark stands for; empty for any other node, or None."""
+    if node is None or node.domain != _DOMAIN:
+        return "", ""
+    told = {attribute.name: attribute.s.decode() for attribute in node.attribute}
+    return told["layer"], told["part"]
+
+
+def replace_marks(
+    model: Any, layers: Mapping[str, FixedLayer], builder: NodeBuilder, folds: Mapping[str, Fold] | None = None
+) -> list[Tap]:
     """Put the nodes of ``builder`` in the place of the marks, in place; the taps come in the order of the calls."""
-    graph, rewiring = model.graph, _Rewiring(layers, builder)
+    graph, rewiring = model.graph, _Rewiring(layers, builder, folds or {})
     results = {output.name for output in graph.output}
     for node in list(graph.node):
         for at, name in enumerate(node.input):
@@ -110,8 +141,8 @@ def replace_marks(model: Any, layers: dict[str, FixedLayer], builder: NodeBuilde
 class _Rewiring:
     """Collects the nodes of the new graph."""
 
-    def __init__(self, layers: dict[str, FixedLayer], builder: NodeBuilder) -> None:
-        self.layers, self.builder = layers, builder
+    def __init__(self, layers: Mapping[str, FixedLayer], builder: NodeBuilder, folds: Mapping[str, Fold]) -> None:
+        self.layers, self.builder, self.folds = layers, builder, folds
         self.nodes: list[Any] = []
         self.renamed: dict[str, str] = {}
         self.taps: list[Tap] = []
@@ -121,18 +152,18 @@ class _Rewiring:
 
     def replace(self, node: Any, results: set[str]) -> None:
         """Put what a mark stands for in its place, and note where its tensors are."""
-        told = {attribute.name: attribute.s.decode() for attribute in node.attribute}
-        name, part, source, target = told["layer"], told["part"], node.input[0], node.output[0]
+        (name, part), source, target = mark_of(node), node.input[0], node.output[0]
         layer = self.layers.get(name)
         if part == "weight":
-            self._weights[name] = source
-            if layer is not None and layer.weight is not None:
+            if layer is None or layer.weight is None:
+                self._weights[name] = source
+            elif name not in self._weights:
                 self._weights[name] = f"{name}.weight.dequantized"
                 self.nodes += self.builder.weight(layer, self._weights[name])
             self.renamed[target] = self._weights[name]
         elif part == "input":
             self._calls[name] = self._calls.get(name, 0) + 1
-            tap = Tap(name, input=source, used=source)
+            tap = Tap(name, input=source, used=source, fold=self.folds.get(name, Fold()))
             self._open[name] = tap
             self.taps.append(tap)
             if layer is not None and layer.input is not None:
@@ -141,8 +172,9 @@ class _Rewiring:
                 self.nodes += self.builder.input(layer, source, tap.used)
             self.renamed[target] = tap.used
         else:
-            tap = self._open[name]
-            tap.output, tap.weight = source, self._weights.get(name, "")
+            if part == "output":
+                tap = self._open[name]
+                tap.output, tap.weight = source, self._weights.get(name, "")
             self.renamed[target] = source
             if target in results:  # the name of a result is fixed, so it needs a node of its own
                 self.nodes.append(need("onnx", "onnx")[0].helper.make_node("Identity", [source], [target]))
@@ -191,6 +223,9 @@ def _marked(network: nn.Module, names: Iterable[str], example: Tensor) -> nn.Mod
         else:
             layer.register_forward_pre_hook(_marking_input(_Mark(name, "input")), with_kwargs=True)
         layer.register_forward_hook(_marking_output(_Mark(name, "output")))
+    for name, module in twin.named_modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_hook(_marking_output(_Mark(name, "norm")))
     return twin
 
 

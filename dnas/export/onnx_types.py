@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search_spaces.errors import InputError
 
-_WEIGHT_WIDTHS = (2, 4, 8, 16)
-INPUT_WIDTHS = (8, 16)
-"""ONNX Runtime's optimizer fails on, or miscalculates, QuantizeLinear to fewer bits behind Clip, Relu or Reshape."""
+def bits_of(kind: str) -> int:
+    """The width of an integer type.
+
+    >>> bits_of("UINT4")
+    4
+    """
+    return int(kind.lstrip("UINT"))
 
 
 def packed(codes: np.ndarray, kind: str) -> bytes:
@@ -19,7 +22,7 @@ def packed(codes: np.ndarray, kind: str) -> bytes:
     >>> packed(np.array([1, -1, 0, -2, 1]), "INT2").hex()
     '8d01'
     """
-    bits = int(kind.lstrip("UINT"))
+    bits = bits_of(kind)
     flat = codes.reshape(-1).astype(np.int64) & (2**bits - 1)
     if bits >= 8:
         return flat.astype(f"<u{bits // 8}").tobytes()
@@ -35,7 +38,7 @@ def type_range(kind: str) -> tuple[int, int]:
     >>> type_range("INT4"), type_range("UINT2")
     ((-8, 7), (0, 3))
     """
-    bits = int(kind.lstrip("UINT"))
+    bits = bits_of(kind)
     return (0, 2**bits - 1) if kind.startswith("U") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
@@ -45,14 +48,10 @@ def holds(kind: str, low: int, high: int) -> bool:
     return least <= low and high <= most
 
 
-def integer_type(low: int, high: int, widths: Sequence[int] = _WEIGHT_WIDTHS) -> str:
-    """The smallest ONNX type of these widths that holds the integers from ``low`` to ``high``.
+def first_holding(kinds: Sequence[str], low: int, high: int) -> str:
+    """The first of these ONNX types that holds the integers from ``low`` to ``high``; empty where none does.
 
-    >>> integer_type(-1, 1), integer_type(0, 7), integer_type(-31, 31)
-    ('INT2', 'UINT4', 'INT8')
+    >>> first_holding(("INT2", "INT4", "INT8"), -8, 7), first_holding(("UINT8", "INT8"), 0, 256)
+    ('INT4', '')
     """
-    prefix = "INT" if low < 0 else "UINT"
-    for bits in widths:
-        if holds(f"{prefix}{bits}", low, high):
-            return f"{prefix}{bits}"
-    raise InputError(f"no integer type of ONNX holds the codes from {low} to {high}")
+    return next((kind for kind in kinds if holds(kind, low, high)), "")

@@ -8,77 +8,69 @@ node that floors (inputs) or whose weights are shifted by half a step, and half 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from dnas.export.fixed_layers import ExportedFile, FixedLayer, Levels, fixed_layers, input_shape_of
-from dnas.export.onnx import Initializers, describe, write_model
-from dnas.export.onnx_check import check_inputs, check_same, tensor_names
-from dnas.export.onnx_normalisation import normalised, take_pixels
+from dnas.export.fixed_layers import FixedLayer, Levels, StoredLayer
+from dnas.export.onnx_folding import fold
+from dnas.export.onnx_nodes import Initializers
 from dnas.export.onnx_packages import need
-from dnas.export.onnx_tracing import INPUT, replace_marks, trace
-from dnas.export.parts import deployed_copy
+from dnas.export.onnx_tracing import INPUT, Tap, replace_marks
 from dnas.quantization.schemes import GappedWeight
-from results.preprocessing import Preprocessing
-from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
-from search_spaces.layers import LayerGraph
 
-FORMAT = "qonnx"
 _DOMAIN = "qonnx.custom_op.general"
-_OPSET, _IR_VERSION = 18, 8
+_IR_VERSION = 8
 
 
-def export_qonnx(
-    path: Path,
-    network: nn.Module,
-    graph: LayerGraph,
-    assignment: BitAssignment,
-    inputs: Tensor | None = None,
-    *,
-    preprocessing: Preprocessing | None = None,
-    normalise: bool = False,
-) -> ExportedFile:
-    """Write the fixed net ``network``, made of ``assignment`` by :func:`quantize_fixed` and trained, to ``path``.
+@dataclass(frozen=True)
+class QonnxFormat:
+    """QONNX for one image at a time."""
 
-    ``graph`` is that of the float network; ``inputs`` (N, C, H, W) are what QONNX's executor and PyTorch are compared
-    on (seeded noise otherwise); ``preprocessing`` and ``normalise`` are as in :func:`export_onnx`. Raises
-    :class:`InputError` for a net that QONNX cannot hold, :class:`JobError` naming the first layer that differs;
-    nothing is written then.
-    """
-    need(FORMAT, "onnx", "onnxscript", "onnxruntime", "qonnx")
-    network = deployed_copy(network)
-    layers = fixed_layers(network)
-    for layer in layers.values():
-        if isinstance(layer.weight, GappedWeight):
-            raise InputError(
-                f"layer '{layer.name}' has {layer.weight.words}, which QONNX has no node for; "
-                "export it as onnx or packed"
-            )
-    model = trace(network, [spec.name for spec in graph.layers], input_shape_of(assignment), _OPSET, batch=1)
-    if normalise:
-        take_pixels(model, preprocessing)
-    taps = replace_marks(model, layers, QonnxBuilder())
-    model.opset_import.append(need(FORMAT, "onnx")[0].helper.make_opsetid(_DOMAIN, 1))
-    model.ir_version = _IR_VERSION
-    describe(model, assignment, preprocessing, normalise)
-    model = with_shapes(model)
-    x = check_inputs(input_shape_of(assignment), 2) if inputs is None else inputs.cpu().float()
-    found = run_qonnx(model, x.numpy(), tensor_names(taps))
-    results = {output.name: found[output.name] for output in model.graph.output}
-    given = normalised(x, preprocessing) if normalise else x
-    check_same(network, layers, taps, found, given, results)
-    return write_model(path, FORMAT, model, assignment)
+    name: str = "qonnx"
+    packages: tuple[str, ...] = ("onnx", "onnxscript", "onnxruntime", "qonnx")
+    opset: int = 18
+    batch: int | None = 1
+
+    def write(self, model: Any, network: nn.Module, layers: Mapping[str, FixedLayer]) -> QonnxNet:
+        """Put Quant nodes where the marks are."""
+        for layer in layers.values():
+            if isinstance(layer.weight, GappedWeight):
+                raise InputError(
+                    f"layer '{layer.name}' has {layer.weight.words}, which QONNX has no node for; "
+                    "export it as onnx or packed"
+                )
+        written, folds = fold(model, layers, network, norms=False)
+        taps = replace_marks(model, written, QonnxBuilder(), folds)
+        model.opset_import.append(need(self.name, "onnx")[0].helper.make_opsetid(_DOMAIN, 1))
+        model.ir_version = _IR_VERSION
+        return QonnxNet(with_shapes(model), taps)
+
+
+@dataclass(frozen=True)
+class QonnxNet:
+    """The graph of one net."""
+
+    model: Any
+    taps: Sequence[Tap]
+
+    def run(self, x: np.ndarray, names: list[str]) -> Mapping[str, np.ndarray]:
+        """In QONNX's executor."""
+        return run_qonnx(self.model, x, names)
+
+    def finish(self, x: np.ndarray) -> tuple[Mapping[str, StoredLayer], Sequence[str]]:
+        """Nothing is left to do."""
+        return {}, ()
 
 
 def with_shapes(model: Any) -> Any:
     """The model with the shape of every tensor, which QONNX's executor and the tools want."""
-    wrapper, shapes = need(FORMAT, "qonnx.core.modelwrapper", "qonnx.transformation.infer_shapes")
+    wrapper, shapes = need("qonnx", "qonnx.core.modelwrapper", "qonnx.transformation.infer_shapes")
     drawn = random.getstate()
     random.seed(0)  # qonnx draws the names of tensors: the same net is the same file
     try:
@@ -89,7 +81,7 @@ def with_shapes(model: Any) -> Any:
 
 def run_qonnx(model: Any, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
     """Run ``model`` on each of ``x`` (N, ...) in QONNX's executor: its input, outputs, and the tensors ``names``."""
-    wrapper, executor = need(FORMAT, "qonnx.core.modelwrapper", "qonnx.core.onnx_exec")
+    wrapper, executor = need("qonnx", "qonnx.core.modelwrapper", "qonnx.core.onnx_exec")
     wrapped = wrapper.ModelWrapper(model)
     made = {name for node in model.graph.node for name in node.output}
     wanted = [name for name in dict.fromkeys([*names, *(out.name for out in model.graph.output)]) if name in made]
@@ -124,7 +116,7 @@ class QonnxBuilder(Initializers):
     """Quantizers as nodes of QONNX."""
 
     def __init__(self) -> None:
-        super().__init__(FORMAT)
+        super().__init__("qonnx")
 
     def weight(self, layer: FixedLayer, target: str) -> list[Any]:
         """Quant of weights that lie on its grid."""

@@ -15,26 +15,23 @@ from typer.testing import CliRunner
 
 from dnas import load_data
 from dnas.commands.cli import app
-from dnas.export import onnx as onnx_export
-from dnas.export import qonnx as qonnx_export
+from dnas.export import graph_export
 from dnas.export.aimet import export_aimet
-from dnas.export.onnx import export_onnx
-from dnas.export.qonnx import export_qonnx, run_qonnx
+from dnas.export.qonnx import run_qonnx
 from dnas.export.save import save_packed
 from dnas.jobs.normalisation import preprocessing_of
 from results.pareto import ParetoFront
 from results.preprocessing import Preprocessing
 from results.run.folder import Run
 from search_spaces.errors import InputError
-from tests.exported_nets import small_net, traced_once
+from tests.exported_nets import export_onnx, export_qonnx, small_net, traced_once
 
 TOLD = Preprocessing((1, 6, 6), (0.25,), (0.5,), 3, ("a", "b", "c"))
 
 
 @pytest.fixture(autouse=True)
 def _once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (onnx_export, qonnx_export):
-        monkeypatch.setattr(module, "trace", traced_once)
+    monkeypatch.setattr(graph_export, "trace", traced_once)
 
 
 def metadata(path: Path) -> dict[str, Any]:

@@ -15,15 +15,25 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from qonnx.core.execute_custom_node import execute_custom_node
 
-from dnas.export import qonnx as qonnx_export
+from dnas.export import graph_export
 from dnas.export.fixed_layers import fixed_layers
 from dnas.export.onnx import read_assignment
-from dnas.export.qonnx import QonnxBuilder, export_qonnx, run_qonnx
+from dnas.export.qonnx import QonnxBuilder, run_qonnx
 from dnas.quantization.conversion import QuantizerChoice
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
 from search_spaces.sparse_weights.scheme import SparseWeights
-from tests.exported_nets import INPUTS, WEIGHTS, described, fixed_net, quantized_layer, samples, small_net, traced_once
+from tests.exported_nets import (
+    INPUTS,
+    WEIGHTS,
+    described,
+    export_qonnx,
+    fixed_net,
+    quantized_layer,
+    samples,
+    small_net,
+    traced_once,
+)
 from tests.packed_nets import inputs_for
 
 DOMAIN = "qonnx.custom_op.general"
@@ -84,7 +94,7 @@ def test_inputs_of_every_family_width_and_sign(family: str, bits: int, signed: b
 
 
 def test_a_net_of_several_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qonnx_export, "trace", traced_once)
+    monkeypatch.setattr(graph_export, "trace", traced_once)
     network, graph, assignment = small_net()
     file = export_qonnx(tmp_path / "net.onnx", network, graph, assignment)
     assert (file.format, file.file_bytes) == ("qonnx", file.path.stat().st_size)
@@ -117,8 +127,8 @@ def test_a_wrong_weight_names_its_layer_and_leaves_no_file(tmp_path: Path, monke
     weight = found["second"].weight
     wrong = dataclasses.replace(weight, codes=weight.codes[::-1])  # type: ignore[type-var,union-attr]
     found["second"] = dataclasses.replace(found["second"], weight=wrong)
-    monkeypatch.setattr(qonnx_export, "trace", traced_once)
-    monkeypatch.setattr(qonnx_export, "fixed_layers", lambda network: found)
+    monkeypatch.setattr(graph_export, "trace", traced_once)
+    monkeypatch.setattr(graph_export, "fixed_layers", lambda network: found)
     with pytest.raises(JobError, match="the weight of layer 'second' differs"):
         export_qonnx(tmp_path / "net.onnx", network, graph, assignment)
     assert list(tmp_path.iterdir()) == []
@@ -150,7 +160,7 @@ def test_a_missing_package_tells_the_install_command(tmp_path: Path, monkeypatch
 
 
 def test_the_assignment_in_the_file_is_plain_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qonnx_export, "trace", traced_once)
+    monkeypatch.setattr(graph_export, "trace", traced_once)
     network, graph, assignment = small_net()
     model = onnx.load(export_qonnx(tmp_path / "a", network, graph, assignment, inputs_for(graph, 1)).path)
     [entry] = [entry for entry in model.metadata_props if entry.key == "dnas.assignment"]

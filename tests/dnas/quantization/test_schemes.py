@@ -13,7 +13,6 @@ import torch
 
 from dnas.export.aimet import export_aimet
 from dnas.export.fixed_layers import fixed_layers
-from dnas.export.qonnx import export_qonnx
 from dnas.export.save import save_packed
 from dnas.export.torchao import layer_config
 from dnas.quantization.calibration import calibrate, observing
@@ -35,6 +34,7 @@ from search_spaces.schemes import SCHEMES, WeightScheme, find_scheme
 from search_spaces.spaces import build_space
 from search_spaces.sparse_weights.scheme import SparseWeights
 from tests import made_weights
+from tests.exported_nets import export_qonnx
 from tests.made_weights import KINDS
 from tests.own_schemes import Ternary
 from tests.packed_nets import Packed, assignment_of, inputs_for, load_packed, model_and_graph, packed_net, same_bits
