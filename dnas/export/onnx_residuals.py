@@ -73,8 +73,9 @@ def _step_and_zero(name: str, values: np.ndarray, unsigned: bool) -> tuple[np.fl
 def _with_bias(view: GraphView, node: Any) -> str:
     """What a layer gives, with the bias that is added behind it."""
     reader = view.only_reader(node.output[0])
-    added = reader is not None and reader.op_type in ("Add", "Sub") and view.constant(reader.input[1]) is not None
-    return str(reader.output[0] if added else node.output[0])
+    if reader is not None and reader.op_type in ("Add", "Sub") and view.constant(reader.input[1]) is not None:
+        return str(reader.output[0])
+    return str(node.output[0])
 
 
 def _sums(view: GraphView) -> Iterator[str]:

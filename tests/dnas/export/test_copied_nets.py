@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import bayesopt
-from dnas.export.onnx import export_onnx
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.switchable.net import SwitchableNet
 from search_spaces.assignments import LayerBits
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
+from tests.exported_nets import export_onnx
 from tests.packed_nets import assignment_of, inputs_for
 from tests.toys import SHAPE, seeded
 

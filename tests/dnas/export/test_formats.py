@@ -10,7 +10,9 @@ import pytest
 from torch import nn
 
 from dnas.commands import cli
-from dnas.export.formats import NET_EXPORTERS, NetExporter, StoredNet
+from dnas.export.formats import NET_EXPORTERS, ExportOptions, NetExporter
+from dnas.export.stored import StoredNet
+from dnas.export.targets import target_names
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from results.tables.export import EXPORTERS
@@ -64,7 +66,7 @@ def test_a_format_writes_one_file_of_the_size_it_tells_and_the_same_again(format
     folder.mkdir()
     exporter = NET_EXPORTERS.find(format)
     assert isinstance(exporter, NetExporter)
-    written = [exporter.write(folder / name, net, False) for name in ("first", "second")]
+    written = [exporter.write(folder / name, net, ExportOptions()) for name in ("first", "second")]
     assert sorted(path.name for path in folder.iterdir()) == ["first", "second"]
     assert (folder / "first").read_bytes() == (folder / "second").read_bytes()
     for file in written:
@@ -74,8 +76,10 @@ def test_a_format_writes_one_file_of_the_size_it_tells_and_the_same_again(format
 
 
 def test_the_command_offers_what_is_registered() -> None:
-    option = get_type_hints(cli.export, include_extras=True)["format"].__metadata__[0]
-    assert option.metavar == "|".join([*EXPORTERS, *NET_EXPORTERS, "package.module:name"])
+    hints = get_type_hints(cli.export, include_extras=True)
+    assert hints["format"].__metadata__[0].metavar == "|".join([*EXPORTERS, *NET_EXPORTERS, "package.module:name"])
+    offered = hints["target"].__metadata__[0].metavar.split("|")
+    assert sorted(offered) == sorted([*target_names(), "FILE.toml"])
 
 
 @pytest.mark.parametrize(
@@ -90,4 +94,4 @@ def test_the_command_offers_what_is_registered() -> None:
 )
 def test_what_is_no_format_is_refused(format: str, sentence: str, net: StoredNet) -> None:
     with pytest.raises(InputError, match=sentence):
-        NET_EXPORTERS.find(format).write(Path("net"), net, False)
+        NET_EXPORTERS.find(format).write(Path("net"), net, ExportOptions())

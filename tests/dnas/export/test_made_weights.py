@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from dnas.export.aimet import export_aimet
-from dnas.export.onnx import export_onnx
 from dnas.export.save import save_packed
 from dnas.export.torchao import export_torchao
 from dnas.export.unpack import load
@@ -25,6 +24,7 @@ from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import read_graph
+from tests.exported_nets import export_onnx
 from tests.made_weights import KINDS, SHAPE, images, name_of, network
 from tests.packed_nets import assignment_of
 
