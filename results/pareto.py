@@ -93,12 +93,14 @@ class FrontPoint(Scored):
 
     def cost(self, name: str) -> float:
         """Return one cost by name; raise :class:`InputError` for a cost that was not measured."""
-        costs = self.costs
-        if name not in costs:
+        if name in COSTS and name not in self.extra_costs:
+            return float(getattr(self, name))
+        if name not in self.extra_costs:
             raise InputError(
-                f"point '{self.assignment}' has no cost '{name}'{nearest(name, costs)}; it has {', '.join(costs)}"
+                f"point '{self.assignment}' has no cost '{name}'{nearest(name, self.costs)}; it has "
+                f"{', '.join(self.costs)}"
             )
-        return costs[name]
+        return self.extra_costs[name]
 
     @property
     def gain(self) -> float:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from dnas.commands.terminal import amount_text, show, show_json
@@ -26,6 +25,7 @@ from dnas.jobs.doctor import (
     examine,
 )
 from dnas.jobs.job import data_shape
+from results.tables.plain import PlainTable
 from search_spaces.errors import InputError
 from search_spaces.models.load import load_model
 
@@ -134,14 +134,14 @@ def _parameter_line(counts: Mapping[str, int]) -> str:
     return f"Parameters: {sum(counts.values()):,}, of which {', '.join(told)}."
 
 
-def _layer_table(report: DoctorReport) -> Table:
+def _layer_table(report: DoctorReport) -> PlainTable:
     title = f"{report.source} on {_shape(report.input_shape)}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = PlainTable(title, underlined=False)
     for heading in ("layer", "kind", "input → output"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, fold=True)
     for heading in ("weights", "MACs"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold")
+        table.add_column(heading, right=True)
+    table.add_column("status", fold=True)
     for layer in report.layers:
         numbers = (f"{layer.weights:,}", f"{layer.macs:,}") if layer.kind else (f"{layer.parameters:,}", "")
         shapes = f"{_shape(layer.input_shape)} → {_shape(layer.output_shape)}" if layer.kind else ""
@@ -159,8 +159,8 @@ def _status(layer: LayerReport) -> str:
     return f"{layer.status}: {layer.reason}"
 
 
-def _style(layer: LayerReport) -> str | None:
-    return None if layer.status == SEARCHED else "dim"
+def _style(layer: LayerReport) -> str:
+    return "" if layer.status == SEARCHED else "dim"
 
 
 def _others(report: DoctorReport) -> Iterable[Text]:
@@ -204,10 +204,10 @@ def _channels(channels: ChannelsReport) -> Iterable[RenderableType]:
         yield Text(
             f"\nChannel groups that can be pruned: {len(groups)}, with {total:,} units (filters that go together)"
         )
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column("  group", overflow="fold")
+        table = PlainTable(underlined=False)
+        table.add_column("  group", fold=True)
         for heading in ("units", "layers"):
-            table.add_column(heading, justify="right", no_wrap=True)
+            table.add_column(heading, right=True)
         for group in groups[:MOST_GROUPS]:
             table.add_row(f"  {group.name}", f"{group.units:,}", str(len(group.layers)))
         yield table
@@ -226,12 +226,12 @@ def _frozen_lines(frozen: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _cost_table(report: DoctorReport) -> Table:
+def _cost_table(report: DoctorReport) -> PlainTable:
     names = list(next(iter(report.uniform.values())))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("every layer at", no_wrap=True)
+    table = PlainTable(underlined=False)
+    table.add_column("every layer at")
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, right=True)
     for bits, costs in report.uniform.items():
         known = {name: value for name, value in costs.items() if value is not None}
         amounts = (amount_text(name, known[name]) if name in known else "not known" for name in names)

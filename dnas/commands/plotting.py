@@ -9,10 +9,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from dnas.commands.terminal import show, show_json, tell
-from dnas.commands.viewing import front_assignments
+from dnas.commands.viewing import shown_ids
+from results.events import Searched
 from results.pictures.curve_data import search_curves
 from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, draw_trials, save_figure
-from results.pictures.plot_data import MOST_COLUMNS, spread
 from results.pictures.prune_data import ratio_panels
 from results.pictures.trial_data import prune_trials
 from results.run.folder import Run
@@ -105,18 +105,21 @@ def _front_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
 
 def _bit_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
     for name, run in runs.items():
-        chosen = front_assignments(run, run.load_front().by_cost(x))
+        ids, count = shown_ids(run, run.load_front().by_cost(x))
+        found = run.assignments(ids)
+        chosen = [found[id] for id in ids if id in found]
         if not chosen:
             raise InputError(f"{run.folder} has no assignment on its front to draw")
-        if len(chosen) > MOST_COLUMNS:
-            tell(f"bits of {MOST_COLUMNS} of the {len(chosen)} assignments on the front of {run.folder} are drawn")
-            chosen = spread(chosen, MOST_COLUMNS)
+        if len(ids) < count:
+            tell(f"bits of {len(ids)} of the {count} assignments on the front of {run.folder} are drawn")
         yield _file_name("bits", name, runs), lambda chosen=chosen: draw_bits(chosen)  # type: ignore[misc]
 
 
 def _curve_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
     for name, run in runs.items():
-        curves = search_curves(run.journal.events(), run.assignments())
+        events = run.journal.events()
+        searched = {event.run for event in events if isinstance(event, Searched)}
+        curves = search_curves(events, run.assignments(searched))
         if not curves:
             raise InputError(f"{run.folder} has not begun its search, so there are no curves")
         for label, course in curves.items():

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
-
 from dnas.commands.doctor_view import budget_of
 from dnas.commands.launching import opened_if_free
 from dnas.commands.terminal import amount_text, show, show_json, tell
 from dnas.jobs.ranking import RankRequest, rank_run
 from results.ranking import Ranking
+from results.tables.plain import PlainTable
 
 
 def rank(folder: Path, budget: str, assignments: int, epochs: int | None, as_json: bool) -> None:
@@ -24,12 +23,12 @@ def rank(folder: Path, budget: str, assignments: int, epochs: int | None, as_jso
     show(_table(found), "", found.told)
 
 
-def _table(found: Ranking) -> Table:
+def _table(found: Ranking) -> PlainTable:
     """One line an assignment, the lowest loss first."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    table = PlainTable()
     costs = list(found.limits)
     for title in (*costs, "loss in the supernet", found.scored_by.label, "rank", "bits (weights/inputs)"):
-        table.add_column(title, justify="left" if title.startswith("bits") else "right", overflow="fold")
+        table.add_column(title, right=not title.startswith("bits"), fold=True)
     gain = found.scored_by.gain
     worst = float("inf")
     rows = sorted(found.assignments, key=lambda row: worst if row.loss is None else row.loss)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
-
 from dnas.commands.launching import opened_if_free
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import load_job
@@ -14,6 +12,7 @@ from results.pictures.figures import save_figure
 from results.pictures.plot_data import bit_text
 from results.pictures.sensitivity import draw_sensitivities, loss_text
 from results.run.layout import JOB, JOURNAL
+from results.tables.plain import PlainTable
 from search_spaces.errors import InputError
 from search_spaces.sensitivities import Sensitivities, SensitivityKind
 
@@ -43,13 +42,13 @@ def sensitivity(
     show(_table(found), *(["", f"written: {out}"] if out else []))
 
 
-def _table(found: Sensitivities) -> Table:
+def _table(found: Sensitivities) -> PlainTable:
     """One line a layer (a decision, where they were measured), weights before inputs."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
-    table.add_column("decision" if found.kind == "measured" else "layer", overflow="fold")
+    table = PlainTable()
+    table.add_column("decision" if found.kind == "measured" else "layer", fold=True)
     for letter, bits in (("W", found.weight_bits), ("A", found.activation_bits)):
         for width in bits:
-            table.add_column(f"{letter}{bit_text(width)}", justify="right")
+            table.add_column(f"{letter}{bit_text(width)}", right=True)
     for layer, losses in found.weights.items():
         table.add_row(layer, *map(loss_text, losses), *map(loss_text, found.inputs[layer]))
     return table

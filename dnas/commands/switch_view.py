@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from dnas.commands.terminal import show, show_json
 from results.pareto import Estimate
 from results.pictures.switch_data import SwitchRow, switch_rows
 from results.run.folder import Run
+from results.tables.plain import PlainTable
 from results.units import measured, number_text, scaled_unit
 from search_spaces.errors import InputError
 from search_spaces.metrics import Metric
@@ -31,16 +30,15 @@ def switch(folder: Path, as_json: bool) -> None:
     show(*_hints(folder, nets))
 
 
-def _table(net: str, rows: Sequence[SwitchRow]) -> Table:
-    table = Table(title=net, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.header_style = "underline"
-    table.add_column("profile", overflow="fold")
+def _table(net: str, rows: Sequence[SwitchRow]) -> PlainTable:
+    table = PlainTable(net)
+    table.add_column("profile", fold=True)
     size = scaled_unit("size_bytes", min(row.size_bytes for row in rows))
     bitops = scaled_unit("bitops", min(row.bitops for row in rows))
     metric = rows[0].metric
     unit = metric.unit or metric.name
     for heading in (size.symbol, bitops.symbol, f"val {unit}", "alone", "Δ", f"test {unit}", "alone", "Δ"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, right=True)
     for row in rows:
         pairs = (row.val, row.alone_val), (row.test, row.alone_test)
         figures = [t for a, b in pairs for t in (_figure(metric, a), _figure(metric, b), _difference(metric, a, b))]

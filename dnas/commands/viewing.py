@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from rich.table import Table
 
 from dnas.commands.terminal import amount_text, show, show_json, tell
 from results.pareto import FLOAT, ParetoFront
@@ -20,6 +18,7 @@ from results.run.layout import list_runs
 from results.run.lost import sound_events
 from results.run.status import RunStatus, run_status
 from results.tables.advice import advice
+from results.tables.plain import PlainTable
 from results.tables.pool import pool_json, render_pool, told
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
@@ -53,22 +52,20 @@ def show_run(folder: Path, as_json: bool) -> None:
     front = run.load_front()
     words = verdicts(front)
     words += _ranked(run)
-    found, damaged = run.read_assignments()
+    ids, count = shown_ids(run, front)
+    found, damaged = run.read_assignments(ids)
     for why in damaged.values():
         tell(why)
     if as_json:
         show_json({"run": str(folder), "front": front.to_json(), "verdicts": words, "advice": advice(front)})
         return
     show(render_table(front_rows(front)), "", *words, "", *advice(front))
-    on_front = [found[point.assignment] for point in front.front if point.assignment in found]
-    chosen = spread(on_front, MOST_COLUMNS)
+    chosen = [found[id] for id in ids if id in found]
     if chosen:
-        parents = parents_of(found)
+        parents = _parents(run, chosen)
         show("", _bits_table(chosen, {item.id: filters_of(item, parents.get(item.id)) for item in chosen}))
-    if len(chosen) < len(on_front):
-        show(
-            "", f"bits of {len(chosen)} of the {len(on_front)} assignments on the front; others: dnas show {folder} ID"
-        )
+    if len(chosen) < count:
+        show("", f"bits of {len(chosen)} of the {count} assignments on the front; others: dnas show {folder} ID")
 
 
 def show_pools(folder: Path, as_json: bool) -> None:
@@ -106,7 +103,7 @@ def show_assignment(folder: Path, name: str, as_json: bool) -> None:
         _show_float(run, as_json)
         return
     assignment = run.assignment(run.complete_id(name))
-    filters = filters_of(assignment, parents_of(run.assignments()).get(assignment.id))
+    filters = filters_of(assignment, _parents(run, [assignment]).get(assignment.id))
     costs = assignment.layer_costs or _priced_again(run, assignment)
     if as_json:
         kept = {layer: {"kept": kept, "of": of, "ratio": 1 - kept / of} for layer, (kept, of) in filters.items()}
@@ -129,10 +126,17 @@ def _show_float(run: Run, as_json: bool) -> None:
     show(render_table(rows), "", f"in all: {_totals(rows[0]['costs'])}")
 
 
-def front_assignments(run: Run, front: ParetoFront) -> list[BitAssignment]:
-    """Return the assignments on the front that the run still has, by rising cost."""
-    found = run.assignments()
-    return [found[point.assignment] for point in front.front if point.assignment in found]
+def shown_ids(run: Run, front: ParetoFront) -> tuple[list[str], int]:
+    """The assignments on the front that the run still has, by rising cost: those to show, and how many there are."""
+    present = {path.stem for path in run.assignment_paths()}
+    ids = [point.assignment for point in front.front if point.assignment in present]
+    return spread(ids, MOST_COLUMNS), len(ids)
+
+
+def _parents(run: Run, items: Sequence[BitAssignment]) -> dict[str, BitAssignment]:
+    """Pruned assignment → the one that it was made from, as far as the run has it."""
+    wanted = {item.provenance.parent or "" for item in items}
+    return parents_of({**run.assignments(wanted), **{item.id: item for item in items}})
 
 
 def _totals(costs: Mapping[str, float]) -> str:
@@ -150,7 +154,7 @@ def _row_or_damage(folder: Path) -> dict[str, Any]:
         return {"run": str(folder), **asdict(RunStatus("damaged", message=str(error)))}
 
 
-def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _status_table(rows: Sequence[Mapping[str, Any]]) -> PlainTable:
     table = _table("run", "state", "at", "last sign", "message")
     for row in rows:
         epoch = f"epoch {row['epoch']}/{row['epochs']}" if row["epoch"] is not None else ""
@@ -162,7 +166,7 @@ def _status_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _bits_table(assignments: Sequence[BitAssignment], filters: Mapping[str, Filters]) -> Table:
+def _bits_table(assignments: Sequence[BitAssignment], filters: Mapping[str, Filters]) -> PlainTable:
     """``filters`` are those kept, of how many, of the pruned layers of each assignment."""
     pruned = any(filters.values())
     title = "bits (weights/inputs), filters kept" if pruned else "bits (weights/inputs)"
@@ -193,16 +197,15 @@ def _priced_again(run: Run, assignment: BitAssignment) -> LayerCosts:
         return {}
 
 
-def _layer_table(assignment: BitAssignment, costs: LayerCosts, filters: Filters) -> Table:
+def _layer_table(assignment: BitAssignment, costs: LayerCosts, filters: Filters) -> PlainTable:
     """One line per layer; what is kept of its filters stands there where any layer lost some."""
     names = list(next(iter(costs.values()), {}))
     pruned = bool(kept_rows_of(assignment.layers))
     stored = {name: bits.scheme.columns() for name, bits in assignment.layers.items() if bits.scheme}
     headings = list(dict.fromkeys(heading for columns in stored.values() for heading in columns))
     extra = (*(("filters", "removed") if pruned else ()), *headings)
-    table = _table("layer", "weights", "inputs", *extra, *names)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    numbers = ("weights", "inputs", *extra, *names)
+    table = _table("layer", *numbers, right=numbers)
     for layer, bits in assignment.layers.items():
         own = costs.get(layer, {})
         cells = (amount_text(name, own[name]) if name in own else "" for name in names)
@@ -220,8 +223,8 @@ def _kept_text(left: int | None, filters: tuple[int, int] | None) -> tuple[str, 
     return f"{kept} of {of}", f"{100 * (1 - kept / of):.0f} %"
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+def _table(*headings: str, right: Collection[str] = ()) -> PlainTable:
+    table = PlainTable()
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, right=heading in right, fold=True)
     return table

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from results.pictures.figures import NORMAL, SMALL, bit_colour_map, bit_colours, new_figure
 from results.pictures.plot_data import BitMap, bit_map, bit_text
@@ -77,12 +81,32 @@ def add_bit_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], levels: 
 
 
 def _write_numbers(axes: Axes, rows: Sequence[Sequence[int | None]]) -> None:
-    colours = bit_colours()
+    """One mark per bit-width, drawn in all its cells at once: thousands of texts take seconds."""
+    cells: dict[int, list[tuple[int, int]]] = {}
     for y, row in enumerate(rows):
         for x, bits in enumerate(row):
-            if bits is None:
-                continue
-            red, green, blue, _ = colours[bits]
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            ink = "white" if dark else "black"
-            axes.text(x, y, bit_text(bits), ha="center", va="center", fontsize=SMALL - 1, color=ink)
+            if bits is not None:
+                cells.setdefault(bits, []).append((x, y))
+    colours = bit_colours()
+    for bits, places in cells.items():
+        red, green, blue, _ = colours[bits]
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+        text = bit_text(bits)
+        mark, size = _mark(text)
+        style: dict[str, Any] = {"linestyle": "none", "markersize": size, "markeredgewidth": 0, "label": text}
+        axes.plot(
+            *zip(*places, strict=True),
+            marker=mark,
+            color="white" if dark else "black",
+            scalex=False,
+            scaley=False,
+            **style,
+        )
+
+
+def _mark(text: str) -> tuple[Path, float]:
+    """The outline of a text around its middle, and the size at which a mark of it is as large as the text."""
+    outline = TextPath((0, 0), text, size=SMALL - 1)
+    box = outline.get_extents()
+    centred = outline.transformed(Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2))
+    return centred, 2 * float(np.abs(centred.vertices).max())

@@ -38,10 +38,19 @@ def save_figure(figure: Figure, path: Path) -> None:
     if format not in _UNDATED:
         raise InputError(f"cannot draw {path}: the suffix '{path.suffix}' is none of .png, .svg, .pdf")
     buffer = io.BytesIO()
+    _lay_out(figure)
     # Text as text (svg) and as embedded TrueType (pdf), which journals ask for; ids that do not change per call.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dnas", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=format, dpi=PNG_DPI, metadata=_UNDATED[format])
     write_bytes(path, buffer.getvalue())
+
+
+def _lay_out(figure: Figure) -> None:
+    """Find every place once: matplotlib would draw the whole figure for it, and names lie where they were put."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def plain_axes(axes: Axes) -> None:

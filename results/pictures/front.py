@@ -24,6 +24,8 @@ from search_spaces.metrics import Metric
 
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 OVER_BUDGET = "over budget"
+MANY_POINTS, LEAST_MARKER_SCALE = 100, 0.35
+"""From so many points on markers are smaller, down to this share of their size."""
 LINK_STYLE: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 0.9, "alpha": 0.8, "zorder": 1.5}
 
 
@@ -45,8 +47,9 @@ def draw_front_picture(picture: FrontPicture) -> Figure:
     for link in picture.links:
         colour = colours[link.run] if several else POINT_KINDS["pruned"].colour
         axes.plot(*zip(link.start, link.end, strict=True), color=colour, **LINK_STYLE)
+    scale = _marker_scale(sum(len(series.x) for series in picture.series))
     for series in picture.series:
-        _draw_series(axes, series, colours[series.run] if several else POINT_KINDS[series.kind].colour)
+        _draw_series(axes, series, colours[series.run] if several else POINT_KINDS[series.kind].colour, scale)
     for series in picture.test_series:
         colour = colours[series.run] if several else POINT_KINDS[series.kind].colour
         axes.plot(series.x, series.y, "_", color=colour, markersize=10, markeredgewidth=1.6, zorder=3)
@@ -89,30 +92,40 @@ def _mark_below(axes: Axes, picture: FrontPicture, run_colours: Mapping[str, str
         )
 
 
-def _draw_series(axes: Axes, series: Series, colour: str) -> None:
+def _marker_scale(count: int) -> float:
+    """How large the markers of so many points are: all of them together cover about the same share of the picture.
+
+    >>> _marker_scale(30), _marker_scale(400)
+    (1.0, 0.5)
+    """
+    return min(1.0, max(LEAST_MARKER_SCALE, (MANY_POINTS / count) ** 0.5))
+
+
+def _draw_series(axes: Axes, series: Series, colour: str, scale: float) -> None:
     axes.errorbar(
         series.x,
         series.y,
         yerr=series.error if any(series.error) else None,
         fmt=POINT_KINDS[series.kind].marker,
         color=colour,
-        **_face(series, colour),
-        markersize=POINT_KINDS[series.kind].size,
-        elinewidth=1,
-        capsize=2.5,
+        **_face(series, colour, scale),
+        markersize=scale * POINT_KINDS[series.kind].size,
+        elinewidth=scale,
+        capsize=2.5 * scale,
         zorder=4.5 if series.kind == "pruned" else 4,  # what is judged lies above its controls
     )
     if not series.feasible:
-        axes.plot(series.x, series.y, "x", color=colour, markersize=4.5, markeredgewidth=1.0, zorder=5)
+        axes.plot(series.x, series.y, "x", color=colour, markersize=4.5 * scale, markeredgewidth=scale, zorder=5)
 
 
-def _face(series: Series, colour: str) -> dict[str, Any]:
+def _face(series: Series, colour: str, scale: float) -> dict[str, Any]:
     """How a marker is filled: solid, a ring, or white where a budget is exceeded."""
     if POINT_KINDS[series.kind].ring:
-        return {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.4}
-    if series.feasible:
-        return {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": 0.6}
-    return {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.0}
+        return {"markerfacecolor": "none", "markeredgecolor": colour, "markeredgewidth": 1.4 * scale}
+    if series.feasible:  # white edges keep a few apart; of many they would leave nothing but white
+        width = 0.6 if scale == 1 else 0.0
+        return {"markerfacecolor": colour, "markeredgecolor": "white", "markeredgewidth": width}
+    return {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": scale}
 
 
 def _label_axes(axes: Axes, picture: FrontPicture) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -202,20 +202,25 @@ class Run:
         write_sealed_json(path, assignment.to_json())
         return path
 
-    def read_assignments(self) -> tuple[dict[str, BitAssignment], dict[str, str]]:
-        """Return all assignments of this run that can be read, by id, sorted; and why, for each that cannot."""
+    def read_assignments(self, ids: Collection[str] | None = None) -> tuple[dict[str, BitAssignment], dict[str, str]]:
+        """Return all assignments of this run that can be read, by id, sorted; and why, for each that cannot.
+
+        With ``ids`` only those of them that it has: a front of thousands takes a second to read.
+        """
         found: dict[str, BitAssignment] = {}
         damaged: dict[str, str] = {}
         for path in self.assignment_paths():
+            if ids is not None and path.stem not in ids:
+                continue
             try:
                 found[path.stem] = self._read(path)
             except InputError as error:
                 damaged[path.stem] = str(error)
         return found, damaged
 
-    def assignments(self) -> dict[str, BitAssignment]:
-        """Return all assignments of this run that can be read, by id, sorted."""
-        return self.read_assignments()[0]
+    def assignments(self, ids: Collection[str] | None = None) -> dict[str, BitAssignment]:
+        """Return all assignments of this run that can be read, by id, sorted; with ``ids`` only those of them."""
+        return self.read_assignments(ids)[0]
 
     def damaged_assignments(self) -> dict[str, str]:
         """Return why, for each assignment whose file cannot be read."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from results.kinds import POINT_KINDS
 from results.pareto import FrontPoint, ParetoFront
+from results.tables.within import Within
 from results.units import amount_text, measured
 from search_spaces.errors import check_type
 from search_spaces.provenance import KINDS, PROFILE
@@ -73,11 +74,11 @@ def _by_budget(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
         for point in points
         if point.budget and point.limits and POINT_KINDS[point.kind].controls
     }
+    within = Within(points, lambda point: _order(point, front.x))
     told = []
     for label, limits in sorted(budgets.items(), key=lambda budget: tuple(budget[1].values())):
-        known = [point for point in points if set(limits) <= set(point.costs)]
-        within = [point for point in known if all(point.cost(name) <= most for name, most in limits.items())]
-        told.append(f"{label}: {_told(_best(within, front.x), front.x)}")
+        best = within.best(limits)
+        told += [f"{label}: {_told(best, front.x)}"] if best else []
     return [f"the best within each budget: {'; '.join(told)}"] if told else []
 
 

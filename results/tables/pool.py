@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.table import Table
-
 from results.events import Judged
 from results.pools import BudgetPool, Candidate, mean_loss
+from results.tables.plain import PlainTable
 from results.units import amount_text
 from search_spaces.metrics import metric_named
 
@@ -37,19 +36,19 @@ def _round_json(judged: Judged) -> dict[str, Any]:
     return {**told, "standard_error": judged.standard_error, judged.metric: judged.score}
 
 
-def render_pool(pool: BudgetPool) -> Table:
+def render_pool(pool: BudgetPool) -> PlainTable:
     """A terminal table of one pool, those that came furthest first; the loss of each round ± its standard error."""
     count = max((len(each.rounds) for each in pool.candidates), default=0)
     costs = list(dict.fromkeys(name for each in pool.candidates for name in each.costs))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
-    table.add_column("proposal", no_wrap=True)
-    table.add_column("from", overflow="fold")
+    table = PlainTable()
+    table.add_column("proposal")
+    table.add_column("from", fold=True)
     for heading in costs:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, right=True)
     for number in range(1, count + 1):
         epochs = next(each.rounds[number - 1].epochs for each in pool.candidates if len(each.rounds) >= number)
-        table.add_column(f"loss, {epochs} epoch{'s' if epochs > 1 else ''}", justify="right", no_wrap=True)
-    table.add_column("chosen", no_wrap=True)
+        table.add_column(f"loss, {epochs} epoch{'s' if epochs > 1 else ''}", right=True)
+    table.add_column("chosen")
     for each in sorted(pool.candidates, key=_place):
         told = [judged_text(judged) for judged in each.rounds]
         table.add_row(
@@ -59,7 +58,7 @@ def render_pool(pool: BudgetPool) -> Table:
             *told,
             *[""] * (count - len(told)),
             "yes" if each.chosen else "",
-            style="bold" if each.chosen else None,
+            style="bold" if each.chosen else "",
         )
     return table
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from results.kinds import POINT_KINDS
 from results.pareto import COSTS, FLOAT, FloatReference, ParetoFront
+from results.tables.plain import PlainTable
 from results.units import measured, scaled_unit
 from search_spaces.metrics import ACCURACY, Metric
 
@@ -84,8 +83,8 @@ def _float_row(reference: FloatReference, metric: Metric) -> dict[str, Any]:
     }
 
 
-def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> Table:
-    """Return a terminal table of :func:`front_rows`; the metric in its unit, points on the front in bold.
+def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTable:
+    """Return a table of :func:`front_rows` for rich to print; the metric in its unit, points on the front in bold.
 
     Where something was pruned, "kept" (the share of filters) takes the place of the kind, which ids tell as well: that
     of a pruned assignment begins with the id of the one it was made from.
@@ -93,19 +92,19 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) ->
     weights are; "over" marks a point over its budget. Beside the size stand the bit operations (unless an index is told
     apart: they do not know of zeros) and every other cost that a budget limits.
     """
-    # No lines, so that the usual costs fit into 80 columns; only a long id is ever folded.
-    table = Table(title=title, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
-    table.add_column("assignment", overflow="fold")
+    # Only a long id is ever folded: the usual costs fit into 80 columns.
+    table = PlainTable(title)
+    table.add_column("assignment", fold=True)
     pruned = any(row.get("kept_filters") is not None for row in rows)
-    table.add_column("kept" if pruned else "kind", no_wrap=True, justify="right" if pruned else "left")
+    table.add_column("kept" if pruned else "kind", right=pruned)
     indexed = any(row.get("times_smaller_without_index") is not None for row in rows)
     size, *others = _shown_costs(rows, indexed)
     for heading in (size.heading, "÷fp32", *(["no index"] if indexed else []), *(cost.heading for cost in others)):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, right=True)
     metric = Metric(**rows[0]["metric"]) if rows else ACCURACY
     for heading in (f"{split} {metric.unit or metric.name}" for split in ("val", "test")):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("front", no_wrap=True)
+        table.add_column(heading, right=True)
+    table.add_column("front")
     for row in rows:
         table.add_row(
             row["id"],
@@ -117,7 +116,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) ->
             _cell(metric, row[f"val_{metric.name}"], row["val_std"], row["seeds"]),
             _cell(metric, row[f"test_{metric.name}"], row["test_std"], row["test_seeds"]),
             "yes" if row["on_front"] else "" if row["feasible"] else "over",
-            style="bold" if row["on_front"] else "dim" if row["kind"] == FLOAT else None,
+            style="bold" if row["on_front"] else "dim" if row["kind"] == FLOAT else "",
         )
     return table
 

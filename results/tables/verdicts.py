@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from results.kinds import POINT_KINDS
 from results.pareto import Estimate, FrontPoint, ParetoFront
+from results.tables.within import Within
 from results.units import Unit, measured, number_text, scaled_unit
 from search_spaces.errors import check_type
 from search_spaces.metrics import Metric
@@ -64,20 +65,20 @@ def compare_with_controls(front: ParetoFront) -> list[Comparison]:
     not known). Where several points qualify, the one with the highest validation accuracy is taken.
     """
     search = [point for point in front.points if POINT_KINDS[point.kind].controls and point.feasible]
-    best = {key: _best([p for p in search if _goal(p) == key]) for key in {_goal(p) for p in search}}
+    by_budget = _best_by((p for p in front.points if p.feasible), lambda p: (p.kind, p.budget))
+    uniform = [p for p in front.points if p.kind == "uniform"]
+    within = Within(uniform, _order)
+    none = "no uniform assignment that was measured meets it" if uniform else "no uniform control was measured"
     comparisons = []
-    for point in sorted((p for p in best.values() if p), key=lambda p: (p.cost(front.x), p.key)):
-        label = point.budget or point.assignment
-        if "ilp" in POINT_KINDS[point.kind].controls:
-            ilp = _best([p for p in front.points if p.kind == "ilp" and p.feasible and p.budget == point.budget])
+    for point in sorted(_best_by(search, _goal).values(), key=lambda p: (p.cost(front.x), p.key)):
+        label, controls = point.budget or point.assignment, POINT_KINDS[point.kind].controls
+        if "ilp" in controls:
+            ilp = by_budget.get(("ilp", point.budget))
             comparisons.append(_compare(label, point, "ilp", ilp, "no ILP control was measured at this budget"))
-        measured = [p for p in front.points if p.kind == "measured-ilp" and p.feasible and p.budget == point.budget]
-        if measured and "measured-ilp" in POINT_KINDS[point.kind].controls:
-            comparisons.append(_compare(label, point, "measured-ilp", _best(measured), ""))
-        uniform = [p for p in front.points if p.kind == "uniform"]
-        limits = point.limits or {front.x: point.cost(front.x)}
-        small = _best([p for p in uniform if all(p.cost(name) <= limit for name, limit in limits.items())])
-        none = "no uniform assignment that was measured meets it" if uniform else "no uniform control was measured"
+        measured = by_budget.get(("measured-ilp", point.budget))
+        if measured and "measured-ilp" in controls:
+            comparisons.append(_compare(label, point, "measured-ilp", measured, ""))
+        small = within.best(point.limits or {front.x: point.cost(front.x)})
         comparisons.append(_compare(label, point, "uniform", small, none))
     return comparisons
 
@@ -96,16 +97,16 @@ def compare_pruned(front: ParetoFront) -> list[Comparison]:
     no more.
     """
     feasible = [point for point in front.points if point.feasible]
-    pruned = [point for point in feasible if point.kind == "pruned"]
-    best = {key: _best([p for p in pruned if _prune_goal(p) == key]) for key in map(_prune_goal, pruned)}
+    best = _best_by(feasible, lambda p: (p.kind, *_prune_goal(p)))
+    whole = Within([p for p in feasible if p.kept_filters is None], _order)
     comparisons = []
-    for point in sorted((p for p in best.values() if p), key=lambda p: (p.cost(front.x), p.key)):
+    for point in sorted((p for p in best.values() if p.kind == "pruned"), key=lambda p: (p.cost(front.x), p.key)):
         if point.budget is None:
-            whole = [p for p in feasible if p.kept_filters is None and p.cost(front.x) <= point.cost(front.x)]
-            comparisons.append(_compare("", point, "unpruned", _best(whole), "nothing as small keeps all its filters"))
+            unpruned = whole.best({front.x: point.cost(front.x)})
+            comparisons.append(_compare("", point, "unpruned", unpruned, "nothing as small keeps all its filters"))
             continue
         for kind, why in PRUNE_CONTROLS.items():
-            control = _best([p for p in feasible if p.kind == kind and _prune_goal(p) == _prune_goal(point)])
+            control = best.get((kind, *_prune_goal(point)))
             comparisons.append(_compare(point.budget, point, kind, control, why))
     return comparisons
 
@@ -125,8 +126,16 @@ def verdicts(front: ParetoFront) -> list[str]:
     return [_sentence(comparison, front.x) for comparison in comparisons]
 
 
-def _best(points: Sequence[FrontPoint]) -> FrontPoint | None:
-    return min(points, key=lambda point: (-point.gain, point.key), default=None)
+def _best_by(points: Iterable[FrontPoint], key: Callable[[FrontPoint], Hashable]) -> dict[Hashable, FrontPoint]:
+    """The best point of every group of them that have the same key."""
+    found: dict[Hashable, FrontPoint] = {}
+    for point in sorted(points, key=_order):
+        found.setdefault(key(point), point)
+    return found
+
+
+def _order(point: FrontPoint) -> tuple[float, tuple[str, str, str]]:
+    return -point.gain, point.key
 
 
 def _compare(label: str, search: FrontPoint, kind: str, control: FrontPoint | None, why: str) -> Comparison:
