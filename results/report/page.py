@@ -29,10 +29,10 @@ def page(report: Mapping[str, Any]) -> str:
     Its security policy lets it run its own scripts alone, each by its digest, and load nothing. Raises
     :class:`InputError` where plotly is not installed.
     """
-    plotly = plotly_script()
-    scripts, style, plotly_style = [plotly, *map(static, SCRIPTS)], static(STYLES), static(PLOTLY_STYLE)
+    plotly, own = plotly_script(), [static(name) for name in SCRIPTS]
+    style, plotly_style = static(STYLES), static(PLOTLY_STYLE)
     policy = (
-        f"default-src 'none'; script-src {_digests(scripts)}; style-src {_digests([style, plotly_style])}; "
+        f"default-src 'none'; script-src {_digests([plotly, *own])}; style-src {_digests([style, plotly_style])}; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     head = [
@@ -40,8 +40,10 @@ def page(report: Mapping[str, Any]) -> str:
         f"<style>{style}</style>",
         f'<style id="{PLOTLY_STYLE_ID}" class="no-inline-styles">{plotly_style}</style>',
     ]
-    packed = f'<script type="application/gzip" id="report">{compressed(report)}</script>'
-    filled = [*placeholders(plotly), packed, *(f"<script>{script}</script>" for script in scripts)]
+    packed = {"plotly": compressed(plotly), "report": compressed(encode_json(report, what="the report"))}
+    filled = [*placeholders(plotly)]
+    filled += [f'<script type="application/gzip" id="{name}">{text}</script>' for name, text in packed.items()]
+    filled += [f"<script>{script}</script>" for script in own]
     return fill(", ".join(titles(report)), _lead(report), head, filled)
 
 
@@ -52,9 +54,8 @@ def fill(title: str, lead: str, head: Sequence[str], scripts: Sequence[str]) -> 
     return _PLACEHOLDER.sub(lambda found: values[found[1]], static("page.html"))
 
 
-def compressed(report: Mapping[str, Any]) -> str:
-    """The report as compressed JSON in letters that mean nothing to HTML; the same report gives the same text."""
-    text = encode_json(report, what="the report")
+def compressed(text: str) -> str:
+    """The text in letters that mean nothing to HTML; the same text gives the same ones."""
     return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
 
 

@@ -29,7 +29,7 @@
           type: "scatter", mode: "markers", name: several() ? `${dnas.plain(run.name)}: ${label}` : label,
           x: points.map((each) => each.costs[column] / divisor), y: points.map((each) => each.val.mean),
           error_y: { type: "data", array: points.map((each) => each.val.std), visible: on("bars"), color: colour, thickness: 1, width: 2 },
-          marker: { symbol: look.symbol + (look.ring || !feasible ? "-open" : ""), color: colour, size: look.size, opacity: feasible ? 1 : 0.55, line: { width: look.ring ? 2 : 0.8, color: look.ring ? colour : dnas.colour("paper") } },
+          marker: { symbol: look.symbol + (look.ring || !feasible ? "-open" : ""), color: colour, size: look.size, opacity: feasible ? 1 : 0.55, line: { width: look.ring ? 2 : 0.8, color: look.ring ? colour : dnas.colour("ink") } },
           customdata: points.map((each) => [number, each.id]), hoverinfo: "none",
         });
       }
