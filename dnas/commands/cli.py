@@ -163,6 +163,9 @@ def search(
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", help="Where to compute.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
     nproc_per_node: ProcessesOption = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show the run in a browser meanwhile, at an address that is told.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a job and show the front it measured."""
@@ -173,7 +176,7 @@ def search(
     overrides = list(setting or [])
     overrides += [f"device={device}"] if device is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
-    launching.search(job, overrides, run, as_json)
+    launching.search(job, overrides, run, as_json, serve)
 
 
 @app.command()
@@ -348,6 +351,27 @@ def report(
 
     check_file(out)
     reporting.report([run_folder(run) for run in runs], out, as_json)
+
+
+@app.command()
+@told
+def serve(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="All in runs/ by default.")] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; others than this one let others in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, max=65535, help="8600, or a free one, by default; 0: a free one."),
+    ] = None,
+    allow_stop: Annotated[
+        bool, typer.Option("--allow-stop", help="Let those stop a job who know the token that is printed.")
+    ] = False,
+) -> None:
+    """Show runs in a browser, live while their jobs run; files are only read."""
+    from dnas.commands import serving
+
+    serving.serve([run_folder(run) for run in runs or []], host, port, allow_stop)
 
 
 @app.command()

@@ -6,13 +6,14 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dnas.commands.display import open_display
 from dnas.commands.exits import Interrupted
+from dnas.commands.serving import check_installed, served
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
@@ -48,12 +49,16 @@ def in_processes(count: int | None) -> bool:
     return True
 
 
-def search(source: str | None, overrides: Sequence[str], folder: Path | None, as_json: bool) -> None:
-    """Run a job in a new folder and show its front.
+def search(
+    source: str | None, overrides: Sequence[str], folder: Path | None, as_json: bool, serve: bool = False
+) -> None:
+    """Run a job in a new folder and show its front, and with ``serve`` in a browser how it goes.
 
     A job that is refused before anything was computed leaves no folder behind, so that it can be corrected and
     started again.
     """
+    if serve:
+        check_installed()
     with joined() as processes:
         config = processes.all_accept(lambda: load_job(source, overrides))
         folder = folder or RUNS / config.name
@@ -61,7 +66,8 @@ def search(source: str | None, overrides: Sequence[str], folder: Path | None, as
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
         with own_run(processes, partial(_created, folder, config)) as run:
             try:
-                front = _carry_out(config, run, as_json)
+                with served(run.folder) if serve and processes.rank == 0 else nullcontext():
+                    front = _carry_out(config, run, as_json)
             except InputError:
                 _discard_if_empty(run, missing)
                 raise

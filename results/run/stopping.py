@@ -1,0 +1,44 @@
+"""Asking the process that works on a run to end, as Ctrl-C would; the run goes on later with `dnas resume`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from pathlib import Path
+
+from results.run.folder import Run
+from results.run.layout import LOCK
+from results.run.locks import Owner
+from search_spaces.errors import InputError
+
+
+def stop(run: Run) -> Owner:
+    """Send SIGTERM to the process that works on the run, and say which one that is.
+
+    Raises :class:`InputError` where nobody works on it, where that is another host's process or nobody knows whose,
+    and where the process that the run names does not hold its lock: what a file says must not end another process.
+    """
+    owner = run.writer
+    if owner is None:
+        raise InputError(f"no process works on {run.folder}: there is nothing to stop")
+    if not owner.pid:
+        raise InputError(f"{run.folder} does not say which process works on it; end it where it was started")
+    if owner.host != platform.node():
+        raise InputError(f"{owner} works on {run.folder}, and this is {platform.node()}; end it there")
+    if not _has_open(owner.pid, run.folder / LOCK):
+        raise InputError(f"{run.folder} names {owner}, which does not hold its lock: it is left alone")
+    os.kill(owner.pid, signal.SIGTERM)
+    return owner
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether the process has the file open; taken as so where the system does not tell."""
+    files = Path(f"/proc/{pid}/fd")
+    if not Path("/proc/self/fd").exists():
+        return True
+    try:
+        held = path.stat()
+        return any(os.path.samestat(entry.stat(), held) for entry in files.iterdir() if entry.exists())
+    except OSError:
+        return False

@@ -1,0 +1,330 @@
+"""The server reads runs and nothing else: hostile names and addresses, hosts, methods, tokens; changes as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import html
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pytest
+from starlette.applications import Starlette
+
+from results.report.log import log_lines
+from results.report.runs import report_json
+from results.run.folder import Run
+from results.run.locks import OWNER
+from results.run.stopping import stop
+from results.server import shelf as shelves
+from results.server.app import OWN, application, changes
+from results.server.guard import HEADERS
+from results.server.shelf import MOST_KEPT, Shelf
+from search_spaces.errors import InputError
+from tests.made_runs import made_run
+
+SECRET = "what lies beside the runs"
+WORK = """
+import sys, time
+from pathlib import Path
+from results.run.folder import Run
+run = Run.open(Path(sys.argv[1]), write=True)
+print("working", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    (tmp_path / "secret.txt").write_text(SECRET)
+    made_run(tmp_path / "runs" / "made")
+    (tmp_path / "runs" / "made" / "secret.txt").write_text(SECRET)
+    return tmp_path / "runs"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def guarded(self) -> bool:
+        return all(self.headers.get(name.lower()) == value for name, value in HEADERS.items())
+
+
+class Visitor:
+    """Asks a server as a connection would: an address goes in as it was written, nothing of it tidied up first."""
+
+    def __init__(self, shelf: Shelf, **options: Any) -> None:
+        self.app: Starlette = application(shelf, hosts=("localhost", "[::1]"), **options)
+
+    def get(self, address: str, **headers: str) -> Answer:
+        return self.ask("GET", address, **headers)
+
+    def ask(self, method: str, address: str, host: str = "localhost", **headers: str) -> Answer:
+        path, _, query = address.partition("?")
+        told = {"host": host} | {name.replace("_", "-"): value for name, value in headers.items()}
+        scope = {"type": "http", "method": method, "path": unquote(path), "raw_path": path.encode(), "root_path": ""}
+        scope |= {"query_string": query.encode(), "http_version": "1.1", "scheme": "http", "server": ("localhost", 80)}
+        scope |= {"headers": [(name.encode(), value.encode()) for name, value in told.items()]}
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(dict(message))
+
+        asyncio.run(self.app(scope, receive, send))
+        found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return Answer(sent[0]["status"], found, b"".join(each.get("body", b"") for each in sent[1:]))
+
+
+@pytest.fixture
+def client(runs: Path) -> Visitor:
+    return Visitor(Shelf(parent=runs))
+
+
+def test_the_report_of_a_run_is_what_a_page_shows_of_it(client: Visitor, runs: Path) -> None:
+    told = client.get("/run/made/report.json")
+    shown = told.json()
+    assert {key: value for key, value in shown.items() if key != "version"} == json.loads(
+        json.dumps(report_json([Run.open(runs / "made")]))
+    )
+    tag = told.headers["etag"]
+    assert client.get("/run/made/report.json", if_none_match=tag).status == 304
+    with Run.open(runs / "made", write=True) as run:
+        run.journal.append({"event": "note", "text": "more"})
+    assert client.get("/run/made/report.json", if_none_match=tag).status == 200
+
+
+def test_runs_are_listed_with_where_they_stand(client: Visitor, runs: Path) -> None:
+    (runs / "broken").mkdir()
+    (runs / "broken" / "journal.jsonl").write_text("")
+    (runs / "nothing").mkdir()
+    rows = {row["name"]: row for row in client.get("/runs.json").json()["runs"]}
+    assert {name: row["state"] for name, row in rows.items()} == {"broken": "damaged", "made": "finished"}
+    assert "job.toml" in rows["broken"]["message"]
+    answer = client.get("/run/broken/report.json")
+    assert (answer.status, "job.toml" in answer.json()["error"]) == (409, True)
+
+
+def test_pages_hold_no_script_of_their_own_and_ask_for_ours_alone(client: Visitor) -> None:
+    for address in ("/", "/run/made"):
+        answer = client.get(address)
+        assert answer.status == 200
+        assert answer.guarded
+        for part in answer.text.split("<script")[1:]:
+            assert part.startswith(' src="/static/')
+        assert "<style" not in answer.text
+        assert not re.search(r"<[^>]*\son\w+=", answer.text)
+    assert "unsafe" not in HEADERS["Content-Security-Policy"]
+
+
+def test_every_file_that_a_page_asks_for_is_there(client: Visitor) -> None:
+    text = client.get("/").text + client.get("/run/made").text
+    for name in {part.partition('"')[0] for part in text.split('"/static/')[1:]}:
+        answer = client.get(f"/static/{name}")
+        assert (answer.status, answer.guarded) == (200, True)
+        assert answer.headers["content-type"].startswith("text/css" if name.endswith("css") else "text/javascript")
+    assert set(OWN) > {"runs.js", "live.js"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/run/..%2f..%2fsecret.txt",
+        "/run/%2e%2e%2f%2e%2e%2fsecret.txt/report.json",
+        "/run/..",
+        "/run/../secret.txt",
+        "/run/%2e%2e/report.json",
+        "/run/made%2fsecret.txt",
+        "/run/made/secret.txt",
+        "/run/made/%2e%2e/%2e%2e/secret.txt",
+        "/run/made%00/report.json",
+        "/run/%00",
+        "/run//report.json",
+        "/run/made/events/../../../secret.txt",
+        "/run/" + "a" * 9000,
+        "/run/made%0d%0aSet-Cookie:%20a=b/report.json",
+        "/run/<script>alert(1)<%2Fscript>",
+        "/run/%F0%9F%98%80",
+        "/run/%FF%FE/report.json",
+        "/static/../secret.txt",
+        "/static/..%2f..%2fpage.py",
+        "/static/%2e%2e/app.py",
+        "/static/page.html",
+        "/static//etc/passwd",
+        "/static/..\\..\\secret.txt",
+        "//etc/passwd",
+        "/etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/run/made/report.json/",
+        "/.lock",
+        "/run/.",
+    ],
+)
+def test_no_address_reaches_a_file(client: Visitor, address: str) -> None:
+    answer = client.get(address)
+    assert answer.status in (307, 404)
+    assert answer.guarded
+    assert SECRET not in answer.text
+    assert "root:" not in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)<|script>", '"><img src=x onerror=alert(1)>', "a b#c?d", "%2e%2e"])
+def test_a_run_of_any_name_is_shown_as_text(tmp_path: Path, name: str) -> None:
+    made_run(tmp_path / name)
+    made_run(tmp_path / "usual")
+    client = Visitor(Shelf(parent=tmp_path))
+    assert [row["name"] for row in client.get("/runs.json").json()["runs"]] == sorted([name, "usual"])
+    shown, usual = client.get(f"/run/{quote(name, safe='')}"), client.get("/run/usual")
+    assert shown.status == 200
+    assert shown.text.replace(html.escape(name), "usual") == usual.text
+
+
+def test_a_folder_that_is_named_by_its_parent_has_its_own_name(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "made").folder
+    assert Shelf([folder / ".." / "made", folder / "assignments" / ".."]).runs().keys() == {"made", "made (2)"}
+
+
+def test_runs_of_one_name_are_both_there(tmp_path: Path) -> None:
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    for folder in folders:
+        made_run(folder)
+    assert Shelf(folders).runs() == {"run": folders[0], "run (2)": folders[1]}
+    assert Visitor(Shelf(folders)).get("/run/run%20(2)/report.json").json()["runs"][0]["name"] == "run (2)"
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "[::2]"])
+def test_a_host_that_is_not_ours_is_not_answered(client: Visitor, host: str) -> None:
+    answer = client.get("/runs.json", host=host)
+    assert (answer.status, answer.guarded) == (400, True)
+    assert "made" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8600", "[::1]:1", "[::1]"])
+def test_a_host_of_ours_is_answered(client: Visitor, host: str) -> None:
+    assert client.get("/runs.json", host=host).status == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_nothing_can_be_written(client: Visitor, runs: Path, method: str) -> None:
+    for address in ("/", "/runs.json", "/run/made", "/run/made/report.json", "/static/core.js"):
+        assert client.ask(method, address).status == 405
+
+
+def test_reading_changes_nothing(client: Visitor, runs: Path) -> None:
+    def digests() -> dict[str, str]:
+        files = [path for path in runs.rglob("*") if path.is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = digests()
+    for address in ("/", "/runs.json", "/run/made", "/run/made/report.json", "/static/plotly.js"):
+        assert client.get(address).status == 200
+    assert digests() == before
+
+
+def test_a_reader_hears_of_every_change_and_of_the_end(runs: Path) -> None:
+    shelf = Shelf(parent=runs)
+
+    async def heard() -> list[dict[str, Any]]:
+        events, found = changes(shelf, "made", 0.0), []
+        found.append(await anext(events))
+        with Run.open(runs / "made", write=True) as run:
+            run.journal.append({"event": "note", "text": "more"})
+        while len(found) < 2:
+            found += [text for text in [await anext(events)] if text.startswith("data")]
+        (runs / "made").rename(runs.parent / "elsewhere")
+        assert [text async for text in events if text.startswith("data")] == []
+        return [json.loads(text.removeprefix("data: ")) for text in found]
+
+    first, second = asyncio.run(heard())
+    assert first["version"] != second["version"]
+    assert second["log"][-1].endswith("more")
+    assert first["status"]["state"] == "finished"
+
+
+def test_a_run_is_read_again_only_when_it_has_changed_and_few_reports_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, read = Shelf(parent=tmp_path), list[str]()
+    report, most = report_json, MOST_KEPT["report"]
+    monkeypatch.setattr(shelves, "report_json", lambda runs: read.append(runs[0].name) or report(runs))
+    for number in range(most + 1):
+        with Run.create(tmp_path / f"run{number}", "", {}) as run:
+            run.journal.append({"event": "started"})
+        shelf.report(f"run{number}")
+        shelf.report(f"run{number}")
+    assert read == [f"run{number}" for number in range(most + 1)]
+    shelf.report("run1")
+    shelf.report("run0")
+    assert read[most + 1 :] == ["run0"]
+
+
+def test_a_log_has_a_line_for_every_kind_of_event(runs: Path) -> None:
+    lines = log_lines(Run.open(runs / "made").journal.events())
+    assert lines[0][8:] == "  started"
+    assert any(line.endswith("search search-1: epoch 2 of 3, loss 0.5, 70.00 %") for line in lines)
+    assert any(line.endswith("prune-search-1, random trial 4: loss 0.25") for line in lines)
+    assert len(log_lines(Run.open(runs / "made").journal.events(), most=3)) == 3
+
+
+@pytest.fixture
+def worker(runs: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", WORK, str(runs / "made")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "working\n"
+        yield process
+        process.kill()
+
+
+def test_only_the_token_stops_a_job(runs: Path, worker: subprocess.Popen[str]) -> None:
+    assert Visitor(Shelf(parent=runs)).ask("POST", "/run/made/stop").status == 403
+    client = Visitor(Shelf(parent=runs), token="right")
+    for given in ({}, *({"authorization": f"Bearer {word}"} for word in ("wrong", "", "ri", "right ", "\u00e9"))):
+        answer = client.ask("POST", "/run/made/stop", **given)
+        assert (answer.status, answer.json()) == (403, {"error": "wrong token"})
+    assert client.get("/run/made/stop").status == 405
+    assert worker.poll() is None
+    right = {"authorization": "Bearer right"}
+    assert client.ask("POST", "/run/none/stop", **right).status == 404
+    assert client.ask("POST", "/run/made/stop", **right).json() == {"stopped": f"pid {worker.pid} on {platform.node()}"}
+    assert worker.wait(20) != 0
+    answer = client.ask("POST", "/run/made/stop", **right)
+    assert (answer.status, "nothing to stop" in answer.json()["error"]) == (409, True)
+
+
+def test_a_file_cannot_name_another_process_to_end(runs: Path, worker: subprocess.Popen[str]) -> None:
+    names = {
+        f"{os.getpid()}\n{platform.node()}\n": "does not hold its lock",
+        f"1\n{platform.node()}\n": "does not hold its lock",
+        "12\nelsewhere\n": "end it there",
+        "": "does not say which process",
+        f"-1\n{platform.node()}\n": "does not say which process",
+        f"999999999999\n{platform.node()}\n": "does not hold its lock",
+    }
+    for owner, sentence in names.items():
+        (runs / "made" / OWNER).write_text(owner)
+        with pytest.raises(InputError, match=sentence):
+            stop(Run.open(runs / "made"))
+    assert worker.poll() is None
