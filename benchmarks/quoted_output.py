@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -16,9 +17,12 @@ from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dnas.commands.cli import app
+from dnas.commands.concluding import conclusion
+from dnas.commands.terminal import PIPED_WIDTH
 from results.events import Note
 from results.pareto import COSTS
 from results.run.folder import Run
@@ -57,6 +61,8 @@ def output_of(words: Sequence[str]) -> Lines | None:
         return [*_blocks(_printed(words))[0], ANY_LINES]
     if command in ("show", "switch", "doctor"):
         return _printed(words)
+    if words == ["show", "digits"]:
+        return _front_output()
     if words == ["search"]:
         return _search_output()
     if command == "evaluate" and arguments[0] == "digits":
@@ -76,10 +82,19 @@ def _printed(words: Sequence[str]) -> Lines:
 
 
 def _search_output() -> Lines:
-    """The note before the first epoch, the table of the front, the first and the last verdicts, what to take."""
+    """The note before the first epoch, and how the command ends."""
+    out = io.StringIO()
+    console = Console(file=out, width=PIPED_WIDTH, color_system=None)
+    for part in conclusion(Run.open(RECORDED).load_front(), "runs/digits"):
+        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+    return [ANY_LINES, f"note: {_note()}", ANY_LINES, *(line.rstrip() for line in out.getvalue().splitlines())]
+
+
+def _front_output() -> Lines:
+    """The table of the front, the first and the last verdicts, what to take."""
     table, verdicts, advice, *_ = _blocks(_printed(["show", "digits"]))
     shown = [*verdicts[:FIRST_VERDICTS], ANY_LINES, *verdicts[-LAST_VERDICTS:]]
-    return [ANY_LINES, f"note: {_note()}", ANY_LINES, *table, "", *shown, ANY_LINES, *advice]
+    return [*table, "", *shown, "", *advice, ANY_LINES]
 
 
 def _blocks(lines: Lines) -> list[Lines]:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dnas.commands.concluding import conclude
 from dnas.commands.display import open_display
 from dnas.commands.exits import Interrupted
 from dnas.commands.serving import check_installed, served
@@ -29,9 +30,6 @@ from results.run.folder import Run
 from results.run.layout import ASSIGNMENTS, CHECKPOINTS, RUNS
 from results.run.lost import lost_files
 from results.run.status import run_status
-from results.tables.advice import advice
-from results.tables.report import front_rows, render_table
-from results.tables.verdicts import verdicts
 from results.units import measured
 from search_spaces.errors import InputError, JobError
 from search_spaces.metrics import Metric
@@ -71,7 +69,7 @@ def search(
             except InputError:
                 _discard_if_empty(run, missing)
                 raise
-            _conclude(run, front, as_json)
+            conclude(run, front, as_json)
 
 
 def _created(folder: Path, config: JobConfig) -> Run:
@@ -92,7 +90,7 @@ def resume(folder: Path, as_json: bool) -> None:
             front = run.load_front()
         else:
             front = _carry_out(config, run, as_json)
-        _conclude(run, front, as_json)
+        conclude(run, front, as_json)
 
 
 def prune(
@@ -113,7 +111,7 @@ def prune(
         parent = run.complete_id(assignment) if assignment is not None else None
         request = PruneRequest(load_job(job, overrides).prune, parent, bits)
         front = _carry_out(load_job(job), run, as_json, request)
-        _conclude(run, front, as_json)
+        conclude(run, front, as_json)
 
 
 def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_json: bool) -> None:
@@ -126,7 +124,7 @@ def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_jso
         job = run.job_file()
         request = FinaliseRequest(load_job(job, overrides).finalise)
         front = _carry_out(load_job(job), run, as_json, request)
-        _conclude(run, front, as_json)
+        conclude(run, front, as_json)
 
 
 def _budget_table(text: str) -> str:
@@ -194,25 +192,6 @@ def _carry_out(config: JobConfig, run: Run, as_json: bool, request: Request | No
             return jobs.run_job(config, run, display.report, request)
     except (KeyboardInterrupt, BrokenPipeError) as error:
         raise Interrupted(f"interrupted; go on with: dnas resume {run.folder}") from error
-
-
-def _conclude(run: Run, front: ParetoFront, as_json: bool) -> None:
-    """Show the front, what it proves, where everything lies, and what to take."""
-    rows, words, paths = front_rows(front), verdicts(front), _paths(run)
-    if as_json:
-        told = {"verdicts": words, "advice": advice(front), "files": paths}
-        show_json({"run": str(run.folder), "front": front.to_json(), **told})
-        return
-    show(render_table(rows), "", *words)
-    if any(point.kind == "switchable" for point in front.points):
-        show(f"\nthe profiles of its switchable net, beside each trained alone: dnas switch {run.folder}")
-    show("\nwritten:", *(f"  {path}" for path in paths), "", *advice(front))
-
-
-def _paths(run: Run) -> list[str]:
-    """The files of a run, folders of many as one entry."""
-    entries = sorted(path for path in run.folder.iterdir() if not path.name.startswith("."))
-    return [f"{path}/" if path.is_dir() else str(path) for path in entries]
 
 
 def _discard_if_empty(run: Run, missing: Sequence[Path]) -> None:

@@ -88,6 +88,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTab
 
     Where something was pruned, "kept" (the share of filters) takes the place of the kind, which ids tell as well: that
     of a pruned assignment begins with the id of the one it was made from.
+    The column "front" is left out where all points are on it.
     "÷fp32" is how many times smaller than in fp32 the network is, "no index" the same without what says where
     weights are; "over" marks a point over its budget. Beside the size stand the bit operations (unless an index is told
     apart: they do not know of zeros) and every other cost that a budget limits.
@@ -104,7 +105,9 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTab
     metric = Metric(**rows[0]["metric"]) if rows else ACCURACY
     for heading in (f"{split} {metric.unit or metric.name}" for split in ("val", "test")):
         table.add_column(heading, right=True)
-    table.add_column("front")
+    on_front = all(row["on_front"] for row in rows)
+    if not on_front:
+        table.add_column("front")
     for row in rows:
         table.add_row(
             row["id"],
@@ -115,7 +118,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTab
             *(cost.text(row) for cost in others),
             _cell(metric, row[f"val_{metric.name}"], row["val_std"], row["seeds"]),
             _cell(metric, row[f"test_{metric.name}"], row["test_std"], row["test_seeds"]),
-            "yes" if row["on_front"] else "" if row["feasible"] else "over",
+            *([] if on_front else [_place(row)]),
             style="bold" if row["on_front"] else "dim" if row["kind"] == FLOAT else "",
         )
     return table
@@ -154,6 +157,10 @@ def _decimals(values: Sequence[float]) -> int:
     if not smallest or all(value == round(value) for value in values):
         return 0
     return min(max(3 - math.floor(math.log10(smallest)), 0), 6)
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return "yes" if row["on_front"] else "" if row["feasible"] else "over"
 
 
 def _kind_text(kind: str) -> str:

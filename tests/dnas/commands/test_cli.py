@@ -179,7 +179,7 @@ def test_search_creates_a_run_and_shows_its_front(finished: Path) -> None:
     result = dnas("resume", "digits")
     assert result.exit_code == 0
     assert "is finished" in result.stderr
-    for part in ("search-1", "uniform-8", "budget", "written:", "runs/digits/front.json"):
+    for part in ("uniform-2", "assignment", "take ", "all that was measured", "dnas show runs/digits"):
         assert part in result.stdout
 
 
