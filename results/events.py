@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from statistics import stdev
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from results.files import NAME
 from search_spaces.errors import InputError, nearest
 from search_spaces.metrics import ACCURACY
 from search_spaces.records import Record
 
 VERSION = 2
 """Of the journal; version 1 called the ``request`` of ``withdrawn`` a ``wish``, and told no version."""
+
+
+Name = Annotated[str, Field(pattern=f"^{NAME}$", max_length=121)]
 
 
 class Event(Record):
@@ -109,7 +113,7 @@ class Epoch(Event, Scored):
     tag = "epoch"
     keys = {"score": "{}", "argmax_score": "argmax_{}"}  # noqa: RUF012 (a ClassVar of the base)
     stage: str
-    run: str
+    run: Name
     seed: int = 0
     epoch: int
     epochs: int | None = None
@@ -137,9 +141,9 @@ class Decoded(Event):
     """An assignment was found and saved."""
 
     tag = "decoded"
-    assignment: str
+    assignment: Name
     kind: str
-    run: str
+    run: Name
     cost: Mapping[str, float] = Field(default_factory=dict)
 
 
@@ -147,7 +151,7 @@ class Searched(Event):
     """A search is done."""
 
     tag = "searched"
-    run: str
+    run: Name
 
 
 class Pool(Event):
@@ -157,8 +161,8 @@ class Pool(Event):
     """
 
     tag = "pool"
-    run: str
-    proposals: Mapping[str, tuple[str, ...]]
+    run: Name
+    proposals: Mapping[Name, tuple[str, ...]]
     images: int
 
 
@@ -171,7 +175,7 @@ class Judged(Event, Scored):
 
     tag = "judged"
     keys = {"score": "{}"}  # noqa: RUF012
-    proposal: str
+    proposal: Name
     round: int
     epochs: int
     loss: float | None = None
@@ -189,7 +193,7 @@ class Measured(Event, Scored):
 
     tag = "measured"
     keys = {"val": "val_{}"}  # noqa: RUF012
-    assignment: str
+    assignment: Name
     kind: str = ""
     seed: int
     val: float
@@ -201,7 +205,7 @@ class Tested(Event, Scored):
 
     tag = "tested"
     keys = {"test": "test_{}"}  # noqa: RUF012
-    assignment: str
+    assignment: Name
     seed: int
     test: float
 
@@ -243,8 +247,8 @@ class Profiles(Event):
     """The assignments that were chosen as profiles of a switchable net."""
 
     tag = "profiles"
-    net: str
-    profiles: tuple[str, ...]
+    net: Name
+    profiles: tuple[Name, ...]
 
 
 class Dropped(Event):
@@ -292,7 +296,7 @@ class Trial(Event):
     """One configuration was tried: of ``run``, by the search ("bayesian") or the control ("random")."""
 
     tag = "trial"
-    run: str
+    run: Name
     kind: str
     trial: TrialResult
 
@@ -302,7 +306,7 @@ class Finalist(Event, Scored):
 
     tag = "finalist"
     keys = {"score": "{}", "proxy_score": "proxy_{}"}  # noqa: RUF012
-    run: str
+    run: Name
     score: float
     loss: float
     proxy_score: float | None = None

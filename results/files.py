@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import InputError, JobError
+from search_spaces.plain_json import parse_json as parse_json
 
 TEMPORARY_SUFFIX = ".tmp"
+NAME = r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,120}"
+"""Of what has a file of its own: it can be written everywhere, and never leads out of its folder."""
 SEAL = "sha256"
 """The key that holds the checksum of a JSON file's other keys."""
 _SPECIAL = (
@@ -132,15 +135,10 @@ def read_json(path: Path) -> Any:
     """Return the parsed content of ``path``; raise :class:`InputError` where it is not JSON."""
     try:
         return parse_json(read_text(path))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged: it is not JSON ({error})") from error
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Parse strict JSON: ``NaN`` and ``Infinity``, which Python would let through, raise ValueError."""
-    return json.loads(text, parse_constant=_refuse_constant)
 
 
 def encode_json(data: Any, what: str, indent: int | None = None) -> str:
@@ -191,7 +189,3 @@ def write_error(path: Path, error: OSError) -> JobError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return JobError(f"cannot write {path}: the disk is full ({reason}); free some space and go on with dnas resume")
     return JobError(f"cannot write {path}: {reason}")
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")

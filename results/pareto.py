@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
+from results.front_file import SCHEMA, EstimateEntry, FloatEntry, FrontFile, PointEntry
 from results.preprocessing import Preprocessing
 from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.metrics import ACCURACY, Metric, Scored, check_figure
 from search_spaces.provenance import KINDS
+from search_spaces.records import check_schema
 
-SCHEMA = "dnas.front/1"
 FLOAT = "float"
 """What the network as it came is called beside the assignments of a run."""
 COSTS = ("size_bytes", "bitops", "macs")
@@ -154,9 +155,14 @@ class FloatReference:
         return {"size_bytes": self.size_bytes, **measured, "costs": dict(self.costs)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], metric: Metric) -> FloatReference:
-        """Read what :meth:`to_json` writes."""
-        return cls(**_by_field(cls, data, metric))
+    def of(cls, entry: FloatEntry | None, metric: Metric) -> FloatReference | None:
+        """What a front file tells of it, if it does; :class:`InputError` for figures that nothing can have."""
+        if entry is None:
+            return None
+        for value in (entry.val, entry.test):
+            if value is not None:
+                check_figure(metric, value)
+        return cls(entry.size_bytes, entry.val, entry.test, entry.costs)
 
 
 @dataclass(frozen=True)
@@ -234,20 +240,16 @@ class ParetoFront:
     @classmethod
     def from_json(cls, data: Any) -> ParetoFront:
         """Read what :meth:`to_json` writes (marks are computed again); raise :class:`InputError` for anything else."""
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise InputError(f"not a front file: its schema is {found!r}, this version reads '{SCHEMA}'")
+        check_schema(data, SCHEMA, "a front file")
         try:
-            metric = Metric(**data["metric"]) if "metric" in data else ACCURACY  # files of before have none
-            reference = None if data["float"] is None else FloatReference.from_json(data["float"], metric)
-            told = data.get("preprocessing")  # files of earlier versions have none
-            preprocessing = None if told is None else Preprocessing.from_json(told)
-            points = [_point(entry, metric) for entry in data["points"]]
-            return cls.from_points(points, data["x"], reference, preprocessing)
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"the front file is damaged ({error!r})") from error
+            file = FrontFile.read(data)
+            metric, told = file.measured_by, file.preprocessing
+            points = [_point(entry, metric) for entry in file.entries()]
+            reference = FloatReference.of(file.reference(), metric)
+            preprocessing = None if told is None else Preprocessing.from_json(told)  # earlier files have none
+            return cls.from_points(points, file.x, reference, preprocessing)
+        except InputError as error:
+            raise InputError(f"the front file is damaged ({error})") from error
 
     def to_csv(self) -> str:
         """Return one line per point, with a column for every cost that any point has."""
@@ -294,26 +296,14 @@ def _cells(estimate: Estimate | None) -> list[float | str]:
     return ["", "", ""] if estimate is None else [estimate.mean, estimate.std, estimate.n]
 
 
-def _point(entry: Mapping[str, Any], metric: Metric) -> FrontPoint:
-    values = _by_field(FrontPoint, entry, metric)
-    test = values["test"]
-    measured = {"val": _estimate(values["val"]), "test": None if test is None else _estimate(test)}
-    point = FrontPoint(**{**values, **measured, "metric": metric})
-    for name, value in point.costs.items():
-        if value < 0:
-            raise InputError(f"point '{point.assignment}' has {name} = {value}, which no net takes")
-    for estimate in (point.val, point.test):
-        if estimate is not None:
-            check_figure(metric, estimate.mean)
-    return point
+def _point(entry: PointEntry, metric: Metric) -> FrontPoint:
+    values = {each.name: getattr(entry, each.name) for each in fields(FrontPoint) if each.name != "metric"}
+    measured = {split: _estimate(getattr(entry, split), metric) for split in ("val", "test")}
+    return FrontPoint(**{**values, **measured}, metric=metric)
 
 
-def _estimate(entry: Mapping[str, Any]) -> Estimate:
-    return Estimate(entry["mean"], entry["std"], entry["n"])
-
-
-def _by_field(kind: type, entry: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
-    """The values of a file under the names of our fields; keys of later versions are passed over."""
-    names = {f"{split}_{metric.name}": split for split in ("val", "test")}
-    renamed = {names.get(key, key): value for key, value in entry.items()}
-    return {each.name: renamed[each.name] for each in fields(kind) if each.name in renamed}
+def _estimate(entry: EstimateEntry | None, metric: Metric) -> Estimate | None:
+    if entry is None:
+        return None
+    check_figure(metric, entry.mean)
+    return Estimate(entry.mean, entry.std, entry.n)

@@ -67,10 +67,12 @@ def mean_loss(rounds: Sequence[Judged]) -> float:
 def compared(one: Candidate, other: Candidate) -> tuple[float, float | None] | None:
     """How much lower the loss of ``one`` is over the rounds of both, and the standard error over the same images.
 
-    None where they have no round in common, or one of them diverged in it.
+    None where they have no round in common, one of them diverged in it, or they were judged by different parts.
     """
     pairs = list(zip(one.rounds, other.rounds, strict=False))
     if not pairs or any(judged.loss is None for pair in pairs for judged in pair):
+        return None
+    if len({len(judged.losses) for pair in pairs for judged in pair}) > 1 or not pairs[0][0].losses:
         return None
     by_round = [[b - a for a, b in zip(first.losses, second.losses, strict=True)] for first, second in pairs]
     apart = [fmean(part) for part in zip(*by_round, strict=True)]

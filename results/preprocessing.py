@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.errors import InputError
+from search_spaces.records import Count, Figure, Record
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,17 @@ class Preprocessing:
     def from_json(cls, data: Any) -> Preprocessing:
         """Read what :meth:`to_json` writes; raise :class:`InputError` for anything else."""
         try:
-            shape, mean, std = (tuple(data[key]) for key in ("input_shape", "mean", "std"))
-            return cls(shape, mean, std, int(data["classes"]), tuple(map(str, data["class_names"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"how to normalise is damaged ({error!r})") from error
+            told = _Entry.read(data)
+        except InputError as error:
+            raise InputError(f"how to normalise is damaged ({error})") from error
+        return cls(told.input_shape, told.mean, told.std, told.classes, told.class_names)
+
+
+class _Entry(Record):
+    """The entry in a file's metadata."""
+
+    input_shape: tuple[Count, ...]
+    mean: tuple[Figure, ...]
+    std: tuple[Figure, ...]
+    classes: Count
+    class_names: tuple[str, ...]

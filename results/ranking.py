@@ -66,7 +66,7 @@ class Ranking(Record):
     @property
     def scored_by(self) -> Metric:
         """The metric of the scores."""
-        return Metric(**self.metric)
+        return Metric.read(self.metric)
 
     @property
     def told(self) -> str:
@@ -75,9 +75,9 @@ class Ranking(Record):
         where = f"{len(self.done)} assignments within {self.budget}, {epochs} of fine-tuning each"
         if found is None:
             return f"how well the supernet ranks is not known yet ({where})"
-        if found.tau is None:
+        if found.tau is None or found.error is None or found.low is None or found.high is None:
             return f"how well the supernet ranks cannot be told ({where}): all its losses or all scores are equal"
-        if found.low is not None and found.high is not None and found.low <= 0 <= found.high:
+        if found.low <= 0 <= found.high:
             sure = "; it may be chance"
         else:
             sure = "" if found.tau > 0 else "; it ranks them the wrong way round"

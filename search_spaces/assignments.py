@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from pydantic import Field
 
 from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.fields import BIT_WIDTHS
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.metrics import check_metrics
+from search_spaces.plain_json import parse_json
 from search_spaces.provenance import Provenance, read_provenance
+from search_spaces.records import Amount, Count, Index, Record, check_schema
 from search_spaces.schemes import WeightScheme, read_scheme
 
 SCHEMA = "dnas.assignment/1"
@@ -150,40 +153,26 @@ class BitAssignment:
     @classmethod
     def from_json(cls, data: Any) -> BitAssignment:
         """Read the object that :meth:`to_json` writes; raise :class:`InputError` for anything else."""
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise InputError(f"not an assignment file: its schema is {found!r}, this version reads '{SCHEMA}'")
+        check_schema(data, SCHEMA, "an assignment file")
         try:
-            model = ModelReference(
-                str(data["model"]["source"]),
-                tuple(int(n) for n in data["model"]["input_shape"]),
-                data["model"]["checkpoint_sha256"],
-            )
-            layers = {str(name): _layer_bits(entry) for name, entry in data["layers"].items()}
-            cost, metrics, by_layer = data["cost"], data["metrics"], data.get("layer_costs", {})
-            if not all(isinstance(table, dict) for table in (cost, metrics, by_layer, *by_layer.values())):
-                raise TypeError("cost, metrics and layer_costs are objects")
-            for name, value in (pair for costs in (cost, *by_layer.values()) for pair in costs.items()):
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise TypeError(f"the cost {name} is no number")
-                if not (math.isfinite(value) and value >= 0):
-                    raise InputError(f"the assignment file is damaged (a cost {name} of {value}); export it again")
-            check_metrics(metrics)
-            return cls(str(data["id"]), model, layers, cost, metrics, read_provenance(data["provenance"]), by_layer)
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"the assignment file is damaged ({error!r}); export it again") from error
+            file = _File.read(data)
+            model = ModelReference(file.model.source, file.model.input_shape, file.model.checkpoint_sha256)
+            layers = {name: entry.bits(name) for name, entry in file.layers.items()}
+            check_metrics(file.metrics)
+        except InputError as error:
+            raise InputError(f"the assignment file is damaged ({error}); export it again") from error
+        made = read_provenance(file.provenance)
+        return cls(file.id, model, layers, file.cost, file.metrics, made, file.layer_costs)
 
     @classmethod
     def loads(cls, text: str) -> BitAssignment:
         """Read an assignment from the text of its file."""
         check_type(text, (str, bytes), "the text of an assignment", "give what its file holds")
         try:
-            data = json.loads(text)
+            data = parse_json(text)
         except json.JSONDecodeError as error:
             raise InputError(f"the assignment file is not JSON (line {error.lineno}: {error.msg})") from error
-        except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads
+        except ValueError as error:  # a number or a nesting out of all proportion
             raise InputError(f"the assignment file is damaged ({error}); export it again") from error
         return cls.from_json(data)
 
@@ -205,15 +194,41 @@ def bits_by_layer(layers: Any) -> Mapping[str, LayerBits]:
     return found
 
 
-def _layer_bits(entry: Mapping[str, Any]) -> LayerBits:
-    kept = entry["kept_channels"]
-    return LayerBits(
-        entry["weight_bits"],
-        entry["activation_bits"],
-        entry["out_channels"],
-        None if kept is None else tuple(int(index) for index in kept),
-        read_scheme(entry),
-    )
+class _Model(Record):
+    """The network of an assignment, as its file has it."""
+
+    source: str
+    input_shape: tuple[Count, ...]
+    checkpoint_sha256: str | None
+
+
+class _Layer(Record):
+    """The entry of one layer; what is beside these keys may be a weight scheme."""
+
+    weight_bits: Index
+    activation_bits: Index
+    out_channels: Count | None
+    kept_channels: tuple[Index, ...] | None
+
+    def bits(self, layer: str) -> LayerBits:
+        """The choice that it holds; :class:`InputError` names the ``layer``."""
+        try:
+            scheme = read_scheme(self.model_extra or {})
+            return LayerBits(self.weight_bits, self.activation_bits, self.out_channels, self.kept_channels, scheme)
+        except InputError as error:
+            raise InputError(f"layer '{layer}': {error}") from error
+
+
+class _File(Record):
+    """The file of an assignment."""
+
+    id: str
+    model: _Model
+    layers: dict[str, _Layer]
+    cost: dict[str, Amount]
+    metrics: dict[str, Any]
+    provenance: Any
+    layer_costs: dict[str, dict[str, Amount]] = Field(default_factory=dict)
 
 
 def kept_rows_of(layers: Mapping[str, LayerBits]) -> dict[str, tuple[int, ...]]:

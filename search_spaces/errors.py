@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from pathlib import Path
+
+MOST_LETTERS = 600
+"""Of a sentence: nobody reads more, whatever a file puts into it."""
 
 
 class InputError(ValueError):
     """Something the user gave is wrong: the sentence names the thing, the value and the next step (exit code 2)."""
 
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(shortened(sentence))
+
 
 class JobError(RuntimeError):
     """The input was fine but the job could not go on, such as a NaN loss or a full disk (exit code 1)."""
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(shortened(sentence))
 
 
 class ToldElsewhere(JobError):
@@ -37,6 +48,16 @@ def unreadable(error: OSError) -> str:
     return "it is a folder; name a file" if isinstance(error, IsADirectoryError) else error.strerror or str(error)
 
 
+def regular(path: Path) -> Path:
+    """The path of a file to read; OSError where a pipe or a device lies there, for which one would wait for ever.
+
+    Links are followed: it is the user's own file.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe or a device; name a file")
+    return path
+
+
 def printable(text: str) -> str:
     r"""Return the text on one line, whatever a user's names, keys and values put into it.
 
@@ -55,13 +76,13 @@ def first_sentence(error: BaseException) -> str:
     return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
 
 
-def shortened(sentence: str, most: int = 1500) -> str:
+def shortened(sentence: str, most: int = MOST_LETTERS) -> str:
     """Return the sentence with its middle left out where it is longer than anybody reads.
 
-    >>> shortened("a" * 9, most=5)
-    'aa ... aa'
+    >>> shortened("aaaaaaaabb", most=9)
+    'aa ... bb'
     """
-    half = most // 2
+    half = (most - len(" ... ")) // 2
     return sentence if len(sentence) <= most else f"{sentence[:half]} ... {sentence[-half:]}"
 
 

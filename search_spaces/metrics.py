@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError, check_type, one_line
 
+_SMALLEST, _LARGEST = 1e-30, 1e30
 _TAKEN = ("loss", "epoch", "epochs", "seed", "seconds", "images", "mean", "std", "n")
 
 
@@ -30,6 +31,14 @@ class Metric:
     title: str = ""
 
     def __post_init__(self) -> None:
+        for word in ("name", "unit", "title"):
+            check_type(getattr(self, word), str, f"the {word} of a metric", "give text")
+        if (
+            isinstance(self.scale, bool)
+            or not isinstance(self.scale, (int, float))
+            or not _SMALLEST <= abs(self.scale) <= _LARGEST
+        ):
+            raise InputError(f"metric '{self.name}': scale = {self.scale!r} is not a number to show a figure by")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in _TAKEN:
             raise InputError(
                 f"'{self.name}' cannot name a metric: take small letters, digits and '_', "
@@ -60,13 +69,22 @@ class Metric:
         return f"{self.number(value, digits)} {self.unit}".rstrip()
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; ``Metric(**object)`` leads back."""
+        """As a JSON object; :meth:`read` leads back."""
         return asdict(self)
+
+    @classmethod
+    def read(cls, data: Any) -> Metric:
+        """Read what :meth:`to_json` wrote; keys of later versions are passed over."""
+        check_type(data, Mapping, "a metric", "give an object with its name")
+        known = {each.name: data[each.name] for each in fields(cls) if each.name in data}
+        if "name" not in known:
+            raise InputError("a metric has no name")
+        return cls(**known)
 
 
 def metric_of(metrics: Mapping[str, Any]) -> Metric:
     """The metric that the ``metrics`` of an assignment were measured by."""
-    return Metric(**metrics["metric"]) if "metric" in metrics else ACCURACY
+    return Metric.read(metrics["metric"]) if "metric" in metrics else ACCURACY
 
 
 def validation_of(metrics: Mapping[str, Any]) -> Mapping[str, float] | None:

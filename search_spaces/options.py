@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
-from search_spaces.errors import InputError, unreadable
+from search_spaces.errors import InputError, regular, unreadable
 from search_spaces.fields import Bits, FilePath, LayerKind, OnceEach, Pair, SomeBits
+from search_spaces.plain_json import parse_json
 from search_spaces.refusals import first_problem
 
 Capability = Mapping[LayerKind, tuple[Pair, ...]]
@@ -65,14 +66,14 @@ def read_capability(path: Path) -> dict[str, tuple[Pair, ...]]:
     a file that cannot be read, and for the first width, layer type or key that does not exist.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
+        text = regular(path).read_text(encoding="utf-8")
+        data = parse_json(text)
         file = _CapabilityFile.model_validate_json(text, strict=True)
     except OSError as error:
         raise InputError(f"capability file {path}: {unreadable(error)}") from error
     except ValidationError as error:
         raise InputError(f"capability file {path}: {first_problem(error, data)}; {_FORM}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"capability file {path} is not JSON ({error}); {_FORM}") from error
     return {"*": file.pairs, **file.by_type}
 

@@ -5,7 +5,9 @@ This is the one place that knows the keys of ``provenance`` in an assignment's f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -109,3 +111,13 @@ def read_provenance(data: Any) -> Provenance:
         return _TYPES[kind].read(data)
     except InputError as error:
         raise InputError(f"provenance: {error}") from error
+
+
+def in_order(nets: Iterable[str]) -> list[str]:
+    """Switchable nets by their number, others behind them.
+
+    >>> in_order({"switchable-10", "mine", "switchable-2"})
+    ['switchable-2', 'switchable-10', 'mine']
+    """
+    numbers = {net: re.search(r"-(\d{1,9})$", net) for net in nets}
+    return sorted(numbers, key=lambda net: (int(found[1]) if (found := numbers[net]) else math.inf, net))

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from search_spaces.errors import InputError
 from search_spaces.refusals import first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
+Figure = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Amount = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+Index = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+
+def check_schema(data: Any, schema: str, what: str) -> None:
+    """Raise :class:`InputError` unless plain values are an object of this ``schema``, such as ``dnas.front/1``."""
+    found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+    if found == schema:
+        return
+    family, _, version = schema.rpartition("/")
+    own, _, other = found.rpartition("/") if isinstance(found, str) else ("", "", "")
+    newer = own == family and other.isdecimal() and len(other) < 10 and int(other) > int(version)
+    hint = "; a newer version of dnas wrote it: install that one" if newer else ""
+    raise InputError(f"not {what}: its schema is {found!r:.60}, this version reads '{schema}'{hint}")
 
 
 def read_as(kind: type[Model], data: Any, what: str = "") -> Model:

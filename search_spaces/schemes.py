@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, check_type
 from search_spaces.registry import Lazy
 
 
@@ -98,7 +98,14 @@ def read_scheme(entry: Mapping[str, Any]) -> WeightScheme | None:
     found = [key for key, value in entry.items() if value and (key in SCHEMES or ":" in key)]
     if len(found) > 1:
         raise InputError(f"a layer has one weight scheme, not {' and '.join(found)}")
-    return find_scheme(found[0]).from_json(entry[found[0]]) if found else None
+    if not found:
+        return None
+    kind, values = find_scheme(found[0]), entry[found[0]]
+    check_type(values, Mapping, f"the weight scheme '{found[0]}' of a layer", "give an object")
+    try:
+        return kind.from_json(values)
+    except TypeError as error:  # a field that is missing
+        raise InputError(f"the weight scheme '{found[0]}' of a layer is damaged: {error}") from error
 
 
 def scheme_of(storage: str) -> type[WeightScheme] | None:

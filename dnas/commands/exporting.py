@@ -27,7 +27,7 @@ from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest
 from search_spaces.metrics import metric_of, validation_of
 from search_spaces.network.graph import read_graph
-from search_spaces.provenance import Profile
+from search_spaces.provenance import Profile, in_order
 
 
 def export(
@@ -106,8 +106,7 @@ class _Written:
 
 def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
     """The switchable nets that these assignments are profiles of, by number."""
-    nets = {item.provenance.net for item in assignments.values() if item.provenance.net}
-    return sorted(nets, key=lambda net: int(net.rpartition("-")[2]))
+    return in_order({item.provenance.net for item in assignments.values() if item.provenance.net})
 
 
 def _export_net(run: Run, name: str, format: str, out: Path, seed: int, options: ExportOptions) -> list[_Written]:

@@ -144,7 +144,7 @@ def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
     if as_json:
         show_json(result)
         return
-    metrics = [Metric(**each) for each in (result["metric"], *result["beside"])]
+    metrics = [Metric.read(each) for each in (result["metric"], *result["beside"])]
     count = result[metrics[0].name]["n"]
     seeds = f"{count} seed{'s' if count > 1 else ''}"
     figures = ", ".join(_figure(metric, **result[metric.name]) for metric in metrics)

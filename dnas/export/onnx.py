@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,5 +111,5 @@ def read_assignment(path: Path) -> BitAssignment:
     (onnx,) = need("onnx", "onnx")
     for entry in onnx.load(path).metadata_props:
         if entry.key == ASSIGNMENT_KEY:
-            return BitAssignment.from_json(json.loads(entry.value))
+            return BitAssignment.loads(entry.value)
     raise InputError(f"{path} holds no assignment")

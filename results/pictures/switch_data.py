@@ -9,7 +9,7 @@ from typing import Any
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from search_spaces.assignments import BitAssignment
 from search_spaces.metrics import ACCURACY, Metric
-from search_spaces.provenance import Profile
+from search_spaces.provenance import Profile, in_order
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def switch_rows(front: ParetoFront, assignments: Mapping[str, BitAssignment]) ->
         if assignment is not None and isinstance(assignment.provenance, Profile):
             origin = assignment.provenance
             nets.setdefault(origin.net, []).append(_row(origin, point, points.get(origin.alone)))
-    return dict(sorted(nets.items(), key=lambda item: int(item[0].rpartition("-")[2])))
+    return {net: nets[net] for net in in_order(nets)}
 
 
 def _row(origin: Profile, point: FrontPoint, alone: FrontPoint | None) -> SwitchRow:

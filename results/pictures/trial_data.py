@@ -108,10 +108,10 @@ def _best(trials: Sequence[TrialResult]) -> Losses:
 
 
 def _corner(trials: Sequence[TrialResult]) -> tuple[str, float, float] | None:
-    """The cost that is traded, and its largest value and the largest loss of all trials; None where all failed."""
-    name = next(iter(trials[0].proposal.limits))
+    """The cost that is traded, its largest value and the largest loss of all trials; None where that is not known."""
+    names = [name for name in trials[0].proposal.limits if all(name in trial.cost for trial in trials)]
     losses = [trial.loss for trial in trials if trial.loss is not None]
-    return (name, max(trial.cost[name] for trial in trials), max(losses)) if losses else None
+    return (names[0], max(trial.cost[names[0]] for trial in trials), max(losses)) if names and losses else None
 
 
 def _dominated(trials: Sequence[TrialResult], name: str, cost: float, loss: float) -> Losses:

@@ -138,7 +138,7 @@ def _own_file(path: str, flags: int) -> int:
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
         record = parse_json(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     sound = isinstance(record, dict) and isinstance(record.get("event"), str)
     return record if sound and isinstance(record.get("time"), (int, float)) else None

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from results.files import TEMPORARY_SUFFIX, refuse_special
+from results.files import NAME, TEMPORARY_SUFFIX, refuse_special
 from results.run.locks import OWNER
 from search_spaces.errors import InputError
 
@@ -36,7 +36,6 @@ _WRITTEN = (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, NETWORK, RANKING,
 """Files that are replaced whole, beside those in the two folders."""
 
 _JOB_SEAL = re.compile(r"# sha256 of the lines below: (.*)")
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,120}")
 
 
 def is_run(folder: Path) -> bool:
@@ -150,6 +149,6 @@ def unsealed_job(path: Path, text: str) -> str:
 
 def safe_name(what: str, name: str) -> str:
     """Return ``name`` if it can be a file's name everywhere, so that no id ever leaves the run folder."""
-    if not _SAFE_NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         raise InputError(f"'{name}' cannot be {what}: use letters, digits and ._+=- only, 121 at most")
     return name

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,10 +19,11 @@ import numpy as np
 
 from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.errors import InputError, check_type, nearest, one_line, unreadable
+from search_spaces.errors import InputError, check_type, nearest, one_line, regular, unreadable
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
+from search_spaces.plain_json import parse_json
 from search_spaces.registry import importable_working_directory, imported
 from search_spaces.spaces import PrecisionSpace
 
@@ -119,8 +119,8 @@ PEAK_ACTIVATION_BYTES = Cost("peak_activation_bytes", "bytes", _input_bytes, com
 def latency_table(path: Path) -> Cost:
     """A latency measured elsewhere, read from CSV or JSON rows (layer, weight_bits, activation_bits, latency_ms)."""
     try:
-        text = path.read_text()
-        rows = json.loads(text) if path.suffix == ".json" else csv.DictReader(io.StringIO(text))
+        text = regular(path).read_text(encoding="utf-8")
+        rows = parse_json(text) if path.suffix == ".json" else csv.DictReader(io.StringIO(text))
         table = {
             (str(row["layer"]), int(row["weight_bits"]), int(row["activation_bits"])): float(row["latency_ms"])
             for row in rows

@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces.errors import InputError, nearest, one_line, unreadable
+from search_spaces.errors import InputError, nearest, one_line, regular, unreadable
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 from search_spaces.models.zoo import ZOO
 from search_spaces.registry import hidden_working_directory, import_callable, importable_working_directory
@@ -199,7 +199,7 @@ def _argument_hint(constructor: Callable[..., Any], values: Mapping[str, Any]) -
 
 def _read_weights(path: Path) -> tuple[str, Any]:
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"checkpoint '{path}' cannot be read: {unreadable(error)}") from error

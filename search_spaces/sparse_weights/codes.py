@@ -134,7 +134,7 @@ def is_format(format: str) -> bool:
 
 def _kind(format: str) -> tuple[str, int] | None:
     """The kind of a format, and its index width (0 where it has none); None for anything else."""
-    found = re.fullmatch(rf"{RELATIVE}-(\d+)", format)
+    found = re.fullmatch(rf"{RELATIVE}-(\d{{1,3}})", format)
     if found and int(found[1]) in INDEX_BITS:
         return RELATIVE, int(found[1])
     return (format, 0) if format in (DENSE, BITMASK, CSR) else None

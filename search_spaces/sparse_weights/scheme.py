@@ -44,6 +44,12 @@ class SparseWeights(WeightScheme):
         for name, value, known in (("order", self.order, ORDERS), ("gradient", self.gradient, GRADIENTS)):
             if value not in known:
                 raise InputError(f"{name} = {value!r} of sparse weights is not one of {', '.join(known)}")
+        for name in ("nonzeros", "stored_bits"):
+            count = getattr(self, name)
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+                raise InputError(f"{name} = {count!r} of sparse weights is not a number of them")
+        if self.storage is not None and not (isinstance(self.storage, str) and is_format(self.storage)):
+            raise InputError(f"storage = {self.storage!r} is not a format of sparse weights")
 
     def bits_without_index(self, weight_bits: int) -> int:
         """The values that are not zero: what published ratios seem to count, though no such file exists."""

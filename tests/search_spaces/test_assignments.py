@@ -24,13 +24,13 @@ ASSIGNMENTS = st.builds(
     id=st.text(),
     model=st.builds(ModelReference, st.text(), st.lists(st.integers(1, 9)).map(tuple), st.none() | st.text()),
     layers=st.dictionaries(st.text(), LAYER_BITS),
-    cost=st.dictionaries(st.text(), st.floats(0, 1e300)),
+    cost=st.dictionaries(st.text(), st.floats(0, 1e100)),
     metrics=st.dictionaries(st.text(), st.floats(0, 1)),
     provenance=st.builds(
         Provenance,
         kind=st.sampled_from(["search", "ilp"]),
         run=st.text(),
-        limits=st.dictionaries(st.text(), st.floats(0, 1e300)),
+        limits=st.dictionaries(st.text(), st.floats(0, 1e100)),
     ),
 )
 MINE = BitAssignment("mine", ModelReference("zoo:x", (3, 8, 8)), {"conv": LayerBits(4, 8), "fc": LayerBits(0, 0)})
