@@ -87,7 +87,7 @@ def test_an_assignment_is_that_of_its_net(
         lambda data: data["metrics"].update(val_top1={"mean": 0.5, "std": -1.0, "n": 1}),
         lambda data: data["metrics"].update(val_top1={"mean": 0.5, "std": 0.0, "n": 0}),
         lambda data: data["metrics"].update(val_top1=7),
-        lambda data: data["metrics"].update(metric={"name": "x"} | {"colour": 1}),
+        lambda data: data["metrics"].update(metric={"name": "x", "scale": 0}),
         lambda data: data["layer_costs"].update(conv1=3),
     ],
 )
