@@ -10,13 +10,14 @@ member layers say is normalised per layer and averaged, so that no layer outweig
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from bayesopt.distances import (
     Ranking,
@@ -31,6 +32,7 @@ from bayesopt.filters import checked_rows, filters_of, latent_weight, members, s
 from search_spaces.errors import InputError, check_type
 from search_spaces.groups import ChannelGroup, ChannelGroups
 from search_spaces.models.copies import copy_network
+from search_spaces.network.examples import rows_of, run_on
 from search_spaces.registry import Registry, called, importable_working_directory
 
 Scorer = Callable[[nn.Module, ChannelGroup], Any]
@@ -39,6 +41,8 @@ Scorer = Callable[[nn.Module, ChannelGroup], Any]
 LossSum = Callable[[Any, Any], Tensor]
 CLASSIFICATION_LOSS: LossSum = nn.CrossEntropyLoss(reduction="sum")
 """(what the network gave, targets) → the sum of the losses of these images."""
+Run = Callable[[nn.Module, Any, Any], Any]
+"""(network, inputs of a batch, targets) → what the network gives."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +69,18 @@ def rankings(
     *,
     batches: Iterable[tuple[Tensor, Any]] = (),
     loss_sum: LossSum = CLASSIFICATION_LOSS,
+    run: Run = lambda network, inputs, targets: run_on(network, inputs),
     seed: int = 0,
 ) -> dict[str, Ranking]:
     """Rank the units of every group; the keys are the groups' names.
 
     ``criterion`` is a name in :data:`CRITERIA`, a ``package.module:function`` or a :data:`Scorer`. ``batches`` are
     (images (N, C, H, W), targets) and are read by ``taylor`` alone, once, whose loss over the images of a batch is
-    ``loss_sum``, that of class labels where none is given; the network is left untouched.
+    ``loss_sum``, that of class labels where none is given, of what ``run`` gives; the network is left untouched.
     """
     check_type(groups, ChannelGroups, "channel groups", "give what bayesopt.groups(model, example) returns")
     chosen = _criterion(criterion)
-    slopes = _slopes(network, groups.groups, chosen, batches, loss_sum) if chosen.needs_batches else {}
+    slopes = _slopes(network, groups.groups, chosen, batches, loss_sum, run) if chosen.needs_batches else {}
     evidence = Evidence(seed, slopes)
     return {group.name: _ranked(network, group, chosen, evidence) for group in groups.groups}
 
@@ -281,12 +286,20 @@ def _average(parts: Iterable[tuple[np.ndarray, np.ndarray]], units: int) -> np.n
     return np.where(known > 0, total / np.maximum(known, 1), 1.0)
 
 
+def _beside(weights: Sequence[Tensor], batch: Any) -> Any:
+    """The batch with its tensors where the weights are."""
+    if not weights:
+        return batch
+    return tree_map(lambda leaf: leaf.to(weights[0].device) if isinstance(leaf, Tensor) else leaf, tuple(batch))
+
+
 def _slopes(
     network: nn.Module,
     groups: Iterable[ChannelGroup],
     criterion: Criterion,
     batches: Iterable[tuple[Tensor, Any]],
     loss_sum: LossSum,
+    run: Run,
 ) -> dict[str, np.ndarray]:
     """Per member layer, Σ w·∂L/∂w of each filter (R,), L being the mean loss over all images.
 
@@ -301,14 +314,13 @@ def _slopes(
     for batch in batches:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             raise InputError("a criterion reads batches of images (N, C, H, W) and labels (N,); give pairs of them")
-        x, y = batch
-        device = weights[0].device if weights else x.device
         with torch.enable_grad():
-            loss = loss_sum(twin(x.to(device)), y.to(device))
+            x, y = _beside(weights, batch)
+            loss = loss_sum(run(twin, x, y), y)
             gradients = torch.autograd.grad(loss, weights, materialize_grads=True) if weights else ()
         for slope, member, gradient in zip(slopes, found.values(), gradients, strict=True):
             slope += (member.filters.double() * filters_of(member.layer, gradient).double()).sum(dim=1)
-        images += len(x)
+        images += rows_of(x)
     if not images:
         raise InputError(f"criterion '{criterion.name}' needs batches of images and labels, and none are given")
     return {name: (slope / images).cpu().numpy() for name, slope in zip(found, slopes, strict=True)}

@@ -69,8 +69,9 @@ class MetricSection(OwnSection):
 class TaskSection(Section):
     """What the network is trained for, and judged by."""
 
-    kind: str = Field(default="classification", description="`classification`, or your own `package.module:Class`, a subclass of `dnas.Task`.")  # fmt: skip
-    arguments: dict[str, Any] = Field(default={}, description="Keyword arguments of your own task.")
+    kind: str = Field(default="classification", description="`classification`, `detection`, `segmentation`, `regression`, `multilabel`, or your own `package.module:Class`, a subclass of `dnas.Task`.")  # fmt: skip
+    arguments: dict[str, Any] = Field(default={}, examples=[{"criterion": "l1"}], description="Keyword arguments of the task, such as `auxiliary_weight` of a segmentation or `criterion` of a regression.")  # fmt: skip
+    exact_layers: tuple[str, ...] | None = Field(default=None, examples=[["head.regression_head.*"]], description="Patterns over the layers that stay in fp32, but for those in `space.fix` (none: the task's own, such as a detector's box regressors).")  # fmt: skip
     metrics: dict[str, MetricSection] = Field(default={}, description="Further metrics by name, each a class of torchmetrics (extra `torchmetrics`) or your own: `{ f1 = { kind = 'torchmetrics.classification:MulticlassF1Score', arguments = { num_classes = 10 } } }`, or the import path alone; `direction = 'smaller'` where the class does not say which way is better, `unit = '%'` to show it in percent. `dnas evaluate` tells all of them.")  # fmt: skip
     metric: str | None = Field(default=None, description="Name of the metric that decides (none: the task's own).")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnas.data.augmentation import Augmentation
 from dnas.data.described import described
-from dnas.data.image_sets import DataSplits, ImageSet
+from dnas.data.image_sets import DataSplits, ImageSet, has_classes
+from dnas.data.target_images import Targets
 from search_spaces.errors import InputError, one_line
 
 
@@ -25,11 +27,15 @@ def check_splits(data: DataSplits) -> None:
             labels, count = split.labels, len(split)
         except Exception as error:  # the user's own set of images
             raise InputError(f"data: the {name} split cannot be read: {one_line(error)}") from error
-        if not isinstance(labels, Tensor) or labels.ndim < 1 or labels.is_complex():
+        if not isinstance(labels, Targets) and not _has_rows(labels):
             raise InputError(f"data: labels of the {name} images must be a tensor (N, ...); got {described(labels)}")
         if not count or len(labels) != count:
             raise InputError(f"data: the {name} split has {count} images and {len(labels)} labels; give one for each")
         first_images(name, split, 1)
+
+
+def _has_rows(labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.ndim >= 1 and not labels.is_complex()
 
 
 def check_classes(sets: Mapping[str, ImageSet], logits: Tensor) -> None:
@@ -42,7 +48,7 @@ def check_classes(sets: Mapping[str, ImageSet], logits: Tensor) -> None:
     outputs = logits.shape[1]
     for name, images in sets.items():
         labels = images.labels
-        if labels.ndim != 1 or labels.is_floating_point():
+        if not has_classes(labels):
             raise InputError(f"data: labels of the {name} images must be integers (N,); got {described(labels)}")
         if labels.dtype == torch.bool or int(labels.min()) < 0:
             raise InputError(
@@ -63,8 +69,8 @@ def first_images(
     count: int,
     augmentation: Augmentation | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[Tensor, Tensor]:
-    """The first images (N, C, H, W) of a set with their labels (N,), as training takes them."""
+) -> tuple[Tensor, Any]:
+    """The first images (N, C, H, W) of a set with their labels (N,) or targets, as training takes them."""
     try:
         first = images.subset(torch.arange(min(count, len(images))))
         x, y = next(iter(first.batches(count, seed=0, augmentation=augmentation, device=device)))
@@ -72,7 +78,8 @@ def first_images(
         raise
     except Exception as error:
         raise InputError(f"data: the {name} images cannot be read: {one_line(error)}") from error
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or tuple(x.shape[1:]) != tuple(images.input_shape):
+    fits = isinstance(y, Tensor) or isinstance(images.labels, Targets)
+    if not isinstance(x, Tensor) or not fits or tuple(x.shape[1:]) != tuple(images.input_shape):
         raise InputError(
             f"data: a batch of the {name} images must be images (N, {', '.join(map(str, images.input_shape))}) and "
             f"labels (N,); got {described(x)} and {described(y)}"

@@ -18,13 +18,13 @@ from dnas.data.image_sets import (
     BatchRequest,
     DataSplits,
     ImageSet,
-    MemoryImages,
     as_targets,
     draw_order,
     has_classes,
     stratified_indices,
 )
 from dnas.data.loaders import Loaders
+from dnas.data.target_images import TargetImages, are_structures, held_images
 from dnas.data.transfer import sent
 from dnas.data.transforms import randomness_restored, seed_everything, seeds_of
 from search_spaces.errors import InputError, one_line
@@ -51,9 +51,9 @@ def image_set(data: GivenImages, name: str = "the images") -> ImageSet:
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, DataLoader) and _covers_its_dataset(data):
-        return DatasetImages.of(data.dataset, name, data.num_workers)
+        return _of_dataset(data.dataset, name, data.num_workers)
     if _is_map_style(data):
-        return DatasetImages.of(data, name)
+        return _of_dataset(data, name)
     if _is_pair(data):
         return _in_memory([data], name)
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping | Tensor | np.ndarray):
@@ -84,7 +84,8 @@ def data_splits(data: GivenSplits) -> DataSplits:
         val = image_set(parts[1], "the validation images")
     test = image_set(parts[2], "the test images") if len(parts) == 3 and parts[2] is not None else val
     splits = (train, val, test)
-    classes = 1 + max(int(split.labels.max()) for split in splits) if has_classes(train.labels) else 0
+    labels = [split.labels for split in splits]
+    classes = 1 + max(int(each.max()) for each in labels if has_classes(each)) if has_classes(train.labels) else 0
     return DataSplits(train, val, test, classes, train.input_shape)
 
 
@@ -96,6 +97,43 @@ def _held_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
     kept = torch.ones(len(images), dtype=torch.bool)
     kept[chosen] = False
     return images.subset(kept.nonzero().flatten()), images.subset(chosen)
+
+
+def _of_dataset(dataset: Any, name: str, workers: int = 0) -> ImageSet:
+    """All items of a map-style dataset; those whose targets have a place in the image are read with it."""
+    if not len(dataset):
+        raise InputError(f"{name}: the dataset is empty")
+    item = _item(dataset, 0, name)
+    if isinstance(item, tuple | list) and len(item) == 2 and _has_place(*item):
+        return TargetImages.of(DatasetItems(dataset, name), loaders=Loaders(workers))
+    return DatasetImages.of(dataset, name, workers)
+
+
+def _has_place(image: Any, target: Any) -> bool:
+    """Whether a target is a structure, or a map of the image (C, H, W)."""
+    if isinstance(target, Mapping):
+        return True
+    return isinstance(target, Tensor) and target.ndim >= 2 and target.shape[-2:] == getattr(image, "shape", ())[-2:]
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetItems:
+    """The pairs of a map-style dataset of (image (C, H, W), target of any structure)."""
+
+    dataset: Any
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        """The pair at ``index``."""
+        item = _item(self.dataset, index, self.name)
+        return _as_floats(_image(item, self.name)), item[1]
+
+    def target(self, index: int) -> Any:
+        """The target at ``index``; the image is read as well."""
+        return _item(self.dataset, index, self.name)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,11 +206,17 @@ class ItemReader:
             raise InputError(f"{self.name}: images of one shape are needed: {one_line(error)}") from error
 
 
-def _in_memory(pairs: Iterable[Any], name: str) -> MemoryImages:
+def _in_memory(pairs: Iterable[Any], name: str) -> ImageSet:
     """Read all pairs, batches or single images, into memory."""
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    structures: list[Any] = []
     try:
         for item in pairs:
+            if found := _structures(item, name):
+                images.append(found[0])
+                structures += found[1]
+                continue
             x, y = _pair(item, name)
             images.append(x if x.ndim == 4 else x[None])
             labels.append(y if x.ndim == 4 else y[None])
@@ -183,10 +227,23 @@ def _in_memory(pairs: Iterable[Any], name: str) -> MemoryImages:
         raise
     except Exception as error:  # the user's own code, or images of different shapes
         raise InputError(f"{name} cannot be read: {one_line(error)}; {_PAIRS}") from error
-    found = _targets(labels, name)
-    if whole.ndim != 4 or len(found) != len(whole):
-        raise InputError(f"{name}: {_PAIRS}; {_got(whole)} and {described(found)}")
-    return MemoryImages(whole, found, (0.0,) * whole.shape[1], (1.0,) * whole.shape[1])
+    targets: Any = structures or _targets(labels, name)
+    if whole.ndim != 4 or len(targets) != len(whole):
+        raise InputError(f"{name}: {_PAIRS}; {_got(whole)} and {described(targets)}")
+    return held_images(whole, targets, (0.0,) * whole.shape[1], (1.0,) * whole.shape[1])
+
+
+def _structures(item: Any, name: str) -> tuple[Tensor, list[Any]] | None:
+    """A batch of images (N, C, H, W), or a single one, with a dict for each; None where targets are tensors."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return None
+    given, targets = item
+    if isinstance(targets, Mapping):
+        return _as_floats(_image(item, name))[None], [targets]
+    if not are_structures(targets):
+        return None
+    images = torch.stack(list(given)) if isinstance(given, tuple | list) else _image(item, name)
+    return _as_floats(images), list(targets)
 
 
 def _is_map_style(data: Any) -> bool:
@@ -207,7 +264,9 @@ def _covers_its_dataset(loader: DataLoader[Any]) -> bool:
 def _is_pair(data: Any) -> bool:
     """Whether this is one batch of images and labels."""
     arrays = Tensor, np.ndarray
-    return isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, arrays) for part in data)
+    if not isinstance(data, tuple | list) or len(data) != 2 or not isinstance(data[0], arrays):
+        return False
+    return isinstance(data[1], arrays) or are_structures(data[1])
 
 
 def _item(dataset: Any, index: int, name: str) -> Any:

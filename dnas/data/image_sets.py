@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,8 +30,8 @@ class ImageSet(Protocol):
     """A sequence of N labelled images."""
 
     @property
-    def labels(self) -> Tensor:
-        """The class of each image, int64 (N,), or what else a task learns of it (N, ...)."""
+    def labels(self) -> Tensor | Sequence[Any]:
+        """The class of each image, int64 (N,), what else a task learns of it (N, ...), or N structures of tensors."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -50,8 +50,8 @@ class ImageSet(Protocol):
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalised float32 images (B, C, H, W) and their labels (B,) on ``device``, once each.
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """Yield normalised float32 images (B, C, H, W) and their labels (B,) or targets on ``device``, once each.
 
         Without a seed they come in order and as they are; with one, their order and augmentation follow from the
         seed alone. ``drop_last`` leaves out a last batch that is short. Raises InputError on an augmentation
@@ -126,7 +126,7 @@ class Batched:
         device: torch.device | str = "cpu",
         drop_last: bool = False,
         part: Part = WHOLE,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Any]]:
         """Yield batches as :meth:`ImageSet.batches` says; what cannot be asked for is refused at once.
 
         Of each batch only the rows of ``part`` are read; they are those of the whole batch, augmentation included.
@@ -134,7 +134,7 @@ class Batched:
         return self._batches(BatchRequest(batch_size, seed, augmentation, torch.device(device), drop_last, part))
 
     @abstractmethod
-    def _batches(self, request: BatchRequest) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, request: BatchRequest) -> Iterator[tuple[Tensor, Any]]:
         """The batches, read as they are asked for."""
 
 
@@ -202,9 +202,9 @@ class MemoryImages(Batched):
         return {**self.__dict__, "_held": None}
 
 
-def has_classes(labels: Tensor) -> bool:
-    """Whether these are classes (N,), and not numbers or several values for each image."""
-    return labels.ndim == 1 and not labels.is_floating_point()
+def has_classes(labels: Any) -> TypeGuard[Tensor]:
+    """Whether these are classes (N,), and not numbers, several values for each image, or structures."""
+    return isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
 
 
 def as_targets(labels: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def as_targets(labels: Tensor) -> Tensor:
     return labels.float() if labels.is_floating_point() else labels
 
 
-def stratified_indices(labels: Tensor, count: int, seed: int) -> Tensor:
+def stratified_indices(labels: Tensor | Sequence[Any], count: int, seed: int) -> Tensor:
     """Choose ``count`` of the N ``labels``, each class in proportion; return their sorted indices, int64 (count,).
 
     Targets of another kind have no classes: they are chosen at random.

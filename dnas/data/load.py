@@ -12,7 +12,9 @@ import torch
 from dnas.data.augmentation import SMALL_PIXELS, Augmentation
 from dnas.data.image_files import Decoding, FolderImages
 from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, stratified_indices
-from dnas.data.sources import SourceOptions, published_shape, read_pool
+from dnas.data.pool import SourceOptions
+from dnas.data.sources import published_shape, read_pool
+from dnas.data.target_images import TargetImages
 from search_spaces.errors import InputError, check_type
 
 __all__ = ["Augmentation", "DataSplits", "FolderImages", "ImageSet", "MemoryImages", "load_data", "stratified_indices"]
@@ -110,6 +112,11 @@ def _prepared(images: ImageSet, image_size: int | None) -> ImageSet:
     if isinstance(images, FolderImages):
         fits = len(images) * math.prod(images.input_shape) <= _MEMORY_LIMIT_BYTES
         return images.decoded() if fits and max(images.size) <= SMALL_PIXELS else images
+    if isinstance(images, TargetImages) and image_size and images.input_shape[1:] != (image_size, image_size):
+        raise InputError(
+            f"image_size = {image_size}: the images of this source are {images.input_shape[1:]}, and targets that have "
+            "a place in them are not resized; leave it out, or resize both where they are made"
+        )
     if isinstance(images, MemoryImages) and image_size and images.input_shape[1:] != (image_size, image_size):
         return images.resized(image_size)
     return images

@@ -6,7 +6,6 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,50 +16,27 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 
-from dnas.data.augmentation import SMALL_PIXELS
 from dnas.data.checks import check_splits
-from dnas.data.decoding import decode
-from dnas.data.image_files import Decoding, FolderImages
-from dnas.data.image_sets import DataSplits, ImageSet, MemoryImages, has_classes, stratified_indices
+from dnas.data.image_files import FolderImages
+from dnas.data.image_sets import DataSplits, MemoryImages, has_classes, stratified_indices
 from dnas.data.loaders import Loaders
+from dnas.data.pool import COLOUR, Pool, Source, SourceOptions, natural_size, no_folder
+from dnas.data.shapes import SIDE
+from dnas.data.target_images import are_structures, held_images
+from dnas.data.target_sources import TARGET_SOURCES
 from search_spaces.errors import InputError, one_line
 from search_spaces.registry import Registry, called, importable_working_directory
 
-_COLOUR = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _TORCHVISION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "MNIST": ((0.1307,), (0.3081,)),
     "FashionMNIST": ((0.2860,), (0.3530,)),
-    "CIFAR10": _COLOUR,
-    "CIFAR100": _COLOUR,
+    "CIFAR10": COLOUR,
+    "CIFAR100": COLOUR,
 }
 _SHAPES = {"mnist": (1, 28), "fashionmnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32)}
+_SHAPES |= dict.fromkeys(("detection-shapes", "segmentation-shapes"), (3, SIDE))
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 _DEFAULT_ROOT = Path("data")
-_LARGE_PIXELS = 224
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A dataset as its source hands it over, before validation images are held out."""
-
-    train: ImageSet
-    test: ImageSet
-    classes: int
-    class_names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """What a job says of its data beyond where they come from; a source takes what it needs."""
-
-    root: Path | None = None
-    download: bool = False
-    image_size: int | None = None
-    workers: int = 0
-    decoding: Decoding = "cpu"
-
-
-Source = Callable[[SourceOptions], Pool | DataSplits]
 
 
 def published_shape(source: str, image_size: int | None) -> tuple[int, int, int] | None:
@@ -90,13 +66,6 @@ def _digits(options: SourceOptions) -> Pool:
     return Pool(whole.subset(kept.nonzero().flatten()), whole.subset(test), 10, tuple(map(str, range(10))))
 
 
-def _no_folder(root: Path) -> str:
-    """What is wrong with a root that is no folder, in words; empty where it is one."""
-    if root.is_dir():
-        return ""
-    return "is no folder" if root.exists() else f"does not exist (looked for {root.absolute()})"
-
-
 def _torchvision(name: str, options: SourceOptions) -> Pool:
     """Open a torchvision dataset; only files whose MD5 torchvision knows are ever unpickled (the CIFAR batches)."""
     source, root = name.lower(), options.root or _DEFAULT_ROOT
@@ -106,7 +75,7 @@ def _torchvision(name: str, options: SourceOptions) -> Pool:
         if not options.download:
             # torchvision's own sentence would advise an argument that is not ours.
             reason = "" if "download=True" in str(error) else f" ({one_line(error)})"
-            if wrong := _no_folder(root):
+            if wrong := no_folder(root):
                 raise InputError(
                     f"dataset '{source}': root '{root}' {wrong}; set download = true to fetch it, or root to the "
                     "folder that holds it"
@@ -158,7 +127,7 @@ def _image_folder(options: SourceOptions) -> Pool:
     root = options.root
     if root is None:
         raise InputError("dataset 'imagefolder' needs root, the folder that holds train/CLASS/* and test/ or val/")
-    if wrong := _no_folder(root):
+    if wrong := no_folder(root):
         raise InputError(f"dataset 'imagefolder': root '{root}' {wrong}; give the folder that holds train/CLASS/*")
     test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if not (root / "train").is_dir() or test_folder is None:
@@ -169,10 +138,10 @@ def _image_folder(options: SourceOptions) -> Pool:
     for name in sorted(set(classes) ^ set(test_classes)):
         holder, other = (root / "train", test_folder) if name in classes else (test_folder, root / "train")
         raise InputError(f"dataset 'imagefolder': class '{name}' is in '{holder}' but not in '{other}'")
-    size = (options.image_size, options.image_size) if options.image_size else _natural_size(train_paths[0])
+    size = (options.image_size, options.image_size) if options.image_size else natural_size(train_paths[0])
     loaders = Loaders(options.workers)
     train, test = (
-        FolderImages(paths, labels, size, *_COLOUR, loaders, options.decoding)
+        FolderImages(paths, labels, size, *COLOUR, loaders, options.decoding)
         for paths, labels in ((train_paths, train_labels), (test_paths, test_labels))
     )
     return Pool(train, test, len(classes), tuple(classes))
@@ -194,11 +163,6 @@ def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:
 def _is_image(path: str) -> bool:
     stem, suffix = os.path.splitext(os.path.basename(path))  # noqa: PTH119, PTH122 - a million files
     return not stem.startswith(".") and suffix.lower() in _IMAGE_SUFFIXES
-
-
-def _natural_size(path: str) -> tuple[int, int]:
-    height, width = decode(path).shape[1:]
-    return (height, width) if max(height, width) <= SMALL_PIXELS else (_LARGE_PIXELS, _LARGE_PIXELS)
 
 
 def _called(source: str, function: Callable[[], Any]) -> Pool | DataSplits:
@@ -223,10 +187,8 @@ def _called(source: str, function: Callable[[], Any]) -> Pool | DataSplits:
     if train_images.shape[1:] != test_images.shape[1:]:
         shapes = f"{tuple(train_images.shape[1:])} and {tuple(test_images.shape[1:])}"
         raise InputError(f"dataset '{source}': train and test images differ in shape: {shapes}")
-    mean, std = _normalisation(train_images)
-    train, test = (
-        MemoryImages(*each, mean, std) for each in ((train_images, train_labels), (test_images, test_labels))
-    )
+    mean, std = ((), ()) if isinstance(train_labels, list) else _normalisation(train_images)
+    train, test = (held_images(*each, mean, std) for each in ((train_images, train_labels), (test_images, test_labels)))
     if not has_classes(train_labels):
         return Pool(train, test, 0)
     classes = int(train_labels.max()) + 1
@@ -235,14 +197,17 @@ def _called(source: str, function: Callable[[], Any]) -> Pool | DataSplits:
     return Pool(train, test, classes)
 
 
-def _checked(source: str, split: str, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Check images (N, C, H, W), uint8 or finite floats, and classes (N,) from 0 on or targets (N, ...) of a task."""
+def _checked(source: str, split: str, images: Any, labels: Any) -> tuple[Tensor, Any]:
+    """Check images (N, C, H, W), uint8 or finite floats, and classes (N,) from 0 on or targets (N, ...) of a task.
+
+    Targets that are structures, such as dicts of boxes, are a list of N.
+    """
     try:
-        images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+        images, labels = torch.as_tensor(images), labels if are_structures(labels) else torch.as_tensor(labels)
     except Exception as error:
         raise InputError(f"dataset '{source}': {split} data are no tensors: {one_line(error)}") from error
-    if images.ndim != 4 or labels.shape[:1] != images.shape[:1] or not len(labels):
-        shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
+    if images.ndim != 4 or not getattr(labels, "ndim", 1) or len(labels) != len(images) or not len(labels):
+        shapes = f"{tuple(images.shape)} and {tuple(getattr(labels, 'shape', (len(labels),)))}"
         raise InputError(f"dataset '{source}': {split} images must be (N, C, H, W) and labels (N,), got {shapes}")
     if has_classes(labels) and (labels.dtype == torch.bool or int(labels.min()) < 0):
         raise InputError(f"dataset '{source}': {split} labels must be integers from 0 on")
@@ -277,6 +242,7 @@ SOURCES: Registry[Source] = Registry(
     {
         "digits": _digits,
         "imagefolder": _image_folder,
+        **TARGET_SOURCES,
         **{name.lower(): partial(_torchvision, name) for name in _TORCHVISION},
     },
     _own,

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from dnas.data.described import described
 from search_spaces.errors import InputError, one_line
@@ -40,6 +42,16 @@ class OwnTransform:
         if not isinstance(found, Tensor) or found.shape != image.shape:
             raise InputError(f"augmentation {self} makes {described(found)} of {described(image)}; keep the shape")
         return found.as_subclass(Tensor)
+
+    def together(self, image: Tensor, target: Any) -> tuple[Tensor, Any]:
+        """An image (C, H, W) and what of its target moves with it; a function of one's own changes the image alone."""
+        if not isinstance(self.function, v2.Transform):
+            return tv_tensors.wrap(self(image.as_subclass(Tensor)), like=image), target
+        try:
+            found: Any = self.function(image, target)
+        except Exception as error:  # an image, or a target, that a transform does not take
+            raise InputError(f"augmentation {self} fails on {described(image)}: {one_line(error)}") from error
+        return found[0], found[1]
 
     def __str__(self) -> str:
         function = self.function.func if isinstance(self.function, partial) else self.function

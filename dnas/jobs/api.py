@@ -89,7 +89,7 @@ def search_bits(
     )
     supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device.place)
     batches = images.weights.batches(batch_size, device=device.place)
-    calibrate(supernet.network, inputs_of(batches, _CALIBRATION_BATCHES))
+    calibrate(supernet.network, inputs_of(batches, _CALIBRATION_BATCHES, device, task))
     teacher = _teacher(model, section.distillation, device)
     options: dict[str, Any] = {"seed": seed, "device": device, "teacher": teacher, "task": task, "budgets": limits}
     trainer = partial(SupernetTrainer, supernet, section, images, **options)
@@ -137,7 +137,7 @@ def finetune(
     rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=trains, task=task)
     network = apply(model, assignment).to(device.place)
     batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place)
-    images = inputs_of(batches, _BATCHNORM_BATCHES)
+    images = inputs_of(batches, _BATCHNORM_BATCHES, device, task)
     calibrate(network, images[:_CALIBRATION_BATCHES])
     trainer = Trainer(
         network,

@@ -6,6 +6,7 @@ import os
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from dnas.jobs.training import check_training, finetune_teacher
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.quantization.mixture import has_kernels
 from dnas.search.images import SearchData
-from dnas.training.device import Device
+from dnas.training.device import CPU, Device
 from dnas.training.distillation import Teacher
 from dnas.training.processes import Processes
 from dnas.training.schedules import derived_seed
@@ -29,6 +30,7 @@ from dnas.training.trainer import Measurement, inputs_of, measure
 from search_spaces.assignments import ModelReference
 from search_spaces.errors import InputError
 from search_spaces.models.load import LoadedModel, load_model
+from search_spaces.network.examples import Example
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Job:
         choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
         loaded = load_network(config)
         data = load_splits(config)
-        plan = plan_job(config, loaded.module, data.input_shape)
+        plan = plan_job(config, loaded.module, example_of(data, task), task.exact_layers)
         _check_widths(config, plan, choice)
         augmentation, search_data = _images(config, data)
         device.processes.check_batch(config.data.batch_size, min(len(search_data.weights), len(search_data.theta)))
@@ -100,14 +102,14 @@ class Job:
         """Measure a network, as it is, by the job's task."""
         return measure(network, images, self.config.data.batch_size, self.device, self.task)
 
-    def calibration_images(self) -> list[Tensor]:
+    def calibration_images(self) -> list[Any]:
         """The first training batches, without augmentation."""
         batches = self.data.train.batches(
             self.config.data.batch_size, seed=derived_seed(self.config.seed, "calibration"), device=self.device.place
         )
-        return inputs_of(batches, self.config.quantizer.calibration_batches)
+        return inputs_of(batches, self.config.quantizer.calibration_batches, self.device, self.task)
 
-    def batchnorm_images(self, count: int) -> list[Tensor]:
+    def batchnorm_images(self, count: int) -> list[Any]:
         """Training images as the net was trained on them: clean ones have other statistics, and cost accuracy."""
         batches = self.data.train.batches(
             self.config.data.batch_size,
@@ -115,13 +117,20 @@ class Job:
             augmentation=self.augmentation,
             device=self.device.place,
         )
-        return inputs_of(batches, count)
+        return inputs_of(batches, count, self.device, self.task)
 
-    def labelled_batches(self, purpose: str, count: int) -> list[tuple[Tensor, Tensor]]:
-        """The first ``count`` training batches in an order of their own, (N, C, H, W) and (N,), not augmented."""
+    def labelled_batches(self, purpose: str, count: int) -> list[tuple[Any, Any]]:
+        """The first ``count`` training batches, inputs and targets, in an order of their own, not augmented."""
         seed = derived_seed(self.config.seed, purpose)
         batches = self.data.train.batches(self.config.data.batch_size, seed=seed, device=self.device.place)
-        return [batch for _, batch in zip(range(count), batches, strict=False)]
+        return [self.task.placed(batch, self.device) for _, batch in zip(range(count), batches, strict=False)]
+
+
+def example_of(data: DataSplits, task: Task) -> Example:
+    """What the task calls a network with: the shape of an image, or the inputs of the first one where they are more."""
+    batch = next(iter(data.train.subset(torch.arange(1)).batches(1)))
+    inputs, _ = task.placed(batch, CPU)
+    return data.input_shape if isinstance(inputs, Tensor) else inputs
 
 
 def device_of(config: JobConfig) -> Device:

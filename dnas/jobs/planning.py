@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -21,9 +21,11 @@ from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError, check_type
 from search_spaces.layers import LayerGraph
+from search_spaces.network.examples import Example
 from search_spaces.network.graph import read_graph
+from search_spaces.options import SpaceOptions
 from search_spaces.registry import importable_working_directory
-from search_spaces.spaces import PrecisionSpace, build_space
+from search_spaces.spaces import PrecisionSpace, build_space, matches
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,16 @@ class Plan:
     budgets: tuple[Budget, ...]
 
 
-def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) -> Plan:
-    """Plan a job; raises :class:`InputError` for a budget out of reach or a space that does not fit the network."""
+def plan_job(config: JobConfig, model: nn.Module, example: Example, exact: Sequence[str] = ()) -> Plan:
+    """Plan a job of a network that is called as in ``example``, such as an input's shape.
+
+    Layers that fit a pattern of ``exact`` stay in fp32, unless the job fixes their bits. Raises :class:`InputError` for
+    a budget out of reach or a space that does not fit the network.
+    """
     check_type(config, JobConfig, "a job", "give what dnas.load_job(source) returns")
-    graph = read_graph(model, input_shape)
+    graph = read_graph(model, example)
     compression = compression_of(config)
-    space = build_space(graph, compression.options(config))
+    space = build_space(graph, keeping_exact(compression.options(config), graph, exact))
     table = cost_table(graph, space, config.costs, config.quantizer.per_channel)
     table.require(config.search.cost)
     for bits in config.controls.uniform:  # a cost that has no figure for a control must not be found out at the end
@@ -56,6 +62,13 @@ def plan_job(config: JobConfig, model: nn.Module, input_shape: tuple[int, ...]) 
     if config.search.monotone:
         check_bounds(table, budgets)
     return Plan(graph, space, table, budgets)
+
+
+def keeping_exact(options: SpaceOptions, graph: LayerGraph, exact: Sequence[str]) -> SpaceOptions:
+    """The options with layers that fit a pattern of ``exact`` excluded, but for those whose bits are fixed."""
+    own = tuple(options.fix)
+    names = [layer.name for layer in graph.layers if matches(exact, layer) and not matches(own, layer)]
+    return replace(options, exclude=(*options.exclude, *names)) if names else options
 
 
 def _most_pruned(section: PruneSection, table: CostTable) -> CostTable:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig, ModelSection
@@ -19,6 +20,7 @@ from dnas.search.measured import single_changes
 from dnas.training.schedules import derived_seed
 from results.run.folder import Run
 from search_spaces.errors import InputError
+from search_spaces.network.examples import rows_of
 from search_spaces.sensitivities import Sensitivities, SensitivityKind
 
 _BATCH_SIZE = 64
@@ -42,12 +44,12 @@ class SensitivityImages:
     def __len__(self) -> int:
         return min(self.job.config.controls.sensitivity_images, len(self.job.data.train))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         job, left = self.job, len(self)
         seed = derived_seed(job.config.seed, "sensitivity")
         batch_size = min(_BATCH_SIZE, job.config.data.batch_size)
         for x, y in job.data.train.batches(batch_size, seed=seed, device=job.device.place):
-            yield x[:left], y[:left]
+            yield job.task.placed((x[:left], y[:left]), job.device)
             left -= len(x)
             if left <= 0:
                 return
@@ -85,13 +87,13 @@ class JobSensitivities:
         self._left: dict[SensitivityKind, float] = {}
         self.evidence = replace(evidence_of(job), batches=lambda: self, recall=self._recall)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """The images, each batch counted as work once the next is asked for."""
         kind, units = self._kind, _units_an_image(self._job, self._kind)
         a_pass = SECOND_DERIVATIVES if kind == "hessian" else units
         for x, y in self._images:
             yield x, y
-            done = min(self._left[kind], len(x) * a_pass)
+            done = min(self._left[kind], rows_of(x) * a_pass)
             self._left[kind] -= done
             self._progress.step(_KIND[kind], done, stage=SENSITIVITIES, run=kind)
 

@@ -17,6 +17,7 @@ from search_spaces.errors import InputError, check_type, one_line
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.network.calls import first_input
+from search_spaces.network.examples import Call, run_on
 
 
 def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
@@ -78,7 +79,7 @@ def images_of(batches: Iterable[Any]) -> Iterator[Any]:
     for number, batch in enumerate(batches, start=1):
         empty = False
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(x, (Tensor, Mapping)):
+        if not isinstance(x, (Tensor, Mapping, Call)):
             raise InputError(
                 f"batch {number} is {type(batch).__name__}; a batch is a tensor of images (N, C, H, W), or a dict of "
                 "them by name for a network with several inputs"
@@ -104,7 +105,7 @@ def check_batch(number: int, x: Tensor) -> None:
 
 def _run(network: nn.Module, x: Any) -> Any:
     try:
-        return network(**x) if isinstance(x, Mapping) else network(x)
+        return run_on(network, x)
     except InputError:
         raise
     except Exception as error:  # code of a foreign network, on what the user gave

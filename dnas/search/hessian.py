@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dnas.training.task import CLASSIFICATION, Task
+from dnas.training.task import CLASSIFICATION, Task, outputs_of
+from search_spaces.network.examples import rows_of
 
 STANDARD_ERROR = 0.1
 """Rounds of probes end where the probes leave every layer's trace with this relative standard error, or less."""
@@ -34,7 +35,7 @@ class Traces:
 def hessian_traces(
     model: nn.Module,
     layers: dict[str, nn.Module],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, Any]],
     *,
     seed: int = 0,
     probes: int | None = None,
@@ -53,7 +54,7 @@ def hessian_traces(
         rows, sizes = [], []
         for x, y in batches:
             rows.append(_probed(model, weights, x, y, probes or _PROBES_PER_ROUND, generator, task))
-            sizes.append(len(x))
+            sizes.append(rows_of(x))
         drawn.append(np.stack(rows))
         estimate = _Estimate(np.concatenate(drawn, axis=1), np.array(sizes))
         if estimate.probe_error.max(initial=0.0) <= STANDARD_ERROR:
@@ -65,7 +66,7 @@ def hessian_traces(
 def _probed(
     model: nn.Module,
     weights: Sequence[nn.Parameter],
-    x: Tensor,
+    x: Any,
     y: Any,
     probes: int,
     generator: torch.Generator,
@@ -73,7 +74,7 @@ def _probed(
 ) -> np.ndarray:
     """The forms v' H v of the loss on one batch for some probes, float64 (probes, layers)."""
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-        loss = task.loss(task.outputs(model(x)), y)
+        loss = task.loss(outputs_of(task, model, x, y), y)
         gradients = torch.autograd.grad(loss, weights, create_graph=True)
         found = []
         for _ in range(probes):

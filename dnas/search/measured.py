@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.supernet import Supernet
-from dnas.training.task import CLASSIFICATION, AnyTask, task_of
+from dnas.training.task import CLASSIFICATION, AnyTask, outputs_of, task_of
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
+from search_spaces.network.examples import rows_of
 from search_spaces.sensitivities import Sensitivities
 
 _CALIBRATION_BATCHES = 4
@@ -29,7 +31,7 @@ def measured_sensitivities(
     model: nn.Module,
     table: CostTable,
     choice: QuantizerChoice,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, Any]],
     *,
     task: AnyTask = CLASSIFICATION,
 ) -> Sensitivities:
@@ -48,14 +50,14 @@ def measured_sensitivities(
     for x, y in batches:
         with torch.no_grad():
 
-            def loss(cells: Cells, x: Tensor = x, y: Tensor = y) -> float:
+            def loss(cells: Cells, x: Any = x, y: Any = y) -> float:
                 with supernet.sampled(supernet.one_hot(cells)):
-                    return float(task.loss_sum(task.outputs(supernet(x)), y))
+                    return float(task.loss_sum(outputs_of(task, supernet, x, y), y))
 
             base += loss(widest)
             for key, cells in changes.items():
                 totals[key] += loss(cells)
-        images += len(x)
+        images += rows_of(x)
     if not images:
         raise InputError("measured sensitivities need batches of images (N, C, H, W) and labels (N,), at least one")
     found = {key: (total - base) / images for key, total in totals.items()}

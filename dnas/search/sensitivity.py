@@ -20,7 +20,7 @@ from dnas.quantization.held_weights import hold_weights
 from dnas.quantization.quantizers import Quantizer
 from dnas.search.hessian import hessian_traces
 from dnas.training.device import widened
-from dnas.training.task import CLASSIFICATION, AnyTask, Task, task_of
+from dnas.training.task import CLASSIFICATION, AnyTask, Task, outputs_of, task_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.models.computed import make_plain
@@ -28,6 +28,7 @@ from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.models.multiplied import is_standard
 from search_spaces.network.calls import first_input, with_first_input
+from search_spaces.network.examples import rows_of
 from search_spaces.network.graph import read_graph
 from search_spaces.sensitivities import Sensitivities
 from search_spaces.spaces import PrecisionSpace
@@ -37,7 +38,7 @@ def sensitivities(
     model: nn.Module,
     space: PrecisionSpace,
     choice: QuantizerChoice,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, Any]],
     *,
     seed: int = 0,
     probes: int | None = None,
@@ -55,7 +56,7 @@ def hessian_sensitivities(
     model: nn.Module,
     space: PrecisionSpace,
     choice: QuantizerChoice,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, Any]],
     *,
     seed: int = 0,
     probes: int | None = None,
@@ -88,26 +89,27 @@ def hessian_sensitivities(
     )
 
 
-def _repeatable(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+def _repeatable(batches: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, Any]]:
     return list(batches) if isinstance(batches, Iterator) else batches
 
 
-def _checked(batches: Iterable[Any]) -> Tensor:
-    """The images of the first batch; every batch is looked at."""
+def _checked(batches: Iterable[Any]) -> Any:
+    """The inputs of the first batch; every batch is looked at."""
     first = None
     for number, batch in enumerate(batches, start=1):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             first = None
             break
-        check_batch(number, batch[0])
+        if isinstance(batch[0], Tensor):  # of several inputs some may be masks, of which inf is a part
+            check_batch(number, batch[0])
         first = batch[0] if first is None else first
     if first is None:
         raise InputError("sensitivities need batches of images (N, C, H, W) and labels (N,), at least one")
     return first
 
 
-def _holding_weights(model: nn.Module, names: Sequence[str], x: Tensor) -> nn.Module:
-    """A copy whose layers ``names`` hold the weights that they multiply with; ``x`` (N, C, H, W) are images."""
+def _holding_weights(model: nn.Module, names: Sequence[str], x: Any) -> nn.Module:
+    """A copy whose layers ``names`` hold the weights that they multiply with; ``x`` are inputs of the network."""
     twin = fresh_copy(model)
     own_code = any(not is_standard(twin.get_submodule(name)) for name in names)
     for name in names:
@@ -145,7 +147,7 @@ def _input_losses(
     layers: dict[str, nn.Module],
     space: PrecisionSpace,
     choice: QuantizerChoice,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Any, Any]],
     task: Task,
 ) -> tuple[dict[str, np.ndarray], int]:
     """Per layer, the loss of each activation width, averaged over the images of ``batches``; and how many these are."""
@@ -166,13 +168,13 @@ def _input_losses(
     handles = [layer.register_forward_pre_hook(watch(name), with_kwargs=True) for name, layer in layers.items()]
     for x, y in batches:
         seen.clear()
-        images += len(x)
-        task.loss(task.outputs(model(x)), y).backward()
+        images += rows_of(x)
+        task.loss(outputs_of(task, model, x, y), y).backward()
         for name, value in seen:
             if value.grad is None:
                 continue
             # The loss is a mean over N images: each image's own gradient is N times what is seen here.
-            fisher = len(x) ** 2 * widened(value.grad).square()
+            fisher = rows_of(x) ** 2 * widened(value.grad).square()
             signed = bool(value.min() < 0)
             for column, bits in enumerate(space.activation_bits):
                 error = quantized(choice.of_activations(), value.detach(), bits, signed=signed) - value.detach()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -176,9 +176,9 @@ class Supernet(nn.Module):
         rows, columns = np.nonzero(self.space.allowed[index])
         return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if self.space.weight_bits[r]]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the mixture that is lent (see :meth:`sampled`) on ``x`` (N, C, H, W)."""
-        return cast(Tensor, self.network(x))
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Run the mixture that is lent (see :meth:`sampled`), as in ``supernet(x)`` with x of shape (N, C, H, W)."""
+        return self.network(*inputs, **named)
 
     @property
     def weights(self) -> list[nn.Parameter]:

@@ -136,7 +136,7 @@ class SupernetTrainer:
         weights = steps_per_epoch(len(self.data.weights), self.data.batch_size)
         return weights + (theta if self.section.weight_updates == "epoch" else weights)
 
-    def _schedule(self, seed: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    def _schedule(self, seed: int) -> Iterator[tuple[str, tuple[Any, Any]]]:
         """The batches of one epoch, each with what it trains."""
         if self.section.weight_updates == "step":
             theta_batches = self._theta_batches(seed)
@@ -154,12 +154,12 @@ class SupernetTrainer:
         for batch in self._theta_batches(seed):
             yield "theta", batch
 
-    def _weight_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _weight_batches(self, seed: int) -> Iterator[tuple[Any, Any]]:
         return training_batches(
             self.data.weights, self.data.batch_size, seed, self.data.augmentation, self.device, self.task
         )
 
-    def _theta_batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _theta_batches(self, seed: int) -> Iterator[tuple[Any, Any]]:
         seed = derived_seed(seed, "theta")
         return training_batches(
             self.data.theta, self.data.batch_size, seed, self.data.augmentation, self.device, self.task
@@ -177,7 +177,7 @@ class SupernetTrainer:
 
     def _weight_step(
         self,
-        batch: tuple[Tensor, Tensor],
+        batch: tuple[Any, Any],
         samples: Sequence[Sample],
         place: tuple[int, int, float],
         losses: LossMeter,
@@ -188,20 +188,20 @@ class SupernetTrainer:
         """
 
         def add_gradients(part: float) -> None:
-            told = self._told(batch[0])
+            told = self._told(*batch)
             self.supernet.train()
             for sample in samples:
                 given = *batch, told, *sample.parts
                 own = partial(self._loss, len(samples))
                 (loss,) = self.passes.train(("weights", len(samples)), own, given, part, self._lending)
                 with self.supernet.sampled(sample):
-                    losses.add(loss, self.supernet.network, batch[0])
+                    losses.add(loss, self.supernet.network, batch[0], partial(self.task.run, targets=batch[1]))
 
         self.weights.step(*place, add_gradients)
 
     def _theta_step(
         self,
-        batch: tuple[Tensor, Tensor],
+        batch: tuple[Any, Any],
         temperature: float,
         generator: torch.Generator,
         loss_of: ThetaLoss,
@@ -209,7 +209,7 @@ class SupernetTrainer:
         losses: LossMeter,
     ) -> None:
         def add_gradients(part: float) -> None:
-            told = self._told(batch[0])
+            told = self._told(*batch)
             with frozen(self.supernet.weights):
                 sample = self.supernet.sample(temperature, self.section.sampling, generator)
                 given = *batch, told, *sample.parts
@@ -218,27 +218,27 @@ class SupernetTrainer:
                 loss = loss_of(task_loss, sample, progress)
             (loss * part).backward()
             with self.supernet.sampled(sample):
-                losses.add(loss, self.supernet.network, batch[0])
+                losses.add(loss, self.supernet.network, batch[0], partial(self.task.run, targets=batch[1]))
 
         self.theta.step(0, 1, progress, add_gradients)
 
-    def _told(self, x: Tensor) -> Tensor | None:
-        """What the teacher says of images (N, C, H, W)."""
-        return self.passes.forward("teacher", self._outputs_of_teacher, (x,)) if self.teacher else None
+    def _told(self, x: Any, y: Any) -> Any:
+        """What the teacher says of a batch, if there is one."""
+        return self.passes.forward("teacher", self._told_by_teacher, (x, y)) if self.teacher else None
 
-    def _outputs_of_teacher(self, x: Tensor) -> Tensor:
+    def _told_by_teacher(self, x: Any, y: Any) -> Any:
         assert self.teacher is not None
         with self.device.computing():
-            return self.teacher.outputs(self.training_task, x)
+            return self.teacher.told(self.training_task, x, y)
 
-    def _lending(self, x: Tensor, y: Any, told: Tensor | None, *parts: Tensor) -> AbstractContextManager:
+    def _lending(self, x: Any, y: Any, told: Any, *parts: Tensor) -> AbstractContextManager:
         return self.supernet.sampled(Sample(*parts))
 
-    def _loss(self, count: int, x: Tensor, y: Any, told: Tensor | None, *parts: Tensor) -> tuple[Tensor]:
+    def _loss(self, count: int, x: Any, y: Any, told: Any, *parts: Tensor) -> tuple[Tensor]:
         """The loss on a batch of the mixture that is lent, one of ``count`` in a step."""
         task, weight = self.training_task, self.teacher.weight if self.teacher else 0.0
         with self.device.computing():
-            outputs = outputs_of(task, self.supernet(x), len(x))
+            outputs = outputs_of(task, self.supernet, x, y)
             return (taught(task, task.loss(outputs, y), outputs, told, weight) / count,)
 
     def _record(self, epochs: int, loss: float, temperature: float | None, started: float) -> EpochRecord:

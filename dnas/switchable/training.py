@@ -25,9 +25,9 @@ from dnas.switchable.net import SwitchableNet
 from dnas.training.device import CPU, Device
 from dnas.training.distillation import taught
 from dnas.training.loss_meter import LossMeter
-from dnas.training.passes import Passes
+from dnas.training.passes import Passes, detached
 from dnas.training.schedules import derived_seed
-from dnas.training.task import CLASSIFICATION, Task
+from dnas.training.task import CLASSIFICATION, Task, outputs_of
 from dnas.training.trainer import Trainer, measure, without_single
 
 
@@ -40,17 +40,17 @@ class SwitchableTrainer(Trainer):
     def _begin(self, seed: int) -> None:
         self._draws = torch.Generator().manual_seed(derived_seed(seed, "profiles"))
 
-    def _gradients(self, x: Tensor, y: Any, losses: LossMeter, part: float) -> None:
-        told = self.passes.forward("teacher", self._outputs_of_teacher, (x,)) if self.teacher else None
+    def _gradients(self, x: Any, y: Any, losses: LossMeter, part: float) -> None:
+        told = self.passes.forward("teacher", self._told_by_teacher, (x, y)) if self.teacher else None
         names = self.chosen(self._draws)
         accumulate_gradients(
             self.network, names, x, y, self.section, losses, told, part, self.device, self.training_task, self.passes
         )
 
-    def _outputs_of_teacher(self, x: Tensor) -> Tensor:
+    def _told_by_teacher(self, x: Any, y: Any) -> Any:
         assert self.teacher is not None
         with self.device.computing():
-            return self.teacher.outputs(self.task, x)
+            return self.teacher.told(self.task, x, y)
 
     def chosen(self, generator: torch.Generator) -> list[str]:
         """The profiles of one step, from the widest to the narrowest."""
@@ -91,50 +91,50 @@ def passes_per_step(section: FinaliseSection, profiles: int) -> int:
 def accumulate_gradients(
     network: SwitchableNet,
     names: Sequence[str],
-    x: Tensor,
+    x: Any,
     y: Any,
     section: FinaliseSection,
     losses: LossMeter,
-    told: Tensor | None = None,
+    told: Any = None,
     part: float = 1.0,
     device: Device = CPU,
     task: Task = CLASSIFICATION,
     passes: Passes | None = None,
 ) -> None:
-    """Add the gradients of the mean loss of these profiles (widest first) on images (N, C, H, W), labels (N,).
+    """Add the gradients of the mean loss of these profiles (widest first) on a batch of inputs and targets.
 
-    ``told`` are the float network's outputs, where it is the teacher; ``part`` is how much of the gradients to add.
+    ``told`` is what the float network says, where it is the teacher; ``part`` is how much of the gradients to add.
     The mean loss is added to ``losses``. One backward pass after each forward pass, so that one graph is held at a
     time, except with the ensemble as the teacher, which is known only after all. ``passes`` may record them.
     """
     passes = passes or Passes(network, device)
 
-    def loss_of(name: str, x: Tensor, y: Any, teacher: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss_of(name: str, x: Any, y: Any, teacher: Any = None) -> tuple[Tensor, Any]:
         with device.computing():
-            outputs = task.outputs(network.view_of(name)(x))
-            return profile_loss(outputs, y, teacher, section, task) / len(names), outputs
+            outputs = outputs_of(task, network.view_of(name), x, y)
+            return profile_loss(outputs, y, teacher, section, task) / len(names), task.comparable(outputs)
 
-    def loss_of_all(x: Tensor, y: Any) -> tuple[Tensor]:
+    def loss_of_all(x: Any, y: Any) -> tuple[Tensor]:
         with device.computing():
-            outputs = [task.outputs(network.view_of(name)(x)) for name in names]
-            mean = task.ensemble([each.detach() for each in outputs])
+            outputs = [outputs_of(task, network.view_of(name), x, y) for name in names]
+            mean = task.ensemble([detached(task.comparable(each)) for each in outputs])
             return (torch.stack([profile_loss(each, y, mean, section, task) for each in outputs]).mean(),)
 
     if section.teacher == "ensemble":
         (loss,) = passes.train(("ensemble", *names), loss_of_all, (x, y), part)
-        losses.add(loss, network.view_of(names[0]), x)
+        losses.add(loss, network.view_of(names[0]), x, partial(task.run, targets=y))
         return
     teacher = told
     for name in names:
         given = (x, y) if teacher is None else (x, y, teacher)
         loss, outputs = passes.train((name, len(names)), partial(loss_of, name), given, part)
-        losses.add(loss, network.view_of(name), x)
+        losses.add(loss, network.view_of(name), x, partial(task.run, targets=y))
         if section.teacher == "next" or (section.teacher == "widest" and teacher is None):
             teacher = outputs
 
 
 def profile_loss(
-    outputs: Tensor, targets: Any, teacher: Tensor | None, section: FinaliseSection, task: Task = CLASSIFICATION
+    outputs: Any, targets: Any, teacher: Any, section: FinaliseSection, task: Task = CLASSIFICATION
 ) -> Tensor:
     """The task's loss, and how far the outputs are from those of the teacher."""
     loss = task.loss(outputs, targets)
@@ -142,5 +142,5 @@ def profile_loss(
         return loss
     if section.method == "sp_nets":
         weight = 1.0 if section.distillation is None else section.distillation
-        return loss + weight * task.divergence(outputs, teacher)
+        return loss + weight * task.divergence(task.comparable(outputs), teacher)
     return taught(task, loss, outputs, teacher, 0.5 if section.distillation is None else section.distillation)

@@ -6,18 +6,20 @@ time, and where no input of the module needs a gradient, θ would get none, with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from search_spaces.errors import InputError
+from search_spaces.network.examples import run_on
 
 _NODE = "CheckpointFunctionBackward"
 
 
-def refuse_reentrant(network: nn.Module, x: Tensor) -> None:
-    """Raise :class:`InputError` that names a module of ``network`` in reentrant checkpoints; ``x`` (N, ...) is run."""
+def refuse_reentrant(network: nn.Module, inputs: Any, run: Callable[[nn.Module, Any], Any] = run_on) -> None:
+    """Raise :class:`InputError` that names a module of ``network`` in reentrant checkpoints; ``run`` runs it."""
     seen: set[Any] = set()
     found: list[str] = []
 
@@ -31,7 +33,7 @@ def refuse_reentrant(network: nn.Module, x: Tensor) -> None:
 
     handles = [module.register_forward_hook(look(name)) for name, module in network.named_modules()]
     try:
-        network(x.detach().requires_grad_() if x.is_floating_point() else x)
+        run(network, tree_map(_wanting, inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -40,6 +42,11 @@ def refuse_reentrant(network: nn.Module, x: Tensor) -> None:
             f"module '{found[0]}' uses torch.utils.checkpoint with use_reentrant=True, which a supernet cannot be "
             "trained through; give it use_reentrant=False"
         )
+
+
+def _wanting(x: Any) -> Any:
+    """A tensor of floats that wants a gradient; anything else as it is."""
+    return x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _reaches_node(start: Any, seen: set[Any]) -> bool:

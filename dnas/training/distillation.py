@@ -21,11 +21,11 @@ class Teacher:
     network: nn.Module
     weight: float
 
-    def outputs(self, task: Task, x: Tensor) -> Tensor:
-        """What the teacher says of images (N, C, H, W)."""
+    def told(self, task: Task, inputs: Any, targets: Any) -> Any:
+        """What the teacher says of a batch: what is comparable of its outputs."""
         self.network.eval()
         with torch.no_grad():
-            return task.outputs(self.network(x))
+            return task.comparable(outputs_of(task, self.network, inputs, targets))
 
 
 def finetune_weight(section: FinetuneSection, task: Task) -> float:
@@ -38,15 +38,15 @@ def finetune_weight(section: FinetuneSection, task: Task) -> float:
     return _USUAL_WEIGHT if type(task).divergence is not Task.divergence else 0.0
 
 
-def taught(task: Task, loss: Tensor, outputs: Tensor, told: Tensor | None, weight: float) -> Tensor:
+def taught(task: Task, loss: Tensor, outputs: Any, told: Any, weight: float) -> Tensor:
     """(1 - λ) times the loss plus λ times how far the outputs are from what the teacher told."""
     if told is None or not weight:
         return loss
-    return (1 - weight) * loss + weight * task.divergence(outputs, told)
+    return (1 - weight) * loss + weight * task.divergence(task.comparable(outputs), told)
 
 
-def taught_loss(task: Task, given: Any, x: Tensor, targets: Any, teacher: Teacher | None) -> Tensor:
-    """The loss of what a network gave for images (N, C, H, W), a teacher's part included."""
-    outputs = outputs_of(task, given, len(x))
+def taught_loss(task: Task, network: nn.Module, inputs: Any, targets: Any, teacher: Teacher | None) -> Tensor:
+    """The loss of a network on a batch, a teacher's part included."""
+    outputs = outputs_of(task, network, inputs, targets)
     loss = task.loss(outputs, targets)
-    return taught(task, loss, outputs, teacher.outputs(task, x), teacher.weight) if teacher else loss
+    return taught(task, loss, outputs, teacher.told(task, inputs, targets), teacher.weight) if teacher else loss

@@ -14,12 +14,16 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.training.device import Device, widened
 from search_spaces.errors import JobError
+from search_spaces.network.examples import run_on
 
 Result = TypeVar("Result")
+Run = Callable[[nn.Module, Any], Any]
+"""Runs a network on a batch of inputs."""
 
 STEPS_BETWEEN_LOOKS = 20  # where a look waits for a device or for other processes
 
@@ -35,8 +39,8 @@ class LossMeter:
         self.every, self.latest, self.count, self.processes = every, 0.0, 0, device.processes
         self.total = widened(torch.zeros((), device=device.place))
 
-    def add(self, loss: Tensor, network: nn.Module, x: Tensor) -> None:
-        """Add the loss () of ``network`` on images ``x`` (N, C, H, W).
+    def add(self, loss: Tensor, network: nn.Module, inputs: Any, run: Run = run_on) -> None:
+        """Add the loss () of ``network`` on a batch of inputs, which ``run`` runs it on.
 
         Raises :class:`JobError` that names the first layer to blame when it is not finite, if every loss is looked
         at; else :class:`NotFinite`.
@@ -47,7 +51,7 @@ class LossMeter:
         if self.count % self.every == 0:
             self.latest, total = self.processes.mean(torch.stack([value, self.total])).tolist()
             if not math.isfinite(total):
-                raise self._error(value.item(), network, x)
+                raise self._error(value.item(), network, inputs, run)
 
     def sum(self) -> float:
         """All that was added, a mean over processes; :class:`NotFinite` where that is no number."""
@@ -56,11 +60,11 @@ class LossMeter:
             raise NotFinite(f"the loss became {total}")
         return total
 
-    def _error(self, value: float, network: nn.Module, x: Tensor) -> JobError:
+    def _error(self, value: float, network: nn.Module, inputs: Any, run: Run) -> JobError:
         if self.every > 1:
             return NotFinite("a loss of the last steps is not finite")
         # Every process looks, for a forward pass may need them all; the first with a reason is heard.
-        reason = f"the loss became {value}: {first_non_finite(network, x)}"
+        reason = f"the loss became {value}: {first_non_finite(network, inputs, run)}"
         reasons = self.processes.gathered("" if math.isfinite(value) else reason)
         return JobError(
             f"{next(filter(None, reasons), reason)}; the last good checkpoint is kept, "
@@ -95,8 +99,8 @@ def watched_epoch(trainer: Resumable, every: int, run: Callable[[int], Result]) 
         return run(1)
 
 
-def first_non_finite(network: nn.Module, x: Tensor) -> str:
-    """Say which module first gives a value that is not finite on ``x``."""
+def first_non_finite(network: nn.Module, inputs: Any, run: Run = run_on) -> str:
+    """Say which module first gives a value that is not finite on a batch of inputs."""
     blamed: list[str] = []
     handles = []
 
@@ -113,14 +117,14 @@ def first_non_finite(network: nn.Module, x: Tensor) -> str:
             handles.append(module.register_forward_hook(watch(name)))
     try:
         with torch.no_grad():
-            network(x)
-    except RuntimeError:
-        pass  # a supernet outside its sample: the parameters below still tell
+            run(network, inputs)
+    except Exception:
+        pass  # a supernet outside its sample, code that minds NaN: the parameters below still tell
     finally:
         for handle in handles:
             handle.remove()
     bad = next((name for name, p in network.named_parameters() if not p.isfinite().all()), None)
-    if not x.isfinite().all():
+    if not all(leaf.isfinite().all() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)):
         return "the input images hold values that are not finite"
     if blamed:
         return f"layer '{blamed[0]}' is the first whose output is not finite"

@@ -22,7 +22,7 @@ _PERCENT = "%"
 class Meter(Protocol):
     """Gathers a figure over batches, as those of torchmetrics do."""
 
-    def update(self, outputs: Tensor, targets: Any) -> Any:
+    def update(self, outputs: Any, targets: Any) -> Any:
         """Take note of one batch."""
 
     def compute(self) -> Any:

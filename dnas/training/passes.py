@@ -19,15 +19,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from dnas.training.device import Device
 from dnas.training.recording import CudaRecorder, Recorder, Run
 from dnas.training.watching import host_state, noting_waits, randomness
 from search_spaces.errors import first_sentence
 
-Compute = Callable[..., tuple[Tensor, ...]]
-"""From inputs (tensors, or structures of them) to the loss (), and what else is to be kept of the pass."""
+Compute = Callable[..., tuple[Any, ...]]
+"""From inputs (tensors, or structures of them) to the loss (), and what else is to be kept of the pass, alike."""
+Gradients = Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[int, Tensor]]]
 Lending = Callable[..., AbstractContextManager]
 
 _WATCHED = 2  # passes before the first is recorded; one of each other kind
@@ -39,13 +40,13 @@ class _Recording:
     """A recorded pass: replayed, it reads ``inputs`` and writes ``outputs`` and ``gradients`` (of what, by index)."""
 
     inputs: Sequence[Tensor]
-    outputs: tuple[Tensor, ...]
+    outputs: tuple[Any, ...]
     gradients: dict[int, Tensor]
     replay: Callable[[], None]
 
-    def results(self) -> tuple[Tensor, ...]:
+    def results(self) -> tuple[Any, ...]:
         """Copies of the outputs: recordings share their memory, and the next may write over them."""
-        return tuple(output.clone() for output in self.outputs)
+        return cast(tuple[Any, ...], tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, self.outputs))
 
 
 class Passes:
@@ -74,28 +75,28 @@ class Passes:
         inputs: Sequence[Any],
         part: float = 1.0,
         lending: Lending = lambda *inputs: nullcontext(),
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Any, ...]:
         """Add ``part`` of the loss's gradients to those of the parameters; returns what ``compute`` gives, detached.
 
         ``kind`` names all that ``compute`` depends on beside its inputs and the tensors of the network; ``lending`` is
         entered with the inputs until the gradients are there, as checkpointed modules run again for them.
         """
 
-        def gradients(given: Sequence[Any]) -> tuple[tuple[Tensor, ...], dict[int, Tensor]]:
+        def gradients(given: Sequence[Any]) -> tuple[tuple[Any, ...], dict[int, Tensor]]:
             wanting = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
             with lending(*given):
                 loss, *others = compute(*given)
                 found = torch.autograd.grad(_scaled(loss, part), wanting, allow_unused=True)
             own = {id(p): (p, g) for p, g in zip(wanting, found, strict=True) if g is not None}
             torch._foreach_add_([self._buffers[p] for p, _ in own.values()], [g for _, g in own.values()])
-            return _detached(loss, *others), {key: self._buffers[p] for key, (p, _) in own.items()}
+            return detached((loss, *others)), {key: self._buffers[p] for key, (p, _) in own.items()}
 
         recording = self._recorded(("train", kind, part), gradients, inputs, self._make_buffers)
         if recording is None:
             with self._watched(), lending(*inputs):
                 loss, *others = compute(*inputs)
                 _scaled(loss, part).backward()
-            return _detached(loss, *others)
+            return cast(tuple[Any, ...], detached((loss, *others)))
         self._adopt_gradients()
         recording.replay()
         for parameter, buffer in self._buffers.items():
@@ -135,10 +136,10 @@ class Passes:
         known = [found[i] for i in indices]
         return cast(Tensor, _Known.apply(outputs[0], len(known), *known, *(inputs[i] for i in indices)))
 
-    def forward(self, kind: Hashable, compute: Callable[..., Tensor], inputs: Sequence[Any]) -> Tensor:
+    def forward(self, kind: Hashable, compute: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         """What ``compute`` gives of these inputs, without gradients."""
 
-        def outputs(given: Sequence[Any]) -> tuple[tuple[Tensor, ...], dict[int, Tensor]]:
+        def outputs(given: Sequence[Any]) -> tuple[tuple[Any, ...], dict[int, Tensor]]:
             with torch.no_grad():
                 return (compute(*given),), {}
 
@@ -152,7 +153,7 @@ class Passes:
     def _recorded(
         self,
         kind: Hashable,
-        gradients: Callable[[Sequence[Any]], tuple[tuple[Tensor, ...], dict[int, Tensor]]],
+        gradients: Gradients,
         inputs: Sequence[Any],
         prepare: Callable[[], None],
     ) -> _Recording | None:
@@ -266,8 +267,9 @@ def _scaled(loss: Tensor, part: float) -> Tensor:
     return loss if part == 1 else loss * part
 
 
-def _detached(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach() for tensor in tensors)
+def detached(structure: Any) -> Any:
+    """The structure with its tensors apart from what they were computed of."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, structure)
 
 
 def _as_leaf(x: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 
 from dnas.data.augmentation import Augmentation
 from dnas.data.checks import check_splits, first_images, named_splits
@@ -16,10 +18,12 @@ from dnas.data.described import described
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.training.checkpointing import refuse_reentrant
 from dnas.training.device import CPU, Device
+from dnas.training.passes import detached
 from dnas.training.processes import Processes
 from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.errors import InputError, one_line
 from search_spaces.models.copies import fresh_copy
+from search_spaces.network.examples import rows_of
 
 FEW_IMAGES = 5
 _IMAGES = 2  # the fewest that BatchNorm can learn from
@@ -56,16 +60,16 @@ def rehearse(
     _check_batches(twin, training, batch_size, device.processes)
     with device.own_randomness(0):
         few = min(_IMAGES, _rows(data.train, batch_size, device.processes))
-        x, y = first_images("training", data.train, few, augmentation, device.place)
+        x, y = _placed(task, first_images("training", data.train, few, augmentation, device.place), device)
         with torch.no_grad():
-            task.check(named_splits(data), _outputs(task, twin.eval(), x, "eval"))
-        outputs = _outputs(task, twin.train(), x, "training")
+            task.check(named_splits(data), _outputs(task, twin.eval(), x, y, "eval"))
+        outputs = _outputs(task, twin.train(), x, y, "training")
         task.check(named_splits(data), outputs)
-        loss = _loss(task, outputs, y)
+        loss = _loss(task, outputs, y, device)
         if trains:
             _check_gradient(loss)
         if searches:
-            refuse_reentrant(twin, x)
+            refuse_reentrant(twin, x, partial(task.run, targets=y))
         _check_rows(task, twin, named_splits(data), training, batch_size, augmentation, device)
 
 
@@ -130,42 +134,63 @@ def _check_rows(
     steps = {_rows(images, batch_size, device.processes): name for name, images in training.items()}
     with torch.no_grad():
         for size, name in whole.items():
-            x, _ = first_images(name, measured[name], size, device=device.place)
-            _outputs(task, twin.eval(), x, "eval")
+            batch = _placed(task, first_images(name, measured[name], size, device=device.place), device)
+            _outputs(task, twin.eval(), *batch, "eval")
         for size, name in steps.items():
-            x, _ = first_images(name, training[name], size, augmentation, device.place)
-            _outputs(task, twin.train(), x, "training")
+            batch = _placed(task, first_images(name, training[name], size, augmentation, device.place), device)
+            _outputs(task, twin.train(), *batch, "training")
 
 
-def _outputs(task: Task, twin: nn.Module, x: Tensor, mode: str) -> Tensor:
-    """What the task reads of the network's outputs; :class:`InputError` where it fails or does not fit the images."""
+def _placed(task: Task, batch: tuple[Tensor, Any], device: Device) -> tuple[Any, Any]:
+    """Inputs and targets of a batch; what the user's own task raises is told in a sentence."""
     try:
-        given: Any = twin(x)
+        return task.placed(batch, device)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"task {type(task).__name__} cannot place a batch: {one_line(error)}") from error
+
+
+def _outputs(task: Task, twin: nn.Module, inputs: Any, targets: Any, mode: str) -> Any:
+    """What the task reads of the network's outputs; :class:`InputError` where it fails or does not fit the images."""
+    images = rows_of(inputs)
+    try:
+        given: Any = task.run(twin, inputs, targets)
+    except InputError:
+        raise
     except torch.OutOfMemoryError:
         raise  # no fault of the network
     except (Exception, SystemExit) as error:  # the user's own network
         raise InputError(
-            f"the network fails in {mode} mode on images of shape {tuple(x.shape)}: {one_line(error)}; correct its "
-            "forward pass, or the data"
+            f"the network fails in {mode} mode on {_shapes(inputs)}: {one_line(error)}; correct its forward pass, or "
+            "the data"
         ) from error
-    told = f"the network returns {described(given)} in {mode} mode for {len(x)} image{'s' if len(x) > 1 else ''}"
-    wanted = f"a tensor with a row for each image, such as logits (N, classes), here ({len(x)}, classes)"
+    told = f"the network returns {described(given)} in {mode} mode for {images} image{'s' if images > 1 else ''}"
+    wanted = f"a tensor with a row for each image, such as logits (N, classes), here ({images}, classes)"
     try:
         outputs = task.outputs(given)
     except InputError as error:
         raise InputError(f"{told}; wrap it so that it returns {wanted}, or name a task that reads it") from error
     except Exception as error:  # the user's own task
         raise InputError(f"{told}, which the task cannot read: {one_line(error)}") from error
-    if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != len(x) or outputs.is_complex():
+    leaves = tree_leaves(outputs)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not leaves or any(leaf.ndim < 1 or len(leaf) != images or leaf.is_complex() for leaf in tensors):
         raise InputError(f"{told}; wrap it so that it returns {wanted}")
-    if outputs.isnan().any():
+    if any(leaf.isnan().any() for leaf in tensors):
         raise InputError(
             f"{told} that holds NaN before any training; correct its forward pass, its weights or the data"
         )
     return outputs
 
 
-def _loss(task: Task, outputs: Tensor, targets: Any) -> Tensor:
+def _shapes(inputs: Any) -> str:
+    if isinstance(inputs, Tensor):
+        return f"images of shape {tuple(inputs.shape)}"
+    return f"inputs of shapes {', '.join(str(tuple(x.shape)) for x in tree_leaves(inputs) if isinstance(x, Tensor))}"
+
+
+def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
     """The loss and the metric of a batch, tried; what the user's own task raises is told in a sentence."""
     name = type(task).__name__
     try:
@@ -174,8 +199,9 @@ def _loss(task: Task, outputs: Tensor, targets: Any) -> Tensor:
             loss = task.loss(outputs, targets)
             warnings.simplefilter("ignore")  # of metrics that are undefined for so few images
             for gauge in task.gauges:
-                meter = gauge.on(outputs.device)
-                meter.update(outputs.detach(), targets)
+                meter = gauge.on(device.place)
+                with torch.no_grad():
+                    meter.update(detached(outputs), targets)
                 gauge.read(meter)
     except InputError:
         raise
@@ -183,6 +209,11 @@ def _loss(task: Task, outputs: Tensor, targets: Any) -> Tensor:
         raise InputError(f"task {name} fails on a batch of training images: {one_line(error)}") from error
     if not isinstance(loss, Tensor) or loss.ndim:
         raise InputError(f"the loss of task {name} is {described(loss)}; give the mean over the batch, one number")
+    if loss.isnan():
+        raise InputError(
+            f"the loss of task {name} is NaN on training images before any training, though the outputs are not; "
+            "correct the targets of these images, or the loss"
+        )
     return loss
 
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dnas.config.job import TaskSection
 from dnas.data.checks import check_classes
@@ -23,38 +24,48 @@ from dnas.training.device import Device, widened
 from dnas.training.metrics import Gauge, Meter, gauges_of
 from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.metrics import ACCURACY, Metric
-from search_spaces.registry import Registry, called, importable_working_directory
+from search_spaces.network.examples import rows_of, run_on
+from search_spaces.registry import Lazy, Registry, called, importable_working_directory
 
 
 class Task:
     """What a network is trained for. A subclass sets ``metric`` and has :meth:`loss` and :meth:`values`.
 
-    ``metric`` decides; ``beside`` it others are measured.
+    ``metric`` decides; ``beside`` it others are measured. ``exact_layers`` are patterns over the names of layers that
+    stay in fp32 unless the job says otherwise. *Inputs* are what a network is called with: images (N, C, H, W), several
+    tensors by name, or a :class:`search_spaces.network.examples.Call`. *Outputs* are what :meth:`outputs` makes of what
+    it returns: a tensor with a row for each image, or a structure of such. *Targets* are as the data have them: a
+    tensor (N, ...), or a list of N structures of tensors.
     """
 
     metric: Metric
     beside: tuple[Gauge, ...] = ()
+    exact_layers: tuple[str, ...] = ()
 
-    def placed(self, batch: tuple[Tensor, Any], device: Device) -> tuple[Tensor, Any]:
-        """Images (N, C, H, W) and targets of one batch where the network computes."""
+    def placed(self, batch: tuple[Tensor, Any], device: Device) -> tuple[Any, Any]:
+        """Inputs and targets of one batch, images (N, C, H, W) and targets, where the network computes."""
         x, targets = batch
-        return device.laid_out(x.to(device.place)), targets.to(device.place)
+        return device.laid_out(x.to(device.place)), moved(targets, device.place)
 
-    def outputs(self, given: Any) -> Tensor:
+    def run(self, network: Callable[..., Any], inputs: Any, targets: Any = None) -> Any:
+        """What the network gives for inputs; one that computes its losses itself reads the targets too."""
+        return run_on(network, inputs)
+
+    def outputs(self, given: Any) -> Any:
         """What the loss and the metric read of what the network returned; in fp32 at least."""
         if not isinstance(given, Tensor):
             raise InputError(f"the network returns {described(given)}; the task must say which tensor of it counts")
-        return given if given.dtype == torch.float64 else given.float()
+        return in_fp32(given)
 
-    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
         """The mean loss of the images of a batch."""
         raise InputError(f"the task {type(self).__name__} has no loss; write loss(outputs, targets)")
 
-    def loss_sum(self, outputs: Tensor, targets: Any) -> Tensor:
+    def loss_sum(self, outputs: Any, targets: Any) -> Tensor:
         """The sum of the losses of the images of a batch."""
-        return self.loss(outputs, targets) * len(outputs)
+        return self.loss(outputs, targets) * rows_of(outputs)
 
-    def values(self, outputs: Tensor, targets: Any) -> Tensor:
+    def values(self, outputs: Any, targets: Any) -> Tensor:
         """The metric of each image (N,), where it is a mean over images; else override :meth:`meter`."""
         raise InputError(f"the task {type(self).__name__} says nothing of its metric; write values(outputs, targets)")
 
@@ -67,20 +78,39 @@ class Task:
         """All that is measured, what decides first."""
         return Gauge(self.metric, self.meter), *self.beside
 
-    def divergence(self, outputs: Tensor, told: Tensor) -> Tensor:
-        """How far the outputs are from those of a teacher: the mean squared difference, where a task says no other."""
-        return F.mse_loss(outputs, told)
+    def comparable(self, outputs: Any) -> Any:
+        """What of the outputs a net learns from a teacher's: tensors of the same shapes for all of its copies."""
+        return outputs
 
-    def ensemble(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The outputs of several networks as those of one teacher."""
-        return torch.stack(list(outputs)).mean(0)
+    def divergence(self, outputs: Any, told: Any) -> Tensor:
+        """How far what is comparable is from a teacher's: the mean squared difference, where a task says no other.
+
+        Of several tensors it is the mean of theirs.
+        """
+        pairs = zip(tree_leaves(outputs), tree_leaves(told), strict=True)
+        found = [F.mse_loss(own, other) for own, other in pairs]
+        return torch.stack(found).mean() if found else torch.zeros(())
+
+    def ensemble(self, outputs: Sequence[Any]) -> Any:
+        """What is comparable of several networks as that of one teacher: the mean of each tensor."""
+        return tree_map(lambda *each: torch.stack(each).mean(0), *outputs)
 
     def smoothed(self, amount: float) -> Task:
         """The same task with this much label smoothing in its loss."""
         raise InputError(f"label_smoothing = {amount}: the task {type(self).__name__} has no labels to smooth")
 
-    def check(self, sets: Mapping[str, ImageSet], outputs: Tensor) -> None:
+    def check(self, sets: Mapping[str, ImageSet], outputs: Any) -> None:
         """Raise :class:`InputError` where outputs of the network on N images do not fit the targets of a named set."""
+
+
+def moved(structure: Any, place: torch.device) -> Any:
+    """The structure with its tensors on a device."""
+    return tree_map(lambda leaf: leaf.to(place) if isinstance(leaf, Tensor) else leaf, structure)
+
+
+def in_fp32(outputs: Tensor) -> Tensor:
+    """The tensor in fp32 at least, in which losses are computed."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 
 class MeanMeter:
@@ -91,10 +121,11 @@ class MeanMeter:
         self.total: Tensor | float = 0.0
         self.images = 0
 
-    def update(self, outputs: Tensor, targets: Any) -> None:
+    def update(self, outputs: Any, targets: Any) -> None:
         """Add the values of one batch."""
-        self.total = self.total + widened(self.task.values(outputs, targets)).sum()
-        self.images += len(outputs)
+        values = self.task.values(outputs, targets)
+        self.total = self.total + widened(values).sum()
+        self.images += len(values)
 
     def compute(self) -> float:
         """The mean."""
@@ -142,15 +173,31 @@ MakeTask = Callable[..., Task]
 """Makes a task of keyword arguments."""
 
 
+_OTHERS: Mapping[str, MakeTask] = Lazy(
+    {
+        "detection": "dnas.training.task_detection:Detection",
+        "segmentation": "dnas.training.task_segmentation:Segmentation",
+        "regression": "dnas.training.task_values:Regression",
+        "multilabel": "dnas.training.task_values:MultiLabel",
+    }
+)
+
+
 def _classification() -> Task:
     return CLASSIFICATION
+
+
+def _other(name: str) -> MakeTask:
+    return lambda **arguments: _OTHERS[name](**arguments)
 
 
 def _own(source: str, found: Any) -> MakeTask:
     return (lambda: found) if isinstance(found, Task) else called(source, found, "task")
 
 
-TASKS: Registry[MakeTask] = Registry("task", {"classification": _classification}, _own)
+TASKS: Registry[MakeTask] = Registry(
+    "task", {"classification": _classification, **{name: _other(name) for name in _OTHERS}}, _own
+)
 
 AnyTask = Task | TaskSection | str
 """What functions for use from Python take for a task; :func:`task_of` makes a Task of it."""
@@ -199,19 +246,21 @@ def _measuring(task: Task, section: TaskSection) -> Task:
     chosen = own if section.metric is None else section.metric
     if chosen not in gauges:
         raise InputError(f"task.metric = '{chosen}' is none of {', '.join(gauges)}{nearest(chosen, gauges)}")
-    if len(gauges) == 1:
-        return task
     first = gauges.pop(chosen)
-    changed = copy(task)
-    for name, value in {"metric": first.metric, "meter": first.make, "beside": tuple(gauges.values())}.items():
+    said: dict[str, Any] = {} if section.exact_layers is None else {"exact_layers": section.exact_layers}
+    if section.metrics or chosen != own:
+        said |= {"metric": first.metric, "meter": first.make, "beside": tuple(gauges.values())}
+    changed = copy(task) if said else task
+    for name, value in said.items():
         object.__setattr__(changed, name, value)  # a task may be frozen
     return changed
 
 
-def outputs_of(task: Task, given: Any, images: int) -> Tensor:
-    """What the task reads of what a network gave; :class:`InputError` where it is no row for each image (N, ...)."""
-    outputs = task.outputs(given)
-    if outputs.ndim < 1 or len(outputs) != images:
+def outputs_of(task: Task, network: Callable[..., Any], inputs: Any, targets: Any = None) -> Any:
+    """What the task reads of what a network gives; :class:`InputError` where it is no row for each image (N, ...)."""
+    outputs = task.outputs(task.run(network, inputs, targets))
+    images = rows_of(inputs)
+    if isinstance(outputs, Tensor) and (outputs.ndim < 1 or len(outputs) != images):
         told = f"the network returns {described(outputs)} for a batch of {images}"
         raise InputError(f"{told}; wrap it so that it returns a row for each image")
     return outputs

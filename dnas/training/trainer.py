@@ -28,6 +28,7 @@ from dnas.training.task import CLASSIFICATION, AnyTask, MeanMeter, Task, outputs
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.models.load import check_finite
+from search_spaces.network.examples import rows_of
 
 StepReport = Callable[[int, int, float], None]
 """(steps done, steps of this epoch, loss)"""
@@ -89,8 +90,8 @@ def _check_fit(network: Callable[[Tensor], Any], images: ImageSet, device: Devic
     """Refuse targets that do not fit what the network gives for the first images."""
     first = images.subset(torch.arange(min(2, len(images))))
     with torch.no_grad(), _in_eval_mode(network):
-        x, _ = task.placed(next(iter(first.batches(2, device=device.place))), device)
-        task.check({"given": images}, outputs_of(task, network(x), len(x)))
+        batch = task.placed(next(iter(first.batches(2, device=device.place))), device)
+        task.check({"given": images}, outputs_of(task, network, *batch))
 
 
 def measure(
@@ -114,11 +115,11 @@ def measure(
         part = images.subset(processes.batches(len(images), batch_size)) if shares else images
         for batch in part.batches(batch_size, device=device.place) if len(part) else ():
             x, y = task.placed(batch, device)
-            outputs = outputs_of(task, network(x), len(x))
+            outputs = outputs_of(task, network, x, y)
             for meter in meters:
                 meter.update(outputs, y)
             batch_loss = widened(task.loss_sum(outputs, y))
-            on_batch(batch_loss, len(x))
+            on_batch(batch_loss, rows_of(x))
             loss = loss + batch_loss
     if shares:
         loss = _put_together(meters, loss, device)
@@ -239,14 +240,14 @@ class Trainer:
     def _begin(self, seed: int) -> None:
         """What a kind of training does before each epoch, whose seed this is."""
 
-    def _gradients(self, x: Tensor, y: Any, losses: LossMeter, part: float) -> None:
-        """Add ``part`` of the gradients of the loss on images (N, C, H, W) and labels (N,), and the loss itself."""
+    def _gradients(self, x: Any, y: Any, losses: LossMeter, part: float) -> None:
+        """Add ``part`` of the gradients of the loss on a batch of inputs and targets, and the loss itself."""
         (loss,) = self.passes.train("images", self._loss, (x, y), part)
-        losses.add(loss, self.network, x)
+        losses.add(loss, self.network, x, partial(self.task.run, targets=y))
 
-    def _loss(self, x: Tensor, y: Any) -> tuple[Tensor]:
+    def _loss(self, x: Any, y: Any) -> tuple[Tensor]:
         with self.device.computing():
-            loss = taught_loss(self.training_task, self.network(x), x, y, self.teacher)
+            loss = taught_loss(self.training_task, self.network, x, y, self.teacher)
             return (self.damping.added_to(loss),)
 
     def _tensors(self) -> Mapping[str, Tensor]:
@@ -283,7 +284,7 @@ def training_batches(
     augmentation: Augmentation | None,
     device: Device,
     task: Task = CLASSIFICATION,
-) -> Iterator[tuple[Tensor, Any]]:
+) -> Iterator[tuple[Any, Any]]:
     """Shuffled, augmented batches; a short last batch is left out where there is a full one (BatchNorm needs many).
 
     Of several processes each has its own rows of every batch.
@@ -312,10 +313,12 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
     return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def inputs_of(batches: Iterable[tuple[Tensor, Tensor]], most: int) -> list[Tensor]:
-    """The images of the first ``most`` batches, but for a last one of a single image, useless to BatchNorm."""
-    images = [x for _, (x, _) in zip(range(most), batches, strict=False)]
-    return [x for x in images if len(x) > 1] or images
+def inputs_of(
+    batches: Iterable[tuple[Tensor, Any]], most: int, device: Device = CPU, task: Task = CLASSIFICATION
+) -> list[Any]:
+    """The inputs of the first ``most`` batches, but for a last one of a single image, useless to BatchNorm."""
+    inputs = [task.placed(batch, device)[0] for _, batch in zip(range(most), batches, strict=False)]
+    return [x for x in inputs if rows_of(x) > 1] or inputs
 
 
 def without_single(images: int, batch_size: int) -> int:

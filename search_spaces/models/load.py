@@ -25,6 +25,7 @@ from search_spaces.registry import hidden_working_directory, import_callable, im
 
 KNOWN_SOURCES = ("zoo", "torchvision", "timm")
 """What comes before the name of a network of a known package; everything else is code of the user's."""
+_TORCHVISION = (torchvision.models, torchvision.models.detection, torchvision.models.segmentation)
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 
@@ -133,7 +134,7 @@ def _names(prefix: str) -> list[str]:
     if prefix == "zoo":
         return list(ZOO)
     if prefix == "torchvision":
-        return list(torchvision.models.list_models(module=torchvision.models))
+        return [name for module in _TORCHVISION for name in torchvision.models.list_models(module=module)]
     return list(_timm().list_models())
 
 
@@ -158,6 +159,8 @@ def _constructor(
         return ZOO[name], {}
     if prefix == "torchvision":
         defaults = _auxiliary_defaults(name, pretrained=values.get("weights") is not None)
+        if name not in torchvision.models.list_models(module=torchvision.models):
+            defaults |= {"weights_backbone": None}  # torchvision would fetch them
         return lambda **given: torchvision.models.get_model(name, **given), {"weights": None, **defaults}
     # timm would read a file named by one of these without weights_only, that is, unpickle it.
     for key in ("checkpoint_path", "pretrained_cfg_overlay"):

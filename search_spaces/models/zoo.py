@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search_spaces.errors import InputError
+from search_spaces.models.dense_zoo import tiny_segmenter, tiny_ssd
 
 
 class SubsampleShortcut(nn.Module):
@@ -222,6 +223,8 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "resnet110": resnet110,
     "tiny_resnet": tiny_resnet,
     "mobilenet_v1": mobilenet_v1,
+    "tiny_segmenter": tiny_segmenter,
+    "tiny_ssd": tiny_ssd,
 }
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
 from search_spaces.errors import InputError
-
-Example = Sequence[int] | Tensor | Sequence[Any] | Mapping[str, Any]
-"""The shape of one input (no batch dimension), or what the network is called with: one tensor, a sequence of
-positional arguments, or a mapping of keyword arguments; tensors with their batch dimension first."""
-
 
 _NUMBERS = (int, float, np.integer, np.floating)
 
@@ -60,6 +55,23 @@ class Call:
         return self._map(lambda tensor: tensor[:1])
 
 
+Example = Sequence[int] | Tensor | Sequence[Any] | Mapping[str, Any] | Call
+"""The shape of one input (no batch dimension), or what the network is called with: one tensor, a sequence of
+positional arguments, a mapping of keyword arguments, or a call; tensors with their batch dimension first."""
+
+
+def run_on(model: Callable[..., Any], inputs: Any) -> Any:
+    """What ``model`` gives for a batch of inputs: one tensor, several by name (a mapping), or a :class:`Call`."""
+    if isinstance(inputs, Call):
+        return model(*inputs.args, **inputs.kwargs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def rows_of(inputs: Any) -> int:
+    """How many samples a batch of inputs has: the length of its first tensor."""
+    return next(len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+
+
 def read_example(example: Example, model: nn.Module) -> Call:
     """The call that ``example`` stands for; :class:`InputError` for anything else.
 
@@ -67,6 +79,8 @@ def read_example(example: Example, model: nn.Module) -> Call:
     """
     if isinstance(example, (tuple, list)) and example and all(isinstance(side, _NUMBERS) for side in example):
         call = Call((_zeros(example, model),))
+    elif isinstance(example, Call):
+        call = example
     elif isinstance(example, (tuple, list)):
         call = Call(tuple(example))
     elif isinstance(example, Tensor):
@@ -97,3 +111,10 @@ def _zeros(shape: Sequence[Any], model: nn.Module) -> Tensor:
         return torch.zeros(sides, device=parameter.device, dtype=parameter.dtype)
     except (RuntimeError, TypeError) as error:  # sides that overflow, or an allocator of some device
         raise InputError(f"an input of shape {sides[1:]} does not fit into memory; give a smaller one") from error
+
+
+register_pytree_node(
+    Call,
+    lambda call: ([call.args, dict(call.kwargs)], None),
+    lambda parts, _: Call(*parts),  # so that it can be moved
+)

@@ -8,7 +8,8 @@ meta device does a real copy run instead.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from search_spaces.models.attention import unfold_attention
 from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.copies import copy_network
 from search_spaces.models.multiplied import is_standard
-from search_spaces.network.couplings import read_couplings, unknown_couplings
+from search_spaces.network.couplings import Couplings, read_couplings, unknown_couplings
+from search_spaces.network.dense_part import dense_part
 from search_spaces.network.examples import Call, Example, read_example
 from search_spaces.network.makings import Making, read_makings
 from search_spaces.network.observation import LayerRecord, Observation, memory, observe
@@ -29,6 +31,7 @@ from search_spaces.network.parameters import account, other_bytes, unused_names
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _DEPENDS = "its code asks for values of tensors, so another input may take another path"
+_BEHIND = "it reads boxes that are chosen by the values of tensors"
 _PREPARED = ("torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
 LAYER_TYPES = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
@@ -62,7 +65,7 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     loose = {spec.owner: spec.reason for spec in parameters if spec.reason and spec.owner == spec.name}
     matrices = {name for name, parameter in twin.named_parameters() if sum(side > 1 for side in parameter.shape) > 1}
     unused = unused_names(twin, specs, parameters, seen, serving)
-    couplings = read_couplings(twin, specs, call) if not seen.depends_on_data else unknown_couplings(_DEPENDS)
+    couplings = _couplings_of_part(twin, specs, call) if seen.depends_on_data else read_couplings(twin, specs, call)
     return LayerGraph(
         layers=tuple(specs),
         input_shape=call.input_shape,
@@ -78,6 +81,21 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
         parameters=parameters,
         unused=unused,
     )
+
+
+def _couplings_of_part(twin: nn.Module, specs: Sequence[LayerSpec], call: Call) -> Couplings:
+    """The couplings of what of the network runs the same on every input; unknown where there is no such part."""
+    part = dense_part(twin)
+    if part is None or len(call.tensors) != 1:
+        return unknown_couplings(_DEPENDS)
+    held = dict(part.named_modules())
+    meta = torch.device("meta")
+    found = read_couplings(
+        frozen_copy(part, meta), [spec for spec in specs if spec.name in held], Call((call.tensors[0],)).on(meta)
+    )
+    behind = {spec.name: _BEHIND for spec in specs if spec.name not in held}
+    channels = replace(found.channels, frozen={**found.channels.frozen, **behind})
+    return replace(found, channels=channels)
 
 
 def _check_network(model: Any) -> None:

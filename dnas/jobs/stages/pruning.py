@@ -89,7 +89,8 @@ def removal_orders(pruning: Pruning, measurer: Measurer) -> dict[str, tuple[int,
     batches = pruning.job.labelled_batches("importance", pruning.section.batchnorm_batches)
     seed = pruning.job.config.seed
     if criterion != "auto":
-        found = rankings(network, groups, criterion, batches=batches, loss_sum=task_loss(pruning.job.task), seed=seed)
+        task = pruning.job.task
+        found = rankings(network, groups, criterion, batches=batches, loss_sum=task_loss(task), run=task.run, seed=seed)
         return {name: ranking.order for name, ranking in found.items()}
     orders = {}
     for group in groups.groups:

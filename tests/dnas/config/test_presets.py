@@ -19,6 +19,9 @@ def plan(name: str) -> Plan:
 def test_all_presets_are_there_and_described() -> None:
     assert set(preset_names()) == {
         "digits",
+        "detection-shapes",
+        "segmentation-shapes",
+        "squantizer-ssdlite-coco-4bit",
         "dnas-resnet20-cifar10",
         "dnas-resnet56-cifar10",
         "dnas-resnet18-imagenet-compute",

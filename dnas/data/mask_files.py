@@ -1,0 +1,108 @@
+"""Image files with maps of classes: ``train/images/NAME.jpg`` with ``train/masks/NAME.png``, ``test`` or ``val`` alike.
+
+A mask is an image of one channel, grey or with a palette, whose values are the classes; 255 counts nowhere.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+from dnas.data.decoding import decode
+from dnas.data.target_images import IGNORED
+from search_spaces.errors import InputError, one_line
+
+_MODES = ("L", "P", "1")
+_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskFiles:
+    """Pairs of an image file and a mask file, decoded and stretched to ``size`` (H, W) as they are read."""
+
+    files: Sequence[tuple[str, str]]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """The image (3, H, W), uint8, and its map (H, W), int64."""
+        return resize(decode(self.files[index][0]), list(self.size), antialias=True), self.target(index)
+
+    def target(self, index: int) -> Tensor:
+        """The map (H, W) alone."""
+        classes = read_mask(self.files[index][1])
+        return resize(classes[None], list(self.size), interpolation=InterpolationMode.NEAREST_EXACT)[0].long()
+
+
+def read_masks(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]], int]:
+    """The pairs of the training and the test split, and how many classes they have.
+
+    Raises :class:`InputError` for a mask that is missing, of another size than its image, or no map of classes.
+    """
+    test = next((name for name in ("test", "val", "valid") if (root / name / "images").is_dir()), None)
+    if test is None or not (root / "train" / "images").is_dir():
+        missing = "train" if test else "test or val"
+        raise InputError(f"dataset 'masks': '{root}' has no folder {missing} with images/ and masks/ in it")
+    train_pairs, test_pairs = (_pairs(root / name) for name in ("train", test))
+    most = max(_largest(image, mask) for image, mask in (*train_pairs, *test_pairs))
+    return train_pairs, test_pairs, most + 1
+
+
+def _pairs(folder: Path) -> list[tuple[str, str]]:
+    images = sorted(path for path in (folder / "images").iterdir() if path.is_file() and path.name[0] != ".")
+    masks = {path.stem: path for path in sorted((folder / "masks").glob("*")) if path.suffix.lower() in _SUFFIXES}
+    if not images:
+        raise InputError(f"dataset 'masks': '{folder / 'images'}' holds no images")
+    for image in images:
+        if image.stem not in masks:
+            raise InputError(
+                f"dataset 'masks': '{image}' has no mask; write '{folder / 'masks' / image.stem}.png', or remove it"
+            )
+    return [(str(image), str(masks[image.stem])) for image in images]
+
+
+def read_mask(path: str) -> Tensor:
+    """The classes (H, W), uint8, of a mask file."""
+    try:
+        with Image.open(path) as mask:
+            if mask.mode not in _MODES:
+                raise InputError(
+                    f"the mask '{path}' has the colours of a picture ({mask.mode}), not one class a pixel; save it as "
+                    "an 8-bit PNG of one channel whose values are classes"
+                )
+            return torch.from_numpy(np.array(mask, dtype=np.uint8))
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file fails anywhere inside PIL's readers
+        raise InputError(f"cannot read the mask '{path}': {one_line(error)}") from error
+
+
+def _largest(image: str, mask: str) -> int:
+    """The largest class of a mask; :class:`InputError` where it is of another size than its image."""
+    classes = read_mask(mask)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's remarks on metadata
+            with Image.open(image) as picture:
+                turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                width, height = picture.size[::-1] if turned else picture.size
+    except Exception as error:
+        raise InputError(f"cannot read the image '{image}': {one_line(error)}") from error
+    if tuple(classes.shape) != (height, width):
+        raise InputError(
+            f"the mask '{mask}' is {classes.shape[1]} x {classes.shape[0]} pixels, and its image {width} x {height}; "
+            "give a mask of the image's size"
+        )
+    counted = classes[classes != IGNORED]
+    return int(counted.max()) if counted.numel() else 0

@@ -1,0 +1,207 @@
+"""COCO folders, VOC folders and folders of masks are read for real; what is wrong in them is told in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dnas.data.augmentation import Augmentation
+from dnas.data.image_sets import DataSplits
+from dnas.data.load import load_data
+from search_spaces.errors import InputError
+
+SIZE = (40, 20)  # width, height of every file
+
+
+def picture(path: Path, size: tuple[int, int] = SIZE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (10, 200, 30)).save(path)
+
+
+def annotation(number: int, image: int, box: list[float], category: int = 3, **more: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": image, "bbox": box, "category_id": category, **more}
+
+
+def coco(root: Path, change: Callable[[dict[str, Any]], Any] = lambda content: None, style: str = "coco") -> Path:
+    categories = [{"id": 1, "name": "cat"}, {"id": 3, "name": "dog"}]
+    for split in ("train", "val"):
+        folder = root / (f"{split}2017" if style == "coco" else split)
+        for number in range(4):
+            picture(folder / f"{number}.png")
+        content = {
+            "images": [{"id": n, "file_name": f"{n}.png", "width": 40, "height": 20} for n in range(4)],
+            "annotations": [
+                annotation(1, 0, [10, 5, 20, 10]),
+                annotation(2, 0, [0, 0, 40, 20], 1, iscrowd=1),
+                annotation(3, 2, [30, 10, 10, 10], 1),
+            ],
+            "categories": categories,
+        }
+        if split == "train":
+            change(content)
+        file = root / "annotations" / f"instances_{split}2017.json"
+        file = file if style == "coco" else folder / "_annotations.coco.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content))
+    return root
+
+
+def voc(root: Path, change: Callable[[str], str] = lambda text: text, style: str = "voc") -> Path:
+    names = {"train": ["a", "b", "c", "d"], "val": ["e"]}
+    for split, stems in names.items():
+        images, xml = (root / "JPEGImages", root / "Annotations") if style == "voc" else (root / split,) * 2
+        xml.mkdir(parents=True, exist_ok=True)
+        for stem in stems:
+            picture(images / f"{stem}.png")
+            text = (
+                f"<annotation><filename>{stem}.png</filename><size><width>40</width><height>20</height></size>"
+                "<object><name>dog</name><difficult>0</difficult><bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30</xmax>"
+                "<ymax>15</ymax></bndbox></object><object><name>cat</name><difficult>1</difficult><bndbox><xmin>1"
+                "</xmin><ymin>1</ymin><xmax>40</xmax><ymax>20</ymax></bndbox></object></annotation>"
+            )
+            (xml / f"{stem}.xml").write_text(change(text) if stem == "b" else text)
+        if style == "voc":
+            listed = root / "ImageSets" / "Main" / f"{split}.txt"
+            listed.parent.mkdir(parents=True, exist_ok=True)
+            listed.write_text("\n".join(stems) + "\n")
+    return root
+
+
+def masks(root: Path) -> Path:
+    for split in ("train", "val"):
+        for number in range(3):
+            picture(root / split / "images" / f"{number}.png")
+            classes = np.zeros((20, 40), dtype=np.uint8)
+            classes[5:15, 10:30], classes[0, 0] = 2, 255
+            (root / split / "masks").mkdir(exist_ok=True)
+            Image.fromarray(classes).save(root / split / "masks" / f"{number}.png")
+    return root
+
+
+def whole(data: DataSplits) -> list[dict[str, Any]]:
+    """The targets of the test split, which is read in order."""
+    return list(next(iter(data.test.batches(9)))[1])
+
+
+@pytest.mark.parametrize("style", ["coco", "folders"])
+def test_coco_folders_are_read_with_their_boxes_stretched(tmp_path: Path, style: str) -> None:
+    data = load_data("coco", root=coco(tmp_path, style=style), image_size=10)
+    assert (data.input_shape, data.classes, data.class_names) == ((3, 10, 10), 4, ("", "cat", "", "dog"))
+    first, none, *_ = whole(data)
+    assert first["boxes"].tolist() == [[2.5, 2.5, 7.5, 7.5], [0.0, 0.0, 10.0, 10.0]]
+    assert (first["labels"].tolist(), first["iscrowd"].tolist()) == ([3, 1], [0, 1])
+    assert none["boxes"].shape == (0, 4)
+    x, _ = next(iter(data.test.batches(1)))
+    assert torch.allclose(x[0, :, 5, 5], torch.tensor([10, 200, 30]) / 255)
+    assert len(list(data.train.batches(2, seed=0, augmentation=Augmentation(crop_padding=2, flip=True)))) == 2
+
+
+def test_ids_that_begin_with_0_count_from_1(tmp_path: Path) -> None:
+    def from_0(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": n, "name": name} for n, name in ((0, "a"), (1, "b"), (3, "c"))]
+
+    data = load_data("coco", root=coco(tmp_path, from_0), image_size=10)
+    assert data.class_names == ("", "a", "b", "", "c")
+    assert whole(data)[0]["labels"].tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("style", ["voc", "folders"])
+def test_voc_folders_are_read_and_count_their_pixels_from_1(tmp_path: Path, style: str) -> None:
+    data = load_data("voc", root=voc(tmp_path, style=style), image_size=20)
+    (target,) = whole(data)
+    assert data.class_names == ("", "cat", "dog")
+    assert target["boxes"].tolist() == [[5.0, 5.0, 15.0, 15.0], [0.0, 0.0, 20.0, 20.0]]
+    assert (target["labels"].tolist(), target["iscrowd"].tolist()) == ([2, 1], [0, 1])
+
+
+def test_masks_are_read_beside_their_images(tmp_path: Path) -> None:
+    data = load_data("masks", root=masks(tmp_path), image_size=20)
+    assert (data.classes, data.input_shape) == (3, (3, 20, 20))
+    x, maps = next(iter(data.test.batches(3)))
+    assert maps.shape == (3, 20, 20)
+    assert set(maps.unique().tolist()) <= {0, 2, 255}
+    assert (maps[:, 5:15, 5:15] == 2).all()
+    assert x.shape == (3, 3, 20, 20)
+
+
+def set_box(*box: float) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["annotations"][0].update(bbox=list(box))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (set_box(30, 5, 20, 10), r"annotation 1: box \[30.0, 5.0, 50.0, 15.0\] lies outside its image, 40 x 20"),
+        (set_box(-5, 5, 20, 10), "lies outside its image"),
+        (set_box(10, 5, 0, 10), "has no area; correct or remove it"),
+        (set_box(10, 5, float("nan"), 10), "lies outside its image"),
+        (lambda content: content["annotations"][0].update(category_id=9), "is of category 9, which"),
+        (lambda content: content["annotations"][0].update(image_id=99), "an annotation is of image 99"),
+        (lambda content: content["images"][1].update(file_name="none.png"), "none.png' is annotated and not there"),
+        (lambda content: content["images"][1].update(file_name="../../none.png"), "none.png' is annotated and not"),
+        (lambda content: content.pop("categories"), "not in COCO's format: it needs lists of images, annotations"),
+        (lambda content: content["images"].clear(), "an annotation is of image 0"),
+        (lambda content: content["annotations"][0].pop("bbox"), "not in COCO's format"),
+    ],
+)
+def test_bad_coco_files_are_told(tmp_path: Path, change: Callable[[dict[str, Any]], Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        load_data("coco", root=coco(tmp_path, change), image_size=10)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("<xmax>30", "<xmax>300", "b.xml': box .* lies outside its image"),
+        ("<xmax>30", "<xmax>10", "has no area"),
+        ("<xmax>30", "<xmax>many", "<xmax> is 'many', not a number"),
+        ("<name>dog", "<nane>dog", "is no XML"),
+        ("<xmin>11</xmin>", "", "<bndbox> has no <xmin>"),
+        ("<size><width>40</width><height>20</height></size>", "", "has no <size>"),
+        ("b.png", "other.png", "other.png' is annotated and not there"),
+    ],
+)
+def test_bad_voc_files_are_told(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        load_data("voc", root=voc(tmp_path, lambda text: text.replace(old, new, 1)), image_size=10)
+
+
+def test_bad_masks_are_told(tmp_path: Path) -> None:
+    root = masks(tmp_path)
+    target = root / "train" / "masks" / "1.png"
+    Image.fromarray(np.zeros((20, 41), dtype=np.uint8)).save(target)
+    with pytest.raises(InputError, match=r"1.png' is 41 x 20 pixels, and its image 40 x 20"):
+        load_data("masks", root=root)
+    picture(target)
+    with pytest.raises(InputError, match=r"has the colours of a picture \(RGB\)"):
+        load_data("masks", root=root)
+    target.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot read the mask"):
+        load_data("masks", root=root)
+    target.unlink()
+    with pytest.raises(InputError, match=r"1.png' has no mask; write"):
+        load_data("masks", root=root)
+
+
+@pytest.mark.parametrize("source", ["coco", "voc", "masks"])
+def test_folders_that_hold_nothing_are_told(tmp_path: Path, source: str) -> None:
+    with pytest.raises(InputError, match=f"'{source}': .*{tmp_path}' has no"):
+        load_data(source, root=tmp_path)
+    with pytest.raises(InputError, match=f"'{source}' needs root"):
+        load_data(source)
+    with pytest.raises(InputError, match="does not exist"):
+        load_data(source, root=tmp_path / "none")
+
+
+def test_a_file_of_another_size_than_its_annotation_is_told(tmp_path: Path) -> None:
+    data = load_data("coco", root=coco(tmp_path), image_size=10)
+    picture(tmp_path / "val2017" / "0.png", (41, 30))
+    with pytest.raises(InputError, match="is 41 x 30 pixels, and its annotation says 40 x 20"):
+        whole(data)

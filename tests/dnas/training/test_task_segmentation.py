@@ -1,0 +1,147 @@
+"""Segmentation against brute force and PyTorch's own loss; auxiliary heads; pixels that count nowhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dnas.config.training import TrainingSection
+from dnas.data.image_sets import DataSplits
+from dnas.data.target_images import TargetImages, held_images
+from dnas.training.rehearsal import rehearse
+from dnas.training.task import smoothed, task_of
+from dnas.training.task_segmentation import Confusion, Segmentation
+from dnas.training.trainer import Trainer, evaluate
+from search_spaces.errors import InputError
+
+TASK = Segmentation()
+SHAPE = (3, 8, 8)
+
+
+class Heads(nn.Module):
+    """What torchvision's networks return: the main head and an auxiliary one."""
+
+    def __init__(self, classes: int = 3, scale: int = 1) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3, stride=scale, padding=1)
+        self.classifier, self.aux_classifier = nn.Conv2d(4, classes, 1), nn.Conv2d(4, classes, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.features(x).relu()
+        return {"out": self.classifier(features), "aux": self.aux_classifier(features)}
+
+
+def pictures(count: int = 24, classes: int = 3) -> TargetImages:
+    """Each pixel's class is the channel that is brightest."""
+    images = torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(count))
+    found = held_images(images, images.argmax(1) % classes, (0.0,) * 3, (1.0,) * 3)
+    assert isinstance(found, TargetImages)
+    return found
+
+
+def test_the_metric_is_the_mean_of_intersections_over_unions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, 7, 4, generator=generator)
+    maps = torch.randint(0, 4, (6, 7, 4), generator=generator)  # class 4 is taken for others, class 5 does not exist
+    maps[0, 0], found = 255, logits.argmax(1)
+    counted = maps != 255
+    shares = []
+    for each in range(5):
+        both = int(((found == each) & (maps == each) & counted).sum())
+        shares.append(both / int((((found == each) | (maps == each)) & counted).sum()))
+    meter, accuracy = Confusion(), TASK.beside[0].make()
+    for part in (slice(0, 4), slice(4, 6)):
+        for each in (meter, accuracy):
+            each.update({"out": logits[part]}, maps[part])
+    assert meter.compute() == pytest.approx(sum(shares) / 5, abs=1e-12)
+    assert accuracy.compute() == pytest.approx(float((found == maps)[counted].float().mean()))
+    theirs = torchmetrics.JaccardIndex("multiclass", num_classes=5, ignore_index=255)
+    assert meter.compute() == pytest.approx(float(theirs(logits, maps)), abs=1e-6)
+
+
+def test_a_class_that_nobody_speaks_of_counts_nowhere_and_nan_is_seen() -> None:
+    logits = F.one_hot(torch.zeros(1, 2, 2, dtype=torch.int64), 3).permute(0, 3, 1, 2).float()
+    meter = Confusion()
+    meter.update({"out": logits}, torch.zeros(1, 2, 2, dtype=torch.uint8))
+    assert meter.compute() == 1.0
+    meter.update({"out": logits * float("nan")}, torch.zeros(1, 2, 2, dtype=torch.uint8))
+    assert meter.compute() != meter.compute()
+
+
+def test_the_loss_is_that_of_torchvision_with_its_auxiliary_heads() -> None:
+    out, aux = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    maps = torch.randint(0, 3, (2, 4, 4))
+    maps[0, 1] = 255
+    own = F.cross_entropy(out, maps, ignore_index=255)
+    other = F.cross_entropy(aux, maps, ignore_index=255)
+    for given in ({"out": out, "aux": aux}, (out, aux), [out, aux]):
+        assert TASK.loss(TASK.outputs(given), maps) == pytest.approx(float(own + 0.5 * other), rel=1e-5)
+    assert TASK.loss(TASK.outputs(out.bfloat16()), maps).dtype == torch.float32
+    nothing = TASK.loss(TASK.outputs(out), torch.full((2, 4, 4), 255))
+    assert float(nothing) == 0
+    smooth = smoothed(TASK, 0.1).loss({"out": out}, maps)
+    assert float(smooth) == pytest.approx(
+        float(F.cross_entropy(out, maps, ignore_index=255, label_smoothing=0.1)), rel=1e-5
+    )
+
+
+def test_logits_of_another_size_are_scaled() -> None:
+    small, maps = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 8, 8))
+    large = F.interpolate(small, (8, 8), mode="bilinear")
+    assert TASK.loss({"out": small}, maps) == pytest.approx(float(F.cross_entropy(large, maps)), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_network_with_auxiliary_heads_learns(scale: int) -> None:
+    torch.manual_seed(0)
+    network = Heads(scale=scale)
+    before = evaluate(network, pictures(8), task="segmentation")
+    section = TrainingSection(epochs=6, optimizer="AdamW", learning_rate=0.05)
+    for _ in Trainer(network, section, images=pictures(), batch_size=8, task="segmentation").epochs():
+        pass
+    after = evaluate(network, pictures(8), task="segmentation")
+    assert after.miou > before.miou + 0.1
+    assert 0 <= after.pixel_accuracy <= 1
+    assert after.metric.text(after.miou).endswith("%")
+
+
+def check(sets: Any, network: nn.Module) -> None:
+    rehearse(network, DataSplits(sets, sets, sets, 0, SHAPE), {"training": sets}, 4, task=TASK)
+
+
+class Returning(nn.Module):
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.layer, self.change = nn.Conv2d(3, 3, 1), change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.layer(x))
+
+
+def test_what_cannot_be_a_segmentation_is_told_before_training() -> None:
+    check(pictures(), Heads())
+    with pytest.raises(InputError, match=r"class 2 in the maps of the training images has no output: .* has 2"):
+        check(pictures(), Heads(classes=2))
+    images = torch.rand(8, *SHAPE)
+    wrong = TargetImages.of(type(pictures().items)(images, [torch.zeros(7, 8, dtype=torch.int64)] * 8))
+    with pytest.raises(InputError, match=r"must be maps of classes, integers \(8, 8\); got a int64 .* \(7, 8\)"):
+        check(wrong, Heads())
+    floats = held_images(images, torch.rand(8, 8, 8), (0.0,), (1.0,))
+    with pytest.raises(InputError, match="must be maps of classes"):
+        check(floats, Heads())
+    with pytest.raises(InputError, match=r"a segmentation needs logits, alone or as 'out'"):
+        TASK.outputs({"logits": torch.rand(1, 3, 8, 8)})
+    with pytest.raises(InputError, match=r"a segmentation needs logits \(N, classes, H, W\)"):
+        check(pictures(), Returning(lambda y: y.mean((2, 3))))
+    with pytest.raises(InputError, match="NaN before any training"):
+        check(pictures(), Returning(lambda y: {"out": y * float("nan")}))
+
+
+def test_it_is_made_of_a_jobs_words() -> None:
+    found = task_of("segmentation")
+    assert (found.metric.name, [gauge.metric.name for gauge in found.beside]) == ("miou", ["pixel_accuracy"])
