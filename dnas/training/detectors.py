@@ -33,13 +33,12 @@ class Detected:
     """What a detector says of a batch of images (N, C, H, W).
 
     ``losses`` are its own, of the targets that it was given; ``heads`` what its heads said before any box was chosen, a
-    structure of tensors; ``classes`` how many it tells apart, the background too, where that is known.
+    structure of tensors.
     """
 
     images: int
     losses: Mapping[str, Tensor]
     heads: Any
-    classes: int | None
     find: Callable[[], Any]
 
     @cached_property
@@ -66,7 +65,7 @@ def detect(network: nn.Module, images: Tensor, targets: Sequence[Target] | None)
         with torch.no_grad(), _choosing(detector, losses=False):
             return network(images)
 
-    return Detected(len(images), losses, heads, _classes(detector, heads), find)
+    return Detected(len(images), losses, heads, find)
 
 
 def detector_in(network: nn.Module) -> nn.Module:
@@ -115,12 +114,14 @@ def _head_of(detector: nn.Module) -> nn.Module | None:
     return head if isinstance(head, nn.Module) else None
 
 
-def _classes(detector: nn.Module, heads: Any) -> int | None:
+def classes_of(detector: nn.Module) -> int | None:
+    """How many classes a detector built as torchvision's are tells apart, the background too; None of another."""
     score = getattr(getattr(getattr(detector, "roi_heads", None), "box_predictor", None), "cls_score", None)
     if isinstance(score, nn.Linear):
         return int(score.out_features)
-    logits = heads.get("cls_logits") if isinstance(heads, Mapping) else None
-    return int(logits.shape[-1]) if isinstance(logits, Tensor) else None
+    head = getattr(getattr(detector, "head", None), "classification_head", None)
+    found = getattr(head, "num_classes", getattr(head, "num_columns", None))
+    return None if found is None else int(found)
 
 
 @contextmanager

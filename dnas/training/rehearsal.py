@@ -58,6 +58,7 @@ def rehearse(
             "requires_grad_(True) on what is to be trained"
         )
     _check_batches(twin, training, batch_size, device.processes)
+    task.check_targets(named_splits(data), twin)
     with device.own_randomness(0):
         few = min(_IMAGES, _rows(data.train, batch_size, device.processes))
         x, y = _placed(task, first_images("training", data.train, few, augmentation, device.place), device)

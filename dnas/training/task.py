@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -98,6 +98,9 @@ class Task:
     def smoothed(self, amount: float) -> Task:
         """The same task with this much label smoothing in its loss."""
         raise InputError(f"label_smoothing = {amount}: the task {type(self).__name__} has no labels to smooth")
+
+    def check_targets(self, sets: Mapping[str, ImageSet], network: nn.Module) -> None:
+        """Raise :class:`InputError` where targets of a named set are none that the network can be run with."""
 
     def check(self, sets: Mapping[str, ImageSet], outputs: Any) -> None:
         """Raise :class:`InputError` where outputs of the network on N images do not fit the targets of a named set."""

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
 from dnas.data.target_images import HeldItems, TargetImages
-from dnas.training.detectors import Detected, Target, detect
+from dnas.training.detectors import Detected, Target, classes_of, detect, detector_in
 from dnas.training.task import Task, in_fp32
 from search_spaces.errors import InputError, one_line
 from search_spaces.metrics import Metric
 from search_spaces.registry import import_callable
 
 _MOST_LOOKED_AT = 1000
+# COCO's, in fp64: the library's own are in fp32, which moves a recall of 0.6 to the other side of its threshold.
+_OVERLAPS = np.linspace(0.5, 0.95, 10).tolist()
+_RECALLS = np.linspace(0.0, 1.0, 101).tolist()
 _INSTALL = "pip install 'dnas[detection]'"
 
 
@@ -65,13 +69,14 @@ class Detection(Task):
         """What the heads said of every place of the image; nothing of a detector without ``head`` or ``rpn.head``."""
         return tree_map(lambda leaf: in_fp32(leaf) if isinstance(leaf, Tensor) else leaf, outputs.heads)
 
-    def check(self, sets: Mapping[str, ImageSet], outputs: Detected) -> None:
+    def check_targets(self, sets: Mapping[str, ImageSet], network: nn.Module) -> None:
         """Refuse boxes that are none or lie outside their images, classes without an output, sets without a box."""
+        classes = classes_of(detector_in(network))
         for name, images in sets.items():
             number, boxes = 0, 0
             for number, target in enumerate(_targets(images), start=1):
                 where = f"image {number} of the {name} images"
-                check_target(where, target, tuple(images.input_shape[1:]), outputs.classes)
+                check_target(where, target, tuple(images.input_shape[1:]), classes)
                 boxes += len(target["boxes"])
             if number and not boxes:
                 raise InputError(f"data: there is no box in the first {number} of the {name} images; give some")
@@ -118,7 +123,8 @@ def precision() -> Any:
     failures = []
     for backend in ("pycocotools", "faster_coco_eval"):
         try:
-            return import_callable(source, "metric map50_95")(iou_type="bbox", backend=backend)
+            make = import_callable(source, "metric map50_95")
+            return make(iou_type="bbox", backend=backend, iou_thresholds=_OVERLAPS, rec_thresholds=_RECALLS)
         except (InputError, ImportError) as error:
             failures.append(error)
     raise InputError(f"the task detection needs torchmetrics and pycocotools: {_INSTALL} ({one_line(failures[0])})")

@@ -88,6 +88,8 @@ def evaluate(
 
 def _check_fit(network: Callable[[Tensor], Any], images: ImageSet, device: Device, task: Task) -> None:
     """Refuse targets that do not fit what the network gives for the first images."""
+    if isinstance(network, nn.Module):
+        task.check_targets({"given": images}, network)
     first = images.subset(torch.arange(min(2, len(images))))
     with torch.no_grad(), _in_eval_mode(network):
         batch = task.placed(next(iter(first.batches(2, device=device.place))), device)

@@ -1,0 +1,350 @@
+"""Detection by torchvision's detectors unedited: losses in either mode, boxes, COCO's metric, what does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+from dnas import build_costs, build_space, calibrate, quantize_fixed, read_graph
+from dnas.config.training import TrainingSection
+from dnas.data.image_sets import DataSplits
+from dnas.data.shapes import shapes
+from dnas.data.target_images import HeldItems, TargetImages
+from dnas.jobs.planning import keeping_exact
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.search.supernet import Supernet
+from dnas.training import task_detection
+from dnas.training.detectors import Detected, detect
+from dnas.training.rehearsal import rehearse
+from dnas.training.task import outputs_of, task_of
+from dnas.training.task_detection import Detection, FoundBoxes
+from dnas.training.trainer import Trainer, evaluate
+from search_spaces import CostTable, SpaceOptions
+from search_spaces.channels.slicing import remove_filters
+from search_spaces.errors import InputError
+from search_spaces.models.dense_zoo import TinyBackbone, tiny_ssd
+from search_spaces.models.load import load_model
+
+SHAPE = (3, 32, 32)
+TASK = Detection()
+
+
+def pictures(count: int = 8) -> TargetImages:
+    drawn = shapes(count, 32)
+    return TargetImages.of(HeldItems(drawn.images, drawn.targets), classes=4)
+
+
+def small(width: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    return tiny_ssd(width=width, size=32)
+
+
+def batch(count: int = 4) -> Any:
+    return next(iter(pictures(count).batches(count)))
+
+
+class Plain(nn.Module):
+    """A detector of one's own: it has torchvision's way to be called and nothing else of theirs."""
+
+    def __init__(self, found: Any = None, losses: Any = None) -> None:
+        super().__init__()
+        self.layer, self.found, self.losses = nn.Conv2d(3, 4, 3), found, losses
+
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        score = self.layer(torch.stack(list(images))).mean()
+        if self.training:
+            wanted = torch.cat([target["boxes"] for target in targets]).mean()
+            return {"boxes": (score - wanted).square()} if self.losses is None else self.losses
+        one = {"boxes": torch.rand(1, 4), "scores": torch.rand(1), "labels": torch.ones(1, dtype=torch.int64)}
+        return [one] * len(images) if self.found is None else self.found
+
+
+def test_the_metric_is_that_of_coco_itself() -> None:
+    generator = torch.Generator().manual_seed(5)
+
+    def boxes(count: int) -> Tensor:
+        corners = torch.rand(count, 2, generator=generator) * 60
+        return torch.cat([corners, corners + 4 + 30 * torch.rand(count, 2, generator=generator)], 1)
+
+    wanted: list[dict[str, Tensor]] = []
+    found: list[dict[str, Tensor]] = []
+    for number in range(12):
+        truth = boxes(number % 4)
+        crowd = torch.zeros(len(truth), dtype=torch.int64)
+        crowd[:1] = number % 3 == 1
+        labels = torch.randint(1, 4, (len(truth),), generator=generator)
+        wanted.append({"boxes": truth, "labels": labels, "iscrowd": crowd})
+        near = truth + 3 * torch.randn(truth.shape, generator=generator)
+        guesses = torch.cat([near, boxes(3)])
+        told = torch.cat([labels, torch.randint(1, 4, (3,), generator=generator)])
+        scores = torch.rand(len(guesses), generator=generator)
+        found.append({"boxes": guesses, "labels": told, "scores": scores})
+    meter = FoundBoxes()
+    for part in (slice(0, 5), slice(5, 12)):
+        meter.update(Detected(len(wanted[part]), {}, {}, partial(found.__getitem__, part)), wanted[part])
+    assert meter.compute() == pytest.approx(coco_precision(wanted, found), abs=1e-6)
+    assert 0.05 < meter.compute() < 0.95
+
+
+def coco_precision(wanted: Sequence[Any], found: Sequence[Any]) -> float:
+    """pycocotools' own answer, from annotations written as COCO has them."""
+
+    def sides(box: Tensor) -> list[float]:
+        x0, y0, x1, y1 = box.tolist()
+        return [x0, y0, x1 - x0, y1 - y0]
+
+    truth: dict[str, Any] = {"images": [{"id": n} for n in range(len(wanted))], "annotations": [], "info": {}}
+    truth["categories"] = [{"id": n, "name": str(n)} for n in range(1, 4)]
+    results = []
+    for image, (real, guess) in enumerate(zip(wanted, found, strict=True)):
+        for box, label, crowd in zip(real["boxes"], real["labels"].tolist(), real["iscrowd"].tolist(), strict=True):
+            area = float((box[2] - box[0]) * (box[3] - box[1]))
+            entry = {"id": len(truth["annotations"]) + 1, "image_id": image, "bbox": sides(box), "area": area}
+            truth["annotations"].append({**entry, "category_id": label, "iscrowd": crowd})
+        for box, label, score in zip(guess["boxes"], guess["labels"].tolist(), guess["scores"].tolist(), strict=True):
+            results.append({"image_id": image, "bbox": sides(box), "category_id": label, "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = COCO()
+        theirs.dataset = truth
+        theirs.createIndex()
+        evaluation = COCOeval(theirs, theirs.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+def test_nothing_to_be_found_is_no_score() -> None:
+    meter = FoundBoxes()
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    meter.update(Detected(1, {}, {}, lambda: [{**empty, "scores": torch.zeros(0)}]), [empty])
+    assert meter.compute() == 0.0
+
+
+def test_losses_are_the_detectors_own_and_modes_stay() -> None:
+    network, (x, targets) = small(), batch()
+    modes = [module.training for module in network.train().modules()]
+    expected = sum(network(list(x), targets).values())
+    outputs = outputs_of(TASK, network, x, targets)
+    assert torch.equal(TASK.loss(outputs, targets), expected)
+    assert torch.equal(TASK.loss_sum(outputs, targets), 4 * expected)
+    assert [module.training for module in network.modules()] == modes
+    network.eval()
+    own = outputs_of(TASK, network, x, targets)
+    assert not any(module.training for module in network.modules())
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    twin = network.train()
+    for module in twin.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    assert torch.equal(TASK.loss(own, targets), sum(twin(list(x), targets).values()))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_boxes_are_those_of_eval_mode_and_are_found_once(training: bool) -> None:
+    network, (x, targets) = small().eval(), batch()
+    expected = network(list(x))
+    network.train(training)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    outputs = outputs_of(TASK, network, x, targets)
+    assert outputs.boxes is outputs.boxes
+    for ours, theirs in zip(outputs.boxes, expected, strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_heads_are_comparable_and_crowds_are_not_learned() -> None:
+    network, (x, targets) = small().eval(), batch()
+    network.requires_grad_(False)
+    told = TASK.comparable(outputs_of(TASK, network, x, targets))
+    assert [leaf.shape[:2] for leaf in tree_leaves(told)] == [(4, 336)] * 2
+    assert float(TASK.divergence(told, told)) == 0
+    crowded = [{**target, "iscrowd": torch.zeros(len(target["labels"]))} for target in targets]
+    extra = torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    more = [
+        {
+            "boxes": torch.cat([target["boxes"], extra]),
+            "labels": torch.cat([target["labels"], torch.tensor([3])]),
+            "iscrowd": torch.cat([torch.zeros(len(target["labels"])), torch.ones(1)]),
+        }
+        for target in targets
+    ]
+    losses = [TASK.loss(outputs_of(TASK, network, x, each), each).item() for each in (targets, crowded, more)]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_detector_learns_to_find_shapes_and_measures_alike_twice() -> None:
+    network = small(8)
+    before = evaluate(network, pictures(12), task="detection")
+    section = TrainingSection(epochs=6, optimizer="AdamW", learning_rate=0.01)
+    for _ in Trainer(network, section, images=pictures(24), batch_size=12, task="detection").epochs():
+        pass
+    after = evaluate(network, pictures(12), 5, task="detection")
+    assert after.loss < 0.8 * before.loss
+    assert after.map50_95 > before.map50_95
+    assert after == evaluate(network, pictures(12), 5, task="detection")
+    assert 0 <= after.map50_95 <= 1
+
+
+def check(network: nn.Module, targets: Any = None) -> None:
+    drawn = shapes(4, 32)
+    sets = TargetImages.of(HeldItems(drawn.images, targets or drawn.targets))
+    rehearse(network, DataSplits(sets, sets, sets, 0, SHAPE), {"training": sets}, 2, task=TASK)
+
+
+def target(boxes: Any, labels: Any = (1,)) -> list[Any]:
+    return [{"boxes": torch.tensor(boxes), "labels": torch.tensor(labels)}] * 4
+
+
+NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+
+
+@pytest.mark.parametrize(
+    ("targets", "sentence"),
+    [
+        (
+            target([[1.0, 1.0, 40.0, 9.0]]),
+            r"box \[1.0, .* 9.0\] of image 1 of the training images lies outside",
+        ),
+        (target([[-1.0, 1.0, 4.0, 9.0]]), "lies outside the image, 32 x 32 pixels"),
+        (target([[1.0, 1.0, 1.0, 9.0]]), "has no area; write x0, y0, x1, y1"),
+        (target([[9.0, 1.0, 1.0, 9.0]]), "has no area"),
+        (target([[float("nan"), 1.0, 1.0, 9.0]]), "lies outside"),
+        (target([[1.0, 1.0, 4.0, 9.0]], [4]), "class 4 of image 1 .* it has 4 with the background, so 1 to 3"),
+        (target([[1.0, 1.0, 4.0, 9.0]], [0]), "class 0 of image 1 .* or count classes from 1"),
+        (target([[1.0, 1.0, 4.0, 9.0]], [1, 2]), r"has boxes .* \(1, 4\) and labels .* \(2,\)"),
+        (target([1.0, 1.0, 4.0, 9.0]), r"give floats \(K, 4\)"),
+        ([{"box": torch.zeros(1, 4)}] * 4, "must be a dict of 'boxes' and 'labels'; got a dict of 'box'"),
+        ([NOTHING] * 4, "there is no box in the first 4 of the training images"),
+    ],
+)
+def test_targets_that_do_not_fit_are_told_before_training(targets: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        check(small(), targets)
+
+
+def test_images_without_a_box_are_fine_among_others() -> None:
+    check(small(), [*shapes(3, 32).targets, NOTHING])
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3)), r"the network \(Sequential\) is no detector: its forward takes no targets"),
+        (Plain(losses=torch.zeros(2)), "a detector returns a dict of losses"),
+        (Plain(losses={"boxes": torch.zeros(2)}), "a detector returns a dict of losses"),
+        (Plain(found={"boxes": 1}), "a detector returns for each image a dict of 'boxes'"),
+        (Plain(found=[]), "a detector returns for each image"),
+    ],
+)
+def test_networks_that_are_no_detectors_are_told(network: nn.Module, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        check(network)
+
+
+def test_a_detector_of_ones_own_is_trained_without_a_head() -> None:
+    check(Plain())
+    x, targets = batch()
+    outputs = detect(Plain().train(), x, targets)
+    assert float(TASK.divergence(TASK.comparable(outputs), {})) == 0
+
+
+def test_a_missing_library_is_told_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(source: str, what: str) -> Any:
+        raise InputError("cannot import module 'torchmetrics.detection'")
+
+    monkeypatch.setattr(task_detection, "import_callable", fails)
+    with pytest.raises(InputError, match=r"needs torchmetrics and pycocotools: pip install 'dnas\[detection\]'"):
+        task_of("detection")
+
+
+def of_family(family: str) -> nn.Module:
+    """torchvision's own class of a family, on a backbone of five convolutions."""
+    torch.manual_seed(0)
+    if family == "ssd":
+        return tiny_ssd(width=4, size=64)
+    body = TinyBackbone(3, 4)
+    body.out_channels = [8, 16, 16]
+    fpn = torchvision.models.detection.backbone_utils.BackboneWithFPN(
+        body, {"level1": "0", "level2": "1", "level3": "2"}, [8, 16, 16], 32
+    )
+    sizes = {"min_size": 64, "max_size": 64, "num_classes": 4}
+    if family == "fcos":
+        one = AnchorGenerator(((8,), (16,), (32,), (64,)), ((1.0,),) * 4)
+        return torchvision.models.detection.FCOS(fpn, anchor_generator=one, **sizes)
+    anchors = AnchorGenerator(((8,), (16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 4)
+    if family == "retinanet":
+        return torchvision.models.detection.RetinaNet(fpn, anchor_generator=anchors, **sizes)
+    pool = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2"], 3, 2)
+    head = torchvision.models.detection.faster_rcnn.TwoMLPHead(32 * 9, 16)
+    predictor = torchvision.models.detection.faster_rcnn.FastRCNNPredictor(16, 4)
+    return torchvision.models.detection.FasterRCNN(
+        fpn, rpn_anchor_generator=anchors, box_roi_pool=pool, box_head=head, box_predictor=predictor,
+        min_size=64, max_size=64,
+    )  # fmt: skip
+
+
+def searched(network: nn.Module, size: int) -> None:
+    """Read, search, quantize and prune a detector: a gradient reaches θ, and the fixed net has losses."""
+    drawn = shapes(2, size)
+    x, targets = next(iter(TargetImages.of(HeldItems(drawn.images, drawn.targets)).batches(2)))
+    graph = read_graph(network, (3, size, size))
+    assert not graph.channels.unknown
+    assert graph.channels.groups
+    options = SpaceOptions((4, 8), (4, 8), last_layer="search")
+    space = build_space(graph, keeping_exact(options, graph, TASK.exact_layers))
+    exact = {name for name, pair in space.fixed.items() if pair == (32, 32)}
+    assert exact
+    assert all("bbox" in name or "regression_head" in name for name in exact)
+    table = CostTable(graph, space, build_costs())
+    supernet = Supernet(network, graph, space, table, QuantizerChoice())
+    calibrate(supernet.network, [x])
+    supernet.train()
+    with supernet.sampled(supernet.sample(1.0, "gumbel", torch.Generator().manual_seed(0))):
+        TASK.loss(outputs_of(TASK, supernet, x, targets), targets).backward()
+    gradients = [parameter.grad for parameter in supernet.theta.parameters()]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
+    fixed = quantize_fixed(network, graph, space.uniform(4))
+    calibrate(fixed, [x])
+    assert TASK.loss(outputs_of(TASK, fixed.eval(), x, targets), targets).isfinite()
+    group = graph.channels.groups[0]
+    smaller = remove_filters(fixed, graph.channels, {group.name: tuple(range(group.units // 2))})
+    outputs = outputs_of(TASK, smaller, x, targets)
+    assert TASK.loss(outputs, targets).isfinite()
+    assert len(outputs.boxes) == 2
+
+
+@pytest.mark.parametrize("family", ["ssd", "retinanet", "fcos", "faster_rcnn"])
+def test_every_family_of_torchvision_is_searched_quantized_and_pruned(family: str) -> None:
+    searched(of_family(family), 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ssdlite320_mobilenet_v3_large",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "retinanet_resnet50_fpn",
+        "fcos_resnet50_fpn",
+        "ssd300_vgg16",
+    ],
+)
+def test_torchvisions_detectors_are_searched_quantized_and_pruned_unedited(name: str) -> None:
+    torch.manual_seed(0)
+    searched(load_model(f"torchvision:{name}", arguments={"num_classes": 4}).module, 64)
