@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
@@ -43,6 +43,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Parallel = Annotated[int, Field(ge=0, le=1024)]  # hundreds of thousands of threads end the process
+Workers = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
 DeviceName = Annotated[str, AfterValidator(_device_name)]
 Amount = Annotated[float | int | str, AfterValidator(_readable_amount)]

@@ -23,6 +23,7 @@ from dnas.config.fields import (
     Ratio,
     Section,
     WeightQuantizer,
+    Workers,
     WrittenBudget,
 )
 from dnas.config.training import Distillation, Optimization, TrainingSection
@@ -206,7 +207,7 @@ class PruneSection(Section):
     budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=({"size_bytes": "70%"},), description="Limits on any cost but latency; a plain % is of the assignment's own cost, else as in `search.budgets`. None: the whole front of size against accuracy.")  # fmt: skip
     trials: AtLeastOne = Field(default=40, description="Configurations tried for each budget.")
     batch: AtLeastOne = Field(default=1, description="Configurations asked for at once; results depend on it.")
-    workers: AtLeastOne = Field(default=1, description="Processes that try configurations; the threads are shared out among them.")  # fmt: skip
+    workers: AtLeastOne = Field(default=1, description="Kept from earlier versions: where the job's own `workers` is not given, the whole job has so many.")  # fmt: skip
     proposer: ProposerName = Field(default="scikit-optimize", description="What proposes configurations; `optuna` is an extra.")  # fmt: skip
     criterion: str = Field(default="auto", description="Which filters go first: `hamming`, `geometric`, `latent_l1`, `bn_scale`, `taylor`, `random`, or your own `package.module:function(network, group)`; `auto` is hamming where a group's filters have 1 bit, else geometric.")  # fmt: skip
     max_ratio: Ratio = Field(default=0.8, description="Largest share of a group's channels that may go.")
@@ -253,6 +254,13 @@ class FinaliseSection(TrainingSection):
         return self
 
 
+class RaySection(Section):
+    """A Ray cluster, where `executor = "ray"`."""
+
+    address: str = Field(default="auto", description="Where it answers: `auto` (the cluster that this machine belongs to, or `RAY_ADDRESS`), `HOST:PORT`, or `local`, which starts one on this machine.")  # fmt: skip
+    num_gpus: NonNegative = Field(default=0.0, description="GPUs of each task; a fraction lets several share one.")
+
+
 class JobConfig(Section):
     """One job, wholly described."""
 
@@ -267,7 +275,9 @@ class JobConfig(Section):
     synchronise_batchnorm: bool = Field(default=False, description="Where several processes train together: take BatchNorm's statistics over the whole batch, not over the rows of each process.")  # fmt: skip
     compression: Literal["search", "squantizer", "switchable"] = Field(default="search", description="What the job does: search bits per layer, train sparse and low-bit weights at once (`[squantizer]`), or train a switchable net without a search (`[finalise]`; `dnas train-switchable`).")  # fmt: skip
     pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
-    threads: Parallel = Field(default=0, description="CPU threads (0: PyTorch's choice).")
+    threads: Parallel = Field(default=0, description="CPU threads of each task (0: PyTorch's choice, shared out among the workers).")  # fmt: skip
+    executor: Literal["local", "ray"] = Field(default="local", description="Who carries out the tasks of the job, such as a fine-tuning: `local` processes, or a `ray` cluster (extra `ray`). Results do not depend on it.")  # fmt: skip
+    workers: Workers | None = Field(default=None, examples=[2], description="Tasks at once, each in a process of its own: a number, or `auto` (cores ÷ threads, or one for each GPU). None: the job's own process does one after the other; on a `ray` cluster as many as it has room for. Results do not depend on it, with equal threads.")  # fmt: skip
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     data: DataSection = DataSection()
@@ -281,6 +291,7 @@ class JobConfig(Section):
     choice: ChoiceSection = ChoiceSection()
     prune: PruneSection = PruneSection()
     squantizer: SquantizerSection = SquantizerSection()
+    ray: RaySection = RaySection()
     finalise: FinaliseSection = FinaliseSection()
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,15 +1,18 @@
-"""What every stage works with: the job, what it leaves behind, how far it is; and training that resumes.
+"""What every stage works with: the job, what it leaves behind, how far it is, its tasks; and training that resumes.
 
-Each epoch is saved before it is journaled, and an epoch that was saved but not journaled is journaled first.
+Each epoch is saved before it is journaled, with all that were before it, and what was saved but not journaled is
+journaled first: whoever carries a task out may be far ahead of the journal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dnas.config.job import JobConfig
+from dnas.execution.scheduler import InThisProcess, Scheduler
+from dnas.execution.tasks import JobTask
 from dnas.jobs.job import Job
 from dnas.jobs.log import RunLog
 from dnas.jobs.progress import Progress, Report
@@ -20,6 +23,12 @@ from dnas.training.trainer import EpochResult, StepReport, Trainer
 from results.events import Epoch, read_epoch
 from results.run.folder import Run
 from search_spaces.errors import InputError
+
+PRETRAINED = "pretrain"
+"""The checkpoint of the float network, where the job trains it."""
+
+Made = TypeVar("Made")
+Records = Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -46,55 +55,106 @@ class JobContext:
     Raises :class:`InputError` for what cannot work: an unknown model, a budget out of reach, missing data.
     """
 
-    def __init__(self, config: JobConfig, run: Run, report: Report) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        run: Run,
+        report: Report,
+        *,
+        progress: Progress | None = None,
+        log: Callable[[Run, Job], RunLog] | None = None,
+    ) -> None:
         self.job = Job.of(config)
-        self.log = RunLog(run, self.job, report)
-        self.progress = Progress(report)
+        self.log = log(run, self.job) if log else RunLog(run, self.job, report)
+        self.progress = progress or Progress(report)
+        self.tasks: Scheduler = InThisProcess(self)
+        self._last_made: tuple[Any, Any] = (None, None)
         self.sensitivities = JobSensitivities(
             self.job, run, lambda sentence: self.log.tell_once([sentence]), self.progress
         )
 
+    def outcome(self, task: JobTask) -> Any:
+        """What a task gives, once it is done; what it tells is journaled meanwhile."""
+        return self.tasks.outcome(task, self.log.take)
+
+    def outcomes(self, tasks: Sequence[JobTask]) -> list[Any]:
+        """What tasks give that may be carried out at once, in their order."""
+        self.tasks.announce(tasks)
+        return [self.outcome(task) for task in tasks]
+
+    @property
+    def reads_float(self) -> tuple[str, ...]:
+        """What a task reads that works on the trained float network."""
+        return (PRETRAINED,) if self.job.config.pretrain.epochs else ()
+
+    def last_made(self, key: Any, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives, or gave for an equal key where that was the last one: many tasks need the same."""
+        if self._last_made[0] != key:
+            self._last_made = (None, None)
+            self._last_made = (key, make())
+        return self._last_made[1]
+
+    def forget(self) -> None:
+        """Let go of what was made last: it may fill a device's memory."""
+        self._last_made = (None, None)
+
     def train(self, trainer: Trainer, place: Place) -> None:
         """Run a trainer's remaining epochs, saving and journaling each."""
         steps = self.steps(place, trainer, trainer.section.epochs)
-        for _ in self.resumed(place, trainer, lambda: trainer.epochs(steps)):
-            pass
+        self.carry_on(place, trainer, lambda: trainer.epochs(steps))
 
     def steps(self, place: Place, trainer: Trainer | SupernetTrainer, epochs: int) -> StepReport:
         """A callback that reports each step of training, and the share of the whole job it leaves done."""
 
         def step(number: int, steps: int, loss: float) -> None:
-            facts = {"epoch": trainer.epoch + 1, "epochs": epochs, "step": number, "steps": steps, "loss": loss}
+            facts: dict[str, Any] = {
+                "epoch": trainer.epoch + 1,
+                "epochs": epochs,
+                "step": number,
+                "steps": steps,
+                "loss": loss,
+            }
             self.progress.step(place.work, place.units / steps, stage=place.stage, run=place.run, **facts)
 
         return step
 
-    def resumed(
+    def carry_on(
         self,
         place: Place,
         trainer: Trainer | SupernetTrainer,
         epochs: Callable[[], Iterable[EpochResult | EpochRecord]],
-    ) -> Iterator[Epoch]:
-        """Yield the journal's event of every epoch that is left, once it is saved and journaled.
+        after: Callable[[Epoch], Records] = lambda epoch: (),
+    ) -> Epoch | None:
+        """Train the epochs that are left; each is saved, then told, with what comes ``after`` it; returns the last one.
 
-        The epoch that a checkpoint restores comes first: what follows an epoch may have been cut off by a kill.
+        What a checkpoint remembers is told first: what follows a saved epoch may have been cut off by a kill.
         """
         run = self.log.run
         saved = run.load_checkpoint(place.checkpoint)
+        records: list[Mapping[str, Any]] = []
+        last: Epoch | None = None
         if saved is not None:
             tensors, values = saved
             last = recorded_epoch(place.checkpoint, values)
+            records = list(values.get("records", [values["record"]]))
             trainer.restore({key: value.to(self.job.device.place) for key, value in tensors.items()}, values)
             self.progress.recall({place.work: place.units * trainer.epoch})
-            yield self._journaled(last)
+            self._tell(records)
         for result in epochs():
             fields = self._epoch_fields(place, trainer, result)
             fields["metric"] = self.job.task.metric.name
             fields |= {"budget": dict(place.budget)} if place.budget else {}
-            epoch = Epoch(stage=place.stage, run=place.run, seed=place.seed, **fields)
+            last = Epoch(stage=place.stage, run=place.run, seed=place.seed, **fields)
+            news = [last.to_json(), *after(last)]
+            records += news
             tensors, values = trainer.state()
-            run.save_checkpoint(place.checkpoint, tensors, {**values, "record": epoch.to_json()})
-            yield self._journaled(epoch)
+            run.save_checkpoint(place.checkpoint, tensors, {**values, "record": last.to_json(), "records": records})
+            self._tell(news)
+        return last
+
+    def _tell(self, records: Records) -> None:
+        for record in records:
+            self.log.take(record)
 
     def _epoch_fields(
         self, place: Place, trainer: Trainer | SupernetTrainer, result: EpochResult | EpochRecord
@@ -103,12 +163,6 @@ class JobContext:
             return result.to_json()
         measured = trainer.measured(self.job.search_data.validation) if place.validates else {}
         return {**result.to_json(), "epochs": trainer.section.epochs, **measured}
-
-    def _journaled(self, epoch: Epoch) -> Epoch:
-        """The epoch, in the journal once."""
-        if not any(known.place == epoch.place for known in self.log.events(Epoch)):
-            self.log.write(epoch)
-        return epoch
 
 
 def recorded_epoch(checkpoint: str, values: Mapping[str, Any]) -> Epoch:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dnas.jobs.compressions import compression_of
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Report
-from results.events import Decoded, Event, Note
+from results.events import Decoded, Epoch, Event, Note, read_event
 from results.run.folder import Run
 from results.run.lost import sound_events, standing
 from search_spaces.allocation.program import Cells
@@ -23,6 +23,8 @@ from search_spaces.layers import LayerSpec
 from search_spaces.provenance import Provenance, Quantizers
 
 Happened = TypeVar("Happened", bound=Event)
+ASSIGNMENT = "assignment_to_keep"
+"""The key under which a task tells of an assignment."""
 
 
 class RunLog:
@@ -31,11 +33,14 @@ class RunLog:
     def __init__(self, run: Run, job: Job, report: Report) -> None:
         self.run, self.job, self.report = run, job, report
         self.history: list[Event] = standing(sound_events(run))
+        self._epochs = {event.place for event in self.events(Epoch)}
 
     def write(self, event: Event) -> None:
         """Write an event to the journal and report it."""
         self.run.journal.append(event.to_json())
         self.history.append(event)
+        if isinstance(event, Epoch):
+            self._epochs.add(event.place)
         self.report(event.to_json())
 
     def events(self, kind: type[Happened]) -> list[Happened]:
@@ -46,6 +51,17 @@ class RunLog:
     def decoded(self) -> list[str]:
         """The ids of the assignments that are saved and journaled, in order."""
         return [event.assignment for event in self.events(Decoded)]
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Journal what a task told, once: an event, or an assignment to be kept."""
+        if ASSIGNMENT in record:
+            self.keep_made(BitAssignment.from_json(record[ASSIGNMENT]))
+            return
+        event = read_event(record)
+        if isinstance(event, Note):
+            self.tell_once([event.text])
+        elif not (isinstance(event, Epoch) and event.place in self._epochs):
+            self.write(event)
 
     def tell_once(self, sentences: list[str]) -> None:
         """Journal each sentence for the user, unless it was told before."""
@@ -67,6 +83,21 @@ class RunLog:
         """
         if name in self.decoded:
             return self.run.assignment(name)
+        return self.keep_made(self.made(name, layers, made, budget))
+
+    def keep_made(self, assignment: BitAssignment) -> BitAssignment:
+        """Save and journal an assignment that :meth:`made` gave, once."""
+        if assignment.id in self.decoded:
+            return self.run.assignment(assignment.id)
+        origin = assignment.provenance
+        self.run.save_assignment(assignment)
+        self.write(Decoded(assignment=assignment.id, kind=origin.kind, run=origin.run, cost=dict(assignment.cost)))
+        return assignment
+
+    def made(
+        self, name: str, layers: Mapping[str, LayerBits], made: Provenance, budget: Budget | None = None
+    ) -> BitAssignment:
+        """The assignment that :meth:`keep` would save, wholly described."""
         job = self.job
         layers = job.device.processes.agreed(layers)
         layers = {spec.name: _with_channels(layers[spec.name], spec) for spec in job.plan.graph.layers}
@@ -80,10 +111,7 @@ class RunLog:
         made = made.model_copy(update=told)
         prices = compression_of(job.config).prices(job.plan.table, layers)
         by_layer = costs_by_layer(job.plan.table, layers)
-        assignment = BitAssignment(name, job.reference, layers, prices, {}, made, by_layer)
-        self.run.save_assignment(assignment)
-        self.write(Decoded(assignment=name, kind=made.kind, run=made.run, cost=dict(assignment.cost)))
-        return assignment
+        return BitAssignment(name, job.reference, layers, prices, {}, made, by_layer)
 
 
 def _with_channels(bits: LayerBits, spec: LayerSpec) -> LayerBits:

@@ -56,12 +56,14 @@ def times(count: float, work: Work) -> dict[str, float]:
 class Progress:
     """Counts units done against units planned, learns the seconds that a unit takes, and tells both with each step.
 
-    Every stage of the job has an account of its own, so that what it did not need in the end can be taken back.
+    Every stage of the job has an account of its own, so that what it did not need in the end can be taken back. What is
+    done ``ahead`` of the present stage is taken from the accounts of later ones.
     """
 
     def __init__(self, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
         self._report, self._clock = report, clock
         self._left: list[dict[str, float]] = [defaultdict(float)]
+        self._ahead: list[dict[str, float]] = [defaultdict(float)]
         self._now = 0
         self._done = 0.0
         self._timed: dict[str, tuple[float, float]] = {}  # kind → (units, seconds)
@@ -70,6 +72,7 @@ class Progress:
     def plan(self, stages: Sequence[Work]) -> None:
         """Say what every stage has to do, before the first of them."""
         self._left = [defaultdict(float, work) for work in stages]
+        self._ahead = [defaultdict(float) for _ in stages]
 
     @contextmanager
     def within(self, stage: int) -> Iterator[None]:
@@ -79,23 +82,24 @@ class Progress:
         self._left[stage].clear()
 
     def replan(self, work: Work) -> None:
-        """Say anew what the present stage has to do, now that it is known."""
-        self._left[self._now] = defaultdict(float, work)
+        """Say anew what the present stage has to do in all, now that it is known."""
+        done = self._ahead[self._now]
+        self._left[self._now] = defaultdict(float, {kind: max(0.0, units - done[kind]) for kind, units in work.items()})
 
     def correct(self, count: float, work: Work) -> None:
         """Plan for so many times this work more in the present stage; less, where negative."""
         for kind, units in work.items():
             self._left[self._now][kind] = max(0.0, self._left[self._now][kind] + count * units)
 
-    def recall(self, work: Work) -> None:
+    def recall(self, work: Work, *, ahead: bool = False) -> None:
         """Count work as done that an earlier process did."""
         for kind, units in work.items():
-            self._count(kind, units)
+            self._count(kind, units, ahead)
         self._last = self._clock()
 
-    def step(self, kind: str, units: float, **fields: Any) -> None:
+    def step(self, kind: str, units: float, *, ahead: bool = False, **fields: Any) -> None:
         """Count the work of one step, with the time since the last one, and report where the job stands."""
-        self._count(kind, units)
+        self._count(kind, units, ahead)
         now = self._clock()
         # What comes before the first step of a kind, such as a compilation, is not what its other steps take.
         if kind in self._timed:
@@ -126,7 +130,13 @@ class Progress:
         units, seconds = self._timed.get(kind, (0.0, 0.0))
         return (seconds + _TRUST * common) / (units + _TRUST)
 
-    def _count(self, kind: str, units: float) -> None:
+    def _count(self, kind: str, units: float, ahead: bool) -> None:
         self._done += units
-        left = self._left[self._now]
-        left[kind] = max(0.0, left[kind] - units)
+        if not ahead:
+            self._left[self._now][kind] = max(0.0, self._left[self._now][kind] - units)
+            return
+        for left, done in zip(self._left[self._now :], self._ahead[self._now :], strict=True):
+            taken = min(units, left[kind])
+            left[kind] -= taken
+            done[kind] += taken
+            units -= taken

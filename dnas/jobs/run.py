@@ -14,18 +14,20 @@ import torch
 
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
+from dnas.jobs.bench import employed
 from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.log import RunLog
 from dnas.jobs.progress import Report, Work
+from dnas.jobs.resources import resources_of
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.finalise import Finalise
 from dnas.jobs.stages.finalise_requests import FinaliseRequest, check_finalise_request, sections
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.pretrain import Pretrain
 from dnas.jobs.stages.prune import PruneMore
-from dnas.jobs.stages.prune_requests import PruneRequest, check_request, requested
+from dnas.jobs.stages.prune_requests import PruneRequest, check_request, requested, trial_workers
 from dnas.jobs.stages.testing import Test
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
@@ -125,19 +127,16 @@ def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report
 
 
 def _run(context: JobContext) -> ParetoFront:
-    """Check every stage, then carry out one after the other."""
-    log, progress = context.log, context.progress
+    """Check every stage, then carry out one after the other; tasks of later ones may run meanwhile."""
+    log, processes = context.log, context.job.device.processes
+    resources = processes.all_accept(lambda: resources_of(context.job.config, processes, trial_workers(context)))
     log.write(Resumed(version=VERSION) if log.history else Started(version=VERSION))
     stages = job_stages(context)
-    progress.plan(context.job.device.processes.all_accept(lambda: _checked(context, stages)))
+    context.progress.plan(processes.all_accept(lambda: _checked(context, stages)))
     log.tell_once(_introduction(context.job))
     _keep_network(context)
-    findings = Findings()
-    for number, stage in enumerate(stages):
-        log.write(StageEvent(stage=stage.name, state="start"))
-        with progress.within(number), _memory_of(context.job, f"the stage {stage.name}"), _unproven_told(log):
-            stage.carry_out(findings)
-        log.write(StageEvent(stage=stage.name, state="done"))
+    with employed(context, resources):
+        _carry_out(context, stages)
     log.write(Finished())
     return log.run.load_front()
 
@@ -149,6 +148,18 @@ def _keep_network(context: JobContext) -> None:
         known = run.network()
     if known is None:
         run.save_network(Network.of(job.config.model.source, job.plan.graph))
+
+
+def _carry_out(context: JobContext, stages: Sequence[Stage]) -> None:
+    log, findings = context.log, Findings()
+    for number, stage in enumerate(stages):
+        log.write(StageEvent(stage=stage.name, state="start"))
+        for later in stages[number:]:
+            context.tasks.announce(later.ahead(findings))
+        with context.progress.within(number), _memory_of(context.job, f"the stage {stage.name}"), _unproven_told(log):
+            stage.carry_out(findings)
+        context.forget()
+        log.write(StageEvent(stage=stage.name, state="done"))
 
 
 @contextlib.contextmanager

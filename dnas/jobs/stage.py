@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Work
 from results.pareto import FrontPoint
@@ -61,6 +62,10 @@ class Stage(ABC):
     def foresee(self, before: Foreseen) -> Foreseen:
         """What will be there after this stage, given what is there before it."""
         return before
+
+    def ahead(self, findings: Findings) -> Iterable[JobTask]:
+        """What this stage is sure to ask for, as far as it is known before it begins: it may run by then."""
+        return ()
 
     @abstractmethod
     def work(self, before: Foreseen) -> Work:

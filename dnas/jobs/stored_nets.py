@@ -24,6 +24,11 @@ DIGEST, DIGESTS = "assignment_sha256", "assignments_sha256"
 """What a stored net tells of the assignment that it is of, and a switchable one of those of its profiles."""
 
 
+def net_file(name: str, seed: int) -> str:
+    """The checkpoint of the trained net of an assignment, or of a switchable net, and a seed."""
+    return f"net-{name}-seed{seed}"
+
+
 def stored_net(
     run: Run, network: nn.Module, graph: LayerGraph, assignment: BitAssignment, choice: QuantizerChoice, seed: int
 ) -> nn.Module:
@@ -31,7 +36,7 @@ def stored_net(
     origin = assignment.provenance
     if isinstance(origin, Profile):
         return stored_switchable(run, network, graph, origin.net, seed).alone(origin.profile)
-    name = f"net-{assignment.metrics.get('same_as', assignment.id)}-seed{seed}"
+    name = net_file(assignment.metrics.get("same_as", assignment.id), seed)
     saved = run.load_checkpoint(name)
     if saved is None:
         raise InputError(
@@ -63,7 +68,7 @@ def save_switchable(run: Run, net: SwitchableNet, name: str, seed: int) -> None:
         "private_norms": net.private_norms,
         DIGESTS: {key: profile.assignment.digest for key, profile in net.profiles.items()},
     }
-    run.save_checkpoint(f"net-{name}-seed{seed}", net.tensors(), values)
+    run.save_checkpoint(net_file(name, seed), net.tensors(), values)
 
 
 def stored_switchable(run: Run, network: nn.Module, graph: LayerGraph, name: str, seed: int = 0) -> SwitchableNet:
@@ -71,24 +76,24 @@ def stored_switchable(run: Run, network: nn.Module, graph: LayerGraph, name: str
 
     ``network`` is the job's float network and ``graph`` its layers. Raises :class:`InputError` where there is none.
     """
-    saved = run.load_checkpoint(f"net-{name}-seed{seed}")
+    saved = run.load_checkpoint(net_file(name, seed))
     if saved is None:
         own = [item for item in run.assignments().values() if item.provenance.net == name]
         raise InputError(_missing(run, f"'{name}'", measured=any(validation_of(item.metrics) for item in own)))
     tensors, values = saved
     profiles = {key: run.assignment(identity) for key, identity in values["profiles"].items()}
     for key, profile in profiles.items():
-        _check_digest(run, f"net-{name}-seed{seed}", values.get(DIGESTS, {}).get(key), profile)
+        _check_digest(run, net_file(name, seed), values.get(DIGESTS, {}).get(key), profile)
     choice = QuantizerChoice(**values["quantizer"])
     net = SwitchableNet(network, graph, profiles, choice, private_norms=values["private_norms"])
-    _fill(run, f"net-{name}-seed{seed}", tensors, net.load_tensors)
+    _fill(run, net_file(name, seed), tensors, net.load_tensors)
     return net.eval()
 
 
 def save_fixed(run: Run, network: nn.Module, assignment: BitAssignment, seed: int) -> None:
     """Keep the trained net of an assignment and seed, with what tells that it is of this assignment."""
     values = {"seed": seed, DIGEST: assignment.digest}
-    run.save_checkpoint(f"net-{assignment.id}-seed{seed}", network.state_dict(), values)
+    run.save_checkpoint(net_file(assignment.id, seed), network.state_dict(), values)
 
 
 def _check_digest(run: Run, checkpoint: str, told: str | None, assignment: BitAssignment) -> None:

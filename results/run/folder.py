@@ -62,9 +62,9 @@ class Run:
     Made by :meth:`create` or :meth:`open`; also a context manager.
     """
 
-    def __init__(self, folder: Path, lock: FolderLock | None = None) -> None:
+    def __init__(self, folder: Path, lock: FolderLock | None = None, *, helps: bool = False) -> None:
         self.folder = folder
-        self._lock = lock
+        self._lock, self._helps = lock, helps
         self.journal = Journal(folder / JOURNAL, read_only=lock is None)
 
     @classmethod
@@ -118,6 +118,11 @@ class Run:
         run._remove_leftovers()
         return run
 
+    @classmethod
+    def helping(cls, folder: Path | str) -> Run:
+        """A run whose lock another process holds for which this one works: checkpoints may be written, no journal."""
+        return cls(Path(folder), helps=True)
+
     def close(self) -> None:
         """Free the lock; the run can still be read."""
         if self._lock is not None:
@@ -139,8 +144,8 @@ class Run:
 
     @property
     def writable(self) -> bool:
-        """Whether this object holds the lock."""
-        return self._lock is not None and self._lock.held
+        """Whether this object holds the lock, or works for the one that does."""
+        return self._helps or (self._lock is not None and self._lock.held)
 
     @property
     def writer(self) -> Owner | None:

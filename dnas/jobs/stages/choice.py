@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnas.config.job import ChoiceSection
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, in_all, times
@@ -44,6 +45,14 @@ CHOICE = "choice"
 PARTS = 32
 """Of the images that judge; their losses give the standard error."""
 _CONTROLS = (ILP, MEASURED_ILP, RANDOM, CONTROL)
+
+
+@dataclass(frozen=True)
+class _Proposed:
+    """A proposal, and all that proposed it."""
+
+    assignment: BitAssignment
+    sources: tuple[str, ...]
 
 
 class Choose(Stage):
@@ -79,9 +88,11 @@ class Choose(Stage):
         chosen: dict[str, BitAssignment] = {}
         self.context.sensitivities.settle(self._kinds)
         bound: Widths | None = None
-        for label, budget in in_search_order(labels, plan.table, monotone).items():
+        ordered = in_search_order(labels, plan.table, monotone)
+        proposed = {} if monotone else {label: self._proposed(label, findings.found, None) for label in ordered}
+        for label, budget in ordered.items():
             assert budget is not None  # the job's file is refused without any
-            pool = self._pool(label, budget, findings.found, bound)
+            pool = self._kept(label, proposed.get(label) or self._proposed(label, findings.found, bound))
             self.context.progress.correct(-1, self._work(self._most))
             self.context.progress.correct(1, self._work(len(pool)))
             chosen[label] = self._chosen(label, budget, pool)
@@ -89,23 +100,39 @@ class Choose(Stage):
         others = [found for found in findings.found if found.provenance.kind != PROPOSAL]
         findings.found = [*(chosen[label] for label in labels), *others]
 
-    def _pool(
-        self, label: str, budget: Budget, found: Sequence[BitAssignment], bound: Widths | None
-    ) -> list[BitAssignment]:
-        """The proposals for a budget, saved and journaled."""
+    def _proposed(self, label: str, found: Sequence[BitAssignment], bound: Widths | None) -> list[_Proposed]:
+        """The proposals for a budget, which the first round begins with; neither saved nor journaled."""
         log, space = self.log, self.job.plan.space
         known = next((event for event in log.events(Pool) if event.run == label), None)
+        pool = []
         if known and set(known.proposals) <= set(log.decoded):
-            return [log.run.assignment(name) for name in known.proposals]
-        pool, told = [], {}
-        proposers = self._proposers(label, budget, found, bound)
-        for proposal in self.job.device.processes.agreed(proposers.pool()):
-            name, made = proposal_id(label, proposal.sources[0]), Provenance(kind=PROPOSAL, run=proposal.sources[0])
-            pool.append(log.keep(name, space.layers_with(proposal.widths), made, budget))
-            told[name] = proposal.sources
-        if not known:
-            log.write(Pool(run=label, proposals=told, images=len(self.job.search_data.theta)))
+            pool = [_Proposed(log.run.assignment(name), sources) for name, sources in known.proposals.items()]
+        else:
+            budget = search_labels(self.job, pruned=False)[label]
+            assert budget is not None
+            for proposal in self.job.device.processes.agreed(self._proposers(label, budget, found, bound).pool()):
+                made = Provenance(kind=PROPOSAL, run=proposal.sources[0])
+                name = proposal_id(label, proposal.sources[0])
+                made_of = log.made(name, space.layers_with(proposal.widths), made, budget)
+                pool.append(_Proposed(made_of, proposal.sources))
+        for _, epochs in list(rounds(len(pool), self.section))[:1]:
+            self._announce([each.assignment for each in pool], 1, epochs)
         return pool
+
+    def _kept(self, label: str, pool: Sequence[_Proposed]) -> list[BitAssignment]:
+        """The proposals for a budget, saved and journaled."""
+        log = self.log
+        kept = [log.keep_made(each.assignment) for each in pool]
+        if not any(event.run == label for event in log.events(Pool)):
+            told = {each.assignment.id: each.sources for each in pool}
+            log.write(Pool(run=label, proposals=told, images=len(self.job.search_data.theta)))
+        return kept
+
+    def _announce(self, pool: Sequence[BitAssignment], number: int, epochs: int) -> None:
+        """Let a round begin."""
+        known = {(event.proposal, event.round) for event in self.log.events(Judged)}
+        left = [each for each in pool if (each.id, number) not in known]
+        self.context.tasks.announce(self._task(each, number, epochs) for each in left)
 
     def _proposers(self, label: str, budget: Budget, found: Sequence[BitAssignment], bound: Widths | None) -> Proposers:
         """All that proposes for a budget: the controls that were made for it too."""
@@ -134,6 +161,7 @@ class Choose(Stage):
         left, judged = list(pool), defaultdict[str, list[Judged]](list)
         for number, (count, epochs) in enumerate(rounds(len(pool), self.section), start=1):
             left = left[:count]
+            self._announce(left, number, epochs)
             for each in left:
                 judged[each.id].append(self._judged(each, number, epochs))
             left.sort(key=lambda each: mean_loss(judged[each.id]))  # stable: of equal ones the first in the pool
@@ -144,40 +172,25 @@ class Choose(Stage):
 
     def _judged(self, proposal: BitAssignment, number: int, epochs: int) -> Judged:
         """A proposal after its fine-tuning in one round; journaled."""
-        checkpoint = f"{proposal.id}-round{number}"
+        checkpoint = _checkpoint(proposal.id, number)
         for known in self.log.events(Judged):
             if (known.proposal, known.round) == (proposal.id, number):
                 self.log.run.delete_checkpoint(checkpoint)  # a kill may have come before it was
                 self.context.progress.recall(_judging(self.job, epochs))
                 return known
-        network = self._trained(proposal, number, epochs, checkpoint)
-        judged = Judged(proposal=proposal.id, round=number, epochs=epochs, **judge(self.job, network))
+        told = self.context.outcome(self._task(proposal, number, epochs))
+        judged = Judged(proposal=proposal.id, round=number, epochs=epochs, **told)
         self.log.write(judged)
         self.log.run.delete_checkpoint(checkpoint)
         self.context.progress.step(CHOICE, _measuring(self.job), stage=CHOICE, run=proposal.id, round=number)
         return judged
 
-    def _trained(self, proposal: BitAssignment, number: int, epochs: int, checkpoint: str) -> nn.Module:
-        """The net of a proposal after so many epochs on the images of the weights, in eval mode."""
-        job = self.job
-        network = self.measurer.fixed(proposal, 0)
-        trainer = Trainer(
-            network,
-            job.config.finetune.model_copy(update={"epochs": epochs}),
-            images=job.search_data.weights,
-            batch_size=job.config.data.batch_size,
-            augmentation=job.augmentation,
-            seed=derived_seed(job.config.seed, number),
-            label=CHOICE,  # the same for all of a round
-            device=job.device,
-            teacher=job.teacher,
-            task=job.task,
+    def _task(self, proposal: BitAssignment, number: int, epochs: int) -> JobTask:
+        name, work = _checkpoint(proposal.id, number), sum(_judging(self.job, epochs).values())
+        inputs = {"proposal": proposal.to_json(), "epochs": epochs}
+        return JobTask(
+            f"{CHOICE} {name}", judged_after, inputs, number, work, self.measurer.reads(proposal, 0), (name,)
         )
-        units = TRAIN_QUANTIZED * len(job.search_data.weights)
-        place = Place(CHOICE, proposal.id, checkpoint, CHOICE, units, number, validates=False)
-        self.context.train(trainer, place)
-        recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
-        return network.eval()
 
     @property
     def _most(self) -> int:
@@ -190,6 +203,33 @@ class Choose(Stage):
         """Work of choosing from so many proposals."""
         works = [times(left, _judging(self.job, epochs)) for left, epochs in rounds(count, self.section)]
         return in_all(*works)
+
+
+def judged_after(context: JobContext, seed: int, proposal: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """Train a proposal on the images of the weights, in the round of that number; returns what the judges say of it."""
+    job, assignment = context.job, BitAssignment.from_json(proposal)
+    network = Measurer(context).fixed(assignment, 0)
+    trainer = Trainer(
+        network,
+        job.config.finetune.model_copy(update={"epochs": epochs}),
+        images=job.search_data.weights,
+        batch_size=job.config.data.batch_size,
+        augmentation=job.augmentation,
+        seed=derived_seed(job.config.seed, seed),
+        label=CHOICE,  # the same for all of a round
+        device=job.device,
+        teacher=job.teacher,
+        task=job.task,
+    )
+    units = TRAIN_QUANTIZED * len(job.search_data.weights)
+    checkpoint = _checkpoint(assignment.id, seed)
+    context.train(trainer, Place(CHOICE, assignment.id, checkpoint, CHOICE, units, seed, validates=False))
+    recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
+    return judge(job, network.eval())
+
+
+def _checkpoint(proposal: str, number: int) -> str:
+    return f"{proposal}-round{number}"
 
 
 def rounds(count: int, section: ChoiceSection) -> Iterator[tuple[int, int]]:

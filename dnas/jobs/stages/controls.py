@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dnas.config.job import ControlsSection
@@ -15,7 +15,7 @@ from dnas.search.controls import CONTROLS, Question
 from dnas.training.schedules import derived_seed
 from search_spaces.allocation.program import is_reachable
 from search_spaces.allocation.widening import allocate_widest
-from search_spaces.assignments import BitAssignment
+from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, RANDOM, UNIFORM, Provenance
 from search_spaces.sensitivities import SensitivityKind
@@ -102,8 +102,17 @@ class Controls(Stage):
 
 def keep_uniform(context: JobContext, control: Control) -> BitAssignment:
     """Save and journal a uniform assignment, once."""
-    layers = context.job.plan.space.uniform(control.bits)
-    return context.log.keep(control.id, layers, Provenance(kind=UNIFORM, run=UNIFORM))
+    return context.log.keep(control.id, *_uniform(context, control))
+
+
+def uniform_assignments(context: JobContext) -> list[BitAssignment]:
+    """The uniform controls, before they are kept."""
+    wanted = map(uniform_control, context.job.config.controls.uniform)
+    return [context.log.made(control.id, *_uniform(context, control)) for control in wanted]
+
+
+def _uniform(context: JobContext, control: Control) -> tuple[Mapping[str, LayerBits], Provenance]:
+    return context.job.plan.space.uniform(control.bits), Provenance(kind=UNIFORM, run=UNIFORM)
 
 
 def _tell_missing(context: JobContext) -> None:

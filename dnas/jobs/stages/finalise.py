@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 from dnas.config.job import FinaliseSection
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
 from dnas.jobs.profile_names import FRONT, check_names, matching, uniform_layers, uniform_name, uniform_pair
@@ -25,7 +27,7 @@ from dnas.jobs.stages.finalise_requests import (
     sections,
 )
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measure, Measurer
-from dnas.jobs.stored_nets import save_switchable
+from dnas.jobs.stored_nets import net_file, save_switchable
 from dnas.jobs.training import teacher_of
 from dnas.switchable.net import SwitchableNet
 from dnas.switchable.profiles import check_profiles
@@ -107,6 +109,7 @@ class _Finaliser:
         progress.correct(sum(map(self.measurer.seeds_of, new)), self.measurer.work)
         alone = self.measurer.measure_all(new)
         kept = {name: self._keep(name, item) for name, item in profiles.items()}
+        self.context.tasks.announce(self._task(kept, seed) for seed in range(section.seeds) if self._left(kept, seed))
         for seed in range(section.seeds):
             self._train(kept, seed)
         return [*alone, *(self.measurer.measure(assignment) for assignment in kept.values())]
@@ -164,45 +167,71 @@ class _Finaliser:
         )
         return self.log.keep(f"{self.net}-{name}", source.layers, made)
 
+    def _left(self, profiles: Mapping[str, BitAssignment], seed: int) -> dict[str, BitAssignment]:
+        """The profiles that were not measured yet."""
+        done = {(event.assignment, event.seed) for event in self.log.events(Measured)}
+        return {name: each for name, each in profiles.items() if (each.id, seed) not in done}
+
+    def _task(self, profiles: Mapping[str, BitAssignment], seed: int) -> JobTask:
+        """The training of the net of one seed."""
+        net, section = self.net, self.section
+        work = sum(_work(self.measurer, section, len(profiles)).values()) / section.seeds
+        inputs = {
+            "net": net,
+            "section": section.model_dump(mode="json"),
+            "profiles": {name: each.to_json() for name, each in profiles.items()},
+        }
+        warm = ("warmup",) if section.start == "supernet" else ()
+        reads, writes = (*self.context.reads_float, *warm), (f"{net}-seed{seed}", net_file(net, seed))
+        return JobTask(f"{Finalise.name} {net}-seed{seed}", train_switchable, inputs, seed, work, reads, writes)
+
     def _train(self, profiles: Mapping[str, BitAssignment], seed: int) -> None:
         """Train the net of one seed, unless it was measured already."""
-        context, job, section = self.context, self.job, self.section
-        done = {(event.assignment, event.seed) for event in self.log.events(Measured)}
-        if all((assignment.id, seed) in done for assignment in profiles.values()):
+        context, section, left = self.context, self.section, self._left(profiles, seed)
+        if not left:
+            self.log.run.delete_checkpoint(f"{self.net}-seed{seed}")  # a kill may have come before it was
             context.progress.recall(times(1 / section.seeds, _work(self.measurer, section, len(profiles))))
             return
-        model = self.measurer.starting_model(section.start, seed)
-        graph = job.plan.graph
-        net = SwitchableNet(model, graph, profiles, self.choice, private_norms=section.private_norms)
-        net = net.to(job.device.place)
-        net.calibrate(model, job.calibration_images())
-        trainer = SwitchableTrainer(
-            net,
-            section,
-            images=job.data.train,
-            batch_size=job.config.data.batch_size,
-            augmentation=job.augmentation,
-            seed=derived_seed(job.config.seed, seed),
-            label=PROFILE,
-            device=job.device,
-            teacher=teacher_of(job.network, float(section.teacher == "float")),
-            task=job.task,
-        )
-        units = _epoch_units(job, section, len(profiles))
-        place = Place(Finalise.name, self.net, f"{self.net}-seed{seed}", Finalise.name, units, seed)
-        context.train(trainer, place)
-        net.recalibrate(job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
-        save_switchable(self.log.run, net, self.net, seed)
-        net.eval()
+        values, metric = context.outcome(self._task(profiles, seed)), self.job.task.metric.name
         for name, assignment in profiles.items():
-            if (assignment.id, seed) in done:
+            if name not in left:
                 context.progress.recall({Measure.name: self.measurer.units})
                 continue
-            view = net.view_of(name)
-            val, metric = job.measured(view, job.data.val).score, job.task.metric.name
-            self.log.write(Measured(assignment=assignment.id, kind=PROFILE, seed=seed, metric=metric, val=val))
+            event = Measured(assignment=assignment.id, kind=PROFILE, seed=seed, metric=metric, val=values[name])
+            self.log.write(event)
             context.progress.step(Measure.name, self.measurer.units, stage=Measure.name, run=assignment.id)
-        self.log.run.delete_checkpoint(place.checkpoint)
+        self.log.run.delete_checkpoint(f"{self.net}-seed{seed}")
+
+
+def train_switchable(
+    context: JobContext, seed: int, net: str, section: Mapping[str, Any], profiles: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """Train the switchable net of a seed and keep it; returns what each of its profiles measures on validation."""
+    job, options = context.job, FinaliseSection.model_validate(section)
+    chosen = {name: BitAssignment.from_json(each) for name, each in profiles.items()}
+    model = Measurer(context).starting_model(options.start, seed)
+    choice = choice_of(options, job)
+    made = SwitchableNet(model, job.plan.graph, chosen, choice, private_norms=options.private_norms)
+    made = made.to(job.device.place)
+    made.calibrate(model, job.calibration_images())
+    trainer = SwitchableTrainer(
+        made,
+        options,
+        images=job.data.train,
+        batch_size=job.config.data.batch_size,
+        augmentation=job.augmentation,
+        seed=derived_seed(job.config.seed, seed),
+        label=PROFILE,
+        device=job.device,
+        teacher=teacher_of(job.network, float(options.teacher == "float")),
+        task=job.task,
+    )
+    units = _epoch_units(job, options, len(chosen))
+    context.train(trainer, Place(Finalise.name, net, f"{net}-seed{seed}", Finalise.name, units, seed))
+    made.recalibrate(job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
+    save_switchable(context.log.run, made, net, seed)
+    made.eval()
+    return {name: job.measured(made.view_of(name), job.data.val).score for name in chosen}
 
 
 def _epoch_units(job: Job, section: FinaliseSection, profiles: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dnas.data.image_sets import ImageSet
+from dnas.execution.tasks import JobTask
 from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
 from dnas.jobs.narrowing import Course, courses, keep_ranges
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, times
 from dnas.jobs.stage import Findings, Foreseen, Stage
-from dnas.jobs.stored_nets import save_fixed, stored_net
+from dnas.jobs.stored_nets import net_file, save_fixed, stored_net
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import fixed_copy
 from dnas.training.schedules import derived_seed
@@ -32,7 +33,7 @@ from search_spaces.groups import kept_units
 from search_spaces.metrics import ACCURACY
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import load_model
-from search_spaces.provenance import Profile
+from search_spaces.provenance import PROPOSAL, Profile
 
 BATCHNORM_BATCHES = 30
 FINETUNE = "finetune"
@@ -43,9 +44,14 @@ class Measure(Stage):
 
     name = "measure"
 
-    def __init__(self, context: JobContext, measurer: Measurer) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        measurer: Measurer,
+        early: Callable[[], Iterable[BitAssignment]] = lambda: (),
+    ) -> None:
         super().__init__(context)
-        self.measurer = measurer
+        self.measurer, self.early = measurer, early
 
     def foresee(self, before: Foreseen) -> Foreseen:
         """So many points more."""
@@ -54,6 +60,12 @@ class Measure(Stage):
     def work(self, before: Foreseen) -> Work:
         """Every assignment, as if it were like no other."""
         return times(before.count * self.context.job.config.finetune.seeds, self.measurer.work)
+
+    def ahead(self, findings: Findings) -> Iterable[JobTask]:
+        """Those that nothing is chosen from, where each is trained by itself."""
+        if self.context.job.config.finetune.start != "wider":
+            known = [*findings.found, *self.early()]
+            yield from self.measurer.tasks([each for each in known if each.provenance.kind != PROPOSAL])
 
     def carry_out(self, findings: Findings) -> None:
         """Measure all of them."""
@@ -83,6 +95,7 @@ class Measurer:
             progress.correct(-section.seeds, self.work)
             again = self._first(assignment) != assignment.id
             progress.correct(0 if again else section.seeds, self.work_of(planned[assignment.id]))
+        self.context.tasks.announce(self.tasks(ordered))
         points = {assignment.id: self.measure(assignment) for assignment in ordered}
         return [points[assignment.id] for assignment in assignments]
 
@@ -103,19 +116,63 @@ class Measurer:
         return point_of(assignment, estimate, filters, metric)
 
     def _first(self, assignment: BitAssignment) -> str:
-        """The id of the first assignment with equal bits and an equal course.
+        """The id of the first assignment with equal bits and an equal course."""
+        self._first_of[assignment.id] = self._first_with.setdefault(self._key(assignment), assignment.id)
+        return self._first_of[assignment.id]
 
-        One with a weight scheme, or shared, is like no other.
-        """
+    def _key(self, assignment: BitAssignment) -> str:
+        """What assignments trained alike have in common; one with a weight scheme, or shared, is like no other."""
         if any(bits.scheme for bits in assignment.layers.values()) or assignment.provenance.net:
             return assignment.id
         kept = sorted(kept_rows_of(assignment.layers).items())
         course = self.course_of(assignment)
-        start = self._first_of.get(course.start or "", course.start)
-        trained = [assignment.provenance.parent, start, course.epochs]
-        key = json.dumps([sorted(assignment.pairs.items()), kept, *trained])
-        self._first_of[assignment.id] = self._first_with.setdefault(key, assignment.id)
-        return self._first_of[assignment.id]
+        trained = [assignment.provenance.parent, self._start(course), course.epochs]
+        return json.dumps([sorted(assignment.pairs.items()), kept, *trained])
+
+    def _start(self, course: Course) -> str | None:
+        """The assignment whose net a course starts from: of equal ones the first, which has it."""
+        return self._first_of.get(course.start or "", course.start)
+
+    def tasks(self, assignments: Iterable[BitAssignment]) -> Iterator[JobTask]:
+        """What is left to be trained of assignments, those of a switchable net left out."""
+        known = {(event.assignment, event.seed) for event in self.log.events(Measured)}
+        first_with = dict(self._first_with)
+        for assignment in assignments:
+            if (
+                not assignment.provenance.net
+                and first_with.setdefault(self._key(assignment), assignment.id) == assignment.id
+            ):
+                seeds = range(self.seeds_of(assignment))
+                yield from (self.task(assignment, seed) for seed in seeds if (assignment.id, seed) not in known)
+
+    def task(self, assignment: BitAssignment, seed: int) -> JobTask:
+        """Training and measuring the net of an assignment and seed."""
+        course = self.course_of(assignment)
+        start = self._start(course)
+        inputs = {"assignment": assignment.to_json(), "epochs": course.epochs, "links": course.links, "start": start}
+        name = f"{assignment.id}-seed{seed}"
+        work = sum(self.work_of(course).values())
+        return JobTask(
+            f"{FINETUNE} {name}",
+            finetune,
+            inputs,
+            seed,
+            work,
+            self.reads(assignment, seed, start),
+            (name, net_file(assignment.id, seed)),
+        )
+
+    def reads(self, assignment: BitAssignment, seed: int, start: str | None = None) -> tuple[str, ...]:
+        """The checkpoints that an assignment is trained from."""
+        files = list(self.context.reads_float)
+        if self.job.config.finetune.start == "supernet":
+            files.append("warmup")
+        if start:
+            files.append(net_file(start, seed))
+        elif assignment.provenance.parent:
+            parent = self.log.run.assignment(assignment.provenance.parent)
+            files.append(net_file(parent.metrics.get("same_as", parent.id), seed))
+        return tuple(files)
 
     def course_of(self, assignment: BitAssignment) -> Course:
         """How the assignment is fine-tuned."""
@@ -125,15 +182,16 @@ class Measurer:
         for known in self.log.events(Measured):
             if known.seed == seed and known.assignment == first:
                 if assignment.id == first and not assignment.provenance.net:  # that is the work of its net
+                    self.log.run.delete_checkpoint(f"{first}-seed{seed}")  # a kill may have come before it was
                     self.context.progress.recall(self.work_of(self.course_of(assignment)))
                 return known.val
         course = self.course_of(assignment)
-        network = self._trained(assignment, course, seed)
-        val = self.job.measured(network, self.job.data.val).score
+        val = self.context.outcome(self.task(assignment, seed))
         kind = assignment.provenance.kind
         metric = self.job.task.metric.name
         measured, start = Measured(assignment=assignment.id, kind=kind, seed=seed, metric=metric, val=val), course.start
         self.log.write(measured.model_copy(update={"start": start}) if start else measured)
+        self.log.run.delete_checkpoint(f"{assignment.id}-seed{seed}")
         self.context.progress.step(Measure.name, self.units, stage=Measure.name, run=assignment.id)
         return val
 
@@ -158,10 +216,10 @@ class Measurer:
         origin = assignment.provenance
         return origin.seeds if isinstance(origin, Profile) else self.job.config.finetune.seeds
 
-    def _trained(self, assignment: BitAssignment, course: Course, seed: int) -> nn.Module:
-        """The fixed net, fine-tuned as far as it has not been already, in eval mode."""
+    def trained(self, assignment: BitAssignment, course: Course, seed: int) -> nn.Module:
+        """The fixed net, fine-tuned as far as it has not been already, in eval mode; it is kept."""
         job = self.job
-        network = self.fixed(assignment, seed)
+        network = self.fixed(assignment, seed, course.start)
         trainer = Trainer(
             network,
             job.config.finetune.model_copy(update={"epochs": course.epochs}),
@@ -181,12 +239,11 @@ class Measurer:
         self.compression.settle(network, assignment, job)
         recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
         save_fixed(self.log.run, network, assignment, seed)
-        self.log.run.delete_checkpoint(place.checkpoint)
         return network.eval()
 
-    def fixed(self, assignment: BitAssignment, seed: int) -> nn.Module:
-        """The quantized net before fine-tuning, calibrated."""
-        job, start = self.job, self.course_of(assignment).start
+    def fixed(self, assignment: BitAssignment, seed: int, start: str | None = None) -> nn.Module:
+        """The quantized net before fine-tuning, calibrated; from the trained net of ``start``, if any."""
+        job = self.job
         if start:
             return self._requantized(self.stored(self.log.run.assignment(start), seed), assignment)
         if assignment.provenance.parent:
@@ -240,6 +297,16 @@ class Measurer:
         job = self.job
         found = stored_net(self.log.run, job.network, job.plan.graph, assignment, job.choice, seed)
         return found.to(job.device.place)
+
+
+def finetune(
+    context: JobContext, seed: int, assignment: Mapping[str, Any], epochs: int, links: int, start: str | None
+) -> float:
+    """Train the net of an assignment and seed; keep it, and return what it measures on validation."""
+    context.forget()
+    found = BitAssignment.from_json(assignment)
+    network = Measurer(context).trained(found, Course(epochs, start, links), seed)
+    return context.job.measured(network, context.job.data.val).score
 
 
 def inherit(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

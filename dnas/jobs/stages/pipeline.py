@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dnas.jobs.compressions import Compression
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.stage import Stage
 from dnas.jobs.stages.choice import Choose
-from dnas.jobs.stages.controls import Controls
+from dnas.jobs.stages.controls import Controls, uniform_assignments
 from dnas.jobs.stages.measure import Measure, Measurer
 from dnas.jobs.stages.prune import Prune
 from dnas.jobs.stages.search import Search
@@ -24,7 +26,8 @@ class SearchCompression(Compression):
             stages += [Search(context, pruned="prune" in order[:number])] if step == "search" else []
             if number == 0:
                 chooses = [Choose(context, measurer)] if context.job.config.chooses else []
-                stages += [Controls(context), *chooses, Measure(context, measurer)]
+                uniform = partial(uniform_assignments, context)
+                stages += [Controls(context), *chooses, Measure(context, measurer, uniform)]
             stages += [Prune(context, measurer)] if step == "prune" else []
             stages += [Measure(context, measurer)] if number > 0 or step == "prune" else []
         return stages
@@ -40,7 +43,7 @@ class SwitchableCompression(Compression):
 
     def stages(self, context: JobContext, measurer: Measurer) -> list[Stage]:
         """Only the controls are made; the switchable net comes after them, as in any job."""
-        return [Controls(context), Measure(context, measurer)]
+        return [Controls(context), Measure(context, measurer, partial(uniform_assignments, context))]
 
     def introduction(self, job: Job) -> tuple[str, str]:
         """The layers, and the method."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dnas.jobs.context import Place
+from collections.abc import Iterable
+
+from dnas.data.image_sets import ImageSet
+from dnas.execution.tasks import JobTask
+from dnas.jobs.context import PRETRAINED, JobContext, Place
+from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD, TRAIN, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
+from dnas.jobs.stored_nets import stored_float
 from dnas.training.trainer import Trainer
 
 
@@ -15,28 +21,45 @@ class Pretrain(Stage):
 
     def work(self, before: Foreseen) -> Work:
         """Its epochs."""
-        return {self.name: self._epoch_units() * self.context.job.config.pretrain.epochs}
+        return {self.name: _epoch_units(self.context.job) * self.context.job.config.pretrain.epochs}
+
+    def ahead(self, findings: Findings) -> Iterable[JobTask]:
+        """The training."""
+        job = self.context.job
+        if job.config.pretrain.epochs:
+            units = sum(self.work(Foreseen()).values())
+            yield JobTask(PRETRAINED, pretrain, seed=job.config.seed, work=units, writes=(PRETRAINED,))
 
     def carry_out(self, findings: Findings) -> None:
         """Train the epochs that are left."""
-        job = self.context.job
-        config = job.config
-        if not config.pretrain.epochs:
-            return
-        trainer = Trainer(
-            job.network,
-            config.pretrain,
-            images=job.search_data.weights if config.compression == "search" else job.data.train,
-            batch_size=config.data.batch_size,
-            augmentation=job.search_data.augmentation,
-            seed=config.seed,
-            label="pretrain",
-            device=job.device,
-            task=job.task,
-        )
-        self.context.train(trainer, Place(self.name, "float", "pretrain", self.name, self._epoch_units()))
+        context = self.context
+        for task in self.ahead(findings):
+            context.outcome(task)
+        if context.job.config.pretrain.epochs and not context.tasks.in_process:
+            stored_float(context.log.run, context.job.network, context.job.config.pretrain.epochs)
 
-    def _epoch_units(self) -> float:
-        job = self.context.job
-        images = job.search_data.weights if job.config.compression == "search" else job.data.train
-        return TRAIN * len(images) + FORWARD * len(job.search_data.validation)
+
+def pretrain(context: JobContext, seed: int) -> None:
+    """Train the float network of the job, in place."""
+    job = context.job
+    config = job.config
+    trainer = Trainer(
+        job.network,
+        config.pretrain,
+        images=_images(job),
+        batch_size=config.data.batch_size,
+        augmentation=job.search_data.augmentation,
+        seed=seed,
+        label=Pretrain.name,
+        device=job.device,
+        task=job.task,
+    )
+    context.train(trainer, Place(Pretrain.name, "float", PRETRAINED, Pretrain.name, _epoch_units(job)))
+
+
+def _images(job: Job) -> ImageSet:
+    return job.search_data.weights if job.config.compression == "search" else job.data.train
+
+
+def _epoch_units(job: Job) -> float:
+    return TRAIN * len(_images(job)) + FORWARD * len(job.search_data.validation)

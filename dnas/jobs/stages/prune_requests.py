@@ -50,6 +50,13 @@ def requested(log: RunLog) -> bool:
     return len(requests(log)) > len(log.events(Withdrawn))
 
 
+def trial_workers(context: JobContext) -> int:
+    """The most ``prune.workers`` of what is pruned here."""
+    own = context.job.config.prune
+    sections = [request.section for request in requests(context.log)] + ([own] if own.enabled else [])
+    return max((section.workers for section in sections), default=1)
+
+
 def requested_bits(log: RunLog) -> list[int]:
     """The widths of `dnas prune --bits`, each once."""
     return list(dict.fromkeys(request.bits for request in requests(log) if request.bits is not None))

@@ -1,37 +1,36 @@
 """Trials of pruning: a trained quantized net, filters removed from a copy, BatchNorm re-estimated, loss and accuracy.
 
-The images are the same in every trial. Trials may run in worker processes; each makes the net again from the run's
-own files, and what a trial gives does not depend on which process ran it.
+The images are the same in every trial. A trial is a task: whoever carries it out makes the net again from the run's own
+files, and what it gives does not depend on who that is.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bayesopt.criteria import keep
-from dnas.config.job import JobConfig, PruneSection
+from dnas.config.job import PruneSection
 from dnas.data.image_sets import ImageSet, stratified_indices
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
+from dnas.jobs.job import Job
+from dnas.jobs.progress import FORWARD_QUANTIZED
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.trial_events import as_told
+from dnas.jobs.stored_nets import net_file
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.processes import ALONE
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, Task
 from dnas.training.trainer import Measurement, measure
-from results.run.folder import Run
+from search_spaces.assignments import BitAssignment
 from search_spaces.channels.slicing import remove_filters
-from search_spaces.errors import JobError
 from search_spaces.groups import ChannelGroups, Kept
 
 Counts = Mapping[str, int]
@@ -100,80 +99,71 @@ def make_objective(context: JobContext, assignment: str, orders: Orders, section
     )
 
 
-@dataclass(frozen=True)
-class _Setting:
-    """What a worker process makes its objective from."""
-
-    config: str
-    folder: Path
-    assignment: str
-    orders: Orders
-    section: str
-    threads: int
-
-
-_objective: PruningObjective | None = None
-
-
-def _prepare(setting: _Setting) -> None:
-    global _objective
-    torch.set_num_threads(setting.threads)
-    config, section = JobConfig.model_validate_json(setting.config), PruneSection.model_validate_json(setting.section)
-    context = JobContext(config, Run.open(setting.folder), lambda event: None)
-    _objective = make_objective(context, setting.assignment, setting.orders, section)
-
-
-def _try(counts: Counts) -> Measurement:
-    assert _objective is not None
-    return _objective(counts)
-
-
 class Trials:
-    """Evaluates several configurations, one after the other or in worker processes, in the order asked.
+    """Evaluates configurations of one assignment, of which several may be asked for at once, in the order asked."""
 
-    Processes that train together take them in turn, or where only one is asked for its images.
-    """
-
-    def __init__(self, objective: PruningObjective, pool: ProcessPoolExecutor | None = None) -> None:
-        self.objective, self.pool = objective, pool
+    def __init__(self, context: JobContext, assignment: BitAssignment, orders: Orders, section: PruneSection) -> None:
+        self.context, self.assignment = context, assignment
+        self.inputs: dict[str, Any] = {
+            "assignment": assignment.id,
+            "orders": {name: list(order) for name, order in orders.items()},
+            "section": section.model_dump(mode="json"),
+        }
+        self.work = trial_units(context.job, section)
+        self._numbers = itertools.count(1)
 
     def __call__(self, asked: Sequence[Counts]) -> Iterator[Measurement]:
         """Yield the measurement of each."""
-        if self.pool is None and len(asked) == 1:
-            yield self.objective(asked[0])
+        if self.context.job.device.processes.several:
+            yield from tried_together(objective_of(self.context, **self.inputs), asked)
             return
-        yield from self.objective.device.processes.dealt_out(self._tried, asked)
+        tasks = [self.task("trial", try_filters, counts, self.work) for counts in asked]
+        self.context.tasks.announce(tasks)
+        yield from map(self.context.outcome, tasks)
 
-    def _tried(self, asked: Sequence[Counts]) -> Iterator[Measurement]:
-        """Those that this process measures."""
-        if self.pool is None:
-            yield from map(self.objective.alone, asked)
-            return
-        try:
-            yield from self.pool.map(_try, asked)
-        except BrokenProcessPool as error:
-            raise JobError(
-                "a worker process of the trials died (out of memory?); resume with fewer prune.workers"
-            ) from error
+    def task(
+        self,
+        what: str,
+        function: Callable[..., Any],
+        counts: Counts,
+        work: float,
+        writes: tuple[str, ...] = (),
+        **more: Any,
+    ) -> JobTask:
+        """A task on the net whose groups keep so many units."""
+        known = self.assignment
+        name = f"{what} {next(self._numbers)} of {known.id}"
+        reads = (*self.context.reads_float, net_file(known.metrics.get("same_as", known.id), 0))
+        inputs = {**self.inputs, "counts": dict(counts), **more}
+        return JobTask(name, function, inputs, self.context.job.config.seed, work, reads, writes)
 
 
-@contextmanager
-def open_trials(context: JobContext, assignment: str, orders: Orders, section: PruneSection) -> Iterator[Trials]:
-    """Trials of one assignment, with worker processes where the section asks for more than one."""
-    objective = make_objective(context, assignment, orders, section)
-    if section.workers == 1:
-        yield Trials(objective)
+def tried_together(objective: PruningObjective, asked: Sequence[Counts]) -> Iterator[Measurement]:
+    """Measurements by processes that train together: they take several in turn, or of a single one its images."""
+    if len(asked) == 1:
+        yield objective(asked[0])
         return
-    threads = max(1, torch.get_num_threads() // section.workers)
-    setting = _Setting(
-        context.job.config.model_dump_json(by_alias=True),
-        context.log.run.folder,
-        assignment,
-        dict(orders),
-        section.model_dump_json(),
-        threads,
+    yield from objective.device.processes.dealt_out(lambda own: map(objective.alone, own), asked)
+
+
+def objective_of(
+    context: JobContext, assignment: str, orders: Mapping[str, Sequence[int]], section: Mapping[str, Any]
+) -> PruningObjective:
+    """The objective that these plain values describe: made once for all trials of one assignment."""
+    wanted = {name: tuple(order) for name, order in orders.items()}
+    options = PruneSection.model_validate(section)
+    key = ("objective", assignment, wanted, options)
+    return context.last_made(key, lambda: make_objective(context, assignment, wanted, options))
+
+
+def try_filters(context: JobContext, seed: int, counts: Counts, **objective: Any) -> Measurement:
+    """What the net measures whose groups keep so many units."""
+    return objective_of(context, **objective)(counts)
+
+
+def trial_units(job: Job, section: PruneSection) -> float:
+    """Units of one trial."""
+    images = min(section.proxy_images or len(job.data.val), len(job.data.val))
+    return FORWARD_QUANTIZED * (
+        images + min(len(job.data.train), section.batchnorm_batches * job.config.data.batch_size)
     )
-    # spawned, not forked: a forked process inherits locks of threads that it does not have
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(section.workers, spawn, initializer=_prepare, initargs=(setting,)) as pool:
-        yield Trials(objective, pool)

@@ -17,12 +17,13 @@ from torch import Tensor
 from bayesopt.criteria import rankings
 from bayesopt.trials import PruningTrial, best_trials, front_trials, run_trials
 from dnas.config.job import PruneSection
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
-from dnas.jobs.progress import FORWARD_QUANTIZED, Work
+from dnas.jobs.progress import Work
 from dnas.jobs.stages.measure import FINETUNE, Measurer, finetune_units
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning, result_ids, result_numbers, tries_random
-from dnas.jobs.stages.prune_trials import Orders, Trials, open_trials
+from dnas.jobs.stages.prune_trials import Orders, Trials, objective_of, trial_units
 from dnas.jobs.stages.trial_events import BAYESIAN, RANDOM, known_trials, trial_event
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.task import Task
@@ -49,17 +50,17 @@ def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
     context, section = pruning.context, pruning.section
     orders = removal_orders(pruning, measurer)
     numbers = result_numbers(section, pruning.first)
-    with open_trials(context, pruning.parent.id, orders, section) as trials:
-        found = _trials(pruning, BAYESIAN, section.proposer, trials)
-        tried = found, _trials(pruning, RANDOM, "random", trials) if tries_random(section) else []
-        for number, budget in zip(numbers, pruning.budgets, strict=False):
-            for kind, name in result_ids(pruning.parent.id, section, number).items():
-                yield from _result(pruning, kind, name, budget, tried, orders, trials)
-        if not pruning.budgets:
-            front = _spread_out(front_trials(found, "size_bytes"), section.finalists)
-            for number, trial in zip(numbers, front, strict=False):
-                name = result_ids(pruning.parent.id, section, number)[PRUNED]
-                yield _keep(pruning, name, PRUNED, trial.counts, orders, None)
+    trials = Trials(context, pruning.parent, orders, section)
+    found = _trials(pruning, BAYESIAN, section.proposer, trials)
+    tried = found, _trials(pruning, RANDOM, "random", trials) if tries_random(section) else []
+    for number, budget in zip(numbers, pruning.budgets, strict=False):
+        for kind, name in result_ids(pruning.parent.id, section, number).items():
+            yield from _result(pruning, kind, name, budget, tried, orders, trials)
+    if not pruning.budgets:
+        front = _spread_out(front_trials(found, "size_bytes"), section.finalists)
+        for number, trial in zip(numbers, front, strict=False):
+            name = result_ids(pruning.parent.id, section, number)[PRUNED]
+            yield _keep(pruning, name, PRUNED, trial.counts, orders, None)
 
 
 def _result(
@@ -137,14 +138,6 @@ def prune_work(job: Job, section: PruneSection) -> Work:
     }
 
 
-def trial_units(job: Job, section: PruneSection) -> float:
-    """Units of one trial."""
-    images = min(section.proxy_images or len(job.data.val), len(job.data.val))
-    return FORWARD_QUANTIZED * (
-        images + min(len(job.data.train), section.batchnorm_batches * job.config.data.batch_size)
-    )
-
-
 def _trial_facts(pruning: Pruning, kind: str, found: Sequence[PruningTrial]) -> dict[str, Any]:
     """What the display shows of the last trial."""
     last = found[-1]
@@ -174,48 +167,65 @@ def _chosen(
         raise JobError(f"no trial of {pruning.label} met the budget {budget.label} with a finite loss")
     if section.finetune_epochs == 0 or len(finalists) == 1:
         return finalists[0].counts
-    scores = [_short_finetune(pruning, f"{name}-finalist-{n}", t, trials) for n, t in enumerate(finalists, start=1)]
+    epochs = section.finetune_epochs
+    work = finetune_units(pruning.job) * epochs
+    tasks = []
+    for number, trial in enumerate(finalists, start=1):
+        own = f"{name}-finalist-{number}"
+        tasks.append(trials.task("finalist", finetune_finalist, trial.counts, work, (own,), name=own, epochs=epochs))
+    pruning.context.tasks.announce(each for each in tasks if not _known_finalist(pruning.context, *each.writes))
+    scores = [_short_finetune(pruning, trial, task) for trial, task in zip(finalists, tasks, strict=True)]
     best = max(range(len(finalists)), key=lambda n: (scores[n], -n))
     return finalists[best].counts
 
 
-def _short_finetune(pruning: Pruning, name: str, trial: PruningTrial, trials: Trials) -> tuple[float, float]:
+def _short_finetune(pruning: Pruning, trial: PruningTrial, task: JobTask) -> tuple[float, float]:
     """Validation accuracy and negated loss of a finalist after a short fine-tuning; journaled."""
     context, job = pruning.context, pruning.job
-    for finalist in context.log.events(Finalist):
-        if finalist.run == name:
-            context.log.run.delete_checkpoint(name)  # a kill may have come before it was
-            context.progress.recall({FINETUNE: finetune_units(job) * pruning.section.finetune_epochs})
-            return job.task.metric.gain(finalist.score), -finalist.loss
-    network = trials.objective.pruned(trial.counts)
-    config = job.config
+    (name,) = task.writes
+    found = _known_finalist(context, name)
+    if found:
+        context.progress.recall({FINETUNE: finetune_units(job) * pruning.section.finetune_epochs})
+    else:
+        found = Finalist(
+            run=name,
+            metric=job.task.metric.name,
+            **context.outcome(task),
+            proxy_loss=trial.loss,
+            proxy_score=trial.score,
+            number=trial.proposal.number,
+        )
+        context.log.write(found)
+    context.log.run.delete_checkpoint(name)  # here too where it is known: a kill may have come before
+    return job.task.metric.gain(found.score), -found.loss
+
+
+def _known_finalist(context: JobContext, name: str) -> Finalist | None:
+    return next((finalist for finalist in context.log.events(Finalist) if finalist.run == name), None)
+
+
+def finetune_finalist(
+    context: JobContext, seed: int, name: str, counts: Mapping[str, int], epochs: int, **objective: Any
+) -> dict[str, float]:
+    """Train the net without some of its filters shortly; returns its score and loss on validation."""
+    job, tried = context.job, objective_of(context, **objective)
+    network = tried.pruned(counts)
     trainer = Trainer(
         network,
-        config.finetune.model_copy(update={"epochs": pruning.section.finetune_epochs}),
+        job.config.finetune.model_copy(update={"epochs": epochs}),
         images=job.data.train,
-        batch_size=config.data.batch_size,
+        batch_size=job.config.data.batch_size,
         augmentation=job.augmentation,
-        seed=config.seed,
+        seed=seed,
         label="finalist",
         device=job.device,
         teacher=job.teacher,
         task=job.task,
     )
     context.train(trainer, Place(PRUNE, name, name, FINETUNE, finetune_units(job)))
-    recalibrate_batchnorm(network, trials.objective.batchnorm_images, allow_overflow=True)
+    recalibrate_batchnorm(network, tried.batchnorm_images, allow_overflow=True)
     measured = job.measured(network.eval(), job.data.val)
-    found = Finalist(
-        run=name,
-        metric=measured.metric.name,
-        score=measured.score,
-        loss=measured.loss,
-        proxy_loss=trial.loss,
-        proxy_score=trial.score,
-        number=trial.proposal.number,
-    )
-    context.log.write(found)
-    context.log.run.delete_checkpoint(name)
-    return measured.metric.gain(measured.score), -measured.loss
+    return {"score": measured.score, "loss": measured.loss}
 
 
 def _keep(

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dnas.config.job import SearchSection
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
+from dnas.jobs.log import ASSIGNMENT
 from dnas.jobs.planning import Plan
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_SUPERNET, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer, inherit
+from dnas.jobs.stored_nets import net_file
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate
-from dnas.search.budgets import in_search_order, search_budgets
+from dnas.search.budgets import in_search_order
 from dnas.search.diagnosis import diagnose
 from dnas.search.records import EpochRecord
 from dnas.search.sandwich import warmup_passes
 from dnas.search.supernet import Supernet
 from dnas.search.trainer import SupernetTrainer
 from dnas.training.schedules import derived_seed
-from results.events import Epoch, Searched
+from dnas.training.trainer import with_prefix
+from results.events import Searched
 from search_spaces.allocation.program import Cells, is_reachable, unreachable
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
@@ -70,6 +75,10 @@ class Search(Stage):
             WARMUP: _warmup_units(self.context.job) * section.warmup_epochs,
             self.name: _search_units(self.context.job) * section.epochs * searches,
         }
+
+    def ahead(self, findings: Findings) -> Iterable[JobTask]:
+        """The warm-up of the whole network's supernet, and the searches."""
+        return () if self.pruned else NetSearch(self.context, None).tasks()
 
     def carry_out(self, findings: Findings) -> None:
         """Search for every budget; what is decoded already is not searched again."""
@@ -132,7 +141,6 @@ class NetSearch:
         whole = self.job.plan
         self.kept = kept_units(whole.graph.channels, self.rows)
         self.plan = whole
-        self._last: Epoch | None = None  # of the budget whose θ was trained last
         if self.kept:
             graph = pruned_graph(whole.graph, self.kept)
             table = CostTable(graph, whole.space, list(whole.table.costs.values()))
@@ -141,25 +149,80 @@ class NetSearch:
     def assignments(self) -> list[BitAssignment]:
         """Search for every budget; what is decoded already is not searched again."""
         context, log = self.context, self.context.log
-        searched = {event.run for event in log.events(Searched)}
-        labels = search_labels(self.job, self.base is not None)
-        section = self.job.config.search
-        labels = in_search_order(labels, self.plan.table, section.monotone)
+        section, labels = self.job.config.search, self._labels()
         for label, budget in list(labels.items()):
-            if self.kept and budget and not is_reachable(self.plan.table, budget):
+            if budget and not self._can_meet(label):
                 log.tell_once([f"no {label}: {unreachable(self.plan.table, budget)}"])
                 del labels[label]
-        known = {label: self._widths(label) for label in labels if label in searched}
-        context.progress.recall({Search.name: _search_units(self.job) * section.epochs * len(known)})
-        if len(known) < len(labels) or self._warmup_is_lost():
-            supernet = self._warm_supernet()
-            train = partial(self._train, supernet)
-            for label, cells in search_budgets(supernet, labels, train, monotone=section.monotone, known=known):
-                self._found(supernet, label, labels[label], cells)
+        left = self._left(labels)
+        context.progress.recall({Search.name: _search_units(self.job) * section.epochs * (len(labels) - len(left))})
+        if left or self._warmup_is_lost():
+            self._search(labels, left)
         else:
             context.progress.recall({WARMUP: _warmup_units(self.job) * section.warmup_epochs})
         found = map(log.run.assignment, log.decoded)
         return [a for a in found if a.provenance.kind in (SEARCH, SAMPLED, PROPOSAL) and a.provenance.run in labels]
+
+    def _labels(self) -> dict[str, Budget | None]:
+        """The searches by name, in the order in which their results bound each other."""
+        labels = search_labels(self.job, self.base is not None)
+        return in_search_order(labels, self.plan.table, self.job.config.search.monotone)
+
+    def _can_meet(self, label: str) -> bool:
+        """Whether this net can meet the budget of a search."""
+        budget = search_labels(self.job, self.base is not None)[label]
+        return not (self.kept and budget) or is_reachable(self.plan.table, budget)
+
+    def _left(self, labels: Iterable[str]) -> list[str]:
+        """Those of the searches that are not done."""
+        done = {event.run for event in self.context.log.events(Searched)}
+        return [label for label in labels if label not in done]
+
+    def _search(self, labels: Mapping[str, Budget | None], left: Collection[str]) -> None:
+        """Warm up, and train θ for every budget that is left; where one bounds the next, one after the other."""
+        context, monotone = self.context, self.job.config.search.monotone
+        context.tasks.announce(self.tasks())
+        for task in self._warmup_tasks():
+            context.outcome(task)
+        bound: list[Pair] | None = None
+        for label, budget in labels.items():
+            if label in left:
+                self._found(label, budget, context.outcome(self._task(label, bound)))
+            bound = self._widths(label) if monotone else None
+
+    def tasks(self) -> list[JobTask]:
+        """What is known beforehand of what is left to be trained."""
+        left = [label for label in self._left(self._labels()) if self._can_meet(label)]
+        if not left and not self._warmup_is_lost():
+            return []
+        searches = [] if self.job.config.search.monotone else [self._task(label, None) for label in left]
+        return [*self._warmup_tasks(), *searches]
+
+    def _warmup_tasks(self) -> list[JobTask]:
+        """The training of the supernet's weights, if there is any."""
+        epochs = self.job.config.search.warmup_epochs
+        if not epochs:
+            return []
+        name, work = self._warmup_name, _warmup_units(self.job) * epochs
+        return [JobTask(name, warm_up, {"base": self._base_id}, self.job.config.seed, work, self._reads, (name,))]
+
+    def _task(self, label: str, bound: list[Pair] | None) -> JobTask:
+        """The training of θ for one budget."""
+        work = _search_units(self.job) * self.job.config.search.epochs
+        inputs = {"label": label, "base": self._base_id, "bound": bound}
+        reads = (*self._reads, *(task.id for task in self._warmup_tasks()))
+        return JobTask(f"θ of {label}", train_theta, inputs, self.job.config.seed, work, reads, (label,))
+
+    @property
+    def _base_id(self) -> str | None:
+        return self.base.id if self.base else None
+
+    @property
+    def _reads(self) -> tuple[str, ...]:
+        """The checkpoints that the network to search comes from."""
+        if self.base is None:
+            return self.context.reads_float
+        return (*self.context.reads_float, net_file(self.base.metrics.get("same_as", self.base.id), 0))
 
     @property
     def _warmup_name(self) -> str:
@@ -182,18 +245,40 @@ class NetSearch:
         inherit(network, Measurer(self.context).stored(self.base, 0).state_dict())
         return network
 
-    def _warm_supernet(self) -> Supernet:
-        """The supernet after its warm-up with θ frozen."""
-        context, plan, job = self.context, self.plan, self.job
+    def _cold_supernet(self) -> Supernet:
+        """The supernet before its warm-up, calibrated."""
+        plan, job = self.plan, self.job
         supernet = Supernet(self._network(), plan.graph, plan.space, plan.table, job.choice, job.config.search.engine)
         supernet = supernet.to(job.device.place)
         calibrate(supernet.network, job.calibration_images())
-        label = self._warmup_name
+        return supernet
+
+    def _made_supernet(self) -> tuple[Supernet, dict[str, Tensor]]:
+        """The supernet, which many tasks share, and its tensors before any of them."""
+
+        def make() -> tuple[Supernet, dict[str, Tensor]]:
+            supernet = self._cold_supernet()
+            return supernet, {name: value.clone() for name, value in supernet.state_dict().items()}
+
+        return self.context.last_made(("supernet", self._base_id), make)
+
+    def warm_up(self) -> None:
+        """Train the weights of the supernet with θ frozen."""
+        context, job, label = self.context, self.job, self._warmup_name
+        supernet, cold = self._made_supernet()
+        supernet.load_state_dict(cold)
         place = Place(WARMUP, label, label, WARMUP, _warmup_units(job))
         trainer = self._trainer(supernet, label)
         steps = context.steps(place, trainer, job.config.search.warmup_epochs)
-        for _ in context.resumed(place, trainer, lambda: trainer.warmup(steps)):
-            pass
+        context.carry_on(place, trainer, lambda: trainer.warmup(steps))
+
+    def _warm_supernet(self) -> Supernet:
+        """The supernet after its warm-up with θ frozen."""
+        supernet, cold = self._made_supernet()
+        saved = self.context.log.run.load_checkpoint(self._warmup_name)
+        if saved is None and self.job.config.search.warmup_epochs:
+            raise InputError(f"the checkpoint '{self._warmup_name}' is gone; resume to make it again")
+        supernet.load_state_dict(with_prefix(saved[0], "supernet") if saved else cold)
         return supernet
 
     def _trainer(self, supernet: Supernet, label: str) -> SupernetTrainer:
@@ -215,29 +300,45 @@ class NetSearch:
         """The budgets that this net can meet."""
         return [budget for budget in self.plan.budgets if is_reachable(self.plan.table, budget)]
 
-    def _train(self, supernet: Supernet, label: str, budget: Budget | None) -> None:
-        """Train θ for one budget."""
-        context = self.context
+    def train_theta(self, label: str, bound: Sequence[Pair] | None) -> dict[str, Any]:
+        """Train θ for one budget; returns the ``cells`` decoded, those ``drawn``, and ``sentences`` on the training."""
+        context, job, supernet = self.context, self.job, self._warm_supernet()
+        budget = search_labels(job, self.base is not None)[label]
         limits = budget.limits if budget else {}
-        place = Place(Search.name, label, label, Search.name, _search_units(self.job), budget=limits)
+        place = Place(Search.name, label, label, Search.name, _search_units(job), budget=limits)
         trainer = self._trainer(supernet, label)
-        steps = context.steps(place, trainer, self.job.config.search.epochs)
-        self._last = None
-        for self._last in context.resumed(place, trainer, lambda: trainer.search(budget, steps)):
-            self._sample_architectures(supernet, label, self._last.epoch)
+        steps = context.steps(place, trainer, job.config.search.epochs)
+        last = context.carry_on(
+            place,
+            trainer,
+            lambda: trainer.search(budget, steps),
+            lambda epoch: self._sampled(supernet, label, epoch.epoch),
+        )
+        cells = supernet.decode(budget, bound)
+        generator = torch.Generator().manual_seed(derived_seed(job.config.seed, label, "proposals"))
+        drawn = [supernet.draw(generator, budget) for _ in found_ids(job, label)[1:]]
+        sentences: list[str] | None = None
+        if last:
+            record = EpochRecord(**{field.name: getattr(last, field.name) for field in fields(EpochRecord)})
+            sentences = diagnose(label, record, supernet.decode(), self.plan.table, budget, job.task.metric)
+        return {"cells": cells, "drawn": drawn, "sentences": sentences}
 
-    def _found(self, supernet: Supernet, label: str, budget: Budget | None, cells: Cells) -> None:
-        """Journal what was decoded for one budget."""
+    def _sampled(self, supernet: Supernet, label: str, epoch: int) -> Iterator[dict[str, Any]]:
+        """Architectures drawn from P(θ), as DNAS does every few epochs (arXiv 1812.00090, section 4.2)."""
+        generator = torch.Generator().manual_seed(derived_seed(self.job.config.seed, label, "draw", epoch))
+        for name in drawn_ids(label, self.job.config.search, epoch):
+            yield {ASSIGNMENT: self._made(name, SAMPLED, supernet.draw(generator), label, None).to_json()}
+
+    def _found(self, label: str, budget: Budget | None, theta: Mapping[str, Any]) -> None:
+        """Journal what was found for one budget."""
         log = self.context.log
         found, *draws = found_ids(self.job, label)
-        self._keep(found, SEARCH if found == label else PROPOSAL, cells, label, budget)
-        generator = torch.Generator().manual_seed(derived_seed(self.job.config.seed, label, "proposals"))
-        for name in draws:
-            self._keep(name, PROPOSAL, supernet.draw(generator, budget), label, budget)
-        if self._last:
-            record = EpochRecord(**{field.name: getattr(self._last, field.name) for field in fields(EpochRecord)})
-            told = diagnose(label, record, supernet.decode(), self.plan.table, budget, log.job.task.metric)
-            log.tell_once([*told, *self._ranked(label)])
+        kind = SEARCH if found == label else PROPOSAL
+        log.keep_made(self._made(found, kind, theta["cells"], label, budget))
+        for name, cells in zip(draws, theta["drawn"], strict=True):
+            log.keep_made(self._made(name, PROPOSAL, cells, label, budget))
+        if theta["sentences"] is not None:
+            log.tell_once([*theta["sentences"], *self._ranked(label)])
         log.write(Searched(run=label))
         log.run.delete_checkpoint(label)
 
@@ -248,15 +349,25 @@ class NetSearch:
             return [f"{label}: {found.told}"] if found and found.correlation else []
         return []
 
-    def _sample_architectures(self, supernet: Supernet, label: str, epoch: int) -> None:
-        """Draw architectures from P(θ), as DNAS does every few epochs (arXiv 1812.00090, section 4.2)."""
-        generator = torch.Generator().manual_seed(derived_seed(self.job.config.seed, label, "draw", epoch))
-        for name in drawn_ids(label, self.job.config.search, epoch):
-            self._keep(name, SAMPLED, supernet.draw(generator), label, None)
-
-    def _keep(self, name: str, kind: str, cells: Cells, run: str, budget: Budget | None) -> None:
-        """Save and journal an assignment given as one cell per decision, with the filters that are left."""
+    def _made(self, name: str, kind: str, cells: Cells, run: str, budget: Budget | None) -> BitAssignment:
+        """An assignment given as one cell per decision, with the filters that are left."""
         chosen: Mapping[str, LayerBits] = self.plan.space.layers_of(cells)
         layers = {layer: replace(bits, kept_channels=self.rows.get(layer)) for layer, bits in chosen.items()}
         made = Provenance(kind=kind, run=run, parent=self.base.id) if self.base else Provenance(kind=kind, run=run)
-        self.context.log.keep(name, layers, made, budget)
+        return self.context.log.made(name, layers, made, budget)
+
+
+def warm_up(context: JobContext, seed: int, base: str | None) -> None:
+    """Warm the supernet of the network up, or of what the assignment ``base`` leaves of it."""
+    _search_of(context, base).warm_up()
+
+
+def train_theta(
+    context: JobContext, seed: int, label: str, base: str | None, bound: Sequence[Pair] | None
+) -> dict[str, Any]:
+    """Train θ for the budget of a label; nothing that is decoded is wider than ``bound``."""
+    return _search_of(context, base).train_theta(label, bound)
+
+
+def _search_of(context: JobContext, base: str | None) -> NetSearch:
+    return NetSearch(context, context.log.run.assignment(base) if base else None)

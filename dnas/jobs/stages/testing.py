@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.normalisation import preprocessing_of
-from dnas.jobs.progress import FORWARD_QUANTIZED, Work
+from dnas.jobs.progress import FORWARD, FORWARD_QUANTIZED, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer
+from dnas.jobs.stored_nets import net_file
 from results.events import FloatMeasured, Tested
-from results.pareto import Estimate, FloatReference, ParetoFront
+from results.pareto import FLOAT, Estimate, FloatReference, ParetoFront
 from results.pictures.front import draw_fronts, save_figure
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.table import CostTable
@@ -38,6 +40,10 @@ class Test(Stage):
         log, plan = self.context.log, self.context.job.plan
         found = [log.run.assignment(point.assignment) for point in findings.points]
         self.context.progress.replan({self.name: self._units() * sum(map(self.measurer.seeds_of, found))})
+        known = {(event.assignment, event.seed) for event in log.events(Tested)}
+        pairs = [(assignment, seed) for assignment in found for seed in range(self.measurer.seeds_of(assignment))]
+        left = [self._task(assignment, seed) for assignment, seed in pairs if (assignment.id, seed) not in known]
+        self.context.tasks.announce([*left, *(() if log.events(FloatMeasured) else (self._float_task(),))])
         values = [Estimate.from_values(self._test(assignment)) for assignment in found]
         tested = [replace(point, test=test) for point, test in zip(findings.points, values, strict=True)]
         x = next(iter(plan.budgets[0].limits)) if plan.budgets else "size_bytes"
@@ -57,12 +63,23 @@ class Test(Stage):
             if key in known:
                 context.progress.recall({self.name: self._units()})
             else:
-                known[key] = self.measurer.measure_again(assignment, seed, context.job.data.test).score
+                known[key] = context.outcome(self._task(assignment, seed))
                 metric = context.job.task.metric.name
                 context.log.write(Tested(assignment=assignment.id, seed=seed, metric=metric, test=known[key]))
                 context.progress.step(self.name, self._units(), stage=self.name, run=assignment.id)
             values.append(known[key])
         return values
+
+    def _task(self, assignment: BitAssignment, seed: int) -> JobTask:
+        origin = assignment.provenance
+        name = origin.net or assignment.metrics.get("same_as", assignment.id)
+        reads = (*self.context.reads_float, net_file(name, seed))
+        inputs = {"assignment": assignment.id}
+        return JobTask(f"{self.name} {assignment.id}-seed{seed}", tested, inputs, seed, self._units(), reads)
+
+    def _float_task(self) -> JobTask:
+        work = FORWARD * (len(self.context.job.data.test) + len(self.context.job.data.val))
+        return JobTask(f"{self.name} {FLOAT}", measured_float, {}, 0, work, self.context.reads_float)
 
     def _float_reference(self) -> FloatReference:
         """The float network's size and accuracies; journaled too."""
@@ -71,12 +88,22 @@ class Test(Stage):
         if known:
             val, test = known[0].val, known[0].test
         else:
-            network = job.network.eval()
-            val = job.measured(network, job.data.val).score
-            test = job.measured(network, job.data.test).score
+            val, test = self.context.outcome(self._float_task())
             log.write(FloatMeasured(metric=job.task.metric.name, val=val, test=test))
         costs = _float_costs(job.plan.table)
         return FloatReference(costs["size_bytes"], val, test, costs)
+
+
+def tested(context: JobContext, seed: int, assignment: str) -> float:
+    """What the stored net of an assignment and seed measures on the test split."""
+    found = context.log.run.assignment(assignment)
+    return Measurer(context).measure_again(found, seed, context.job.data.test).score
+
+
+def measured_float(context: JobContext, seed: int) -> tuple[float, float]:
+    """What the float network measures on the validation and on the test split."""
+    job, network = context.job, context.job.network.eval()
+    return job.measured(network, job.data.val).score, job.measured(network, job.data.test).score
 
 
 def _float_costs(table: CostTable) -> dict[str, float]:

@@ -1,0 +1,169 @@
+"""What a process that carries tasks of a job out works with, and how a job's tasks are carried out.
+
+A task's function is given a :class:`JobContext`: in the job's own process that of the job; in a worker one of its own,
+made from the job and the run folder, whose log and progress are sent to the job's process, the only one that writes the
+journal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnas.config.job import JobConfig
+from dnas.execution.executors import EXECUTORS, Executor, Send, Setting
+from dnas.execution.scheduler import Ahead
+from dnas.execution.tasks import JobTask
+from dnas.jobs.context import PRETRAINED, JobContext
+from dnas.jobs.log import RunLog
+from dnas.jobs.progress import Progress, Work
+from dnas.jobs.resources import Resources
+from dnas.jobs.stored_nets import stored_float
+from dnas.quantization.mixture import compiled_mixture
+from dnas.training.device import deterministic
+from results.events import Event, Note
+from results.run.folder import Run
+
+_SECONDS_BETWEEN_STEPS = 0.25
+"""Steps of training may take less than a millisecond: they are told together."""
+
+
+class SentLog(RunLog):
+    """Sends what is to be journaled."""
+
+    def __init__(self, run: Run, job: Any, send: Send) -> None:
+        self.run, self.job, self.report = run, job, lambda event: None
+        self.history: list[Event] = []
+        self._send = send
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Send what a task tells."""
+        self._send(dict(record), False)
+
+    def write(self, event: Event) -> None:
+        """Send an event."""
+        self.take(event.to_json())
+
+    def tell_once(self, sentences: list[str]) -> None:
+        """Send sentences for the user."""
+        for text in sentences:
+            self.take(Note(text=text).to_json())
+
+
+class SentProgress(Progress):
+    """Sends what was done, several steps of one kind at a time."""
+
+    def __init__(self, send: Send) -> None:
+        super().__init__(lambda event: None)
+        self._send = send
+        self._steps: dict[str, float] = defaultdict(float)
+        self._fields: dict[str, Any] = {}
+        self._sent = time.monotonic()
+
+    def step(self, kind: str, units: float, *, ahead: bool = False, **fields: Any) -> None:
+        """Note the work of one step."""
+        self._steps[kind] += units
+        self._fields = fields
+        if time.monotonic() - self._sent >= _SECONDS_BETWEEN_STEPS:
+            self.flush()
+
+    def recall(self, work: Work, *, ahead: bool = False) -> None:
+        """Send work that an earlier process did."""
+        self.flush()
+        self._send({"recall": dict(work)}, True)
+
+    def correct(self, count: float, work: Work) -> None:
+        """Send a correction of what is planned."""
+        self.flush()
+        self._send({"correct": (count, dict(work))}, True)
+
+    def flush(self) -> None:
+        """Send the steps that were noted."""
+        if self._steps:
+            self._send({"steps": dict(self._steps), "fields": self._fields}, True)
+        self._steps.clear()
+        self._sent = time.monotonic()
+
+
+class Bench:
+    """A job in a worker process."""
+
+    def __init__(self, send: Send, config: str, folder: str, device: str, threads: int, directory: str) -> None:
+        torch.set_num_threads(threads)
+        if Path(directory).is_dir():
+            os.chdir(directory)  # relative paths of the job, and the user's own modules
+        job = JobConfig.model_validate_json(config).model_copy(update={"device": device})
+        self._progress = SentProgress(send)
+        self._context = JobContext(
+            job,
+            Run.helping(folder),
+            lambda event: None,
+            progress=self._progress,
+            log=lambda run, job: SentLog(run, job, send),
+        )
+        self._has_float = False
+        stack = ExitStack()  # for as long as the process lives
+        stack.enter_context(deterministic(job.deterministic))
+        stack.enter_context(compiled_mixture(self._context.job.compiles))
+        self._kept_open = stack
+
+    def __call__(self, task: JobTask) -> Any:
+        """Carry a task out, its network trained as the run has it."""
+        if PRETRAINED in task.reads and not self._has_float:
+            config = self._context.job.config
+            stored_float(self._context.log.run, self._context.job.network, config.pretrain.epochs)
+            self._has_float = True
+        try:
+            return task.carry_out(self._context)
+        finally:
+            self._progress.flush()
+
+
+@contextmanager
+def employed(context: JobContext, resources: Resources) -> Iterator[None]:
+    """Inside, workers carry the job's tasks out, where there are to be any; none is left after it.
+
+    What was made ahead of time and never asked for is removed, once everything that was asked for is done.
+    """
+    if resources.in_process:
+        yield
+        return
+    context.tasks = Ahead(_executor(context, resources), partial(_counted, context.progress))
+    try:
+        yield
+    except BaseException:
+        context.tasks.close()
+        raise
+    unasked = context.tasks.close()
+    for name in {name for task in unasked for name in task.writes}:
+        context.log.run.delete_checkpoint(name)
+
+
+def _executor(context: JobContext, resources: Resources) -> Executor:
+    return EXECUTORS[context.job.config.executor](_settings(context, resources))
+
+
+def _settings(context: JobContext, resources: Resources) -> list[Setting]:
+    """What each worker makes its bench from."""
+    config = context.job.config.model_dump_json(by_alias=True)
+    folder, directory = str(context.log.run.folder.resolve()), str(Path.cwd())
+    return [Setting(Bench, (config, folder, device, resources.threads, directory)) for device in resources.devices]
+
+
+def _counted(progress: Progress, task: str, message: Mapping[str, Any], asked: bool) -> None:
+    """Count what a worker tells of its progress."""
+    if "recall" in message:
+        progress.recall(message["recall"], ahead=not asked)
+    elif "correct" in message:
+        progress.correct(*message["correct"])
+    else:
+        for kind, units in message["steps"].items():
+            progress.step(kind, units, ahead=not asked, **message["fields"])

@@ -1,0 +1,70 @@
+"""How many tasks of a job run at once, and what each has: a device and CPU threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import joblib
+import torch
+
+from dnas.config.job import JobConfig
+from dnas.training.processes import Processes
+from search_spaces.errors import InputError
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One entry of ``devices`` for each task at once, none where the job's own process does all; ``threads`` of each.
+
+    Results depend on ``threads``, where they are several, in the last digits; never on the number of tasks at once.
+    """
+
+    devices: tuple[str, ...] = ()
+    threads: int = 1
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the job's own process carries the tasks out."""
+        return not self.devices
+
+
+def resources_of(config: JobConfig, processes: Processes, at_least: int = 1) -> Resources:
+    """What the job's ``executor``, ``workers`` and ``threads`` ask for; ``at_least`` so many workers where it is local.
+
+    Raises :class:`InputError` where processes that train together should start workers of their own.
+    """
+    if processes.several:
+        if config.executor != "local" or config.workers not in (None, 1, AUTO):
+            raise InputError(
+                f"{processes} train together here; leave out workers and executor, or start one process alone"
+            )
+        return Resources()
+    if config.executor == "ray":
+        device = ("cuda" if config.ray.num_gpus else "cpu") if config.device == AUTO else config.device
+        return Resources((device,), max(1, config.threads))
+    devices = _devices(config)
+    count = _local_workers(config, devices)
+    count = max(count, at_least) if config.workers is None else count
+    if count == 1:
+        return Resources()
+    threads = config.threads or max(1, torch.get_num_threads() // count)
+    return Resources(tuple(devices[number % len(devices)] for number in range(count)), threads)
+
+
+def _devices(config: JobConfig) -> list[str]:
+    """The devices that workers share out among them."""
+    if config.device in (AUTO, "cuda") and torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [config.device]
+
+
+def _local_workers(config: JobConfig, devices: list[str]) -> int:
+    if config.workers is None:
+        return 1
+    if config.workers != AUTO:
+        return int(config.workers)
+    if devices[0].startswith("cuda"):
+        return len(devices)
+    return max(1, joblib.cpu_count() // max(1, config.threads))
