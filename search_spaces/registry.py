@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 from search_spaces.errors import InputError, nearest, one_line
 
 Thing = TypeVar("Thing")
-_EXTRAS = ("onnx", "optuna", "timm", "torchmetrics")
+_EXTRAS = ("onnx", "optuna", "ray", "timm", "torchmetrics")
 _OFTEN_MEANT = ("zoo", "torchvision", "timm", "imagefolder")
 
 

@@ -13,7 +13,17 @@ from typing import Annotated, Literal
 import typer
 
 from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE, WRONG_INPUT, told
-from dnas.commands.options import JsonOption, Kind, ProcessesOption, RunArgument, Split, check_file, run_folder
+from dnas.commands.options import (
+    ExecutorOption,
+    JsonOption,
+    Kind,
+    ProcessesOption,
+    RunArgument,
+    Split,
+    WorkersOption,
+    check_file,
+    run_folder,
+)
 from results.run.layout import RUNS
 from search_spaces.errors import InputError
 
@@ -162,6 +172,8 @@ def search(
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", help="Where to compute.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="Show the run in a browser meanwhile, at an address that is told.")
@@ -176,18 +188,25 @@ def search(
     overrides = list(setting or [])
     overrides += [f"device={device}"] if device is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
+    overrides += launching.Crew(workers, executor).overrides
     launching.search(job, overrides, run, as_json, serve)
 
 
 @app.command()
 @told
-def resume(run: RunArgument, nproc_per_node: ProcessesOption = None, as_json: JsonOption = False) -> None:
+def resume(
+    run: RunArgument,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
+    nproc_per_node: ProcessesOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Go on with an interrupted job, from its journal and checkpoints."""
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.resume(run_folder(run), as_json)
+    launching.resume(run_folder(run), launching.Crew(workers, executor), as_json)
 
 
 @app.command()
@@ -211,6 +230,8 @@ def prune(
             "--set", metavar="KEY=VALUE", help="Override a key of [prune], as in criterion=taylor; repeatable."
         ),
     ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -221,7 +242,8 @@ def prune(
         return
     if (assignment is None) == (bits is None):
         raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
-    launching.prune(run_folder(run), assignment, bits, budget or [], trials, setting or [], as_json)
+    crew = launching.Crew(workers, executor)
+    launching.prune(run_folder(run), assignment, bits, budget or [], trials, setting or [], crew, as_json)
 
 
 @app.command()
@@ -238,6 +260,8 @@ def finalise(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of [finalise], as in epochs=20; repeatable."),
     ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -246,7 +270,7 @@ def finalise(
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.finalise(run_folder(run), profiles, setting or [], as_json)
+    launching.finalise(run_folder(run), profiles, setting or [], launching.Crew(workers, executor), as_json)
 
 
 @app.command("train-switchable")
@@ -260,6 +284,8 @@ def train_switchable(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
     ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -268,7 +294,8 @@ def train_switchable(
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.search(job, ['compression="switchable"', *(setting or [])], run, as_json)
+    overrides = ['compression="switchable"', *(setting or []), *launching.Crew(workers, executor).overrides]
+    launching.search(job, overrides, run, as_json)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ from search_spaces.errors import InputError, JobError
 from search_spaces.metrics import Metric
 
 Request = PruneRequest | FinaliseRequest
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who carries tasks out, as the command line says; the job's own keys where it does not."""
+
+    workers: str | None = None
+    executor: str | None = None
+
+    @property
+    def overrides(self) -> list[str]:
+        """The keys of the job that it replaces."""
+        given = {"workers": self.workers, "executor": self.executor}
+        return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
 def in_processes(count: int | None) -> bool:
@@ -81,10 +96,10 @@ def _created(folder: Path, config: JobConfig) -> Run:
             raise
 
 
-def resume(folder: Path, as_json: bool) -> None:
+def resume(folder: Path, crew: Crew, as_json: bool) -> None:
     """Go on with an interrupted job and show its front; a finished one that has lost nothing is only shown."""
     with _opened(folder) as run:
-        config = load_job(run.job_file())
+        config = load_job(run.job_file(), crew.overrides)
         if run_status(run).state == "finished" and not lost_files(run):
             tell(f"{folder} is finished; nothing is left to do")
             front = run.load_front()
@@ -100,6 +115,7 @@ def prune(
     budgets: Sequence[str],
     trials: int | None,
     settings: Sequence[str],
+    crew: Crew,
     as_json: bool,
 ) -> None:
     """Prune an assignment of a run, or a uniform one, by the run's own ``[prune]`` with these overrides."""
@@ -110,11 +126,11 @@ def prune(
         job = run.job_file()
         parent = run.complete_id(assignment) if assignment is not None else None
         request = PruneRequest(load_job(job, overrides).prune, parent, bits)
-        front = _carry_out(load_job(job), run, as_json, request)
+        front = _carry_out(load_job(job, crew.overrides), run, as_json, request)
         conclude(run, front, as_json)
 
 
-def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_json: bool) -> None:
+def finalise(folder: Path, profiles: str | None, settings: Sequence[str], crew: Crew, as_json: bool) -> None:
     """Make a switchable net of a run's assignments, by the run's own ``[finalise]`` with these overrides."""
     overrides = [f"finalise.{setting}" for setting in settings]
     if profiles is not None:
@@ -123,7 +139,7 @@ def finalise(folder: Path, profiles: str | None, settings: Sequence[str], as_jso
     with _opened(folder) as run:
         job = run.job_file()
         request = FinaliseRequest(load_job(job, overrides).finalise)
-        front = _carry_out(load_job(job), run, as_json, request)
+        front = _carry_out(load_job(job, crew.overrides), run, as_json, request)
         conclude(run, front, as_json)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,14 @@ class Kind(StrEnum):
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")]
 ProcessesOption = Annotated[
     int | None, typer.Option("--nproc-per-node", min=1, metavar="N", help="Train in N processes, on N devices.")
+]
+WorkersOption = Annotated[
+    str | None,
+    typer.Option("--workers", metavar="N|auto", help="Carry out so many tasks of the job at once; results stay equal."),
+]
+ExecutorOption = Annotated[
+    Literal["local", "ray"] | None,
+    typer.Option("--executor", help="Who carries them out: processes of this machine, or a Ray cluster."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
 

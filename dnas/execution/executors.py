@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dnas.execution.tasks import JobTask
 from search_spaces.errors import one_line
-from search_spaces.registry import Lazy
+from search_spaces.registry import hidden_working_directory, imported
 
 Send = Callable[[Any, bool], None]
 """send(message, live): tells the scheduler of something; live: at once, not in the order of the tasks."""
@@ -64,7 +64,12 @@ Report = Told | Done | Refused | Lost
 
 
 class Executor(ABC):
-    """Carries out as many tasks at once as it has places for; used by one thread alone but for :meth:`wake`."""
+    """Carries out as many tasks at once as it has places for; used by one thread alone but for :meth:`wake`.
+
+    ``told`` are sentences for the user.
+    """
+
+    told: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -88,9 +93,14 @@ class Executor(ABC):
         """End everything, at once; nothing is left running."""
 
 
-EXECUTORS: Mapping[str, Callable[..., Executor]] = Lazy(
-    {"local": "dnas.execution.local:LocalProcesses", "ray": "dnas.execution.cluster:RayCluster"}
-)
+def make_executor(name: str, settings: Sequence[Setting], **options: Any) -> Executor:
+    """The executor of that name; :class:`InputError` where its extra is missing."""
+    with hidden_working_directory():
+        make = imported(_EXECUTORS[name], f"executor '{name}'")
+    return make(settings, **options)
+
+
+_EXECUTORS = {"local": "dnas.execution.local:LocalProcesses", "ray": "dnas.execution.cluster:RayCluster"}
 
 
 class RemoteError(Exception):

@@ -166,7 +166,7 @@ class Ahead(Scheduler):
             case Lost():
                 course.tries += 1
                 if report.final or course.tries >= MOST_TRIES:
-                    self._fail(course, JobError(f"{course.task.id} was tried {MOST_TRIES} times: {report.why}"))
+                    self._fail(course, JobError(_given_up(course.task, report.why)))
                 else:
                     self._graph.again(report.task)
 
@@ -176,3 +176,10 @@ class Ahead(Scheduler):
             if self._courses[id].ended is None:
                 self._courses[id].ended = Refused(id, error)
                 self._graph.begin(id)
+
+
+def _given_up(task: JobTask, why: str) -> str:
+    return (
+        f"the task '{task.id}' was tried {MOST_TRIES} times: {why}; where memory ran out, ask for fewer workers or a "
+        "smaller data.batch_size, and resume the run"
+    )

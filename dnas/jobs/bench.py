@@ -11,7 +11,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from dnas.config.job import JobConfig
-from dnas.execution.executors import EXECUTORS, Executor, Send, Setting
+from dnas.execution.executors import Executor, Send, Setting, make_executor
 from dnas.execution.scheduler import Ahead
 from dnas.execution.tasks import JobTask
 from dnas.jobs.context import PRETRAINED, JobContext
@@ -110,10 +110,6 @@ class Bench:
             log=lambda run, job: SentLog(run, job, send),
         )
         self._has_float = False
-        stack = ExitStack()  # for as long as the process lives
-        stack.enter_context(deterministic(job.deterministic))
-        stack.enter_context(compiled_mixture(self._context.job.compiles))
-        self._kept_open = stack
 
     def __call__(self, task: JobTask) -> Any:
         """Carry a task out, its network trained as the run has it."""
@@ -121,8 +117,10 @@ class Bench:
             config = self._context.job.config
             stored_float(self._context.log.run, self._context.job.network, config.pretrain.epochs)
             self._has_float = True
+        job = self._context.job
         try:
-            return task.carry_out(self._context)
+            with deterministic(job.config.deterministic), compiled_mixture(job.compiles):
+                return task.carry_out(self._context)
         finally:
             self._progress.flush()
 
@@ -136,7 +134,10 @@ def employed(context: JobContext, resources: Resources) -> Iterator[None]:
     if resources.in_process:
         yield
         return
-    context.tasks = Ahead(_executor(context, resources), partial(_counted, context.progress))
+    executor = _executor(context, resources)
+    for sentence in executor.told:  # not journaled: the journal is the same whoever carries tasks out
+        context.log.report(Note(text=sentence).to_json())
+    context.tasks = Ahead(executor, partial(_counted, context.progress))
     try:
         yield
     except BaseException:
@@ -148,7 +149,13 @@ def employed(context: JobContext, resources: Resources) -> Iterator[None]:
 
 
 def _executor(context: JobContext, resources: Resources) -> Executor:
-    return EXECUTORS[context.job.config.executor](_settings(context, resources))
+    config, settings = context.job.config, _settings(context, resources)
+    if config.executor == "local":
+        return make_executor("local", settings)
+    most = config.workers if isinstance(config.workers, int) else None
+    options: dict[str, Any] = {"address": config.ray.address, "num_gpus": config.ray.num_gpus, "most": most}
+    folder = context.log.run.folder.resolve()
+    return make_executor(config.executor, settings, threads=resources.threads, folder=folder, **options)
 
 
 def _settings(context: JobContext, resources: Resources) -> list[Setting]:

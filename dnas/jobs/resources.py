@@ -42,6 +42,10 @@ def resources_of(config: JobConfig, processes: Processes, at_least: int = 1) -> 
             )
         return Resources()
     if config.executor == "ray":
+        if config.device.startswith("cuda") and not config.ray.num_gpus:
+            raise InputError(
+                f"device = '{config.device}' with executor = 'ray' needs the GPUs of each task; set ray.num_gpus = 1"
+            )
         device = ("cuda" if config.ray.num_gpus else "cpu") if config.device == AUTO else config.device
         return Resources((device,), max(1, config.threads))
     devices = _devices(config)

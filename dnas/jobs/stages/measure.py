@@ -216,7 +216,7 @@ class Measurer:
         origin = assignment.provenance
         return origin.seeds if isinstance(origin, Profile) else self.job.config.finetune.seeds
 
-    def trained(self, assignment: BitAssignment, course: Course, seed: int) -> nn.Module:
+    def _trained(self, assignment: BitAssignment, course: Course, seed: int) -> nn.Module:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode; it is kept."""
         job = self.job
         network = self.fixed(assignment, seed, course.start)
@@ -242,8 +242,8 @@ class Measurer:
         return network.eval()
 
     def fixed(self, assignment: BitAssignment, seed: int, start: str | None = None) -> nn.Module:
-        """The quantized net before fine-tuning, calibrated; from the trained net of ``start``, if any."""
-        job = self.job
+        """The quantized net before fine-tuning, calibrated; from the trained net of ``start``, or as its course says."""
+        job, start = self.job, start or self._start(self.course_of(assignment))
         if start:
             return self._requantized(self.stored(self.log.run.assignment(start), seed), assignment)
         if assignment.provenance.parent:
@@ -305,7 +305,7 @@ def finetune(
     """Train the net of an assignment and seed; keep it, and return what it measures on validation."""
     context.forget()
     found = BitAssignment.from_json(assignment)
-    network = Measurer(context).trained(found, Course(epochs, start, links), seed)
+    network = Measurer(context)._trained(found, Course(epochs, start, links), seed)
     return context.job.measured(network, context.job.data.val).score
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from dnas.config.file import load_job
 from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext
 from dnas.jobs.run import evaluate_assignment
-from dnas.jobs.stages import prune_trials
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
 from dnas.jobs.stages.pruning import removal_orders
@@ -347,36 +343,11 @@ def test_the_whole_front_by_ones_own_criterion(
             assert units == tuple(range(len(units)))
 
 
-class ThisProcess:
-    """Stands for a pool of processes, which take seconds to start: what they are sent is pickled all the same."""
-
-    def __init__(self, workers: int, context: Any, initializer: Callable[..., None], initargs: tuple[Any, ...]) -> None:
-        assert (workers, context.get_start_method()) == (2, "spawn")
-        pickle.loads(pickle.dumps(initializer))(*pickle.loads(pickle.dumps(initargs)))
-
-    def __enter__(self) -> ThisProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        prune_trials._objective = None
-
-    def map(self, function: Callable[[Any], Any], asked: Sequence[Any]) -> list[Any]:
-        sent = [pickle.dumps((function, one)) for one in asked]
-        answers = [pickle.dumps(does(one)) for does, one in map(pickle.loads, sent)]
-        return list(map(pickle.loads, answers))
-
-
-@pytest.mark.parametrize("pool", [ThisProcess, pytest.param(ProcessPoolExecutor, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_worker_processes_find_the_same(
-    pool: type,
-    batched: JobConfig,
-    uninterrupted: Run,
-    carried_out: CarriedOut,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    batched: JobConfig, uninterrupted: Run, carried_out: CarriedOut, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(prune_trials, "ProcessPoolExecutor", pool)
-    section = batched.prune.model_copy(update={"workers": 2})
+    section = batched.prune.model_copy(update={"workers": 2})  # as job files of earlier versions ask for them
     run = carried_out(batched.model_copy(update={"prune": section}), tmp_path / "run")
     assert history(run) == history(uninterrupted)
     assert outcome(run) == outcome(uninterrupted)

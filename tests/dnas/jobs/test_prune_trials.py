@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,15 +14,14 @@ from torch.nn import functional as F
 from dnas.config.job import JobConfig
 from dnas.data.image_sets import MemoryImages
 from dnas.jobs.context import JobContext
-from dnas.jobs.stages import prune_trials as trials
-from dnas.jobs.stages.prune_trials import PruningObjective, Trials, make_objective, open_trials
+from dnas.jobs.stages.prune_trials import PruningObjective, Trials, make_objective, tried_together, try_filters
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.training.device import CPU, Device
+from results.events import Measured
 from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.channels.slicing import remove_filters
-from search_spaces.errors import JobError
 from search_spaces.network.graph import read_graph
 from tests.toys import SHAPE, Net, images, inputs, trained
 
@@ -96,8 +93,8 @@ def test_trials_leave_the_net_alone_and_repeat_themselves() -> None:
     before = copy.deepcopy(network.state_dict())
     tried = objective(network)
     several = [{"stem": n, "first": 6 - n} for n in (2, 3, 4, 2)]
-    found = list(Trials(tried)(several))
-    assert found == [tried(counts) for counts in several]
+    found = [tried(counts) for counts in several]
+    assert found == list(tried_together(tried, several))
     assert found[0] == found[3]
     assert len({one.loss for one in found}) == 3
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -114,15 +111,6 @@ def test_a_net_that_diverged_measures_as_it_is() -> None:
     with torch.no_grad():
         network.get_submodule("head").bias.fill_(float("nan"))
     assert str(objective(network)({"stem": 3, "first": 3}).loss) == "nan"
-
-
-def test_a_worker_that_dies_is_told_in_a_sentence() -> None:
-    class Pool:
-        def map(self, function: Any, asked: Any) -> Iterator[Any]:
-            raise BrokenProcessPool("a child process terminated abruptly")
-
-    with pytest.raises(JobError, match=r"a worker process of the trials died .*; resume with fewer prune.workers"):
-        list(Trials(objective(net()), cast(Any, Pool()))([{"stem": 3, "first": 3}]))
 
 
 @pytest.fixture(scope="module")
@@ -150,34 +138,14 @@ def test_the_images_are_the_same_in_every_process_and_each_class_has_its_share(f
     assert made[0](counts) == made[1](counts) != made[2](counts) == made[3](counts)
 
 
-def test_what_a_worker_is_given_makes_the_same_objective(
-    finished: tuple[JobConfig, Run], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Without a process: what a worker prepares itself with gives what the parent's own objective gives."""
+def test_trials_of_an_assignment_are_those_of_its_objective(finished: tuple[JobConfig, Run]) -> None:
     config, run = finished
     context = JobContext(config, Run.open(run.folder), lambda event: None)
     orders = {group.name: tuple(reversed(range(group.units))) for group in context.job.plan.graph.channels.groups}
-    counts = {name: max(1, len(order) - 1) for name, order in orders.items()}
-    given: list[Any] = []
-
-    class Pool:
-        def __init__(self, workers: int, way: Any, initializer: Any, initargs: Any) -> None:
-            given.extend([workers, way.get_start_method(), initargs[0].threads])
-            initializer(*initargs)
-
-        def __enter__(self) -> Pool:
-            return self
-
-        def __exit__(self, *error: object) -> None: ...
-
-        def map(self, function: Any, asked: Any) -> Iterator[Any]:
-            return map(function, asked)
-
-    monkeypatch.setattr(trials, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(trials, "_objective", None)
-    for workers in (1, 3):
-        section = config.prune.model_copy(update={"workers": workers, "batchnorm_batches": 1, "proxy_images": 12})
-        with open_trials(context, "uniform-4", orders, section) as found:
-            given.append(list(found([counts])))
-    assert given[1:4] == [3, "spawn", 1]
-    assert given[0] == given[4]
+    asked = [{name: max(1, len(order) - less) for name, order in orders.items()} for less in (1, 2)]
+    section = config.prune.model_copy(update={"batchnorm_batches": 1, "proxy_images": 12})
+    tried = make_objective(context, "uniform-4", orders, section)
+    trials = Trials(context, run.assignment("uniform-4"), orders, section)
+    assert list(trials(asked)) == [tried(counts) for counts in asked]
+    assert [event.to_json() for event in context.log.events(Measured)]  # read, and nothing was added
+    assert trials.task("trial", try_filters, asked[0], 1.0).id != trials.task("trial", try_filters, asked[0], 1.0).id

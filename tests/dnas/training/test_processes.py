@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from dnas.commands.processes import loopback
 from dnas.config.file import load_job
 from dnas.config.training import TrainingSection
 from dnas.jobs.job import device_of
-from dnas.jobs.stages.prune_trials import Counts, Trials
+from dnas.jobs.stages.prune_trials import Counts, tried_together
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import CPU, Device
 from dnas.training.processes import ALONE, Processes
@@ -155,16 +154,12 @@ def found_by(rank: int) -> dict[str, Any]:
         "their own": evaluate(shaken, IMAGES, 16, device, Gathering()),
         "noise": noise(device),
         "trials": [trials_of(device, asked) for asked in ASKED],
-        "worker processes": trials_of(device, ASKED[2], cast(Any, ThreadPoolExecutor(1))),
     }
 
 
-def trials_of(device: Device, asked: Sequence[Counts], pool: Any = None) -> list[Measurement]:
-    """The trials of a pruning; what a ``pool`` tries it tries alone."""
-    tried = objective(net(), device=device)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dnas.jobs.stages.prune_trials._objective", objective(net()))
-        return list(Trials(tried, pool)(asked))
+def trials_of(device: Device, asked: Sequence[Counts]) -> list[Measurement]:
+    """The trials of a pruning."""
+    return list(tried_together(objective(net(), device=device), asked))
 
 
 class Gathering(Classification):
@@ -268,10 +263,8 @@ def test_what_cannot_be_put_together_is_measured_by_each_and_the_first_counts(bo
 
 
 def test_trials_of_a_pruning_are_those_of_one_process(both: Any) -> None:
-    """One of them together, several in turn, also by worker processes."""
+    """One of them together, several in turn."""
     assert both[0]["trials"] == both[1]["trials"] == [trials_of(CPU, asked) for asked in ASKED]
-    assert both[0]["worker processes"] == both[1]["worker processes"] == trials_of(CPU, ASKED[2])
-    assert len({trial.loss for trial in both[0]["worker processes"]}) == 3
 
 
 def test_what_is_dealt_out_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,268 @@
+"""A job gives the same whoever carries its tasks out, in whatever order, and however many of them are killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import random
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dnas.config.file import dump_job
+from dnas.config.job import JobConfig
+from dnas.execution.executors import Setting
+from dnas.execution.scheduler import Hear, HearLive, Scheduler
+from dnas.execution.tasks import JobTask, TaskGraph
+from dnas.jobs import bench
+from dnas.jobs.resources import Resources, resources_of
+from dnas.jobs.run import run_job
+from dnas.training.processes import ALONE, Processes
+from results.run.folder import Run
+from search_spaces.errors import InputError
+from tests.dnas.jobs.kills import Event, identity
+
+Job = Callable[..., JobConfig]
+CarriedOut = Callable[..., Run]
+EVERYTHING = (
+    "search.sample_every=1",
+    "search.samples=1",
+    "search.budgets=[{size_bytes='25%'},{size_bytes='30%'}]",
+    "finetune.seeds=2",
+    "controls.uniform=[2,4]",
+    "controls.ilp=true",
+    "choice.enabled=true",
+    "choice.draws=1",
+    "choice.programs=1",
+    "prune.enabled=true",
+    "prune.assignments=['uniform-4']",
+    "prune.trials=3",
+    "prune.batch=2",
+    "prune.finalists=2",
+    "prune.finetune_epochs=1",
+    "prune.controls=['random','uniform']",
+    "finalise.enabled=true",
+    "finalise.epochs=1",
+    "finalise.seeds=2",
+)
+
+
+def journal(run: Run) -> list[str]:
+    return [identity({**record, "version": 0}) for record in run.journal.records() if record["event"] != "resumed"]
+
+
+def kept(run: Run) -> dict[str, str]:
+    """The files of a run by digest, but for those that hold times; of the warm supernet, its tensors."""
+    found = {}
+    for path in sorted(run.folder.rglob("*")):
+        name = str(path.relative_to(run.folder))
+        if path.is_file() and name not in ("journal.jsonl", "job.toml", ".lock"):
+            data = path.read_bytes()
+            if name == "checkpoints/warmup.safetensors":
+                data = data[8 + int.from_bytes(data[:8], "little") :]
+            found[name] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def same(one: Run, other: Run) -> None:
+    assert journal(one) == journal(other)
+    assert kept(one) == kept(other)
+
+
+class Contrary(Scheduler):
+    """Carries out everything that could begin before what is asked for, the least valuable first, at another bench."""
+
+    made: list[Contrary] = []  # noqa: RUF012 - one for each job
+
+    def __init__(self, setting: Setting, hear_live: HearLive) -> None:
+        setting = pickle.loads(pickle.dumps(setting))
+        self.hear_live, self.graph = hear_live, TaskGraph()
+        self.messages: dict[str, list[Any]] = {}
+        self.values: dict[str, Any] = {}
+        self.tasks: dict[str, JobTask] = {}
+        self.asked: list[str] = []
+        self.begun: list[str] = []
+        self.bench = setting.prepare(self.send, *setting.arguments)
+        self.made.append(self)
+
+    def send(self, message: Any, live: bool) -> None:
+        message = pickle.loads(pickle.dumps(message))
+        if live:
+            self.hear_live(self.begun[-1], message, self.begun[-1] in self.asked)
+        else:
+            self.messages[self.begun[-1]].append(message)
+
+    def announce(self, tasks: Iterable[JobTask]) -> None:
+        tasks = [pickle.loads(pickle.dumps(task)) for task in tasks]
+        self.tasks |= {task.id: task for task in tasks}
+        self.graph.add(tasks)
+
+    def outcome(self, task: JobTask, hear: Hear) -> Any:
+        self.announce([] if task.id in self.tasks else [task])
+        self.asked.append(task.id)
+        while task.id not in self.values:
+            ready = self.graph.ready()
+            self.carry_out(next((each for each in reversed(ready) if each.id != task.id), task))
+        for message in self.messages[task.id]:
+            hear(message)
+        return self.values[task.id]
+
+    def carry_out(self, task: JobTask) -> None:
+        self.begun.append(task.id)
+        self.messages[task.id] = []
+        self.graph.begin(task.id)
+        self.values[task.id] = pickle.loads(pickle.dumps(self.bench(task)))
+        self.graph.end(task.id)
+
+    def close(self) -> list[JobTask]:
+        return [task for id, task in self.tasks.items() if id not in self.asked]
+
+
+@pytest.fixture(scope="module")
+def everything(smaller: Job) -> JobConfig:
+    """A job with every kind of task."""
+    return smaller(*EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def alone(everything: JobConfig, carried_out: CarriedOut, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return carried_out(everything, tmp_path_factory.mktemp("alone") / "run")
+
+
+def test_the_order_of_the_tasks_changes_nothing(
+    everything: JobConfig, alone: Run, carried_out: CarriedOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "make_executor", lambda name, settings: settings[0])
+    monkeypatch.setattr(Setting, "told", (), raising=False)
+    monkeypatch.setattr(bench, "Ahead", Contrary)
+    fractions: list[float] = []
+    events: list[Event] = []
+    run = carried_out(everything.model_copy(update={"workers": 2}), tmp_path / "run", events.append)
+    same(run, alone)
+    [contrary] = Contrary.made
+    kinds = {id.split()[0] for id in contrary.begun}
+    assert kinds == {"pretrain", "warmup", "θ", "choice", "finetune", "trial", "finalist", "finalise", "test"}
+    ahead = [id for place, id in enumerate(contrary.begun) if id not in contrary.asked[: place + 1]]
+    assert {"finetune", "θ", "choice"} <= {id.split()[0] for id in ahead}
+    fractions = [event["fraction"] for event in events if event["event"] == "progress"]
+    assert fractions[-1] == pytest.approx(1.0)
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and "dnas.execution.worker" in (path / "cmdline").read_text():
+                found.append(int(path.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_two_workers_give_the_same_though_one_is_killed(
+    smaller: Job, smaller_run: Run, carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def report(event: Event) -> None:
+        if event["event"] == "progress" and event.get("stage") == "finetune" and not killed:
+            killed.extend(workers_of(os.getpid()))
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    run = carried_out(smaller("workers=2"), tmp_path / "run", report)
+    same(run, smaller_run)
+    assert len(killed) == 2
+    assert workers_of(os.getpid()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_gives_the_same(
+    workers: int, everything: JobConfig, alone: Run, carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    draw, killed = random.Random(workers), []
+
+    def report(event: Event) -> None:
+        if event["event"] == "epoch" and draw.random() < 0.1:
+            killed.append(pid := draw.choice(workers_of(os.getpid())))
+            os.kill(pid, signal.SIGKILL)
+
+    same(carried_out(everything.model_copy(update={"workers": workers}), tmp_path / "run", report), alone)
+    assert killed
+
+
+@pytest.mark.slow
+def test_a_job_whose_workers_go_on_after_a_kill_ends_the_same(
+    everything: JobConfig, alone: Run, tmp_path: Path
+) -> None:
+    """Every tenth journal entry ends the process that writes it; its workers may be anywhere."""
+
+    class Killed(BaseException):
+        pass
+
+    places: set[str] = set()
+    config = everything.model_copy(update={"workers": 2})
+    run = Run.create(tmp_path / "run", dump_job(config), {})
+
+    def report(event: Event) -> None:
+        if event["event"] in ("epoch", "measured", "judged", "searched", "trial") and len(journal(run)) % 10 == 0:
+            place = identity(event)
+            if place not in places:
+                places.add(place)
+                raise Killed
+
+    for _ in range(100):
+        try:
+            run_job(config, run, report)
+            break
+        except Killed:
+            run.close()
+            run = Run.open(run.folder, write=True)
+    run.close()
+    assert len(places) > 5
+    assert kept(run) == kept(alone)
+
+
+def test_the_devices_and_threads_are_shared_out(smaller: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+
+    def shared(*settings: str, processes: Processes = ALONE, at_least: int = 1) -> tuple[int, int]:
+        found = resources_of(smaller("threads=0", *settings), processes, at_least)
+        assert found.in_process == (found.devices == ())
+        return len(found.devices), found.threads
+
+    assert shared() == (0, 1)
+    assert shared("workers=1") == (0, 1)
+    assert shared("workers=3") == (3, 2)
+    assert shared("workers=3", "threads=5") == (3, 5)
+    assert shared("workers=auto") == (8, 1)
+    assert shared("workers=auto", "threads=3") == (2, 3)
+    assert shared("workers=auto", "threads=16") == (0, 1)
+    assert shared(at_least=2) == (2, 4)  # prune.workers of earlier job files
+    assert shared("workers=1", at_least=2) == (0, 1)
+    assert shared("workers=auto", processes=Processes(0, 2)) == (0, 1)
+    for setting in ("workers=2", "executor=ray"):
+        with pytest.raises(InputError, match="2 processes train together here; leave out workers and executor"):
+            shared(setting, processes=Processes(0, 2))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert resources_of(smaller("device=auto", "workers=5"), ALONE).devices == (*["cuda:0", "cuda:1"] * 2, "cuda:0")
+    assert resources_of(smaller("device=cuda", "workers=auto"), ALONE).devices == ("cuda:0", "cuda:1")
+    assert resources_of(smaller("device=cuda:1", "workers=2"), ALONE).devices == ("cuda:1", "cuda:1")
+    assert resources_of(smaller("device=cpu", "workers=2"), ALONE).devices == ("cpu", "cpu")
+
+
+def test_a_ray_cluster_gets_the_device_of_its_tasks(smaller: Job) -> None:
+    assert resources_of(smaller("executor=ray", "device=auto"), ALONE) == Resources(("cpu",), 1)
+    assert resources_of(smaller("executor=ray", "device=auto", "ray.num_gpus=0.5"), ALONE) == Resources(("cuda",), 1)
+    assert resources_of(smaller("executor=ray", "threads=3"), ALONE) == Resources(("cpu",), 3)
+    with pytest.raises(InputError, match="device = 'cuda' with executor = 'ray' needs the GPUs of each task; set ray"):
+        resources_of(smaller("executor=ray", "device=cuda"), ALONE)
