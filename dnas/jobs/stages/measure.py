@@ -242,7 +242,7 @@ class Measurer:
         return network.eval()
 
     def fixed(self, assignment: BitAssignment, seed: int, start: str | None = None) -> nn.Module:
-        """The quantized net before fine-tuning, calibrated; from the trained net of ``start``, or as its course says."""
+        """The quantized net before fine-tuning, calibrated; from the net of ``start``, or as its course says."""
         job, start = self.job, start or self._start(self.course_of(assignment))
         if start:
             return self._requantized(self.stored(self.log.run.assignment(start), seed), assignment)

@@ -58,7 +58,7 @@ def test_worker_processes_give_what_they_should_survive_kills_and_end(tmp_path: 
     assert heard == [{"number": n} for n in range(5)]
     assert scheduler.outcome(once, heard.append) == "done after 1"
     assert heard[5:] == ["try 0", "try 1"]
-    with pytest.raises(RemoteError, match="^Odd: 1 and 2$"):
+    with pytest.raises(RemoteError, match=r"^Odd: 1 and 2$"):
         scheduler.outcome(odd, heard.append)
     with pytest.raises(JobError, match=r"^the task 'often' was tried 3 times: its process was ended by SIGKILL; "):
         scheduler.outcome(often, heard.append)
@@ -75,7 +75,7 @@ def test_worker_processes_give_what_they_should_survive_kills_and_end(tmp_path: 
 
 def test_a_worker_that_cannot_begin_says_why_and_one_that_always_dies_ends_the_wait() -> None:
     scheduler = Ahead(LocalProcesses([Setting(refuse, ("this one",))]), lambda *told: None)
-    with pytest.raises(InputError, match="^this one has no device$"):
+    with pytest.raises(InputError, match=r"^this one has no device$"):
         scheduler.outcome(task("any", process), lambda message: None)
     scheduler.close()
     scheduler = Ahead(LocalProcesses([Setting(die, ("",))]), lambda *told: None)

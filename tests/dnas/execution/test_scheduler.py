@@ -47,11 +47,10 @@ class Hostile(Executor):
             self.lost.remove(task.id)
             return [Told(task.id, {"number": "half"}), Lost(task.id, "its process was ended by SIGKILL", self.final)]
         try:
-            return (
-                [*found, Done(task.id, bench(task))] if not (value := bench(task)) else [*found, Done(task.id, value)]
-            )
+            ended = Done(task.id, bench(task))
         except InputError as error:
             return [Refused(task.id, error)]
+        return [*found, ended]
 
     def wake(self) -> None:
         self.awake.put(None)
@@ -80,7 +79,7 @@ def test_results_and_messages_are_those_of_one_process_in_order(places: int) -> 
     values = [alone.outcome(each, heard.append) for each in tasks_of(9)]
     for seed in range(5):
         live: list[tuple[str, Any, bool]] = []
-        scheduler = Ahead(Hostile(places, seed), lambda *told: live.append(told))
+        scheduler = Ahead(Hostile(places, seed), lambda *told, live=live: live.append(told))
         assert carried_out(scheduler, tasks_of(9)) == (values, heard)
         assert sorted(message["step"] for _, message, _ in live) == list(range(9))
         assert scheduler.close() == []
@@ -130,7 +129,7 @@ def test_an_error_is_raised_where_it_is_asked_for_and_by_all_that_needed_the_tas
     scheduler.announce([wrong, needy, needier, fine])
     assert scheduler.outcome(fine, lambda message: None) == 8
     for each in (needier, wrong, needy):
-        with pytest.raises(InputError, match="^no such file$"):
+        with pytest.raises(InputError, match=r"^no such file$"):
             scheduler.outcome(each, lambda message: None)
     scheduler.close()
 
