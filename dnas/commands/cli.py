@@ -46,7 +46,7 @@ def _tell_version(wanted: bool) -> None:
 
 
 @app.callback(
-    epilog="Exit codes: 0 done, 2 wrong input, 1 failure, 130 interrupted. "
+    epilog="Exit codes: 0 done, 2 wrong input, 1 failure, 130 or 143 interrupted. "
     f"With {TRACEBACK_VARIABLE}=1 in the environment an error also shows its traceback."
 )
 def dnas(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from types import FrameType
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import ParamSpec
 
 import typer
 
+from dnas.commands.signals import Interrupted, terminable
 from dnas.commands.terminal import one_document
 from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line, printable, shortened
 
@@ -24,19 +22,17 @@ TRACEBACK_VARIABLE = "DNAS_TRACEBACK"
 Arguments = ParamSpec("Arguments")
 
 
-class Interrupted(KeyboardInterrupt):
-    """The user ended the command; the message says how to go on."""
-
-
 def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Make every error of a command end it with its sentence and code; SIGTERM counts as Ctrl-C."""
+    """Make every error of a command end it with its sentence and code; SIGTERM as Ctrl-C."""
 
     @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         if int(os.environ.get("RANK", "0")):
             _be_silent()
+        received: list[int] = []
         try:
-            with terminable():
+            with terminable() as signals:
+                received = signals.received
                 with one_document() if kwargs.get("as_json") else nullcontext():
                     command(*args, **kwargs)
                 sys.stdout.flush()
@@ -45,8 +41,10 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         except BrokenPipeError:
             _forget_stdout()
             raise typer.Exit(DONE) from None
-        except KeyboardInterrupt as error:
-            raise typer.Exit(_tell(str(error) or "interrupted", INTERRUPTED, prefix="")) from None
+        except Interrupted as error:
+            raise typer.Exit(_tell(str(error), error.exit_code, prefix="")) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(_tell("interrupted", INTERRUPTED, prefix="")) from None
         except ToldElsewhere:
             raise typer.Exit(DONE) from None
         except InputError as error:
@@ -54,26 +52,11 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         except JobError as error:
             raise typer.Exit(_tell(f"{error}{_hint()}", FAILURE)) from None
         except (Exception, SystemExit) as error:  # the user's own code may leave, too
+            if received:  # a library made an error of its own of it
+                raise typer.Exit(_tell("interrupted", 128 + received[-1], prefix="")) from None
             raise typer.Exit(_tell(f"{one_line(error)}{_hint()}", FAILURE)) from None
 
     return run
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt while the block runs."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _tell(sentence: str, code: int, prefix: str = "error: ") -> int:

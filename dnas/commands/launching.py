@@ -14,8 +14,8 @@ from typing import Any
 
 from dnas.commands.concluding import conclude
 from dnas.commands.display import open_display
-from dnas.commands.exits import Interrupted
 from dnas.commands.serving import check_installed, served
+from dnas.commands.signals import Interrupted, Signals, finishing
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
@@ -203,11 +203,26 @@ def _told_of(folder: Path) -> Iterator[None]:
 
 
 def _carry_out(config: JobConfig, run: Run, as_json: bool, request: Request | None = None) -> ParetoFront:
-    try:
-        with open_display(as_json) as display:
-            return jobs.run_job(config, run, display.report, request)
-    except (KeyboardInterrupt, BrokenPipeError) as error:
-        raise Interrupted(f"interrupted; go on with: dnas resume {run.folder}") from error
+    with finishing() as signals:
+        try:
+            with open_display(as_json) as display:
+
+                def report(event: Any) -> None:
+                    """Show what happened; it is in the journal by then, so here the job can end."""
+                    display.report(event)
+                    signals.check()
+
+                return jobs.run_job(config, run, report, request)
+        except (KeyboardInterrupt, BrokenPipeError) as error:
+            raise _go_on_with(run, signals) from error
+        except Exception as error:
+            if signals.received:  # a library made an error of its own of it
+                raise _go_on_with(run, signals) from error
+            raise
+
+
+def _go_on_with(run: Run, signals: Signals) -> Interrupted:
+    return Interrupted(f"interrupted; go on with: dnas resume {run.folder}", signals.number)
 
 
 def _discard_if_empty(run: Run, missing: Sequence[Path]) -> None:

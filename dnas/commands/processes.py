@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dnas.commands.exits import DONE, INTERRUPTED
+from dnas.commands.exits import DONE
 from search_spaces.errors import InputError, JobError
 
 OPTION = "--nproc-per-node"
+_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def run_in_processes(count: int) -> None:
@@ -44,8 +46,8 @@ def run_in_processes(count: int) -> None:
         elastic_launch(config, sys.executable)("-m", "dnas", *without_option(sys.argv[1:]))
     except ChildFailedError as error:
         raise typer.Exit(_exit_code(error)) from None
-    except SignalException:
-        raise typer.Exit(INTERRUPTED) from None
+    except SignalException as error:
+        raise typer.Exit(128 + error.sigval) from None
 
 
 def loopback() -> str:
@@ -72,10 +74,10 @@ def without_option(arguments: Sequence[str]) -> list[str]:
 def _exit_code(error: ChildFailedError) -> int:
     """The first process's own exit code, which has told why; else what ended another is told here."""
     own = error.failures[0].exitcode if 0 in error.failures else DONE
-    if own > 0 and own != INTERRUPTED:  # the launcher interrupts those that are left
+    if own > 0 and own not in _INTERRUPTED:  # the launcher interrupts those that are left
         return own
     rank, failure = error.get_first_failure()
-    if failure.exitcode == INTERRUPTED:
-        return INTERRUPTED
+    if failure.exitcode in _INTERRUPTED:
+        return int(failure.exitcode)
     why = f"was ended by signal {-failure.exitcode}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
     raise JobError(f"process {rank} {why}; the run can be resumed, with any number of processes")

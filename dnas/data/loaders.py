@@ -7,6 +7,7 @@ batches that an epoch wants are handed to a loader that is there already, and wh
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ class _Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_interruptions,
             pin_memory=pinned,
             generator=torch.Generator(),  # without its own, the loader would advance the global one
         )
@@ -108,6 +110,11 @@ class _Reading(Dataset[Any]):
             return self.read(wanted)
         except InputError as error:
             return _Refusal(error)
+
+
+def _leave_interruptions(worker: int) -> None:
+    """Let Ctrl-C, which a terminal sends to all processes, be handled by the one that ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,7 +143,7 @@ def test_help_shows_every_word_that_was_written(name: str, monkeypatch: pytest.M
 def test_version_and_what_the_environment_can_ask_for() -> None:
     assert dnas("--version").stdout == f"dnas {importlib.metadata.version('dnas')}\n"
     shown = plain_words(dnas("--help").stdout)
-    assert "Exit codes: 0 done, 2 wrong input, 1 failure, 130 interrupted" in shown
+    assert "Exit codes: 0 done, 2 wrong input, 1 failure, 130 or 143 interrupted" in shown
     assert "DNAS_TRACEBACK=1" in shown
 
 
@@ -228,17 +227,6 @@ def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> Non
     result = dnas("show", "nothing")
     assert result.exit_code == 2
     assert "Traceback" in result.stderr
-
-
-def test_sigterm_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_job(*arguments: Any) -> ParetoFront:
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("not reached")
-
-    monkeypatch.setattr(jobs, "run_job", run_job)
-    before = signal.getsignal(signal.SIGTERM)
-    assert "dnas resume" in refused("search", code=130)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_closed_pipe_is_quiet() -> None:

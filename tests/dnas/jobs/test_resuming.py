@@ -157,7 +157,8 @@ def test_a_process_of_its_own_can_be_interrupted(smaller: Job, smaller_run: Run,
     interrupted = Process(folder, "resume", str(folder))
     code, told = interrupted.ends_by(signal.SIGINT, "measured")
     assert code == 130
-    assert told == f"interrupted; go on with: dnas resume {folder}\n"
+    words = "stopping after this step; once more to stop at once"
+    assert told.split("\n") == ["", words, f"interrupted; go on with: dnas resume {folder}", ""]
 
     with Run.open(folder, write=True) as run:
         run_job(smaller(), run, lambda event: None)
