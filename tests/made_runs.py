@@ -9,7 +9,9 @@ from typing import Any
 from dnas.config.file import dump_job, load_job
 from results.network import Network, NetworkLayer
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
+from results.report.material import Material
 from results.run.folder import Run
+from results.run.status import RunStatus
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.sensitivities import Sensitivities
 
@@ -133,7 +135,7 @@ def made_run(folder: Path, layers: Sequence[str] = LAYERS, *, finished: bool = T
     found = {id: made_assignment(id, widths, layers, **facts) for id, (widths, facts) in given.items()}
     profile = {"kind": "switchable", "net": "switchable-1", "profile": "search-1", "alone": "search-1"}
     found["switchable-1-search-1"] = made_assignment("switchable-1-search-1", [4, 2, 4, 8], layers, **profile)
-    scores = dict(zip(found, (0.9, 0.93, 0.7, 0.94, 0, 0.88), strict=True))
+    scores = dict(zip(found, (0.9, 0.938, 0.7, 0.94, 0, 0.88), strict=True))
     points = [made_point(item, scores[id]) for id, item in found.items() if scores[id]]
     reference = FloatReference(40000.0, 0.945, 0.94, {"bitops": 4_096_000.0, "macs": 4000.0})
     records = [{"event": "started", "version": 2}, {"event": "stage", "stage": "search"}]
@@ -158,3 +160,21 @@ def made_run(folder: Path, layers: Sequence[str] = LAYERS, *, finished: bool = T
         for record in records:
             run.journal.append(record)
     return Run.open(folder)
+
+
+def made_material(count: int, layers: int) -> Material:
+    """A run of so many measured assignments, each of its own bits."""
+    names = [f"features.{number}.block.0" for number in range(layers)]
+    widths = [[2, 4, 8][(at * (at + number) // 7) % 3] for number in range(count) for at in range(layers)]
+    found = {
+        f"sampled-1-epoch{number}-1": made_assignment(
+            f"sampled-1-epoch{number}-1", widths[number * layers : (number + 1) * layers], names, kind="sampled"
+        )
+        for number in range(count)
+    }
+    points = [
+        made_point(item, 0.5 + 0.4 * (number * 7919 % count) / count) for number, item in enumerate(found.values())
+    ]
+    front = ParetoFront.from_points(points, reference=FloatReference(1e6, 0.95))
+    status = RunStatus("finished")
+    return Material("large", "runs/large", "", {}, status, [], found, front, True, None, (), ())

@@ -19,7 +19,7 @@ from results.run.layout import RUNS
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
-    import uvicorn
+    from results.server.running import Server
 
 HOST, PORT = "127.0.0.1", 8600
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -45,14 +45,12 @@ def serve(folders: Sequence[Path], host: str, port: int | None, allow_stop: bool
             _server(folders, host, token).run(sockets=[listener])
 
 
-def _server(folders: Sequence[Path], host: str, token: str | None) -> uvicorn.Server:
-    import uvicorn  # with what it serves an extra that few need
-
-    from results.server.app import application
+def _server(folders: Sequence[Path], host: str, token: str | None) -> Server:
+    from results.server.app import application  # with what it needs an extra that few have
+    from results.server.running import Server
     from results.server.shelf import Shelf
 
-    app = application(Shelf(folders, None if folders else RUNS), hosts=_names_of(host), token=token)
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1))
+    return Server(application(Shelf(folders, None if folders else RUNS), hosts=_names_of(host), token=token))
 
 
 def check_installed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -51,7 +51,9 @@ def application(
         Route("/static/{name}", pages.file),
     ]
     middleware = [Middleware(Guard, hosts=hosts), Middleware(GZipMiddleware, minimum_size=1000)]
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={InputError: _refused})
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={InputError: _refused})
+    app.state.closing = False
+    return app
 
 
 class _Pages:
@@ -92,7 +94,8 @@ class _Pages:
     async def events(self, request: Request) -> Response:
         """Where the run stands, again whenever that has changed."""
         name = await run_in_threadpool(self._name, request)
-        return StreamingResponse(changes(self.shelf, name, self.interval), media_type="text/event-stream")
+        told = changes(self.shelf, name, self.interval, lambda: request.app.state.closing)
+        return StreamingResponse(told, media_type="text/event-stream")
 
     def stop(self, request: Request) -> Response:
         """End the job of a run, for those who know the token."""
@@ -119,10 +122,15 @@ class _Pages:
         return str(name)
 
 
-async def changes(shelf: Shelf, name: str, interval: float) -> AsyncIterator[str]:
-    """Where a run stands, as server-sent events: at once, and again whenever it has changed; until the run is gone."""
+async def changes(
+    shelf: Shelf, name: str, interval: float, closing: Callable[[], bool] = lambda: False
+) -> AsyncIterator[str]:
+    """Where a run stands, as server-sent events: at once, and again whenever it has changed.
+
+    Until the run is gone, or the server is ``closing``.
+    """
     last, looks = "", 0
-    while True:
+    while not closing():
         try:
             state = await run_in_threadpool(shelf.state, name)
         except KeyError:

@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
-from results.pareto import FloatReference, ParetoFront
 from results.report import page as pages
-from results.report.material import Material
 from results.report.page import page, static
 from results.report.runs import SCHEMA, kinds_json, report_json, run_json
-from results.run.status import RunStatus
 from search_spaces.errors import InputError
-from tests.made_runs import made_assignment, made_point, made_run
+from tests.made_runs import made_material, made_run
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -157,26 +154,8 @@ def test_without_plotly_the_sentence_says_what_to_install(
         page(report)
 
 
-def large(count: int, layers: int) -> Material:
-    """A run of so many measured assignments, each of its own bits."""
-    names = [f"features.{number}.block.0" for number in range(layers)]
-    widths = [[2, 4, 8][(at * (at + number) // 7) % 3] for number in range(count) for at in range(layers)]
-    found = {
-        f"sampled-1-epoch{number}-1": made_assignment(
-            f"sampled-1-epoch{number}-1", widths[number * layers : (number + 1) * layers], names, kind="sampled"
-        )
-        for number in range(count)
-    }
-    points = [
-        made_point(item, 0.5 + 0.4 * (number * 7919 % count) / count) for number, item in enumerate(found.values())
-    ]
-    front = ParetoFront.from_points(points, reference=FloatReference(1e6, 0.95))
-    status = RunStatus("finished")
-    return Material("large", "runs/large", "", {}, status, [], found, front, True, None, (), ())
-
-
 def test_a_run_of_two_thousand_points_is_one_page_of_less_than_six_megabytes() -> None:
-    shown = run_json(large(2000, 20)) | {"name": "large"}
+    shown = run_json(made_material(2000, 20)) | {"name": "large"}
     text = page({"schema": SCHEMA, "kinds": kinds_json(), "runs": [shown], "differences": []})
     assert len(text.encode()) < 6e6
     assert all(entry["files"]["json"] for entry in shown["assignments"]["entries"].values())

@@ -1,0 +1,251 @@
+"""The page in a real browser: it draws, a click chooses everywhere, files are those of `dnas export`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+from typer.testing import CliRunner
+
+from dnas.commands.cli import app
+from results.report.page import page as page_of
+from results.report.runs import SCHEMA, kinds_json, report_json, run_json
+from results.run.folder import Run
+from results.tables.export import export_assignment
+from tests.browsers import Visit, open_browser
+from tests.made_runs import made_material, made_run
+
+pytestmark = pytest.mark.slow
+
+HOSTILE = ("<script>alert(1)</script>", "<img src=x onerror=alert(2)>.weight", "../../etc/passwd", "</script>&lt;b&gt;")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return made_run(tmp_path_factory.mktemp("made") / "made")
+
+
+@pytest.fixture(scope="module")
+def file(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("page") / "report.html", run)
+
+
+def written(path: Path, *runs: Run) -> Path:
+    path.write_text(page_of(report_json(runs)))
+    return path
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    found = Visit(browser)
+    yield found
+    assert found.complaints == []
+    found.context.close()
+
+
+def test_the_page_asks_for_nothing_and_says_first_what_to_take(visit: Visit, file: Path) -> None:
+    visit.open(file)
+    assert visit.asked == [file.as_uri()]
+    assert visit.text("#take strong").startswith("Take 'search-2'")
+    assert visit.chosen == "search-2"
+    assert visit.page.locator("#front-plot .scatterlayer .trace").count() > 3
+    hidden = visit.page.locator("main > section[hidden]")
+    assert [hidden.nth(at).get_attribute("id") for at in range(hidden.count())] == ["live"]
+
+
+def test_the_pointer_tells_all_of_a_point(visit: Visit, file: Path) -> None:
+    visit.open(file)
+    visit.page.mouse.move(*visit.place_of("search-1"))
+    card = visit.page.locator("#card")
+    card.wait_for(state="visible")
+    said = card.inner_text()
+    for part in (
+        "search-1",
+        "90.00 ±1.00 %",
+        "2 seeds",
+        "89.00 ±2.00 %",
+        "6,500 B",
+        "144 kBitOps",
+        "5.25 ms",
+        "size_bytes 20%",
+    ):
+        assert part in said
+
+
+def test_a_click_chooses_in_every_view(visit: Visit, file: Path) -> None:
+    page = visit.open(file)
+    page.locator("#front-rows summary").click()
+    page.mouse.click(*visit.place_of("search-1"))
+    assert visit.chosen == "search-1"
+    assert page.locator("#choice").input_value() == "search-1"
+    assert "made for the budget size_bytes 20%" in visit.text("#about")
+    assert "6,500 B" in visit.text("#figures")
+    rows = page.locator("#layers tbody tr")
+    assert [[part.strip() for part in rows.nth(at).inner_text().split("\t")[:3]] for at in range(4)] == [
+        ["stem", "4 bits", "8 bits"],
+        ["block.first", "2 bits", "8 bits"],
+        ["block.second", "4 bits", "8 bits"],
+        ["head", "8 bits", "8 bits"],
+    ]
+    assert "weights 2 bits, inputs 8 bits, 500 B" in visit.text("#graph")
+    assert page.locator("#points tr[aria-selected=true]").inner_text().startswith("search-1")
+    assert "search-1" in page.locator("#profile-rows tr[aria-selected=true]").inner_text()
+    ring = page.evaluate("document.getElementById('front-plot').layout.shapes.at(-1)")
+    assert (ring["type"], ring["xanchor"], ring["yanchor"]) == ("circle", 6500, pytest.approx(90.0))
+    assert page.evaluate("location.hash") == "#made/search-1"
+    assert float(page.evaluate("document.documentElement.dataset.chosenMs")) < 1000
+
+
+def test_everything_can_be_done_by_keys(visit: Visit, file: Path) -> None:
+    page = visit.open(file)
+    front = page.evaluate("dnas.run.fronts.size_bytes.front")
+    page.locator("#front-plot").focus()
+    page.keyboard.press("Home")
+    chosen = [visit.chosen]
+    for _ in front[1:]:
+        page.keyboard.press("ArrowRight")
+        chosen.append(visit.chosen)
+    assert chosen == front
+    page.keyboard.press("ArrowRight")
+    assert visit.chosen == front[-1]
+    page.locator("#previous").press("Enter")
+    assert visit.chosen == front[-2]
+    page.locator("#graph g[tabindex]").nth(1).press("Enter")
+    assert visit.text("#node").startswith("stem: Conv2d, 8×8×8 → 8×8×8, 1,000 weights")
+    nameless = page.evaluate(
+        """[...document.querySelectorAll("input, select, button, pre[tabindex]")].filter((each) =>
+          !(each.labels && each.labels.length) && !each.innerText && !each.getAttribute("aria-label")
+        ).map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("format", ["json", "csv"])
+def test_downloads_are_what_export_writes(visit: Visit, run: Run, file: Path, format: str, tmp_path: Path) -> None:
+    page = visit.open(file)
+    for name in ("uniform-8", "search-1", "pool-1-theta"):
+        page.locator("#choice").select_option(name)
+        with page.expect_download() as waited:
+            page.locator(f"#save-{format}").click()
+        export_assignment(run.assignment(name), format, tmp_path / "exported")
+        assert waited.value.suggested_filename == f"{name}.{format}"
+        assert Path(waited.value.path()).read_bytes() == (tmp_path / "exported").read_bytes()
+
+
+def test_the_command_that_is_copied_exports(browser: Browser, file: Path, tmp_path: Path, run: Run) -> None:
+    visit = Visit(browser, permissions=["clipboard-read", "clipboard-write"])
+    page = visit.open(file)
+    page.locator("#format").select_option("csv")
+    page.locator("#copy").click()
+    page.locator("#copied", has_text="copied").wait_for()
+    command = page.evaluate("navigator.clipboard.readText()")
+    words = shlex.split(command)
+    assert words[:4] == ["dnas", "export", str(run.folder), visit.chosen]
+    words[words.index("--out") + 1] = str(tmp_path / "out.csv")
+    assert CliRunner().invoke(app, words[1:]).exit_code == 0
+    export_assignment(run.assignment(visit.chosen), "csv", tmp_path / "exported")
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "exported").read_bytes()
+
+
+def test_controls_of_the_front_show_and_hide(visit: Visit, file: Path) -> None:
+    page = visit.open(file)
+
+    def drawn() -> dict[str, Any]:
+        return page.evaluate(
+            """(() => {
+              const { data, layout } = document.getElementById("front-plot");
+              const bars = data.some((trace) => trace.error_y && trace.error_y.visible);
+              const { type, title } = layout.xaxis;
+              return { names: data.map((trace) => trace.name), type, title: title.text, bars };
+            })()"""
+        )
+
+    before = drawn()
+    assert {"search", "uniform", "switchable net", "front"} <= set(before["names"])
+    assert (before["type"], before["bars"], before["title"]) == ("linear", True, "size (B)")
+    for control in ("logarithmic", "bars", "controls", "profiles"):
+        page.locator(f"#{control}").click()
+    after = drawn()
+    assert not {"uniform", "switchable net"} & set(after["names"])
+    assert (after["type"], after["bars"]) == ("log", False)
+    page.locator("#cost").select_option("latency_ms")
+    assert drawn()["title"] == "latency (ms)"
+    assert "cheapest (latency_ms)" in visit.text("#take")
+
+
+def test_theta_follows_the_slider(visit: Visit, file: Path) -> None:
+    page = visit.open(file)
+    cells = page.locator("#theta table").first.locator("tbody tr").first.locator("td")
+    assert [cells.nth(at).inner_text() for at in range(4)] == ["13", "75", "13", "0.25"]
+    page.locator("#epoch").fill("0")
+    assert [cells.nth(at).inner_text() for at in range(4)] == ["38", "25", "38", "0.75"]
+    assert visit.text("#epoch-told") == "1 of 3"
+    assert "search-1: undecided" in visit.text("#search-notes")
+
+
+def test_names_of_anything_are_text(visit: Visit, tmp_path: Path) -> None:
+    folder = tmp_path / "<img src=x onerror=alert(3)>"
+    page = visit.open(written(tmp_path / "report.html", made_run(folder, HOSTILE)))
+    page.mouse.click(*visit.place_of("search-1"))
+    page.locator("#graph g[tabindex]").nth(1).press("Enter")
+    assert page.locator("h1").inner_text() == folder.name
+    for name in HOSTILE:
+        assert name in visit.text("#layers")
+        assert name in visit.text("#graph")
+    assert page.locator("img, #layers script, #graph script").count() == 0
+    assert "dnas export '" in visit.text("#command")
+
+
+def test_several_runs_lie_over_one_another(visit: Visit, run: Run, tmp_path: Path) -> None:
+    other = made_run(tmp_path / "other", tuple("abcd"))
+    page = visit.open(written(tmp_path / "report.html", run, other))
+    names = page.evaluate("document.getElementById('front-plot').data.map((trace) => trace.name)")
+    assert {"made: front", "other: front", "made: search", "other: search"} <= set(names)
+    page.locator("#run").select_option("1")
+    assert page.locator("#layers tbody th").first.inner_text() == "a"
+    assert "settings that differ" in visit.text("#differences")
+
+
+@pytest.mark.parametrize(("finished", "told"), [(False, True), (True, False)])
+def test_runs_that_tell_less_are_shown(visit: Visit, tmp_path: Path, finished: bool, told: bool) -> None:
+    page = visit.open(written(tmp_path / "report.html", made_run(tmp_path / "run", finished=finished, told=told)))
+    assert ("So far" in visit.text("#take")) is not finished
+    assert ("earlier version" in page.locator("#network-about").inner_text()) is not told
+
+
+def test_it_is_read_on_a_telephone_in_the_dark_and_on_paper(browser: Browser, file: Path) -> None:
+    visit = Visit(browser, viewport={"width": 400, "height": 800}, color_scheme="dark")
+    page = visit.open(file)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    shade = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(shade) == "rgb(20, 24, 29)"
+    page.locator("#theme").click()
+    assert page.evaluate(shade) == "rgb(255, 255, 255)"
+    page.locator("#theme").click()
+    page.emulate_media(media="print")
+    assert page.evaluate(shade) == "rgb(255, 255, 255)"
+    assert not page.locator("nav").is_visible()
+    assert page.locator("#take").is_visible()
+    assert len(page.pdf(format="A4")) > 10_000
+    assert visit.complaints == []
+
+
+def test_two_thousand_points_are_there_in_ten_seconds_and_answer_in_a_tenth(visit: Visit, tmp_path: Path) -> None:
+    shown = run_json(made_material(2000, 54)) | {"name": "large"}
+    path = tmp_path / "report.html"
+    path.write_text(page_of({"schema": SCHEMA, "kinds": kinds_json(), "runs": [shown], "differences": []}))
+    page = visit.open(path)
+    assert page.evaluate("performance.now()") < 10_000
+    choose = "(id) => { dnas.choose(id); return Number(document.documentElement.dataset.chosenMs); }"
+    assert median(page.evaluate(choose, point["id"]) for point in shown["points"][::200]) < 100
