@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
     from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
     from dnas.quantization.quantizers import Grid, Quantizer
+    from dnas.runtime.net import Runtime
     from dnas.search.images import SearchData
     from dnas.search.sensitivity import sensitivities
     from dnas.search.supernet import Supernet
@@ -69,6 +70,7 @@ __all__ = [
     "Quantizer",
     "QuantizerChoice",
     "Run",
+    "Runtime",
     "SearchData",
     "SpaceOptions",
     "Supernet",
@@ -128,6 +130,7 @@ __getattr__, __dir__ = attach(
         "dnas.training.trainer": ("Trainer", "evaluate"),
         "dnas.export.save": ("save_packed",),
         "dnas.export.unpack": ("load",),
+        "dnas.runtime.net": ("Runtime",),
         "results.pareto": ("ParetoFront",),
         "results.tables.advice": ("advice",),
         "results.tables.verdicts": ("verdicts",),

@@ -40,6 +40,12 @@ def header_of(path: Path, description: Mapping[str, Any], tensors: Mapping[str, 
     return struct.pack("<Q", len(header)) + header
 
 
+def is_compact(path: Path) -> bool:
+    """Whether the file begins as one with a compact header."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def _compact_header(described: Mapping[str, Any]) -> bytes:
     """All that stands before the tensors: a multiple of 8 bytes."""
     count, values = encode_nodes(described)

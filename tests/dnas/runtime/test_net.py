@@ -1,0 +1,233 @@
+"""The C runtime gives, bit for bit, what the reference in numpy gives: every width, layer, operation and profile."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import dnas
+from dnas.export.reference_net import run_net
+from dnas.export.save import save_packed
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.runtime import Runtime, compiled
+from dnas.runtime.compiled import FLAGS, NoLibrary, library
+from results.packed.file import read_packed, write_packed
+from search_spaces.errors import InputError, JobError
+from search_spaces.network.graph import read_graph
+from tests.dnas.export.test_integer_reference import FAMILIES, layers, packed_layer
+from tests.dnas.export.test_operations import FUNCTIONS, REFUSED, packed
+from tests.dnas.switchable.test_net import CHOICES, NESTED, WIDTHS, assignments, net_of, pruned
+from tests.packed_nets import CASES, assignment_of, inputs_for, packed_net
+from tests.sparse_nets import quantized, sparse_layers
+from tests.toys import Net, seeded
+
+RUN = [name for name in CASES if name not in ("own forward", "own parameter", "attention")]
+QUICK = tuple("-O1" if flag == "-O3" else flag for flag in FLAGS)  # to compile
+BUILDS = {"native": FLAGS, "portable": ("-DDNAS_PORTABLE", *QUICK)}
+if "avx512f" in compiled._processor().split():
+    BUILDS["AVX2"] = (*QUICK, "-mno-avx512f")
+SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(params=BUILDS)
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every set of instructions that this machine has, and none."""
+    monkeypatch.setattr("dnas.runtime.net.library", lambda: library(BUILDS[request.param]))
+    return str(request.param)
+
+
+def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    assert np.array_equal(found.view(np.int32), np.ascontiguousarray(expected).view(np.int32))
+
+
+def check(path: Path, x: Any, profile: str = "default") -> None:
+    assert_same_bits(Runtime(path, profile, engine="c")(x), run_net(read_packed(path), np.asarray(x), profile))
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_whole_nets(tmp_path: Path, name: str, build: str) -> None:
+    for bits in [(1, 1), (2, 2), (7, 3), (8, 8), (4, 16), (32, 32)]:
+        found = packed_net(tmp_path / "a", name, bits)
+        check(found.path, inputs_for(found.graph))
+
+
+@SETTINGS
+@given(layers(), st.integers(1, 9), st.integers(1, 9), st.sampled_from(FAMILIES), st.booleans())
+def test_random_layers(
+    tmp_path: Path,
+    drawn: tuple[nn.Module, tuple[int, ...]],
+    weight_bits: int,
+    activation_bits: int,
+    family: tuple[str, str],
+    per_channel: bool,
+) -> None:
+    widths = (weight_bits if weight_bits < 9 else 16, activation_bits if activation_bits < 9 else 16)
+    graph, *_ = packed_layer(tmp_path / "a", *drawn, widths, QuantizerChoice(*family, per_channel))
+    check(tmp_path / "a", torch.randn(2, *graph.input_shape, generator=seeded(9)))
+
+
+@pytest.mark.parametrize("kind", ["wide", "grouped", "long"])
+@pytest.mark.parametrize("bits", [(1, 2), (3, 8), (8, 8)])
+def test_more_channels_than_a_word_has_bits(tmp_path: Path, kind: str, bits: tuple[int, int], build: str) -> None:
+    layer: nn.Module = {
+        "wide": lambda: nn.Conv2d(130, 20, 3, padding=1),
+        "grouped": lambda: nn.Conv2d(192, 18, (2, 3), padding=(1, 1), groups=2, bias=False),
+        "long": lambda: nn.Linear(40_000, 9),
+    }[kind]()
+    choice = QuantizerChoice("nested", "nested", True)
+    shape = () if kind == "long" else (layer.in_channels, 5, 6)
+    graph, *_ = packed_layer(tmp_path / "a", layer, shape, bits, choice)
+    check(tmp_path / "a", 3 * torch.rand(2, *graph.input_shape, generator=seeded(1)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_operations(tmp_path: Path, name: str) -> None:
+    _, graph, _ = packed(tmp_path / "a", FUNCTIONS[name], (4, 4))
+    x = inputs_for(graph).numpy()
+    check(tmp_path / "a", x)
+    strange = np.array([np.nan, np.inf, -np.inf, 1e30, -1e-40], np.float32)[np.arange(x.size).reshape(x.shape) % 5]
+    check(tmp_path / "a", np.where(np.arange(x.size).reshape(x.shape) % 7 == 0, strange, x))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_every_profile_and_back(tmp_path: Path, choice: QuantizerChoice) -> None:
+    profiles = assignments("shapes", WIDTHS, choice)
+    save_packed(tmp_path / "a", net_of("shapes", profiles, choice))
+    file = read_packed(tmp_path / "a")
+    if choice.weights == "dorefa":
+        with pytest.raises(InputError, match="several widths of 'dorefa'"):
+            Runtime(tmp_path / "a")
+        return
+    net, x = Runtime(tmp_path / "a", engine="c"), inputs_for(net_of("shapes", profiles, choice).graph).numpy()
+    assert net.profiles == tuple(profiles)
+    for name in (*profiles, *reversed(profiles)):
+        assert_same_bits(net.switch(name)(x), run_net(file, x, name))
+    with pytest.raises(InputError, match="has no profile 'narow'; did you mean 'narrow'"):
+        net.switch("narow")
+    assert_same_bits(net(x), run_net(file, x, net.profile))
+
+
+@pytest.mark.parametrize("case", ["residual", "norm last", "shapes"])
+def test_pruned_profiles(tmp_path: Path, case: str) -> None:
+    profiles = {**assignments(case, WIDTHS, NESTED), "small": pruned(case, (3, 4), NESTED)}
+    profiles["smaller"] = pruned(case, (2, 2), NESTED, every=3)
+    net = net_of(case, profiles, NESTED)
+    save_packed(tmp_path / "a", net)
+    x = inputs_for(net.graph)
+    for name in profiles:
+        check(tmp_path / "a", x, name)
+        with torch.inference_mode():
+            expected = net.view(name)(x)
+        torch.testing.assert_close(torch.tensor(Runtime(tmp_path / "a", name)(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_with_json_runs_too_and_numpy_where_it_is_asked(tmp_path: Path) -> None:
+    found = packed_net(tmp_path / "a.safetensors", "residual", (3, 4))
+    x = inputs_for(found.graph).numpy()
+    nets = [dnas.Runtime(found.path, engine=engine) for engine in ("c", "numpy")]
+    assert [net.engine for net in nets] == ["c", "numpy"]
+    assert_same_bits(nets[0](x), nets[1](x))
+    assert nets[1].memory_bytes == {}
+    assert nets[0].input_shape == (1, 6, 6)
+    assert nets[0](x[:0]).shape == (0, *nets[0].output_shape)
+    with pytest.raises(InputError, match="engine 'cuda' is none"):
+        Runtime(found.path, engine="cuda")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"inputs have the shape \(4, 1, 5, 5\); this net takes \(N, 1, 6, 6\)"):
+        nets[0](np.zeros((4, 1, 5, 5)))
+
+
+def test_memory_is_that_of_the_profile(tmp_path: Path) -> None:
+    layer = nn.Conv2d(256, 256, 3, padding=1)
+    for bits in (1, 4, 8):
+        packed_layer(tmp_path / "a", layer, (256, 8, 8), (bits, 2), QuantizerChoice(per_channel=True))
+        kept = Runtime(tmp_path / "a", engine="c").memory_bytes["kept"]
+        assert kept <= 1.1 * read_packed(tmp_path / "a").tensor_bytes + 4096
+
+
+def test_calls_from_several_threads(tmp_path: Path) -> None:
+    found = packed_net(tmp_path / "a", "residual", (3, 4))
+    net, x = Runtime(found.path, engine="c"), inputs_for(found.graph).numpy()
+    results: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: results.extend(net(x) for _ in range(20))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 80
+    assert all(np.array_equal(found, results[0]) for found in results)
+
+
+def test_without_a_compiler_numpy_runs_the_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = packed_net(tmp_path / "a", "residual", (3, 4))
+    x = inputs_for(found.graph).numpy()
+    expected = Runtime(found.path, engine="c")(x)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setattr("dnas.runtime.net.library", library.__wrapped__)
+    with pytest.warns(UserWarning, match="there is no C compiler .* so numpy runs the net"):
+        net = Runtime(found.path)
+    assert net.engine == "numpy"
+    assert_same_bits(net(x), expected)
+    with pytest.raises(JobError, match="take engine='numpy'"):
+        Runtime(found.path, engine="c")
+
+
+def test_a_compiler_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(NoLibrary, match="false cannot compile the C runtime"):
+        library.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_it_is_compiled_once_into_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flags = tuple("-O0" if flag == "-O3" else flag for flag in FLAGS)
+    library.__wrapped__(flags)
+    (made,) = (tmp_path / "dnas" / "runtime").iterdir()
+    stamp = made.stat().st_mtime_ns
+    library.__wrapped__(flags)
+    assert made.stat().st_mtime_ns == stamp
+    assert made.parent.stat().st_mode & 0o077 == 0
+    made.parent.chmod(0o777)  # somebody else could have put a library there
+    assert not str(compiled._cache()).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nets_whose_operations_are_not_told(tmp_path: Path, name: str) -> None:
+    packed(tmp_path / "a", REFUSED[name][0])
+    with pytest.raises(InputError, match=r"a: the file does not tell the network's operations: \w"):
+        Runtime(tmp_path / "a")
+
+
+def test_what_is_no_net_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"DNASPACK")
+    with pytest.raises(InputError, match="is cut off"):
+        Runtime(tmp_path / "a")
+    found = packed_net(tmp_path / "b", "residual", (3, 4))
+    for change in (
+        {"profiles": {}},
+        {"profiles": {"default": {"operations": {"steps": [{"kind": 3}]}}}},
+        {"layers": 7},
+    ):
+        write_packed(tmp_path / "c", {**found.file.description, **change}, found.file.tensors)
+        with pytest.raises(InputError, match=r"c[: ]"):
+            Runtime(tmp_path / "c")
+
+
+def test_sparse_weights_are_refused(tmp_path: Path) -> None:
+    model = Net()
+    graph = read_graph(model, (1, 6, 6))
+    entries = sparse_layers(model)
+    save_packed(tmp_path / "a", quantized(model).eval(), graph, assignment_of(graph, entries, QuantizerChoice()))
+    with pytest.raises(InputError, match=r"which dnas\.load reads and no runtime"):
+        Runtime(tmp_path / "a")
