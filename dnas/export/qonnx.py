@@ -1,8 +1,9 @@
-"""A fixed quantized net as QONNX: Quant and BipolarQuant with the exact width of each tensor, for FPGA tools.
+"""A fixed quantized net as QONNX: Quant with the width of each tensor, for FPGA tools.
 
-The batch size is 1, as these tools want shapes that are known. Grids that have no zero among their levels are a Quant
-node that floors (inputs) or whose weights are shifted by half a step, and half a step added behind it: a zero point of
-1/2 would say the same, but tools read zero points as integers. A gain is a Mul behind its node.
+The batch size is 1, as these tools want shapes that are known. Zero points are 0 and scales are inside Quant, as tools
+take a tensor for fp32 behind any other node: the gain of an input is in the next weight. A sign is a Quant of 1 bit.
+Weights that have no zero among their levels are the odd integers, of one bit more; such inputs are a Quant that floors
+and half a step added behind it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,17 +124,14 @@ class QonnxBuilder(Initializers):
         found, name = layer.weight, f"{layer.name}.weight"
         assert found is not None
         assert not isinstance(found, GappedWeight)
-        step = found.along_axis(found.levels.level_step)
-        if _is_sign(found.levels):
-            signs = self.constant(f"{name}.values", (found.codes + 0.5) * step)
-            return [self._node("BipolarQuant", [signs, self.constant(f"{name}.scale", step / 2)], target)]
-        values, scale = self.constant(f"{name}.values", found.codes * step), self.constant(f"{name}.scale", step)
-        if not found.levels.centre:
-            return [self._quant(values, scale, found.levels, "ROUND", target)]
-        half = self.constant(f"{name}.half_step", step / 2)
-        quantized = f"{target}.quantized"
-        nodes = [self._quant(values, scale, found.levels, "ROUND", quantized)]
-        return [*nodes, *self.chain(quantized, target, [("Add", [half])])]
+        levels = found.levels
+        values = self.constant(f"{name}.values", (found.codes + levels.centre) * found.along_axis(levels.level_step))
+        if levels.centre:  # the odd integers, by half the step
+            bits = 1 if _is_sign(levels) else levels.bits + 1
+            ends = {"low": 2 * levels.low + 1, "high": 2 * levels.high + 1, "level_step": levels.level_step / 2}
+            levels = replace(levels, bits=bits, **ends)
+        scale = self.constant(f"{name}.scale", found.along_axis(levels.level_step))
+        return [self._quant(values, scale, levels, "ROUND", target)]
 
     def input(self, layer: FixedLayer, source: str, target: str) -> list[Any]:
         """Quant, then the gain, then half a step where the grid has no zero."""
@@ -141,7 +139,7 @@ class QonnxBuilder(Initializers):
         assert levels is not None
         threshold, step = float(levels.threshold_step[0]), float(levels.level_step[0])
         if _is_sign(levels):
-            return [self._node("BipolarQuant", [source, self.constant(f"{name}.scale", step / 2)], target)]
+            return [self._quant(source, self.constant(f"{name}.scale", step / 2), levels, "ROUND", target)]
         scale = self.constant(f"{name}.scale", threshold)
         behind = [("Mul", [self.constant(f"{name}.gain", step / threshold)])] if step != threshold else []
         behind += [("Add", [self.constant(f"{name}.half_step", step / 2)])] if levels.centre else []
@@ -152,7 +150,7 @@ class QonnxBuilder(Initializers):
     def _quant(self, source: str, scale: str, levels: Levels, rounding: str, target: str) -> Any:
         zero, bits = self.constant("quant.zero", 0.0), self.constant(f"quant.bits.{levels.bits}", levels.bits)
         signed = int(levels.low < 0)
-        narrow = int(levels.high - levels.low + 2 == 2**levels.bits)
+        narrow = int(levels.bits > 1 and levels.low == 1 - 2 ** (levels.bits - 1))
         return self._node(
             "Quant", [source, scale, zero, bits], target, signed=signed, narrow=narrow, rounding_mode=rounding
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from qonnx.core.execute_custom_node import execute_custom_node
+from qonnx.util.inference_cost import inference_cost
 
 from dnas.export import graph_export
 from dnas.export.fixed_layers import fixed_layers
@@ -57,7 +59,7 @@ def widths(nodes: list[Any], initializers: list[Any]) -> list[int]:
     """The width of every quantizer among the nodes."""
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in initializers}
     found = [node for node in nodes if node.domain == DOMAIN]
-    return [1 if node.op_type == "BipolarQuant" else int(known[node.input[3]]) for node in found]
+    return [int(known[node.input[3]]) for node in found]
 
 
 @pytest.mark.parametrize(("family", "bits"), WEIGHTS)
@@ -70,7 +72,9 @@ def test_weights_of_every_family_and_width(family: str, bits: int) -> None:
         found = run_nodes(nodes, constants, "nothing", np.zeros(0))
         expected = layer.quantized_weight().detach().numpy()
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
-        assert widths(nodes, constants) == [bits]
+        odd = family in ("nested", "dorefa") and bits > 1
+        assert widths(nodes, constants) == [bits + odd]
+        assert [node.op_type for node in nodes] == ["Quant"]
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -119,6 +123,18 @@ def test_every_kind_of_net(tmp_path: Path, name: str) -> None:
     network, graph, assignment = fixed_net(name, (3, 4), QuantizerChoice("nested", "nested", per_channel=True))
     file = export_qonnx(tmp_path / "a", network, graph, assignment)
     assert file.file_bytes > 0
+
+
+@pytest.mark.parametrize("bits", [(4, 4), (1, 3), (2, 8), (8, 2)])
+@pytest.mark.parametrize("inputs", ["pact", "lsq"])
+def test_the_cost_that_qonnx_counts_is_ours(tmp_path: Path, bits: tuple[int, int], inputs: str) -> None:
+    network, graph, assignment = fixed_net("residual", bits, QuantizerChoice("lsq", inputs, per_channel=True))
+    file = export_qonnx(tmp_path / "net.onnx", network, graph, assignment)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        counted = inference_cost(str(file.path), discount_sparsity=False)["total_cost"]
+    assert counted["total_bops"] == sum(spec.macs * bits[0] * bits[1] for spec in graph.layers)
+    assert counted["total_mem_w_bits"] == sum(spec.weight_elements * bits[0] for spec in graph.layers)
 
 
 def test_a_wrong_weight_names_its_layer_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
