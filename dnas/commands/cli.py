@@ -416,7 +416,7 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            metavar="json|csv|packed|onnx|qonnx|torchao|aimet|package.module:name",
+            metavar="json|csv|packed|onnx|qonnx|pt2e|torchao|aimet|package.module:name",
             help="The format; all but json and csv: the trained net.",
         ),
     ] = "json",

@@ -12,6 +12,7 @@ from dnas.export.fixed_layers import ExportedFile
 from dnas.export.graph_export import export_graph
 from dnas.export.onnx import OnnxFormat
 from dnas.export.onnx_residuals import RESIDUAL_BITS
+from dnas.export.pt2e import export_pt2e
 from dnas.export.qonnx import QonnxFormat
 from dnas.export.save import save_packed
 from dnas.export.stored import StoredNet
@@ -98,6 +99,7 @@ NET_EXPORTERS = Registry(
             lambda out, net, options: export_graph(out, QonnxFormat(), net, normalise=options.normalise),
             takes=frozenset({"normalise"}),
         ),
+        "pt2e": NetExporter(lambda out, net, options: export_pt2e(out, net)),
         "torchao": NetExporter(
             lambda out, net, options: export_torchao(out, net.graph, net.assignment, net.preprocessing),
             trained=False,

@@ -137,7 +137,7 @@ class _Comparison:
                 return None
             used = self.found[self.running.used] * np.float32(self.running.fold.gain)
             wanted, source = output.detach().double().cpu().numpy(), inputs[0].double().numpy()
-            _same_steps(used, wanted, levels, f"the quantized input of layer '{name}'", source)
+            same_steps(used, wanted, levels, f"the quantized input of layer '{name}'", source)
             return as_tensor(used).to(output.dtype)
 
         return hook
@@ -154,14 +154,14 @@ class _Comparison:
                 folded = weight.times(factors, fold.axis)
                 shaped = folded.along_axis(factors) if factors.ndim else factors
                 wanted = output.detach().double().cpu().numpy() * shaped
-                _same_steps(self.found[self.running.weight], wanted, folded.levels, what, None, folded)
+                same_steps(self.found[self.running.weight], wanted, folded.levels, what, None, folded)
             else:
                 _same(self.found[self.running.weight], output, what)
 
         return hook
 
 
-def _same_steps(
+def same_steps(
     given: np.ndarray,
     wanted: np.ndarray,
     levels: Levels,

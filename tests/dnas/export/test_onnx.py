@@ -23,7 +23,7 @@ from dnas.commands.cli import app
 from dnas.export import graph_export
 from dnas.export.fixed_layers import fixed_layers
 from dnas.export.onnx import read_assignment
-from dnas.export.onnx_check import _same_steps, check_inputs, check_same, tensor_names
+from dnas.export.onnx_check import check_inputs, check_same, same_steps, tensor_names
 from dnas.export.onnx_nodes import OnnxBuilder
 from dnas.export.onnx_tracing import replace_marks
 from dnas.export.runtimes import run_graph
@@ -300,7 +300,7 @@ def test_one_step_is_forgiven_at_a_threshold_only() -> None:
     def quantized(at: int, steps: float) -> None:
         used = exact.copy()
         used.flat[at] += steps * levels.level_step[0]
-        _same_steps(used, exact, levels, "it", given.double().numpy())
+        same_steps(used, exact, levels, "it", given.double().numpy())
 
     quantized(0, -1.0 if exact.flat[0] > 1.2 * levels.level_step[0] else 1.0)
     with pytest.raises(JobError, match="it differs"):

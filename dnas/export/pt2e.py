@@ -1,0 +1,199 @@
+"""A fixed net as a program of torch.export with the quantization operators that PT2E backends match.
+
+The operators are those of ``torch.ops.quantized_decomposed``: inputs are quantized and dequantized with one scale,
+weights are integers and dequantized, and BatchNorm that alone reads a layer is folded. Backends such as ExecuTorch's
+XNNPACK find a layer by these neighbours. ``torch.export.load`` reads the file; it knows the operators once
+``torch.ao.quantization.fx._decomposed`` is imported.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.ao.quantization.fx import _decomposed  # registers the operators
+
+from dnas.export.fixed_layers import DenseWeight, ExportedFile, FixedLayer, Levels, fixed_layers, ideal_bytes
+from dnas.export.onnx_check import check_inputs, same_steps
+from dnas.export.parts import deployed_copy
+from dnas.export.pt2e_norms import fold_norms
+from dnas.export.stored import StoredNet
+from dnas.quantization.layers import QuantizedLayer
+from dnas.quantization.schemes import GappedWeight
+from results.files import encode_json, write_bytes
+from search_spaces.errors import InputError, JobError, one_line
+
+FORMAT = "pt2e"
+_OPERATORS = torch.ops.quantized_decomposed
+_SAME = 0.01
+__all__ = ["FORMAT", "export_pt2e", "_decomposed"]
+
+
+def export_pt2e(path: Path, net: StoredNet) -> ExportedFile:
+    """Write ``net`` as a ``.pt2`` program with an open batch size, its assignment and preprocessing among extra files.
+
+    Raises :class:`InputError` for a net that has no such operators, :class:`JobError` where the program computes
+    something else; nothing is written then.
+    """
+    network = deployed_copy(net.network)
+    shape = tuple(net.assignment.model.input_shape)
+    x = check_inputs(shape, 4) if net.images is None else net.images.cpu().float()
+    twin = _twin(network, x)
+    program = _exported(twin, x)
+    module = program.module()
+    fold_norms(module)
+    folded = _exported(module, x)
+    _check_results(folded, network, x)
+    told = {"assignment": net.assignment.to_json()}
+    if net.preprocessing is not None:
+        told["preprocessing"] = net.preprocessing.to_json()
+    stream = io.BytesIO()
+    extra = {f"dnas.{key}": encode_json(value, what=key) for key, value in told.items()}
+    torch.export.save(folded, stream, extra_files=extra)
+    data = stream.getvalue()
+    write_bytes(path, data)
+    return ExportedFile(path, FORMAT, len(data), ideal_bytes(net.assignment))
+
+
+class _DequantizedWeight(nn.Module):
+    """Integers and their scales, in the place of a quantizer of weights."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def __init__(self, weight: DenseWeight) -> None:
+        super().__init__()
+        low, high, codes, step = weight.levels.low, weight.levels.high, weight.codes, weight.levels.level_step
+        self.half = 0.5 if weight.levels.centre else 0.0
+        if weight.levels.centre and weight.levels.bits < 8:
+            low, high, codes, step, self.half = 2 * low + 1, 2 * high + 1, 2 * codes + 1, step / 2, 0.0
+        self.limits, self.axis = (low, high), weight.axis or 0
+        rows = codes.shape[self.axis]  # one scale is written for each row, so that BatchNorm can be folded into them
+        dtype = torch.int8 if -128 <= low and high <= 127 else torch.int16
+        self.register_buffer("codes", torch.from_numpy(codes).to(dtype))
+        self.register_buffer("scales", torch.from_numpy(np.array(np.broadcast_to(step, rows))).float())
+        self.register_buffer("zeros", torch.zeros(rows, dtype=torch.int64))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight; the given one is not looked at."""
+        found = _OPERATORS.dequantize_per_channel.default(
+            self.codes, self.scales, self.zeros, self.axis, *self.limits, self.codes.dtype
+        )
+        if not self.half:
+            return cast(Tensor, found)
+        shape = [-1 if axis == self.axis else 1 for axis in range(self.codes.ndim)]
+        return cast(Tensor, found + self.half * self.scales.reshape(shape))
+
+
+class _RequantizedInput(nn.Module):
+    """Quantize and dequantize with one scale, in the place of a quantizer of inputs; or arithmetic for other grids."""
+
+    def __init__(self, levels: Levels, gain: float) -> None:
+        super().__init__()
+        self.levels, self.gain = levels, gain
+        self.step = float(levels.threshold_step[0])
+        inside = (0 <= levels.low and levels.high <= 255, -128 <= levels.low and levels.high <= 127)
+        self.dtype = torch.uint8 if inside[0] else torch.int8 if inside[1] else torch.int32
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize ``x`` (any shape); the gain, if any, is elsewhere."""
+        low, high = self.levels.low, self.levels.high
+        if not self.levels.rounds:
+            value = torch.floor(x / self.step).clamp(low, high) + self.levels.centre
+            return value * float(self.levels.level_step[0])
+        codes = _OPERATORS.quantize_per_tensor.default(x, self.step, 0, low, high, self.dtype)
+        found = _OPERATORS.dequantize_per_tensor.default(codes, self.step, 0, low, high, self.dtype)
+        return found * self.gain if self.gain != 1 else found
+
+
+def _twin(network: nn.Module, x: Tensor) -> nn.Module:
+    """A copy of ``network`` whose quantizers are those operators, compared with the net's own one by one."""
+    twin, layers = deployed_copy(network), fixed_layers(network)
+    seen = _inputs_of(network, x)
+    for name, layer in layers.items():
+        own, made = network.get_submodule(name), twin.get_submodule(name)
+        assert isinstance(own, QuantizedLayer)
+        assert isinstance(made, QuantizedLayer)
+        if isinstance(layer.weight, GappedWeight):
+            raise InputError(
+                f"layer '{name}' has {layer.weight.words}, for which there is no operator; export it as onnx or packed"
+            )
+        _replace(made, layer)
+        if name in seen:
+            _check_quantizers(name, layer, own, made, seen[name])
+    return twin
+
+
+def _replace(layer: QuantizedLayer, found: FixedLayer) -> None:
+    """Put operators where the quantizers of ``layer`` are; a gain goes into the weight where it has integers."""
+    gain = 1.0
+    if found.input is not None:
+        gain = float(found.input.level_step[0] / found.input.threshold_step[0]) if found.input.rounds else 1.0
+        folded = isinstance(found.weight, DenseWeight)
+        layer.quantize_input = _RequantizedInput(found.input, 1.0 if folded else gain)  # type: ignore[assignment]
+    if isinstance(found.weight, DenseWeight):
+        layer.quantize_weight = _DequantizedWeight(found.weight.times(gain))  # type: ignore[assignment]
+        layer.weight = nn.Parameter(layer.weight.detach().new_zeros(()), requires_grad=False)
+
+
+def _check_quantizers(name: str, layer: FixedLayer, own: QuantizedLayer, made: QuantizedLayer, x: Tensor) -> None:
+    """Raise :class:`JobError` where a quantizer of the twin gives other values, but for ties."""
+    gain = 1.0
+    with torch.no_grad():
+        if layer.input is not None and layer.input.rounds and isinstance(layer.weight, DenseWeight):
+            gain = float(layer.input.level_step[0] / layer.input.threshold_step[0])
+        if layer.input is not None:
+            found, wanted = (module.quantize_input(x).double().numpy() for module in (made, own))
+            what = f"the quantized input of layer '{name}'"
+            same_steps(found * gain, wanted, layer.input, what, x.double().numpy())
+        if isinstance(layer.weight, DenseWeight):
+            found, wanted = made.quantize_weight(x).double().numpy() / gain, own.quantized_weight().double().numpy()
+            same_steps(found, wanted, layer.weight.levels, f"the weight of layer '{name}'", None, layer.weight)
+
+
+def _exported(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
+    """The program of ``module`` with an open batch size; :class:`InputError` where PyTorch cannot trace it."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer's own; nothing that a user could do about them
+            return torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+    except Exception as error:
+        raise InputError(f"PyTorch cannot export this network as a program: {one_line(error)}") from error
+
+
+def _check_results(program: torch.export.ExportedProgram, network: nn.Module, x: Tensor) -> None:
+    """Raise :class:`JobError` where most results differ; a value at a threshold may move some behind it."""
+    with torch.no_grad():
+        pairs = zip(_flat(program.module()(x)), _flat(network(x)), strict=True)
+    for found, wanted in pairs:
+        if float((found - wanted).abs().median()) > _SAME * float(wanted.abs().max()):
+            raise JobError("the exported program would not compute what the net does; nothing is written")
+
+
+def _flat(output: Any) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _inputs_of(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What each quantized layer gets when ``network`` runs on ``x``."""
+    seen: dict[str, Tensor] = {}
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
+
+    def seeing(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.setdefault(name, inputs[0])
+
+        return hook
+
+    handles = [layer.quantize_input.register_forward_pre_hook(seeing(name)) for name, layer in layers.items()]
+    with torch.no_grad():
+        network(x)
+    for handle in handles:
+        handle.remove()
+    return seen

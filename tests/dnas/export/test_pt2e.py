@@ -1,0 +1,140 @@
+"""A program of torch.export computes what the net does, with the operators that PT2E backends look for."""
+
+from __future__ import annotations
+
+import collections
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dnas.export import pt2e
+from dnas.export.pt2e import export_pt2e
+from dnas.export.stored import StoredNet
+from dnas.quantization.conversion import QuantizerChoice
+from dnas.switchable.net import SwitchableNet
+from search_spaces.assignments import LayerBits
+from search_spaces.errors import InputError, JobError
+from search_spaces.sparse_weights.scheme import SparseWeights
+from tests.exported_nets import INPUTS, WEIGHTS, fixed_net
+from tests.packed_nets import assignment_of, inputs_for, model_and_graph
+
+Q = torch.ops.quantized_decomposed
+
+
+def program_of(tmp_path: Path, net: StoredNet) -> torch.export.ExportedProgram:
+    file = export_pt2e(tmp_path / "net.pt2", net)
+    assert file.file_bytes == file.path.stat().st_size
+    return torch.export.load(file.path)
+
+
+def operators(program: torch.export.ExportedProgram) -> collections.Counter[Any]:
+    return collections.Counter(node.target for node in program.graph.nodes if node.op == "call_function")
+
+
+def assert_same(program: torch.export.ExportedProgram, net: StoredNet) -> None:
+    for count in (1, 7):
+        x = inputs_for(net.graph, count)
+        with torch.no_grad():
+            found, expected = program.module()(x), net.network(x)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("families", [("lsq", "pact"), ("nested", "lsq"), ("dorefa", "pact")], ids="-".join)
+@pytest.mark.parametrize("bits", [(8, 8), (4, 6), (2, 2)])
+def test_the_net_and_its_operators(tmp_path: Path, families: tuple[str, str], bits: tuple[int, int]) -> None:
+    net = StoredNet(*fixed_net("residual", bits, QuantizerChoice(*families, per_channel=True)))
+    program = program_of(tmp_path, net)
+    assert_same(program, net)
+    found = operators(program)
+    assert found[Q.quantize_per_tensor.default] == found[Q.dequantize_per_tensor.default] == len(net.graph.layers)
+    assert found[Q.dequantize_per_channel.default] == len(net.graph.layers)
+    assert bits == (8, 8) or not found[torch.ops.aten.batch_norm.default]
+    scales = {node: node.args[1:3] for node in program.graph.nodes if node.target is Q.dequantize_per_tensor.default}
+    assert all(node.args[0].args[1:3] == own for node, own in scales.items())
+    integers = [tensor for tensor in program.state_dict.values() if tensor.dtype == torch.int8]
+    assert sum(tensor.numel() for tensor in integers) == sum(spec.weight_elements for spec in net.graph.layers)
+    floats = sum(tensor.numel() for tensor in program.state_dict.values() if tensor.is_floating_point())
+    assert floats < 200, "the fp32 weights are gone"
+
+
+@pytest.mark.parametrize("name", ["shapes", "line", "shared", "own forward", "attention"])
+def test_other_kinds_of_nets(tmp_path: Path, name: str) -> None:
+    net = StoredNet(*fixed_net(name, (5, 7), QuantizerChoice("lsq", "pact")))
+    assert_same(program_of(tmp_path, net), net)
+
+
+@pytest.mark.parametrize("part", ["weights", "inputs"])
+def test_every_family_and_width(tmp_path: Path, part: str) -> None:
+    for family, bits in [pair for pair in (WEIGHTS if part == "weights" else INPUTS) if pair[1] in (1, 3, 8, 16)]:
+        choice = QuantizerChoice(family, "pact") if part == "weights" else QuantizerChoice("lsq", family)
+        pair = (bits, 8) if part == "weights" else (4, bits)
+        network, graph, _ = fixed_net("residual", pair, choice)
+        x = inputs_for(graph, 4)
+        twin = pt2e._twin(network, x)  # raises where a quantizer differs
+        with torch.no_grad():
+            assert (twin(x) - network(x)).abs().median() <= 1e-4 * network(x).abs().max()
+
+
+def test_a_profile_holds_its_own_values_only(tmp_path: Path) -> None:
+    """A profile of a switchable net is a view of shared parameters; its program has one set of integers."""
+    choice = QuantizerChoice("nested", "nested")
+    model, graph = model_and_graph("residual")
+    layers = {bits: {spec.name: LayerBits(bits, 8, spec.out_channels) for spec in graph.layers} for bits in (2, 6)}
+    profiles = {f"w{bits}": assignment_of(graph, found, choice) for bits, found in layers.items()}
+    switchable = SwitchableNet(model, graph, profiles, choice)
+    switchable.calibrate(model, [inputs_for(graph, 8, 5)])
+    net = StoredNet(switchable.eval().alone("w2"), graph, profiles["w2"], choice)
+    program = program_of(tmp_path, net)
+    assert_same(program, net)
+    values = sum(tensor.numel() for tensor in program.state_dict.values())
+    assert values < 1.5 * sum(spec.weight_elements for spec in graph.layers)
+
+
+def test_what_it_cannot_hold_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+    def bits(graph: Any) -> dict[str, LayerBits]:
+        found = {spec.name: LayerBits(4, 4, spec.out_channels) for spec in graph.layers}
+        return {**found, "first": LayerBits(4, 4, 5, scheme=SparseWeights(0.5, "sparsify-first"))}
+
+    with pytest.raises(InputError, match="layer 'first' has sparse weights"):
+        export_pt2e(tmp_path / "net.pt2", StoredNet(*fixed_net("residual", bits)))
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = fixed_net("residual", (4, 4))[0]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) if float(x.sum()) > 0 else self.inner(-x)
+
+    _, graph, assignment = fixed_net("residual", (4, 4))
+    with pytest.raises(InputError, match="PyTorch cannot export this network as a program"):
+        export_pt2e(tmp_path / "net.pt2", StoredNet(Branching(), graph, assignment))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_scale_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = StoredNet(*fixed_net("residual", (4, 4)))
+    real = pt2e.fixed_layers
+
+    def wrong(network: nn.Module) -> Any:
+        found = real(network)
+        weight = found["second"].weight
+        weight.levels.level_step[...] *= 1.05  # type: ignore[union-attr]
+        return found
+
+    monkeypatch.setattr(pt2e, "fixed_layers", wrong)
+    with pytest.raises(JobError, match="the weight of layer 'second' differs"):
+        export_pt2e(tmp_path / "net.pt2", net)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_tells_the_assignment(tmp_path: Path) -> None:
+    net = StoredNet(*fixed_net("residual", (4, 4)))
+    export_pt2e(tmp_path / "net.pt2", net)
+    extra = {"dnas.assignment": ""}
+    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    assert json.loads(extra["dnas.assignment"]) == json.loads(json.dumps(net.assignment.to_json()))
