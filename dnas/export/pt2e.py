@@ -70,9 +70,9 @@ class _DequantizedWeight(nn.Module):
     def __init__(self, weight: DenseWeight) -> None:
         super().__init__()
         low, high, codes, step = weight.levels.low, weight.levels.high, weight.codes, weight.levels.level_step
-        self.half = 0.5 if weight.levels.centre else 0.0
+        self.added_half = 0.5 if weight.levels.centre else 0.0
         if weight.levels.centre and weight.levels.bits < 8:
-            low, high, codes, step, self.half = 2 * low + 1, 2 * high + 1, 2 * codes + 1, step / 2, 0.0
+            low, high, codes, step, self.added_half = 2 * low + 1, 2 * high + 1, 2 * codes + 1, step / 2, 0.0
         self.limits, self.axis = (low, high), weight.axis or 0
         rows = codes.shape[self.axis]  # one scale is written for each row, so that BatchNorm can be folded into them
         dtype = torch.int8 if -128 <= low and high <= 127 else torch.int16
@@ -85,10 +85,10 @@ class _DequantizedWeight(nn.Module):
         found = _OPERATORS.dequantize_per_channel.default(
             self.codes, self.scales, self.zeros, self.axis, *self.limits, self.codes.dtype
         )
-        if not self.half:
+        if not self.added_half:
             return cast(Tensor, found)
         shape = [-1 if axis == self.axis else 1 for axis in range(self.codes.ndim)]
-        return cast(Tensor, found + self.half * self.scales.reshape(shape))
+        return cast(Tensor, found + self.added_half * self.scales.reshape(shape))
 
 
 class _RequantizedInput(nn.Module):

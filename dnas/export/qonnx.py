@@ -127,9 +127,8 @@ class QonnxBuilder(Initializers):
         levels = found.levels
         values = self.constant(f"{name}.values", (found.codes + levels.centre) * found.along_axis(levels.level_step))
         if levels.centre:  # the odd integers, by half the step
-            bits = 1 if _is_sign(levels) else levels.bits + 1
-            ends = {"low": 2 * levels.low + 1, "high": 2 * levels.high + 1, "level_step": levels.level_step / 2}
-            levels = replace(levels, bits=bits, **ends)
+            bits, step = 1 if _is_sign(levels) else levels.bits + 1, levels.level_step / 2
+            levels = replace(levels, bits=bits, low=2 * levels.low + 1, high=2 * levels.high + 1, level_step=step)
         scale = self.constant(f"{name}.scale", found.along_axis(levels.level_step))
         return [self._quant(values, scale, levels, "ROUND", target)]
 
