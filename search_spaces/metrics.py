@@ -68,6 +68,23 @@ class Metric:
         """The value as it is shown, with its unit."""
         return f"{self.number(value, digits)} {self.unit}".rstrip()
 
+    def told(self, value: float) -> str:
+        """The value with the metric's name, where it is not an accuracy, which stands for itself.
+
+        >>> Metric("mae", "smaller").told(0.25), MEAN_IOU.told(0.5), ACCURACY.told(0.5)
+        ('mae 0.25', '50.00 % mIoU', '50.00 %')
+        """
+        if self.name == ACCURACY.name:
+            return self.text(value)
+        return f"{self.text(value)} {self.label}" if self.unit else f"{self.label} {self.text(value)}"
+
+    @property
+    def heading(self) -> str:
+        """What stands over a column of values: the name, and the unit; of an accuracy the unit alone."""
+        if self.name == ACCURACY.name:
+            return self.unit
+        return f"{self.label} {self.unit}" if self.unit else self.name
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; :meth:`read` leads back."""
         return asdict(self)
@@ -117,11 +134,19 @@ def check_figure(metric: Metric, value: float) -> None:
 
 def metric_named(name: str) -> Metric:
     """The metric of that name, as far as a file that holds the name alone can tell."""
-    return ACCURACY if name == ACCURACY.name else Metric(name)
+    return _OURS.get(name) or Metric(name)
 
 
 ACCURACY = Metric("top1", "larger", 100.0, "%", "top-1")
 """The part of images whose most likely class is theirs, in [0, 1]; what files without a metric hold."""
+MEAN_PRECISION = Metric("map50_95", "larger", 100.0, "%", "mAP 50:95")
+"""Of boxes: COCO's mean average precision over ten thresholds of overlap, in [0, 1]."""
+MEAN_IOU = Metric("miou", "larger", 100.0, "%", "mIoU")
+"""Of maps of classes: the mean over classes of intersection over union, in [0, 1]."""
+PIXEL_ACCURACY = Metric("pixel_accuracy", "larger", 100.0, "%", "pixel accuracy")
+LABEL_PRECISION = Metric("mean_average_precision", "larger", 100.0, "%", "mAP")
+"""Of several labels an image: the mean over classes of the average precision, in [0, 1]."""
+_OURS = {metric.name: metric for metric in (ACCURACY, MEAN_PRECISION, MEAN_IOU, PIXEL_ACCURACY, LABEL_PRECISION)}
 
 
 class Scored:

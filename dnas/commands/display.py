@@ -107,9 +107,8 @@ def telling_line(event: Event) -> str:
         label = event.get("assignment") or event.get("id") or event.get("run") or ""
         metric = metric_named(event.get("metric", ACCURACY.name))
         value = event.get(f"val_{metric.name}")
-        name = "" if metric.unit else f"{metric.label} "
         seed = f" (seed {event['seed']})" if event.get("seed") is not None else ""
-        return f"measured {label}{seed}" + (f": {name}{metric.text(value)} on validation" if value is not None else "")
+        return f"measured {label}{seed}" + (f": {metric.told(value)} on validation" if value is not None else "")
     if kind == "lost":
         return f"{event['file']} is {event['why']}: it is made again"
     if kind == "resumed":

@@ -188,8 +188,7 @@ def _net_file(file: ExportedFile) -> tuple[dict[str, Any], str]:
 def _origin(net: StoredNet) -> str:
     """Which net it is and what it reaches, and what the reader of the file does not learn from it."""
     metric = metric_of(net.assignment.metrics)
-    name = "" if metric.unit else f"{metric.label} "
-    reached = "" if net.score is None else f", {name}{metric.text(net.score)} on validation"
+    reached = "" if net.score is None else f", {metric.told(net.score)} on validation"
     silent = (
         "" if net.preprocessing else "; how to normalise its inputs is not known here, so the file does not tell it"
     )

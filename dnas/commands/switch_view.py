@@ -36,7 +36,7 @@ def _table(net: str, rows: Sequence[SwitchRow]) -> PlainTable:
     size = scaled_unit("size_bytes", min(row.size_bytes for row in rows))
     bitops = scaled_unit("bitops", min(row.bitops for row in rows))
     metric = rows[0].metric
-    unit = metric.unit or metric.name
+    unit = metric.heading
     for heading in (size.symbol, bitops.symbol, f"val {unit}", "alone", "Δ", f"test {unit}", "alone", "Δ"):
         table.add_column(heading, right=True)
     for row in rows:

@@ -18,7 +18,7 @@ from dnas.data.target_images import HeldItems, TargetImages
 from dnas.training.detectors import Detected, Target, classes_of, detect, detector_in
 from dnas.training.task import Task, in_fp32
 from search_spaces.errors import InputError, one_line
-from search_spaces.metrics import Metric
+from search_spaces.metrics import MEAN_PRECISION
 from search_spaces.registry import import_callable
 
 _MOST_LOOKED_AT = 1000
@@ -37,7 +37,7 @@ class Detection(Task):
     that say where a box is stay in fp32 by default.
     """
 
-    metric = Metric("map50_95", "larger", 100.0, "%", "mAP 50:95")
+    metric = MEAN_PRECISION
     exact_layers = ("*regression_head.module_list.*", "*.bbox_reg", "*.bbox_ctrness", "*.bbox_pred")
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from dnas.data.target_images import IGNORED, HeldItems, TargetImages
 from dnas.training.metrics import Gauge
 from dnas.training.task import Task, in_fp32
 from search_spaces.errors import InputError
-from search_spaces.metrics import Metric
+from search_spaces.metrics import MEAN_IOU, PIXEL_ACCURACY
 
 _MOST_LOOKED_AT = 1000
 MAIN = "out"
@@ -38,12 +38,11 @@ class Segmentation(Task):
     auxiliary_weight: float = 0.5
     ignored: int = IGNORED
     label_smoothing: float = 0.0
-    metric = Metric("miou", "larger", 100.0, "%", "mIoU")
+    metric = MEAN_IOU
     auxiliary_layers = ("aux_classifier.*",)
 
     def __post_init__(self) -> None:
-        accuracy = Metric("pixel_accuracy", "larger", 100.0, "%", "pixel accuracy")
-        beside = Gauge(accuracy, partial(Confusion, self.ignored, accuracy=True))
+        beside = Gauge(PIXEL_ACCURACY, partial(Confusion, self.ignored, accuracy=True))
         object.__setattr__(self, "beside", (beside,))  # it is frozen, and its fields are its arguments
 
     def outputs(self, given: Any) -> Maps:

@@ -17,7 +17,7 @@ from dnas.training.device import widened
 from dnas.training.metrics import Gauge
 from dnas.training.task import Task
 from search_spaces.errors import InputError
-from search_spaces.metrics import Metric
+from search_spaces.metrics import LABEL_PRECISION, Metric
 
 _LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
 
@@ -81,7 +81,7 @@ class MultiLabel(Task):
     """
 
     label_smoothing: float = 0.0
-    metric = Metric("mean_average_precision", "larger", 100.0, "%", "mAP")
+    metric = LABEL_PRECISION
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean binary cross-entropy."""

@@ -46,7 +46,7 @@ def _near_float(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
     metric, val = front.metric, front.reference.val
     words = "one point" if metric.unit == "%" else f"{_SHARE:.0%}"
     near = [point for point in points if _is_near(front, point)]
-    float_text = f"float ({metric.text(val)} on validation)"
+    float_text = f"float ({metric.told(val)} on validation)"
     if not near:
         best = _best(points, front.x)
         return [f"nothing is within {words} of {float_text}; the best is {_told(best, front.x)}"]

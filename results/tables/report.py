@@ -103,7 +103,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTab
     for heading in (size.heading, "÷fp32", *(["no index"] if indexed else []), *(cost.heading for cost in others)):
         table.add_column(heading, right=True)
     metric = Metric.read(rows[0]["metric"]) if rows else ACCURACY
-    for heading in (f"{split} {metric.unit or metric.name}" for split in ("val", "test")):
+    for heading in (f"{split} {metric.heading}" for split in ("val", "test")):
         table.add_column(heading, right=True)
     on_front = all(row["on_front"] for row in rows)
     if not on_front:
