@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import nn
 
+from dnas.export.detectors import before_boxes
 from dnas.export.fixed_layers import (
     ExportedFile,
     FixedLayer,
@@ -77,7 +78,8 @@ def export_graph(path: Path, format: GraphFormat, net: StoredNet, *, normalise: 
     net that the format cannot hold, :class:`JobError` naming the first layer that differs; nothing is written then.
     """
     need(format.name, *format.packages)
-    network, shape = deployed_copy(net.network), input_shape_of(net.assignment)
+    shape = input_shape_of(net.assignment)
+    network = before_boxes(deployed_copy(net.network), shape)
     layers = fixed_layers(network)
     model = trace(network, [spec.name for spec in net.graph.layers], shape, format.opset, batch=format.batch)
     if normalise:

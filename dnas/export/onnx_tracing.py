@@ -95,7 +95,7 @@ def trace(
                 opset_version=opset,
                 verbose=False,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=list(getattr(network, "output_names", (OUTPUT,))),
             )
     except Exception as error:
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
