@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from search_spaces.errors import InputError
 from search_spaces.records import Count, Figure, Record
@@ -59,5 +61,5 @@ class _Entry(Record):
     input_shape: tuple[Count, ...]
     mean: tuple[Figure, ...]
     std: tuple[Figure, ...]
-    classes: Count
+    classes: Annotated[int, Field(strict=True, ge=0)]  # 0 where numbers are learned
     class_names: tuple[str, ...]

@@ -75,7 +75,9 @@ def test_a_budget_on_other_costs_is_met_in_these() -> None:
 @pytest.mark.parametrize(("val", "near"), [(2.02, True), (2.03, False)])
 def test_of_an_error_near_is_one_percent_of_that_of_float(val: float, near: bool) -> None:
     sentence = told(point("s", "search", 20, val, metric=ERROR), float_val=2.0)[0]
-    assert sentence.startswith("take 's' (20 B, 2.02)" if near else "nothing is within 1% of float (2 on validation)")
+    assert sentence.startswith(
+        "take 's' (20 B, 2.02)" if near else "nothing is within 1% of float (mae 2 on validation)"
+    )
 
 
 def test_what_is_no_front_is_refused() -> None:
