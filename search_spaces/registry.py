@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -17,6 +18,14 @@ from search_spaces.errors import InputError, nearest, one_line
 
 Thing = TypeVar("Thing")
 _EXTRAS = ("onnx", "optuna", "ray", "timm", "torchmetrics")
+FETCHING = frozenset(
+    (
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "weights", "weights_backbone", "checkpoint_path"),
+        "cache_dir",
+    )
+)
+"""Arguments of networks that say where weights come from."""
+_allowed: ContextVar[tuple[Set[str], str] | None] = ContextVar("_allowed", default=None)
 _OFTEN_MEANT = ("zoo", "torchvision", "timm", "imagefolder")
 
 
@@ -74,11 +83,20 @@ class Lazy(Mapping[str, Thing], Generic[Thing]):
 
 
 def imported(source: str, what: str) -> Any:
-    """The object that ``package.module:name`` names; ``what`` it is for opens the error sentence.
+    """The object of the user's that ``package.module:name`` names; ``what`` it is for opens the error sentence.
 
-    Raises :class:`InputError` where the module cannot be imported or has no such name. Enter
-    :func:`importable_working_directory` around this, and around a call of what it returns.
+    Raises :class:`InputError` where the module cannot be imported or has no such name, and inside
+    :func:`importing_only` for any other name. Enter :func:`importable_working_directory` around this, and around a
+    call of what it returns.
     """
+    allowed = _allowed.get()
+    if allowed is not None and source not in allowed[0]:
+        raise InputError(f"{what} '{source}' is code, and {allowed[1]}")
+    return loaded(source, what)
+
+
+def loaded(source: str, what: str) -> Any:
+    """As :func:`imported`, for names that our own code holds."""
     module_name, _, name = source.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -89,6 +107,24 @@ def imported(source: str, what: str) -> Any:
         hint = nearest(name, [key for key in vars(module) if not key.startswith("_")])
         raise InputError(f"{what} '{source}': module '{module_name}' has no '{name}'{hint}")
     return getattr(module, name)
+
+
+@contextlib.contextmanager
+def importing_only(names: Set[str], otherwise: str) -> Iterator[None]:
+    """Inside, of the user's code only these names are imported; ``otherwise`` ends the sentence of the refusal."""
+    token = _allowed.set((names, otherwise))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def refuse_fetching(source: str, arguments: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` for arguments that fetch or read weights, inside :func:`importing_only`."""
+    allowed = _allowed.get()
+    named = [key for key, value in arguments.items() if key in FETCHING and value]
+    if allowed is not None and named and source not in allowed[0]:
+        raise InputError(f"model '{source}' is to fetch what its argument '{named[0]}' says, and {allowed[1]}")
 
 
 def _extra(error: BaseException) -> str:

@@ -1,15 +1,20 @@
 """One thread per test process: the suite runs several processes, and small tensors gain nothing from more."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("COLUMNS", None)  # the width of the terminal that started the tests must not fold what they read
 
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # the key that marks runs as this user's
 import pytest
 import torch
 from hypothesis import settings
 
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels then run on the CPU
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,10 +21,12 @@ from dnas.commands.options import (
     ProcessesOption,
     RunArgument,
     Split,
+    TrustOption,
     WorkersOption,
     check_file,
     run_folder,
 )
+from dnas.commands.trust import trusting
 from results.run.layout import RUNS
 from search_spaces.errors import InputError
 
@@ -127,6 +130,7 @@ def sensitivity(
         bool, typer.Option("--measured", help="Measure the loss with one decision at a time at fewer bits.")
     ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: a .png, .svg or .pdf.")] = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show how much each width of each layer costs in loss, without training; kept in the run."""
@@ -137,7 +141,8 @@ def sensitivity(
     check_file(out)
     kind: Literal["hessian", "measured"] = "measured" if measured else "hessian"
     folder = run_folder(subject) if subject is not None and job is None else None
-    sensitivity_view.sensitivity(subject, folder, job, kind, out, as_json)
+    with nullcontext() if folder is None else trusting(folder, trust):
+        sensitivity_view.sensitivity(subject, folder, job, kind, out, as_json)
 
 
 @app.command()
@@ -151,12 +156,15 @@ def rank(
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Epochs of fine-tuning each; by default as the job says.")
     ] = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Tell how well the supernet ranks: its loss beside what fine-tuning makes of assignments of equal cost."""
     from dnas.commands import rank_view
 
-    rank_view.rank(run_folder(run), budget, assignments, epochs, as_json)
+    folder = run_folder(run)
+    with trusting(folder, trust):
+        rank_view.rank(folder, budget, assignments, epochs, as_json)
 
 
 @app.command()
@@ -199,6 +207,7 @@ def resume(
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Go on with an interrupted job, from its journal and checkpoints."""
@@ -206,7 +215,9 @@ def resume(
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.resume(run_folder(run), launching.Crew(workers, executor), as_json)
+    folder = run_folder(run)
+    with trusting(folder, trust):
+        launching.resume(folder, launching.Crew(workers, executor), as_json)
 
 
 @app.command()
@@ -233,6 +244,7 @@ def prune(
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find pruning ratios for an assignment of a run, remove the filters, measure, and show the new front."""
@@ -242,8 +254,9 @@ def prune(
         return
     if (assignment is None) == (bits is None):
         raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
-    crew = launching.Crew(workers, executor)
-    launching.prune(run_folder(run), assignment, bits, budget or [], trials, setting or [], crew, as_json)
+    crew, folder = launching.Crew(workers, executor), run_folder(run)
+    with trusting(folder, trust, setting or []):
+        launching.prune(folder, assignment, bits, budget or [], trials, setting or [], crew, as_json)
 
 
 @app.command()
@@ -263,6 +276,7 @@ def finalise(
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make one switchable net of assignments of a run: one set of weights that runs at any of them."""
@@ -270,7 +284,9 @@ def finalise(
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.finalise(run_folder(run), profiles, setting or [], launching.Crew(workers, executor), as_json)
+    crew, folder = launching.Crew(workers, executor), run_folder(run)
+    with trusting(folder, trust, setting or []):
+        launching.finalise(folder, profiles, setting or [], crew, as_json)
 
 
 @app.command("train-switchable")
@@ -438,6 +454,7 @@ def export(
         int | None,
         typer.Option(help="onnx: 8: sums and outputs that nothing quantizes, in 8 bits.", show_default=False),
     ] = None,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
@@ -446,7 +463,9 @@ def export(
 
     check_file(out)
     options = ExportOptions(normalise, target, residual_bits)
-    exporting.export(run_folder(run), assignment, format, out, as_json, seed, options)
+    folder = run_folder(run)
+    with trusting(folder, trust, [format]):
+        exporting.export(folder, assignment, format, out, as_json, seed, options)
 
 
 @app.command()
@@ -457,12 +476,15 @@ def evaluate(
         str, typer.Argument(metavar="ASSIGNMENT|float", help="An id, or the beginning of one; or the float network.")
     ],
     split: Annotated[Split, typer.Option(help="What to measure on.")] = Split.val,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure an assignment of a run, or its float network, again."""
     from dnas.commands import launching
 
-    launching.evaluate(run_folder(run), assignment, split.value, as_json)
+    folder = run_folder(run)
+    with trusting(folder, trust):
+        launching.evaluate(folder, assignment, split.value, as_json)
 
 
 def main() -> None:

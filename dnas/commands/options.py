@@ -43,6 +43,9 @@ ExecutorOption = Annotated[
     Literal["local", "ray"] | None,
     typer.Option("--executor", help="Who carries them out: processes of this machine, or a Ray cluster."),
 ]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Import what a run that you did not start here names; read it first.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
 
 

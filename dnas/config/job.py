@@ -29,13 +29,13 @@ from dnas.config.fields import (
 from dnas.config.training import Distillation, Optimization, TrainingSection
 from search_spaces.fields import FilePath, OnceEach, SomeBits
 from search_spaces.options import SpaceOptions
-from search_spaces.registry import imported
+from search_spaces.registry import loaded
 
 # The sections of compressions that are rooms of their own, above this one: named, not imported.
 if TYPE_CHECKING:
     SquantizerSection = CompressionSection
 else:
-    SquantizerSection = imported("dnas.squantizer.section:SquantizerSection", "the section [squantizer]")
+    SquantizerSection = loaded("dnas.squantizer.section:SquantizerSection", "the section [squantizer]")
 
 
 class ModelSection(Section):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dnas.quantization.samples import TensorSample
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
-from search_spaces.registry import imported
+from search_spaces.registry import loaded
 from search_spaces.schemes import WeightScheme
 
 Add = Callable[[str, Tensor | np.ndarray], str]
@@ -95,7 +95,7 @@ class SchemeQuantizer(nn.Module, ABC):
 
 def module_of(scheme: WeightScheme) -> type[SchemeQuantizer]:
     """The module that a scheme names."""
-    return cast(type[SchemeQuantizer], imported(scheme.module, "the module of a weight scheme"))
+    return cast(type[SchemeQuantizer], loaded(scheme.module, "the module of a weight scheme"))
 
 
 def as_stored(network: nn.Module, layers: Mapping[str, LayerBits]) -> dict[str, LayerBits]:

@@ -45,6 +45,7 @@ from results.run.layout import (
     unsealed_job,
 )
 from results.run.locks import FolderLock, Owner, lock_holder
+from results.run.origin import mark_own
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, nearest
 from search_spaces.records import Record
@@ -87,6 +88,7 @@ class Run:
                 (folder / name).mkdir(exist_ok=True)
             write_sealed_json(folder / ENVIRONMENT, dict(environment))
             write_text(folder / JOB, sealed_job(job_toml))
+            mark_own(folder)
             # The journal comes last: a folder without one was killed before it became a run.
             write_bytes(folder / JOURNAL, b"")
         except BaseException as error:

@@ -32,7 +32,19 @@ RANKING = "ranking.json"
 ASSIGNMENTS = "assignments"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-_WRITTEN = (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, NETWORK, RANKING, *SENSITIVITIES.values(), LOCK, OWNER)
+ORIGIN = ".origin"
+_WRITTEN = (
+    ENVIRONMENT,
+    FRONT_JSON,
+    FRONT_CSV,
+    FRONT_PICTURE,
+    NETWORK,
+    RANKING,
+    *SENSITIVITIES.values(),
+    LOCK,
+    OWNER,
+    ORIGIN,
+)
 """Files that are replaced whole, beside those in the two folders."""
 
 _JOB_SEAL = re.compile(r"# sha256 of the lines below: (.*)")
@@ -123,7 +135,7 @@ def refuse_occupied(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another folder with --run")
     names = {path.name for path in folder.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
-    unborn = LOCK in names and names <= {LOCK, OWNER, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
+    unborn = LOCK in names and names <= {LOCK, OWNER, ORIGIN, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
     if names and not unborn:
         raise InputError(f"{folder} is not empty and is not a run; choose another folder with --run")
 

@@ -21,7 +21,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from search_spaces.errors import InputError, nearest, one_line, regular, unreadable
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 from search_spaces.models.zoo import ZOO
-from search_spaces.registry import hidden_working_directory, import_callable, importable_working_directory
+from search_spaces.registry import (
+    hidden_working_directory,
+    import_callable,
+    importable_working_directory,
+    refuse_fetching,
+)
 
 KNOWN_SOURCES = ("zoo", "torchvision", "timm")
 """What comes before the name of a network of a known package; everything else is code of the user's."""
@@ -57,6 +62,7 @@ def load_model(
         hint = f"; did you mean '{short[source]}'?" if source in short else nearest(source, known)
         raise InputError(f"model '{source}' is not of the form zoo:NAME, torchvision:NAME or package.module:NAME{hint}")
     values = dict(arguments or {})
+    refuse_fetching(source, values)
     # A timm.py of the current folder is not timm.
     with hidden_working_directory() if prefix in KNOWN_SOURCES else importable_working_directory():
         constructor, defaults = _constructor(prefix, name, source, values)

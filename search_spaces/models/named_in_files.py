@@ -17,15 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from search_spaces.errors import InputError
 from search_spaces.models.load import KNOWN_SOURCES, load_model
+from search_spaces.registry import FETCHING
 
 _GIVE_ONE = "give a fresh network, as in dnas.load(path, model)"
-_FETCHING = frozenset(
-    (
-        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "weights", "weights_backbone", "checkpoint_path"),
-        "cache_dir",
-    )
-)
-"""Arguments that say where weights come from; a net that was exported holds its own."""
 _ARGUMENTS = frozenset(
     (
         *("num_classes", "in_channels", "in_chans", "channels", "image_size", "img_size", "patch_size", "window_size"),
@@ -69,7 +63,7 @@ def described_network(source: str, arguments: Mapping[str, Any]) -> dict[str, An
     prefix, _, name = source.partition(":")
     if prefix not in KNOWN_SOURCES:
         return {"source": source, "arguments": dict(arguments)}
-    kept = {key: value for key, value in arguments.items() if key not in _FETCHING}
+    kept = {key: value for key, value in arguments.items() if key not in FETCHING}
     if name in ("googlenet", "inception_v3") and arguments.get("weights") is not None:
         kept = {"transform_input": True, **kept}  # torchvision's own consequence of published weights
     return {"source": source, "arguments": kept}
@@ -84,7 +78,7 @@ def check_described(described: Any) -> tuple[str, dict[str, Any]]:
         raise InputError(f"it names {told} for its network; {_GIVE_ONE}")
     if not isinstance(arguments, Mapping):
         raise InputError(f"the arguments of its network '{source}' are no object; {_GIVE_ONE}")
-    wanted = {key: value for key, value in arguments.items() if key not in _FETCHING or value not in (None, False, "")}
+    wanted = {key: value for key, value in arguments.items() if key not in FETCHING or value not in (None, False, "")}
     for key, value in wanted.items():
         if key not in _ARGUMENTS:
             raise InputError(
@@ -93,7 +87,7 @@ def check_described(described: Any) -> tuple[str, dict[str, Any]]:
             )
         if not _is_plain(value, _LARGEST_DEPTH if key in _DEPTHS else _LARGEST_INTEGER):
             raise InputError(f"its argument {key} = {value!r:.60} for the network '{source}' is no value; {_GIVE_ONE}")
-    return source, {key: value for key, value in wanted.items() if key not in _FETCHING}
+    return source, {key: value for key, value in wanted.items() if key not in FETCHING}
 
 
 def load_described(

@@ -1,0 +1,87 @@
+"""Which code a run may name: that of jobs which this user started on this machine, as a mark in the folder proves.
+
+The mark is made with a key that never leaves the user's own folder, so nobody else can write one. It goes with the
+folder wherever that is moved or copied, and holds as long as the job file is what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from results.files import parse_json, read_bytes, write_json
+from results.run.layout import JOB, JOURNAL, ORIGIN
+from search_spaces.errors import InputError, JobError
+
+KEY_BYTES = 32
+_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_REQUESTS = (b'"event": "prune"', b'"event": "finalise"')
+
+
+def names_in(text: str) -> set[str]:
+    """All that could name code in a text, as ``package.module:name``.
+
+    >>> names_in('optimizer = "mine:Lion"')
+    {'mine:Lion'}
+    """
+    return set(_CODE.findall(text))
+
+
+def own_names(folder: Path) -> set[str]:
+    """What a run may import: the names of its job and those kept beside them, where its mark is this user's."""
+    try:
+        told = parse_json(read_bytes(folder / ORIGIN))
+        names, mac = sorted(map(str, told["names"])), str(told["mac"])
+        if hmac.compare_digest(mac.encode(), _mac(folder, names).encode()):
+            return {*names, *_names_of_job(folder)}
+    except (InputError, JobError, OSError, ValueError, KeyError, TypeError):
+        pass  # no mark, another's, or no key to prove it with
+    return set()
+
+
+def mark_own(folder: Path, names: Iterable[str] = ()) -> None:
+    """Mark a run as this user's, with the names of code that may be imported beside those of its job.
+
+    Where no key or no mark can be written, the run is like one from elsewhere.
+    """
+    with contextlib.suppress(InputError, JobError, OSError):
+        kept = sorted(set(names) - _names_of_job(folder))
+        write_json(folder / ORIGIN, {"names": kept, "mac": _mac(folder, kept)})
+
+
+def requested_names(folder: Path) -> set[str]:
+    """The names of code in what was asked of a run beyond its job."""
+    lines = read_bytes(folder / JOURNAL).splitlines()
+    return {name for line in lines if any(word in line for word in _REQUESTS) for name in names_in(line.decode())}
+
+
+def _names_of_job(folder: Path) -> set[str]:
+    return names_in(read_bytes(folder / JOB).decode())
+
+
+def _mac(folder: Path, names: list[str]) -> str:
+    content = hashlib.sha256(read_bytes(folder / JOB)).hexdigest()
+    return hmac.new(_key(), json.dumps([content, names]).encode(), hashlib.sha256).hexdigest()
+
+
+def _key() -> bytes:
+    """The user's key on this machine, made when it is first needed; OSError where it cannot be kept."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "dnas"
+    path = home / "key"
+    if not path.exists():
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(KEY_BYTES))
+    key = read_bytes(path)
+    if len(key) != KEY_BYTES:
+        raise OSError(f"{path} is no key")
+    return key
