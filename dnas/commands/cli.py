@@ -15,6 +15,7 @@ import typer
 
 from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE, WRONG_INPUT, told
 from dnas.commands.options import (
+    Engine,
     ExecutorOption,
     JsonOption,
     Kind,
@@ -476,6 +477,9 @@ def evaluate(
         str, typer.Argument(metavar="ASSIGNMENT|float", help="An id, or the beginning of one; or the float network.")
     ],
     split: Annotated[Split, typer.Option(help="What to measure on.")] = Split.val,
+    runtime: Annotated[
+        Engine, typer.Option(help="What runs the net: PyTorch, or its packed file in integer arithmetic.")
+    ] = Engine.torch,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -484,7 +488,7 @@ def evaluate(
 
     folder = run_folder(run)
     with trusting(folder, trust):
-        launching.evaluate(folder, assignment, split.value, as_json)
+        launching.evaluate(folder, assignment, split.value, as_json, runtime is Engine.packed)
 
 
 def main() -> None:

@@ -151,12 +151,12 @@ def _budget_table(text: str) -> str:
     )
 
 
-def evaluate(folder: Path, assignment: str, split: str, as_json: bool) -> None:
+def evaluate(folder: Path, assignment: str, split: str, as_json: bool, packed: bool) -> None:
     """Measure an assignment of a run, or its float network, once more on the validation or the test split."""
     run = Run.open(folder)
     name = FLOAT if assignment == FLOAT else run.assignment(run.complete_id(assignment)).id
     with open_display(as_json) as display:
-        result = jobs.evaluate_assignment(run, name, split, display.report)
+        result = jobs.evaluate_assignment(run, name, split, display.report, packed=packed)
     if as_json:
         show_json(result)
         return

@@ -20,6 +20,13 @@ class Split(StrEnum):
     test = "test"
 
 
+class Engine(StrEnum):
+    """What runs a net."""
+
+    torch = "torch"
+    packed = "packed"
+
+
 class Kind(StrEnum):
     """What to draw."""
 

@@ -19,6 +19,7 @@ from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.log import RunLog
+from dnas.jobs.packed_nets import as_packed
 from dnas.jobs.progress import Report, Work
 from dnas.jobs.resources import resources_of
 from dnas.jobs.stage import Findings, Foreseen, Stage
@@ -103,8 +104,13 @@ def _sentence(error: Exception) -> str:
     return str(error) if isinstance(error, (InputError, JobError)) else f"{type(error).__name__}: {error}"
 
 
-def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report) -> dict[str, Any]:
-    """Measure an assignment of a run, over its seeds, or its ``float`` network again, on ``val`` or ``test``."""
+def evaluate_assignment(
+    run: Run, assignment_id: str, split: str, report: Report, *, packed: bool = False
+) -> dict[str, Any]:
+    """Measure an assignment of a run, over its seeds, or its ``float`` network again, on ``val`` or ``test``.
+
+    With ``packed`` in integer arithmetic, from the packed file of each seed's net.
+    """
     assignment = None if assignment_id == FLOAT else run.assignment(assignment_id)
     context = JobContext(load_job(run.job_file()), run, report)
     job = context.job
@@ -112,12 +118,15 @@ def evaluate_assignment(run: Run, assignment_id: str, split: str, report: Report
     if images is None:
         raise InputError(f"split '{split}' is not one of val, test")
     if assignment is None:
+        if packed:
+            raise InputError("the float network has no packed file; name an assignment")
         network = stored_float(run, job.network, job.config.pretrain.epochs)
         measured = [job.measured(network, images)]
     else:
         measurer = Measurer(context)
         seeds = range(measurer.seeds_of(assignment))
-        measured = [measurer.measure_again(assignment, seed, images) for seed in seeds]
+        nets = (measurer.stored(assignment, seed) for seed in seeds)
+        measured = [job.measured(as_packed(job, net, assignment) if packed else net, images) for net in nets]
     metric, others = job.task.metric, [gauge.metric for gauge in job.task.beside]
     values = {metric.name: [each.score for each in measured]}
     values |= {other.name: [each.beside[other.name] for each in measured] for other in others}

@@ -210,5 +210,9 @@ def test_an_assignment_is_measured_again_as_it_was(toy_run: Run) -> None:
         result = jobs.evaluate_assignment(toy_run, name, split, lambda event: None)
         assert result["top1"] == by_name[name][f"{split}_top1"]
     assert toy_run.journal.records() == before
+    packed = jobs.evaluate_assignment(toy_run, "uniform-2", "test", lambda event: None, packed=True)
+    assert packed["top1"]["mean"] == pytest.approx(by_name["uniform-2"]["test_top1"]["mean"], abs=0.02)
+    with pytest.raises(InputError, match="the float network has no packed file"):
+        jobs.evaluate_assignment(toy_run, "float", "test", lambda event: None, packed=True)
     with pytest.raises(InputError, match="split 'train' is not one of val, test"):
         jobs.evaluate_assignment(toy_run, "search-1", "train", lambda event: None)
