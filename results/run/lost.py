@@ -63,10 +63,14 @@ def sound_events(run: Run) -> list[Event]:
 
 
 def unknown_files(run: Run, events: Sequence[Event]) -> list[str]:
-    """Results that no event tells of; a kill leaves one at most, a journal that was cut off or replaced many."""
+    """Results that no event tells of; a kill leaves one at most, a journal that was cut off or replaced many.
+
+    A net that is ahead of the journal has the checkpoint of its training beside it, and is none of them.
+    """
     told = {*expected_files(events)} | {event.file for event in events if isinstance(event, Lost)}
     paths = [f"{ASSIGNMENTS}/{path.name}" for path in run.assignment_paths()]
-    paths += [f"{CHECKPOINTS}/{path.name}" for path in run.checkpoint_paths() if path.name.startswith("net-")]
+    nets = [path for path in run.checkpoint_paths() if path.name.startswith("net-")]
+    paths += [f"{CHECKPOINTS}/{net.name}" for net in nets if not net.with_name(net.name.removeprefix("net-")).exists()]
     return [path for path in paths if path not in told]
 
 
