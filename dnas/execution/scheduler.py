@@ -22,7 +22,8 @@ MOST_TRIES = 3
 
 Hear = Callable[[Any], None]
 HearLive = Callable[[str, Any, bool], None]
-"""hear_live(task, message, asked): ``asked`` says whether it is this task that is asked for now."""
+"""hear_live(task, message, asked): ``asked`` says whether it is this task that is asked for now. The message is None
+where nobody had anything to say for a second: whoever waits may look whether it still wants to."""
 
 
 class Scheduler(ABC):
@@ -110,7 +111,7 @@ class Ahead(Scheduler):
                 self._changed.wait_for(partial(self._is_news, course, heard), timeout=1.0)
                 live, self._live = self._live, []
                 messages, ended, failure = course.messages[heard:], course.ended, self._failure
-            for id, message in live:
+            for id, message in live or ([] if messages or ended else [(task.id, None)]):
                 self._hear_live(id, message, id == task.id)
             for message in messages:
                 hear(message)

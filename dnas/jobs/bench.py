@@ -138,12 +138,16 @@ def employed(context: JobContext, resources: Resources) -> Iterator[None]:
     for sentence in executor.told:  # not journaled: the journal is the same whoever carries tasks out
         context.log.report(Note(text=sentence).to_json())
     context.tasks = Ahead(executor, partial(_counted, context.progress))
+    unasked: list[JobTask] = []
     try:
         yield
     except BaseException:
         context.tasks.close()
         raise
-    unasked = context.tasks.close()
+    else:
+        unasked = context.tasks.close()
+    finally:
+        context.log.run.remove_leftovers()
     for name in {name for task in unasked for name in task.writes}:
         context.log.run.delete_checkpoint(name)
 
@@ -166,8 +170,10 @@ def _settings(context: JobContext, resources: Resources) -> list[Setting]:
 
 
 def _counted(progress: Progress, task: str, message: Mapping[str, Any], asked: bool) -> None:
-    """Count what a worker tells of its progress."""
-    if "recall" in message:
+    """Count what a worker tells of its progress; where none tells anything for a while, say where the job stands."""
+    if not message:
+        progress.tell()
+    elif "recall" in message:
         progress.recall(message["recall"], ahead=not asked)
     elif "correct" in message:
         progress.correct(*message["correct"])

@@ -68,6 +68,7 @@ class Progress:
         self._done = 0.0
         self._timed: dict[str, tuple[float, float]] = {}  # kind → (units, seconds)
         self._last = clock()
+        self._fields: dict[str, Any] = {}
 
     def plan(self, stages: Sequence[Work]) -> None:
         """Say what every stage has to do, before the first of them."""
@@ -108,7 +109,13 @@ class Progress:
         else:
             self._timed[kind] = (0.0, 0.0)
         self._last = now
-        self._report({"event": "progress", "fraction": self.fraction, "seconds_left": self.seconds_left, **fields})
+        self._fields = fields
+        self.tell()
+
+    def tell(self) -> None:
+        """Report where the job stands, at the step that was counted last."""
+        told = {"fraction": self.fraction, "seconds_left": self.seconds_left}
+        self._report({"event": "progress", **told, **self._fields})
 
     @property
     def fraction(self) -> float:

@@ -97,6 +97,14 @@ class JobSensitivities:
             self._left[kind] -= done
             self._progress.step(_KIND[kind], done, stage=SENSITIVITIES, run=kind)
 
+    def knows(self, kind: SensitivityKind) -> bool:
+        """Whether the run keeps them."""
+        return kind in self._left or _kept(self._run, self._job, self.evidence, kind) is not None
+
+    def note_counted(self, kind: SensitivityKind) -> None:
+        """Note that whoever worked them out told of the work."""
+        self._left[kind] = 0.0
+
     def settle(self, kinds: Iterable[SensitivityKind]) -> None:
         """Count what an earlier process worked out: nobody may ask for it again."""
         for kind in kinds:

@@ -117,7 +117,7 @@ class Run:
             return cls(folder)
         refuse_misplaced(folder)
         run = cls(folder, FolderLock(folder / LOCK))
-        run._remove_leftovers()
+        run.remove_leftovers()
         return run
 
     @classmethod
@@ -366,8 +366,8 @@ class Run:
             raise write_error(folder, error) from error
         return folder
 
-    def _remove_leftovers(self) -> None:
-        # A kill inside an atomic write leaves its temporary file; with the lock held nobody else is writing one.
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files that kills inside atomic writes left; with the lock held nobody is writing one."""
         for folder in (self.folder, self.folder / ASSIGNMENTS, self.folder / CHECKPOINTS):
             for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)

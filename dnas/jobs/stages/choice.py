@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, in_all, times
 from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
+from dnas.jobs.stages.evidence import sensitivity_tasks, settle
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
 from dnas.jobs.stages.search import THETA, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
@@ -81,12 +82,16 @@ class Choose(Stage):
     def _kinds(self) -> frozenset[SensitivityKind]:
         return frozenset(("hessian", "measured") if self.section.programs else ())
 
+    def ahead(self, findings: Findings) -> Iterable[JobTask]:
+        """The sensitivities that it goes by."""
+        return sensitivity_tasks(self.context, self._kinds).values()
+
     def carry_out(self, findings: Findings) -> None:
         """Choose for every budget; with ``search.monotone`` none is wider than that of a larger budget."""
         plan, monotone = self.job.plan, self.job.config.search.monotone
         labels = search_labels(self.job, pruned=False)
         chosen: dict[str, BitAssignment] = {}
-        self.context.sensitivities.settle(self._kinds)
+        settle(self.context, self._kinds)
         bound: Widths | None = None
         ordered = in_search_order(labels, plan.table, monotone)
         proposed = {} if monotone else {label: self._proposed(label, findings.found, None) for label in ordered}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dnas.config.job import ControlsSection
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
 from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
+from dnas.jobs.stages.evidence import sensitivity_tasks, settle
 from dnas.search.controls import CONTROLS, Question
 from dnas.training.schedules import derived_seed
 from search_spaces.allocation.program import is_reachable
@@ -81,12 +83,16 @@ class Controls(Stage):
         kinds: dict[str, SensitivityKind] = {ILP: "hessian", MEASURED_ILP: "measured"}
         return frozenset(kinds[each.kind] for each in job_controls(self.context.job) if each.kind in kinds)
 
+    def ahead(self, findings: Findings) -> Iterable[JobTask]:
+        """The sensitivities that it goes by."""
+        return sensitivity_tasks(self.context, self._kinds).values()
+
     def carry_out(self, findings: Findings) -> None:
         """Save and journal every control."""
         context = self.context
         _tell_missing(context)
         evidence = context.sensitivities.evidence
-        context.sensitivities.settle(self._kinds)
+        settle(context, self._kinds)
         for control in job_controls(context.job):
             if control.budget is None:
                 findings.found.append(keep_uniform(context, control))

@@ -136,12 +136,14 @@ class Measurer:
     def tasks(self, assignments: Iterable[BitAssignment]) -> Iterator[JobTask]:
         """What is left to be trained of assignments, those of a switchable net left out."""
         known = {(event.assignment, event.seed) for event in self.log.events(Measured)}
-        first_with = dict(self._first_with)
+        first_with, decoded = dict(self._first_with), set(self.log.decoded)
         for assignment in assignments:
             if (
                 not assignment.provenance.net
                 and first_with.setdefault(self._key(assignment), assignment.id) == assignment.id
             ):
+                if assignment.id in decoded and self.log.run.assignment(assignment.id).metrics.get("same_as"):
+                    continue  # measured already, by the name of another
                 seeds = range(self.seeds_of(assignment))
                 yield from (self.task(assignment, seed) for seed in seeds if (assignment.id, seed) not in known)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from dnas.config.job import PruneSection
+from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Work, in_all, times
 from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.controls import keep_uniform, uniform_control
+from dnas.jobs.stages.evidence import sensitivity_tasks, settle
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning, result_ids, result_numbers
 from dnas.jobs.stages.prune_requests import (
@@ -74,9 +76,13 @@ class Prune(Stage):
     def _kinds(self) -> frozenset[SensitivityKind]:
         return frozenset(("hessian",) if self.section.budgets and "fewer-bits" in self.section.controls else ())
 
+    def ahead(self, findings: Findings) -> Iterable[JobTask]:
+        """The sensitivities that it goes by."""
+        return sensitivity_tasks(self.context, self._kinds).values()
+
     def carry_out(self, findings: Findings) -> None:
         """Prune them; what is measured next is what became of them."""
-        self.context.sensitivities.settle(self._kinds)
+        settle(self.context, self._kinds)
         findings.found = prune_all(self.context, self.measurer, self.targets(findings.found))
         findings.base = next((item for item in findings.found if item.provenance.kind == PRUNED), findings.base)
 

@@ -81,7 +81,7 @@ def test_results_and_messages_are_those_of_one_process_in_order(places: int) -> 
         live: list[tuple[str, Any, bool]] = []
         scheduler = Ahead(Hostile(places, seed), lambda *told, live=live: live.append(told))
         assert carried_out(scheduler, tasks_of(9)) == (values, heard)
-        assert sorted(message["step"] for _, message, _ in live) == list(range(9))
+        assert sorted(message["step"] for _, message, _ in live if message) == list(range(9))
         assert scheduler.close() == []
 
 

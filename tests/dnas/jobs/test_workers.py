@@ -22,6 +22,7 @@ from dnas.jobs import bench
 from dnas.jobs.resources import Resources, resources_of
 from dnas.jobs.run import run_job
 from dnas.training.processes import ALONE, Processes
+from results.run.environment import environment
 from results.run.folder import Run
 from search_spaces.errors import InputError
 from tests.dnas.jobs.kills import Event, identity
@@ -144,7 +145,18 @@ def test_the_order_of_the_tasks_changes_nothing(
     same(run, alone)
     [contrary] = Contrary.made
     kinds = {id.split()[0] for id in contrary.begun}
-    assert kinds == {"pretrain", "warmup", "θ", "choice", "finetune", "trial", "finalist", "finalise", "test"}
+    assert kinds == {
+        "pretrain",
+        "sensitivities",
+        "warmup",
+        "θ",
+        "choice",
+        "finetune",
+        "trial",
+        "finalist",
+        "finalise",
+        "test",
+    }
     assert {"finetune", "θ", "choice"} <= {id.split()[0] for id in contrary.ahead}
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions[-1] == pytest.approx(1.0)
@@ -196,7 +208,7 @@ def test_any_number_of_workers_gives_the_same(
 
 
 @pytest.mark.slow
-def test_a_job_whose_workers_go_on_after_a_kill_ends_the_same(
+def test_a_job_whose_workers_are_ahead_of_a_kill_ends_the_same(
     everything: JobConfig, alone: Run, tmp_path: Path
 ) -> None:
     """Every tenth journal entry ends the process that writes it; its workers may be anywhere."""
@@ -206,7 +218,7 @@ def test_a_job_whose_workers_go_on_after_a_kill_ends_the_same(
 
     places: set[str] = set()
     config = everything.model_copy(update={"workers": 2})
-    run = Run.create(tmp_path / "run", dump_job(config), {})
+    run = Run.create(tmp_path / "run", dump_job(config), environment())
 
     def report(event: Event) -> None:
         if event["event"] in ("epoch", "measured", "judged", "searched", "trial") and len(journal(run)) % 10 == 0:
