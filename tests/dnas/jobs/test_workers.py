@@ -59,7 +59,7 @@ def kept(run: Run) -> dict[str, str]:
     found = {}
     for path in sorted(run.folder.rglob("*")):
         name = str(path.relative_to(run.folder))
-        if path.is_file() and name not in ("journal.jsonl", "job.toml", ".lock"):
+        if path.is_file() and name not in ("journal.jsonl", "job.toml", ".lock", ".origin"):
             data = path.read_bytes()
             if name == "checkpoints/warmup.safetensors":
                 data = data[8 + int.from_bytes(data[:8], "little") :]
