@@ -119,6 +119,11 @@ def importing_only(names: Set[str], otherwise: str) -> Iterator[None]:
         _allowed.reset(token)
 
 
+def import_limits() -> tuple[Set[str], str] | None:
+    """What :func:`importing_only` was given, for another process to enter it too; None outside."""
+    return _allowed.get()
+
+
 def refuse_fetching(source: str, arguments: Mapping[str, Any]) -> None:
     """Raise :class:`InputError` for arguments that fetch or read weights, inside :func:`importing_only`."""
     allowed = _allowed.get()

@@ -9,7 +9,7 @@ from typing import Any
 
 from dnas.execution.tasks import JobTask
 from search_spaces.errors import one_line
-from search_spaces.registry import hidden_working_directory, imported
+from search_spaces.registry import hidden_working_directory, loaded
 
 Send = Callable[[Any, bool], None]
 """send(message, live): tells the scheduler of something; live: at once, not in the order of the tasks."""
@@ -96,7 +96,7 @@ class Executor(ABC):
 def make_executor(name: str, settings: Sequence[Setting], **options: Any) -> Executor:
     """The executor of that name; :class:`InputError` where its extra is missing."""
     with hidden_working_directory():
-        make = imported(_EXECUTORS[name], f"executor '{name}'")
+        make = loaded(_EXECUTORS[name], f"executor '{name}'")
     return make(settings, **options)
 
 

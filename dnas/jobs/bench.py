@@ -11,7 +11,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from dnas.quantization.mixture import compiled_mixture
 from dnas.training.device import deterministic
 from results.events import Event, Note
 from results.run.folder import Run
+from search_spaces.registry import import_limits, importing_only
 
+Limits = tuple[frozenset[str], str] | None
 _SECONDS_BETWEEN_STEPS = 0.25
 """Steps of training may take less than a millisecond: they are told together."""
 
@@ -96,19 +98,22 @@ class SentProgress(Progress):
 class Bench:
     """A job in a worker process."""
 
-    def __init__(self, send: Send, config: str, folder: str, device: str, threads: int, directory: str) -> None:
+    def __init__(
+        self, send: Send, config: str, folder: str, device: str, threads: int, directory: str, limits: Limits
+    ) -> None:
         torch.set_num_threads(threads)
         if Path(directory).is_dir():
             os.chdir(directory)  # relative paths of the job, and the user's own modules
         job = JobConfig.model_validate_json(config).model_copy(update={"device": device})
-        self._progress = SentProgress(send)
-        self._context = JobContext(
-            job,
-            Run.helping(folder),
-            lambda event: None,
-            progress=self._progress,
-            log=lambda run, job: SentLog(run, job, send),
-        )
+        self._progress, self._limits = SentProgress(send), limits
+        with self._importing():
+            self._context = JobContext(
+                job,
+                Run.helping(folder),
+                lambda event: None,
+                progress=self._progress,
+                log=lambda run, job: SentLog(run, job, send),
+            )
         self._has_float = False
 
     def __call__(self, task: JobTask) -> Any:
@@ -119,10 +124,14 @@ class Bench:
             self._has_float = True
         job = self._context.job
         try:
-            with deterministic(job.config.deterministic), compiled_mixture(job.compiles):
+            with self._importing(), deterministic(job.config.deterministic), compiled_mixture(job.compiles):
                 return task.carry_out(self._context)
         finally:
             self._progress.flush()
+
+    def _importing(self) -> AbstractContextManager[None]:
+        """Import no more of the user's code than the job's own process would."""
+        return importing_only(*self._limits) if self._limits else nullcontext()
 
 
 @contextmanager
@@ -166,7 +175,11 @@ def _settings(context: JobContext, resources: Resources) -> list[Setting]:
     """What each worker makes its bench from."""
     config = context.job.config.model_dump_json(by_alias=True)
     folder, directory = str(context.log.run.folder.resolve()), str(Path.cwd())
-    return [Setting(Bench, (config, folder, device, resources.threads, directory)) for device in resources.devices]
+    limits = import_limits()
+    told = (frozenset(limits[0]), limits[1]) if limits else None
+    return [
+        Setting(Bench, (config, folder, device, resources.threads, directory, told)) for device in resources.devices
+    ]
 
 
 def _counted(progress: Progress, task: str, message: Mapping[str, Any], asked: bool) -> None:

@@ -19,12 +19,14 @@ from dnas.execution.executors import Setting
 from dnas.execution.scheduler import Hear, HearLive, Scheduler
 from dnas.execution.tasks import JobTask, TaskGraph
 from dnas.jobs import bench
+from dnas.jobs.context import JobContext
 from dnas.jobs.resources import Resources, resources_of
 from dnas.jobs.run import run_job
 from dnas.training.processes import ALONE, Processes
 from results.run.environment import environment
 from results.run.folder import Run
 from search_spaces.errors import InputError
+from search_spaces.registry import import_limits, imported, importing_only
 from tests.dnas.jobs.kills import Event, identity
 
 Job = Callable[..., JobConfig]
@@ -275,3 +277,21 @@ def test_a_ray_cluster_gets_the_device_of_its_tasks(smaller: Job) -> None:
     assert resources_of(smaller("executor=ray", "threads=3"), ALONE) == Resources(("cpu",), 3)
     with pytest.raises(InputError, match="device = 'cuda' with executor = 'ray' needs the GPUs of each task; set ray"):
         resources_of(smaller("executor=ray", "device=cuda"), ALONE)
+
+
+def test_a_worker_imports_no_more_than_the_process_that_it_works_for(
+    smaller: Job, smaller_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: list[Setting] = []
+    context = JobContext(smaller(), Run.open(smaller_run.folder), lambda event: None)
+    monkeypatch.setattr(bench, "make_executor", lambda name, given: settings.extend(given))
+    with importing_only({"mine:allowed"}, "nobody trusts it"):
+        bench._executor(context, Resources(("cpu",), 1))
+    worker = settings[0].prepare(lambda message, live: None, *pickle.loads(pickle.dumps(settings[0].arguments)))
+    with pytest.raises(InputError, match=r"^a model 'os:system' is code, and nobody trusts it$"):
+        worker(JobTask("imports", imports, {"source": "os:system"}))
+    assert import_limits() is None
+
+
+def imports(context: JobContext, seed: int, source: str) -> None:
+    imported(source, "a model")
