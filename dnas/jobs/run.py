@@ -45,6 +45,7 @@ from results.run.layout import CHECKPOINTS, ENVIRONMENT
 from results.run.lost import lost_files, standing, unknown_files
 from search_spaces.allocation.solver import NotProven
 from search_spaces.errors import InputError, JobError, check_type
+from search_spaces.spaces import matches
 
 
 def run_job(
@@ -262,6 +263,19 @@ def _prove_twins(job: Job) -> None:
         check_twin(job.network, plan.graph, plan.space.quantized, branched=True)
 
 
+def auxiliary_sentences(job: Job) -> list[str]:
+    """What heads that only serve training take of the network, if it has some."""
+    layers = job.plan.graph.layers
+    own = [layer.weight_elements for layer in layers if matches(job.task.auxiliary_layers, layer)]
+    if not own:
+        return []
+    share = sum(own) / sum(layer.weight_elements for layer in layers)
+    return [
+        f"auxiliary heads ({', '.join(job.task.auxiliary_layers)}) hold {sum(own):,} weights, {share:.0%} of all; "
+        "they count in every size and only serve training; build the network without them (aux_loss = false) to save that"
+    ]
+
+
 def _introduction(job: Job) -> list[str]:
     """What the user should know before the first epoch."""
     missing, unexpected = job.loaded.missing_keys, job.loaded.unexpected_keys
@@ -274,6 +288,7 @@ def _introduction(job: Job) -> list[str]:
     data = job.data
     told += few_images(data)
     told += [f"unsupported: {name}: {why}" for name, why in job.plan.graph.unsupported.items()]
+    told += auxiliary_sentences(job)
     what, how = compression_of(job.config).introduction(job)
     told.append(
         f"{what}; {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images; "

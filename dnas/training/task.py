@@ -32,15 +32,18 @@ class Task:
     """What a network is trained for. A subclass sets ``metric`` and has :meth:`loss` and :meth:`values`.
 
     ``metric`` decides; ``beside`` it others are measured. ``exact_layers`` are patterns over the names of layers that
-    stay in fp32 unless the job says otherwise. *Inputs* are what a network is called with: images (N, C, H, W), several
-    tensors by name, or a :class:`search_spaces.network.examples.Call`. *Outputs* are what :meth:`outputs` makes of what
-    it returns: a tensor with a row for each image, or a structure of such. *Targets* are as the data have them: a
-    tensor (N, ...), or a list of N structures of tensors.
+    stay in fp32 unless the job says otherwise, ``auxiliary_layers`` over those that only serve training.
+
+    *Inputs* are what a network is called with: images (N, C, H, W), several tensors by name, or a
+    :class:`search_spaces.network.examples.Call`. *Outputs* are what :meth:`outputs` makes of what it returns: a tensor
+    with a row for each image, or a structure of such. *Targets* are as the data have them: a tensor (N, ...), or a list
+    of N structures of tensors.
     """
 
     metric: Metric
     beside: tuple[Gauge, ...] = ()
     exact_layers: tuple[str, ...] = ()
+    auxiliary_layers: tuple[str, ...] = ()
 
     def placed(self, batch: tuple[Tensor, Any], device: Device) -> tuple[Any, Any]:
         """Inputs and targets of one batch, images (N, C, H, W) and targets, where the network computes."""

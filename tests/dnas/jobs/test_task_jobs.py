@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dnas import Metric, Run, Task, dump_job, load_job, run_job
 from dnas.jobs.job import Job
-from dnas.jobs.run import evaluate_assignment
+from dnas.jobs.run import auxiliary_sentences, evaluate_assignment
 from results.pareto import ParetoFront
 from search_spaces.errors import InputError
 
@@ -211,3 +211,28 @@ def test_a_detectors_box_regressors_stay_in_fp32_unless_the_job_says_otherwise(s
 def test_an_unknown_metric_is_told_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"task.metric = 'map' is none of map50_95"):
         Job.of(job_of("detection", "task.metric=map"))
+
+
+class Auxiliary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.classifier = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.aux_classifier = nn.Sequential(nn.Conv2d(8, 4, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.features(x).relu()
+        return {"out": self.classifier(features), "aux": self.aux_classifier(features)}
+
+
+def test_what_auxiliary_heads_take_is_told() -> None:
+    job = Job.of(
+        job_of(
+            "segmentation",
+            f"model.source={__name__}:Auxiliary",
+            "model.arguments={}",
+            "search.budgets=[{size_bytes='90%'}]",
+        )
+    )
+    (told,) = auxiliary_sentences(job)
+    assert "hold 32 weights, 11% of all" in told
+    assert not auxiliary_sentences(Job.of(job_of("segmentation")))
