@@ -272,7 +272,7 @@ def auxiliary_sentences(job: Job) -> list[str]:
     share = sum(own) / sum(layer.weight_elements for layer in layers)
     return [
         f"auxiliary heads ({', '.join(job.task.auxiliary_layers)}) hold {sum(own):,} weights, {share:.0%} of all; "
-        "they count in every size and only serve training; build the network without them (aux_loss = false) to save that"
+        "they count in every size and only serve training: aux_loss = false builds the network without them"
     ]
 
 
