@@ -229,12 +229,15 @@ def _checked(context: JobContext, stages: Sequence[Stage]) -> list[Work]:
         before = stage.foresee(before)
     if not context.log.events(Epoch):
         with _memory_of(context.job, "the rehearsal"):
-            _rehearse(context.job)
+            _rehearse(context.job, curved="hessian" in before.sensitivities)
     return works
 
 
-def _rehearse(job: Job) -> None:
-    """Refuse a network or data that training would stumble over, as :func:`rehearse` says."""
+def _rehearse(job: Job, curved: bool) -> None:
+    """Refuse a network or data that training would stumble over, as :func:`rehearse` says.
+
+    ``curved``: sensitivities are read from second derivatives.
+    """
     config, search_data = job.config, job.search_data
     sets = {"fine-tuning": job.data.train}
     epochs = [config.pretrain.epochs, config.finetune.epochs]
@@ -251,6 +254,7 @@ def _rehearse(job: Job) -> None:
         task=job.task,
         trains=any(epochs),
         searches="search" in config.order,
+        curved=curved,
     )
     _prove_twins(job)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
@@ -20,7 +21,7 @@ from dnas.training.checkpointing import refuse_reentrant
 from dnas.training.device import CPU, Device
 from dnas.training.passes import detached
 from dnas.training.processes import Processes
-from dnas.training.task import CLASSIFICATION, Task
+from dnas.training.task import CLASSIFICATION, Task, outputs_of
 from search_spaces.errors import InputError, one_line
 from search_spaces.models.copies import fresh_copy
 from search_spaces.network.examples import rows_of
@@ -39,16 +40,18 @@ def rehearse(
     device: Device = CPU,
     trains: bool = True,
     searches: bool = False,
+    curved: bool = False,
     task: Task = CLASSIFICATION,
 ) -> None:
     """Run one step of measuring and one of training on two images, on a copy; the network is left untouched.
 
     Then the network is run without gradients on as many images as each kind of batch will have, full and last ones.
     ``training`` names the sets whose batches BatchNorm will take its statistics from; ``trains`` says whether any
-    weights will be trained, ``searches`` whether θ will. Raises :class:`InputError` for splits that cannot be used, a
-    network in which nothing can be trained, batches of one image under BatchNorm, labels without an output, outputs
-    that are not logits (N, classes), outputs without a row for each image of some batch, checkpoints that θ cannot be
-    trained through, and whatever the network's own code raises.
+    weights will be trained, ``searches`` whether θ will, ``curved`` whether second derivatives will be taken. Raises
+    :class:`InputError` for splits that cannot be used, a network in which nothing can be trained, batches of one image
+    under BatchNorm, labels without an output, outputs that are not logits (N, classes), outputs without a row for each
+    image of some batch, checkpoints that θ cannot be trained through, operations without a second derivative, and
+    whatever the network's own code raises.
     """
     check_splits(data)
     twin = fresh_copy(network).to(device.place).train()
@@ -69,6 +72,8 @@ def rehearse(
         loss = _loss(task, outputs, y, device)
         if trains:
             _check_gradient(loss)
+        if curved:
+            _check_curvature(task, twin, x, y)
         if searches:
             refuse_reentrant(twin, x, partial(task.run, targets=y))
         _check_rows(task, twin, named_splits(data), training, batch_size, augmentation, device)
@@ -216,6 +221,22 @@ def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
             "correct the targets of these images, or the loss"
         )
     return loss
+
+
+def _check_curvature(task: Task, twin: nn.Module, inputs: Any, targets: Any) -> None:
+    """Refuse operations without a second derivative, such as those that cut regions out of features."""
+    weights = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have none, and are not used for it
+            loss = task.loss(outputs_of(task, twin, inputs, targets), targets)
+            found = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+            slopes = [slope.sum() for slope in found if slope is not None and slope.requires_grad]
+            torch.autograd.grad(slopes, weights, allow_unused=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"the network has no second derivatives, of which controls.ilp is made ({one_line(error)}); set "
+            "controls.ilp = false (controls.measured_ilp needs none) and choice.programs = 0"
+        ) from error
 
 
 def _check_gradient(loss: Tensor) -> None:

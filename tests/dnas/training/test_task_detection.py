@@ -334,6 +334,15 @@ def test_every_family_of_torchvision_is_searched_quantized_and_pruned(family: st
     searched(of_family(family), 64)
 
 
+def test_operations_without_a_second_derivative_are_told_before_training() -> None:
+    drawn = shapes(4, 64)
+    sets = TargetImages.of(HeldItems(drawn.images, drawn.targets))
+    data = DataSplits(sets, sets, sets, 0, (3, 64, 64))
+    rehearse(of_family("ssd"), data, {"training": sets}, 2, task=TASK, curved=True)
+    with pytest.raises(InputError, match=r"no second derivatives, of which controls.ilp is made \(.*roi_align"):
+        rehearse(of_family("faster_rcnn"), data, {"training": sets}, 2, task=TASK, curved=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
