@@ -28,7 +28,7 @@ from search_spaces.options import read_capability
 
 ROOT = Path(__file__).parent.parent
 DIGITS = 300  # of 1,797: what the pages train on
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # The default job, as small as it can be and still leave every file that docs/file-formats.md reads.
 SMALL_JOB = (
@@ -160,6 +160,14 @@ def test_links_resolve(page: Path, target: str) -> None:
     assert linked.is_relative_to(ROOT)
     if anchor:
         assert anchor in anchors(linked), f"{linked.name} has no heading '#{anchor}'"
+
+
+def test_every_page_is_in_the_index_of_the_site() -> None:
+    docs = ROOT / "docs"
+    index = (docs / "index.md").read_text(encoding="utf-8")
+    listed = [line for part in re.findall(r"```{toctree}(.*?)```", index, re.DOTALL) for line in part.split()]
+    pages = [page.relative_to(docs).with_suffix("").as_posix() for page in docs.rglob("*.md")]
+    assert {each for each in listed if not each.startswith(":")} >= {*pages} - {"index"}
 
 
 def test_the_page_of_names_is_complete() -> None:
