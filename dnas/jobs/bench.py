@@ -23,7 +23,7 @@ from dnas.execution.executors import Executor, Send, Setting, make_executor
 from dnas.execution.scheduler import Ahead
 from dnas.execution.tasks import JobTask
 from dnas.jobs.context import PRETRAINED, JobContext
-from dnas.jobs.log import RunLog
+from dnas.jobs.log import RunLog, unproven_told
 from dnas.jobs.progress import Progress, Work
 from dnas.jobs.resources import Resources
 from dnas.jobs.stored_nets import stored_float
@@ -99,9 +99,18 @@ class Bench:
     """A job in a worker process."""
 
     def __init__(
-        self, send: Send, config: str, folder: str, device: str, threads: int, directory: str, limits: Limits
+        self,
+        send: Send,
+        config: str,
+        folder: str,
+        device: str,
+        threads: int,
+        directory: str,
+        limits: Limits,
+        tf32: tuple[bool, bool],
     ) -> None:
         torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         if Path(directory).is_dir():
             os.chdir(directory)  # relative paths of the job, and the user's own modules
         job = JobConfig.model_validate_json(config).model_copy(update={"device": device})
@@ -124,7 +133,12 @@ class Bench:
             self._has_float = True
         job = self._context.job
         try:
-            with self._importing(), deterministic(job.config.deterministic), compiled_mixture(job.compiles):
+            with (
+                self._importing(),
+                unproven_told(self._context.log),
+                deterministic(job.config.deterministic),
+                compiled_mixture(job.compiles),
+            ):
                 return task.carry_out(self._context)
         finally:
             self._progress.flush()
@@ -177,9 +191,9 @@ def _settings(context: JobContext, resources: Resources) -> list[Setting]:
     folder, directory = str(context.log.run.folder.resolve()), str(Path.cwd())
     limits = import_limits()
     told = (frozenset(limits[0]), limits[1]) if limits else None
-    return [
-        Setting(Bench, (config, folder, device, resources.threads, directory, told)) for device in resources.devices
-    ]
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    shared = resources.threads, directory, told, tf32
+    return [Setting(Bench, (config, folder, device, *shared)) for device in resources.devices]
 
 
 def _counted(progress: Progress, task: str, message: Mapping[str, Any], asked: bool) -> None:

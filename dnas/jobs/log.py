@@ -5,7 +5,9 @@ Resuming is replaying: every stage looks for what it left behind (an event, a ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from results.events import Decoded, Epoch, Event, Note, read_event
 from results.run.folder import Run
 from results.run.lost import sound_events, standing
 from search_spaces.allocation.program import Cells
+from search_spaces.allocation.solver import NotProven
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.stored import costs_by_layer
@@ -118,3 +121,20 @@ def _with_channels(bits: LayerBits, spec: LayerSpec) -> LayerBits:
     """The choice for a layer with the number of filters that it has in the end."""
     kept = bits.kept_channels
     return replace(bits, out_channels=spec.out_channels if kept is None else len(kept))
+
+
+@contextmanager
+def unproven_told(log: RunLog) -> Iterator[None]:
+    """Journal, once, what the solver could not prove in its time; other warnings go where they went."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NotProven)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+            if issubclass(category, NotProven):
+                log.tell_once([str(message)])
+            else:
+                show(message, category, *where, **options)
+
+        warnings.showwarning = tell
+        yield

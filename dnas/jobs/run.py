@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from dnas.jobs.bench import employed
 from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
-from dnas.jobs.log import RunLog
+from dnas.jobs.log import unproven_told
 from dnas.jobs.packed_nets import as_packed
 from dnas.jobs.progress import Report, Work
 from dnas.jobs.resources import resources_of
@@ -43,7 +42,6 @@ from results.run.environment import environment
 from results.run.folder import Run
 from results.run.layout import CHECKPOINTS, ENVIRONMENT
 from results.run.lost import lost_files, standing, unknown_files
-from search_spaces.allocation.solver import NotProven
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.spaces import matches
 
@@ -166,27 +164,10 @@ def _carry_out(context: JobContext, stages: Sequence[Stage]) -> None:
         log.write(StageEvent(stage=stage.name, state="start"))
         for later in stages[number:]:
             context.tasks.announce(later.ahead(findings))
-        with context.progress.within(number), _memory_of(context.job, f"the stage {stage.name}"), _unproven_told(log):
+        with context.progress.within(number), _memory_of(context.job, f"the stage {stage.name}"), unproven_told(log):
             stage.carry_out(findings)
         context.forget()
         log.write(StageEvent(stage=stage.name, state="done"))
-
-
-@contextlib.contextmanager
-def _unproven_told(log: RunLog) -> Iterator[None]:
-    """Journal, once, what the solver could not prove in its time; other warnings go where they went."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", NotProven)
-        show = warnings.showwarning
-
-        def tell(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
-            if issubclass(category, NotProven):
-                log.tell_once([str(message)])
-            else:
-                show(message, category, *where, **options)
-
-        warnings.showwarning = tell
-        yield
 
 
 @contextlib.contextmanager

@@ -119,3 +119,23 @@ def test_any_steps_give_a_share_and_no_negative_time(
 def test_works_add_up() -> None:
     assert in_all() == {}
     assert in_all({"a": 1.0, "b": 2.0}, times(3, {"b": 1.0}), {"c": 0.5}) == {"a": 1.0, "b": 5.0, "c": 0.5}
+
+
+def test_what_is_done_ahead_is_taken_from_the_stages_that_it_belongs_to() -> None:
+    told: list[Any] = []
+    progress = Progress(told.append, clock=lambda: 0.0)
+    progress.plan([{"search": 10.0}, {"finetune": 6.0}, {"finetune": 4.0}])
+    with progress.within(0):
+        progress.step("finetune", 8.0, ahead=True)  # the whole second stage, and half of the third
+        assert progress.fraction == pytest.approx(8 / 20)
+        progress.step("search", 10.0)
+    assert progress.fraction == pytest.approx(18 / 20)
+    with progress.within(1):
+        progress.replan({"finetune": 7.0})  # in all: there is one more to do
+        assert progress.fraction == pytest.approx(18 / 21)
+        progress.recall({"finetune": 1.0})
+    with progress.within(2):
+        progress.step("finetune", 2.0, stage="measure")
+        assert told[-1]["fraction"] == progress.fraction == pytest.approx(1.0)
+    progress.tell()
+    assert told[-1] == told[-2]

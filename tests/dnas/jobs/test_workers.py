@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import signal
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from dnas.jobs.context import JobContext
 from dnas.jobs.resources import Resources, resources_of
 from dnas.jobs.run import run_job
 from dnas.training.processes import ALONE, Processes
+from results.events import Note
 from results.run.environment import environment
 from results.run.folder import Run
+from search_spaces.allocation.solver import NotProven
 from search_spaces.errors import InputError
 from search_spaces.registry import import_limits, imported, importing_only
 from tests.dnas.jobs.kills import Event, identity
@@ -279,7 +282,7 @@ def test_a_ray_cluster_gets_the_device_of_its_tasks(smaller: Job) -> None:
         resources_of(smaller("executor=ray", "device=cuda"), ALONE)
 
 
-def test_a_worker_imports_no_more_than_the_process_that_it_works_for(
+def test_a_worker_imports_no_more_than_the_process_that_it_works_for_and_tells_as_much(
     smaller: Job, smaller_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: list[Setting] = []
@@ -287,10 +290,18 @@ def test_a_worker_imports_no_more_than_the_process_that_it_works_for(
     monkeypatch.setattr(bench, "make_executor", lambda name, given: settings.extend(given))
     with importing_only({"mine:allowed"}, "nobody trusts it"):
         bench._executor(context, Resources(("cpu",), 1))
-    worker = settings[0].prepare(lambda message, live: None, *pickle.loads(pickle.dumps(settings[0].arguments)))
+    told: list[Any] = []
+    send = lambda message, live: told.append(message)  # noqa: E731
+    worker = settings[0].prepare(send, *pickle.loads(pickle.dumps(settings[0].arguments)))
     with pytest.raises(InputError, match=r"^a model 'os:system' is code, and nobody trusts it$"):
         worker(JobTask("imports", imports, {"source": "os:system"}))
     assert import_limits() is None
+    worker(JobTask("warns", warns, {"sentence": "not proven in 10 s"}))
+    assert told == [Note(text="not proven in 10 s").to_json()]
+
+
+def warns(context: JobContext, seed: int, sentence: str) -> None:
+    warnings.warn(NotProven(sentence), stacklevel=1)
 
 
 def imports(context: JobContext, seed: int, source: str) -> None:
