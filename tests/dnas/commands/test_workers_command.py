@@ -14,7 +14,7 @@ from dnas.commands.cli import app
 from dnas.config.file import dump_job
 from dnas.config.job import JobConfig
 from results.run.folder import Run
-from tests.dnas.jobs.test_resuming import Process
+from tests.dnas.jobs import test_resuming as resuming
 from tests.dnas.jobs.test_workers import EVERYTHING, kept, workers_of
 
 Job = Callable[..., JobConfig]
@@ -44,15 +44,16 @@ def test_a_cluster_that_does_not_answer_leaves_no_run(smaller: Job, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_command_that_is_killed_with_its_workers_goes_on_with_any_number(
-    smaller: Job, carried_out: Callable[..., Run], tmp_path: Path
+    smaller: Job, carried_out: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(resuming, "DEADLINE_SECONDS", 600.0)
     config = smaller(*EVERYTHING)
     alone = carried_out(config, tmp_path / "alone")
     job, folder, draw = tmp_path / "job.toml", tmp_path / "run", random.Random(0)
     job.write_text(dump_job(config))
     words = ["search", str(job), "--run", str(folder)]
     for event, stage in [("epoch", "warmup"), ("judged", None), ("measured", None), ("trial", None), ("tested", None)]:
-        process = Process(folder, *words, "--workers", str(draw.choice([2, 3])))
+        process = resuming.Process(folder, *words, "--workers", str(draw.choice([2, 3])))
         code, _ = process.ends_by(signal.SIGKILL, event, stage)
         assert code == -signal.SIGKILL
         words = ["resume", str(folder)]
