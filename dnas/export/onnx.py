@@ -18,7 +18,7 @@ from dnas.export.onnx_folding import fold
 from dnas.export.onnx_layers import name_operators, stored_layers
 from dnas.export.onnx_nodes import OnnxBuilder
 from dnas.export.onnx_packages import need
-from dnas.export.onnx_ranges import pads_before_quantizers, ranges_as_integers
+from dnas.export.onnx_ranges import pads_before_quantizers, ranges_as_integers, strides_on_integers
 from dnas.export.onnx_residuals import RESIDUAL_BITS, quantize_tensors, unquantized
 from dnas.export.onnx_tracing import INPUT, Tap, replace_marks
 from dnas.export.runtimes import run_graph
@@ -76,6 +76,8 @@ class OnnxNet:
         if target.integer_operators:
             before = run_graph(model, x, [])
             pads_before_quantizers(model)
+            if target.strided_integers:
+                strides_on_integers(model)
             if target.ranges == "integers":
                 ranges_as_integers(model)
             check_same_results(run_graph(model, x, []), before)

@@ -4,6 +4,7 @@ The codes stay equal.
 
 * Clip and Relu in front of QuantizeLinear become limits of its integers: rounding keeps order, so
   round(min(x, high) / step) is min(round(x / step), round(high / step)).
+* The stride of a convolution of one pixel is one of its integers.
 * A Pad that repeats values of its input comes before the quantizer.
 """
 
@@ -38,6 +39,31 @@ def pads_before_quantizers(model: Any) -> None:
             for node in view.readers.get(padded, []):
                 node.input[0] = used if node.input[0] == padded else node.input[0]
     _in_order(model)
+
+
+def strides_on_integers(model: Any) -> None:
+    """Give the stride of quantized convolutions of one pixel to a MaxPool of one pixel on their integers, in place."""
+    (onnx,) = need("onnx", "onnx")
+    view, added = GraphView(model), []
+    for node in list(model.graph.node):
+        strides, last = attribute(node, "strides", ()), view.producers.get(node.input[0]) if node.input else None
+        if node.op_type != "Conv" or max(strides, default=1) == 1 or not _of_one_pixel(node):
+            continue
+        if last is None or last.op_type != "DequantizeLinear" or view.only_reader(node.input[0]) is None:
+            continue
+        ones, thinned = [1] * len(strides), f"{last.output[0]}.thinned"
+        sizes = {"kernel_shape": ones, "strides": list(strides)}
+        added.append(onnx.helper.make_node("MaxPool", [last.input[0]], [thinned], name=f"{thinned}_node", **sizes))
+        last.input[0] = thinned
+        next(found for found in node.attribute if found.name == "strides").ints[:] = ones
+    model.graph.node.extend(added)
+    _in_order(model)
+
+
+def _of_one_pixel(node: Any) -> bool:
+    """Whether a convolution has a kernel of one pixel and no padding."""
+    shape = attribute(node, "kernel_shape", ())
+    return bool(shape) and max(shape) == 1 and not any(attribute(node, "pads", ()))
 
 
 def _first_of_quantizer(view: GraphView, last: Any) -> Any | None:

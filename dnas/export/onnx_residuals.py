@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas.export.onnx_biases import operators_of
+from dnas.export.onnx_biases import following_step, operators_of
 from dnas.export.onnx_graph import GraphView, replace_nodes
 from dnas.export.onnx_nodes import OnnxBuilder
 from dnas.export.onnx_packages import need
@@ -91,10 +91,10 @@ def _last(view: GraphView, name: str) -> str:
 
 
 def _read_in_fp32(view: GraphView, name: str) -> bool:
-    """Whether something in fp32 reads a tensor that is no result of the network."""
+    """Whether something in fp32 reads a tensor that is no result of the network, or several quantizers do."""
     readers = view.readers.get(name, [])
     heads = name in view.results or any(node.op_type == "Identity" for node in readers)
-    return bool(readers) and not heads and not all(node.op_type == "QuantizeLinear" for node in readers)
+    return bool(readers) and not heads and following_step(view, name) is None
 
 
 def _read_instead(model: Any, name: str, other: str) -> None:

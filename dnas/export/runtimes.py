@@ -81,8 +81,9 @@ def openvino_net(model: Any) -> Any:
     try:
         return core.compile_model(core.read_model(model.SerializeToString()), "CPU", told)
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line.strip() and "Exception from" not in line), "")
-        raise _cannot("OpenVINO", reason.strip()) from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if line and not line.startswith(("Exception from", "Check "))), "")
+        raise _cannot("OpenVINO", reason) from error
 
 
 def _cannot(runtime: str, reason: str) -> InputError:

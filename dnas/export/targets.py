@@ -29,6 +29,7 @@ class Target(Record):
     added in fp32 behind their layer, or are 32-bit ``integers`` where QuantizeLinear follows. ``linear`` is the
     operator of a Linear with rows as input. ``integer_operators`` run in integers when weights and inputs have 8 bits
     at most; those of ``quantized_outputs`` only where QuantizeLinear reads what they give.
+    ``strided_integers``: the stride of a convolution of one pixel is an operator of its own on its integers.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target(Record):
     linear: Literal["Gemm", "MatMul"]
     integer_operators: tuple[Operator, ...] = ()
     quantized_outputs: tuple[Operator, ...] = ()
+    strided_integers: bool = False
     runtime: Literal["onnxruntime", "openvino"] | None = None
 
     @property
