@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import networkx as nx
 import numpy as np
 
 from dnas.export.onnx_graph import GraphView, attribute, replace_nodes
@@ -79,16 +80,13 @@ def _first_of_quantizer(view: GraphView, last: Any) -> Any | None:
 
 
 def _in_order(model: Any) -> None:
-    """Put nodes behind those whose tensors they read."""
-    waiting, done = list(model.graph.node), {tensor.name for tensor in model.graph.initializer}
-    done |= {entry.name for entry in model.graph.input} | {""}
-    nodes: list[Any] = []
-    while waiting:
-        ready = [node for node in waiting if done.issuperset(node.input)]
-        nodes += ready
-        done |= {name for node in ready for name in node.output}
-        waiting = [node for node in waiting if not done.issuperset(node.output)]
-    replace_nodes(model, nodes)
+    """Put nodes behind those whose tensors they read, and else in the order that they have."""
+    nodes = list(model.graph.node)
+    makers = {name: at for at, node in enumerate(nodes) for name in node.output}
+    order: nx.DiGraph = nx.DiGraph()
+    order.add_nodes_from(range(len(nodes)))
+    order.add_edges_from((makers[name], at) for at, node in enumerate(nodes) for name in node.input if name in makers)
+    replace_nodes(model, [nodes[at] for at in nx.lexicographical_topological_sort(order)])
 
 
 def _cut_behind_which_all_quantize(view: GraphView) -> tuple[Any, float, float] | None:
