@@ -22,6 +22,7 @@ from dnas.commands.options import (
     ProcessesOption,
     RunArgument,
     Split,
+    TakeOverOption,
     TrustOption,
     WorkersOption,
     check_file,
@@ -208,6 +209,7 @@ def resume(
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
+    take_over: TakeOverOption = False,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -218,7 +220,7 @@ def resume(
         return
     folder = run_folder(run)
     with trusting(folder, trust):
-        launching.resume(folder, launching.Crew(workers, executor), as_json)
+        launching.resume(folder, launching.Crew(workers, executor), as_json, take_over)
 
 
 @app.command()
@@ -245,6 +247,7 @@ def prune(
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
+    take_over: TakeOverOption = False,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -257,7 +260,7 @@ def prune(
         raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
     crew, folder = launching.Crew(workers, executor), run_folder(run)
     with trusting(folder, trust, setting or []):
-        launching.prune(folder, assignment, bits, budget or [], trials, setting or [], crew, as_json)
+        launching.prune(folder, assignment, bits, budget or [], trials, setting or [], crew, as_json, take_over)
 
 
 @app.command()
@@ -277,6 +280,7 @@ def finalise(
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
+    take_over: TakeOverOption = False,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -287,7 +291,7 @@ def finalise(
         return
     crew, folder = launching.Crew(workers, executor), run_folder(run)
     with trusting(folder, trust, setting or []):
-        launching.finalise(folder, profiles, setting or [], crew, as_json)
+        launching.finalise(folder, profiles, setting or [], crew, as_json, take_over)
 
 
 @app.command("train-switchable")

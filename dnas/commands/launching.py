@@ -96,9 +96,9 @@ def _created(folder: Path, config: JobConfig) -> Run:
             raise
 
 
-def resume(folder: Path, crew: Crew, as_json: bool) -> None:
+def resume(folder: Path, crew: Crew, as_json: bool, take_over: bool = False) -> None:
     """Go on with an interrupted job and show its front; a finished one that has lost nothing is only shown."""
-    with _opened(folder) as run:
+    with _opened(folder, take_over) as run:
         config = load_job(run.job_file(), crew.overrides)
         if run_status(run).state == "finished" and not lost_files(run):
             tell(f"{folder} is finished; nothing is left to do")
@@ -117,12 +117,13 @@ def prune(
     settings: Sequence[str],
     crew: Crew,
     as_json: bool,
+    take_over: bool = False,
 ) -> None:
     """Prune an assignment of a run, or a uniform one, by the run's own ``[prune]`` with these overrides."""
     overrides = [f"prune.{setting}" for setting in settings]
     overrides += [f"prune.budgets=[{', '.join(map(_budget_table, budgets))}]"] if budgets else []
     overrides += [f"prune.trials={trials}"] if trials is not None else []
-    with _opened(folder) as run:
+    with _opened(folder, take_over) as run:
         job = run.job_file()
         parent = run.complete_id(assignment) if assignment is not None else None
         request = PruneRequest(load_job(job, overrides).prune, parent, bits)
@@ -130,13 +131,15 @@ def prune(
         conclude(run, front, as_json)
 
 
-def finalise(folder: Path, profiles: str | None, settings: Sequence[str], crew: Crew, as_json: bool) -> None:
+def finalise(
+    folder: Path, profiles: str | None, settings: Sequence[str], crew: Crew, as_json: bool, take_over: bool = False
+) -> None:
     """Make a switchable net of a run's assignments, by the run's own ``[finalise]`` with these overrides."""
     overrides = [f"finalise.{setting}" for setting in settings]
     if profiles is not None:
         names = [name.strip() for name in profiles.split(",") if name.strip()]
         overrides.append(f"finalise.profiles={json.dumps(names)}")
-    with _opened(folder) as run:
+    with _opened(folder, take_over) as run:
         job = run.job_file()
         request = FinaliseRequest(load_job(job, overrides).finalise)
         front = _carry_out(load_job(job, crew.overrides), run, as_json, request)
@@ -172,9 +175,9 @@ def _figure(metric: Metric, mean: float, std: float, n: int) -> str:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[Run]:
+def _opened(folder: Path, take_over: bool) -> Iterator[Run]:
     """A run to write to, for every process that works on it."""
-    with joined() as processes, own_run(processes, partial(Run.open, folder, write=True)) as run:
+    with joined() as processes, own_run(processes, partial(Run.open, folder, write=True, take_over=take_over)) as run:
         yield run
 
 

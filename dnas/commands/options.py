@@ -53,6 +53,9 @@ ExecutorOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Import what a run that you did not start here names; read it first.")
 ]
+TakeOverOption = Annotated[
+    bool, typer.Option("--take-over", help="The process of another host that worked on the run is gone.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
 
 

@@ -99,8 +99,8 @@ class Run:
         return cls(folder, lock)
 
     @classmethod
-    def open(cls, folder: Path | str, *, write: bool = False) -> Run:
-        """Open an existing run; ``write=True`` takes the lock.
+    def open(cls, folder: Path | str, *, write: bool = False, take_over: bool = False) -> Run:
+        """Open an existing run; ``write=True`` takes the lock, with ``take_over`` that of another host's dead process.
 
         Raises :class:`InputError` where there is no run or another process is writing to it.
         """
@@ -116,7 +116,7 @@ class Run:
         if not write:
             return cls(folder)
         refuse_misplaced(folder)
-        run = cls(folder, FolderLock(folder / LOCK))
+        run = cls(folder, FolderLock(folder / LOCK, take_over=take_over))
         run.remove_leftovers()
         return run
 

@@ -62,25 +62,41 @@ class Owner:
 class FolderLock:
     """The lock of a run folder, taken on construction and held until :meth:`release` or the end of the process.
 
-    Raises :class:`InputError` naming the process that has it.
+    Raises :class:`InputError` naming the process that has it. That of a process that ended on this host is free. One on
+    another host may be there without a lock that this host sees, or have died with one: ``take_over`` says it died.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, take_over: bool = False) -> None:
         self.path = path
         refuse_special(path)
+        here, before = Owner.here(), Owner.read(path.with_name(OWNER))
+        elsewhere = bool(before.host) and before.host != here.host
         self._lock = FileLock(path, thread_local=False)
         try:
-            self._lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=PATIENCE_SECONDS / 5)
+            self._acquire()
         except Timeout as error:
-            raise InputError(_refusal(path)) from error
-        except OSError as error:
-            raise JobError(f"cannot lock {path}: {error.strerror}; put the run on another disk with --run") from error
+            if not (take_over and elsewhere):
+                raise InputError(_refusal(path, elsewhere)) from error
+            path.unlink(missing_ok=True)  # its server keeps the lock of the old file for a host that is gone
+            self._acquire()
+        if elsewhere and not take_over:
+            self._lock.release()
+            raise InputError(_refusal(path, elsewhere))
         try:
-            owner = Owner.here()
-            write_text(path.with_name(OWNER), f"{owner.pid}\n{owner.host}\n")
+            write_text(path.with_name(OWNER), f"{here.pid}\n{here.host}\n")
         except (InputError, JobError):
             self._lock.release()
             raise
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=PATIENCE_SECONDS / 5)
+        except Timeout:
+            raise
+        except OSError as error:
+            raise JobError(
+                f"cannot lock {self.path}: {error.strerror}; put the run on another disk with --run"
+            ) from error
 
     def release(self) -> None:
         """Free the lock; its file stays, since removing it could free a lock that someone else just took."""
@@ -113,7 +129,12 @@ def lock_holder(path: Path) -> Owner | None:
         return owner if owner.may_live() else None
 
 
-def _refusal(path: Path) -> str:
+def _refusal(path: Path, elsewhere: bool) -> str:
     owner = Owner.read(path.with_name(OWNER))
+    if elsewhere:
+        return (
+            f"another process ({owner}) is or was working on this run ({path.parent}), and whether it ended cannot be "
+            "told from here; end it there, or where it is gone add --take-over"
+        )
     who = "this process already works" if owner == Owner.here() else f"another process ({owner}) is working"
     return f"{who} on this run ({path.parent}); wait for it or choose another folder with --run"

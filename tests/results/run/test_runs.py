@@ -170,7 +170,7 @@ def test_an_unlocked_folder_has_no_holder(tmp_path):
     assert lock_holder(tmp_path / ".lock") is None
     assert list(tmp_path.iterdir()) == []  # asking leaves nothing behind
     (tmp_path / ".lock").write_text("4711\n")  # of an older version, or left by a kill
-    (tmp_path / OWNER).write_text("4711\nelsewhere\n")
+    (tmp_path / OWNER).write_text(f"4711\n{platform.node()}\n")
     assert lock_holder(tmp_path / ".lock") is None
     lock = FolderLock(tmp_path / ".lock")
     for text in ("", "not a number", "\udcff".encode("utf-8", "surrogateescape")):
@@ -180,6 +180,31 @@ def test_an_unlocked_folder_has_no_holder(tmp_path):
             FolderLock(tmp_path / ".lock")
     lock.release()
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("its_lock_is_left", [False, True])
+def test_a_run_of_another_host_is_taken_over_when_asked(tmp_path, its_lock_is_left):
+    path = tmp_path / ".lock"
+    left = FileLock(path, thread_local=False)  # as a file server may keep it for a host that is gone
+    if its_lock_is_left:
+        left.acquire()
+    (tmp_path / OWNER).write_text("77\nelsewhere\n")
+    with pytest.raises(InputError, match=r"another process \(pid 77 on elsewhere\) is or was .* add --take-over"):
+        FolderLock(path)
+    assert Owner.read(tmp_path / OWNER) == Owner(77, "elsewhere")
+    lock = FolderLock(path, take_over=True)
+    assert Owner.read(tmp_path / OWNER) == lock_holder(path) == Owner.here()
+    for take_over in (False, True):
+        with pytest.raises(InputError, match="this process already works on this run"):
+            FolderLock(path, take_over=take_over)
+    lock.release()
+    assert lock_holder(path) is None
+    left.release()
+
+
+def test_a_process_that_lives_here_is_not_taken_over(run, holder):
+    with pytest.raises(InputError, match=rf"another process \(pid {holder.pid} on .*\) is working on this run"):
+        Run.open(run.folder, write=True, take_over=True)
 
 
 def test_a_reader_that_may_not_write_is_told_too(tmp_path, monkeypatch):
