@@ -188,4 +188,6 @@ def write_error(path: Path, error: OSError) -> JobError:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return JobError(f"cannot write {path}: the disk is full ({reason}); free some space and go on with dnas resume")
+    if error.errno == errno.EFBIG:
+        return JobError(f"cannot write {path}: {reason}; raise the limit (ulimit -f) and go on with dnas resume")
     return JobError(f"cannot write {path}: {reason}")

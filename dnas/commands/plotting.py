@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str]
     Of a run that has pruned nothing the last two are left out in silence, unless one of them is all that is asked.
 
     With ``out`` the first picture goes there and the others beside it, their names behind its own; else those of one
-    run go into its folder, those of several into the current one. Raises :class:`InputError` where there is nothing to
-    draw.
+    run go into its folder, those of several, and of one that cannot be written to, into the current one. Raises
+    :class:`InputError` where there is nothing to draw.
     """
     runs = _opened(folders)
     _check_cost(runs, x)
@@ -42,7 +43,7 @@ def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str]
         raise InputError("; ".join(missing) or "there is nothing to draw")
     for sentence in missing:
         tell(sentence)
-    home = folders[0] if len(folders) == 1 else Path()
+    home = folders[0] if len(folders) == 1 and os.access(folders[0], os.W_OK) else Path()
     further = [home / f"{name}.png" if out is None else _beside(out, name, kinds) for name, _ in named]
     paths = further if out is None else [out, *further[1:]]
     for path in paths:

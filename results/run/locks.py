@@ -95,7 +95,7 @@ class FolderLock:
             raise
         except OSError as error:
             raise JobError(
-                f"cannot lock {self.path}: {error.strerror}; put the run on another disk with --run"
+                f"cannot lock {self.path}: {error.strerror}; put the run, or a copy of it, where it can be written"
             ) from error
 
     def release(self) -> None:

@@ -307,6 +307,12 @@ def test_plots_are_written(finished: Path) -> None:
     assert "no folder" in refused("plot", "digits", "--out", "nowhere/front.png")
 
 
+def test_a_run_that_cannot_be_written_to_is_drawn_here(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert json.loads(dnas("plot", "digits", "--kind", "front", "--json").stdout)["files"] == ["front.png"]
+    assert Path("front.png").stat().st_size
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -220,7 +220,7 @@ def test_a_reader_that_may_not_write_is_told_too(tmp_path, monkeypatch):
         assert (lock_holder(path) is not None) == held, text
     (tmp_path / OWNER).write_text("77\nelsewhere\n")
     assert str(lock_holder(path)) == "pid 77 on elsewhere"
-    with pytest.raises(JobError, match=r"cannot lock .*\.lock: Permission denied; put the run on another disk"):
+    with pytest.raises(JobError, match=r"cannot lock .*\.lock: Permission denied; put the run, or a copy of it, where"):
         FolderLock(path)
     lock.release()
     assert not lock.held
