@@ -1,4 +1,4 @@
-"""A disk that is full, at whatever file: a sentence, the last good state, and a resume that ends as if there had been room."""
+"""A disk that is full, at whatever file: a sentence, the last good state, a resume that ends as if there was room."""
 
 from __future__ import annotations
 
