@@ -1022,10 +1022,44 @@ static void add_block(const uint64_t *w, const uint64_t *x, size_t words, int we
 
 /* ---- Inputs as codes, and their windows ---- */
 
-static void encode_row(const Layer *layer, const float *restrict x, size_t count, uint8_t *restrict codes) {
+typedef float Eight __attribute__((vector_size(32)));
+typedef int32_t EightInts __attribute__((vector_size(32)));
+
+/* a where a > b and b elsewhere, for NaN too. */
+#if !defined(DNAS_PORTABLE) && defined(__AVX2__)
+INLINE Eight larger(Eight a, Eight b) { return (Eight)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE Eight smaller(Eight a, Eight b) { return (Eight)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
+INLINE Eight larger(Eight a, Eight b) {
+    EightInts first = a > b;
+    return (Eight)(((EightInts)a & first) | ((EightInts)b & ~first));
+}
+
+INLINE Eight smaller(Eight a, Eight b) {
+    EightInts first = a < b;
+    return (Eight)(((EightInts)a & first) | ((EightInts)b & ~first));
+}
+#endif
+
+/* As `encoded`, eight at a time: compilers do not see that it has no branches. */
+static void encode_row(const Layer *layer, const float *x, size_t count, uint8_t *codes) {
+    enum { BLOCK = 64 };
     float clip = layer->input_clip, low = layer->input_low;
     Grid grid = layer->input_grid;
-    for (size_t at = 0; at < count; at++) codes[at] = (uint8_t)encoded(x[at] / clip, low, &grid);
+    Eight zeros = {0}, lows = zeros + low, ones = zeros + 1.0f, tops = zeros + grid.top;
+    size_t at = 0;
+    for (; at + BLOCK <= count; at += BLOCK) {
+        int32_t wide[BLOCK];
+        for (size_t part = 0; part < BLOCK; part += 8) {
+            Eight u;
+            memcpy(&u, x + at + part, sizeof u);
+            u = smaller(larger(u / clip, lows), ones) * grid.scale + grid.offset;
+            EightInts found = __builtin_convertvector(smaller(larger(u, zeros), tops), EightInts);
+            memcpy(wide + part, &found, sizeof found);
+        }
+        for (size_t part = 0; part < BLOCK; part++) codes[at + part] = (uint8_t)wide[part];
+    }
+    for (; at < count; at++) codes[at] = (uint8_t)encoded(x[at] / clip, low, &grid);
 }
 
 /* Bit `plane` of up to 64 codes, the first lowest. */
@@ -1053,23 +1087,37 @@ static uint64_t plane_of(const uint8_t *codes, size_t count, int plane) {
 
 static bool in_planes(const Layer *layer) { return layer->storage == PLANES && !layer->spreads; }
 
+enum { ENCODED = 4096 }; /* codes at a time: reading what was just written in smaller pieces would wait for it */
+
+/* Rows of up to ENCODED codes as planes of words; `each` words from one row to the next. */
+static void pack_rows(const Layer *layer, const uint8_t *codes, size_t rows, size_t length, size_t each, size_t plane_words,
+                      uint64_t *words) {
+    for (size_t row = 0; row < rows; row++, codes += length, words += each) {
+        for (size_t at = 0; at < length; at += 64) {
+            size_t some = length - at < 64 ? length - at : 64;
+            for (int plane = 0; plane < layer->input_planes; plane++) {
+                words[(size_t)plane * plane_words + at / 64] = plane_of(codes + at, some, plane);
+            }
+        }
+    }
+}
+
 /* The whole input as codes: bytes, or planes of words, of which each position and group has some. */
 static void encode_image(const Layer *layer, const float *x, uint8_t *image) {
-    size_t positions = positions_of(&layer->in), each = divided_up(layer->group_channels, 64);
+    size_t positions = positions_of(&layer->in), channels = layer->group_channels, rows = positions * layer->groups;
     if (!in_planes(layer)) {
-        encode_row(layer, x, positions * layer->in.channels, image);
+        encode_row(layer, x, rows * channels, image);
         return;
     }
+    size_t each = divided_up(channels, 64), many = channels < ENCODED ? ENCODED / channels : 1;
     uint64_t *words = (uint64_t *)(void *)image;
-    size_t plane_words = positions * layer->groups * each;
-    uint8_t codes[64];
-    for (size_t at = 0; at < positions * layer->groups; at++, x += layer->group_channels) {
-        for (size_t word = 0; word < each; word++) {
-            size_t left = layer->group_channels - word * 64, some = left < 64 ? left : 64;
-            encode_row(layer, x + word * 64, some, codes);
-            for (int plane = 0; plane < layer->input_planes; plane++) {
-                words[(size_t)plane * plane_words + at * each + word] = plane_of(codes, some, plane);
-            }
+    uint8_t codes[ENCODED];
+    for (size_t row = 0; row < rows; row += many) {
+        size_t some = rows - row < many ? rows - row : many;
+        for (size_t first = 0; first < channels; first += ENCODED) {
+            size_t length = channels - first < ENCODED ? channels - first : ENCODED;
+            encode_row(layer, x + row * channels + first, some * length, codes);
+            pack_rows(layer, codes, some, length, each, rows * each, words + row * each + first / 64);
         }
     }
 }
@@ -2000,7 +2048,6 @@ size_t dnas_memory_kept(const dnas_net *net) { return net->kept_bytes; }
 
 #if !defined(DNAS_PORTABLE) && defined(__AVX__) && (defined(__clang__) || __GNUC__ >= 12)
 #define SHUFFLED __builtin_shufflevector
-typedef float Eight __attribute__((vector_size(32)));
 /* Eight rows of eight numbers as columns, in three rounds of exchange. */
 static inline void transpose_eight(const float *from, size_t columns, float *to, size_t rows) {
     Eight a[8], b[8];
