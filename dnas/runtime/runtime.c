@@ -817,38 +817,74 @@ static uint32_t code_at(const Layer *layer, const Source *source, size_t place, 
     return code;
 }
 
-/* One code into the memory of its layer, at position `m` of its window. */
-static void store(const Layer *layer, size_t g, size_t f, size_t m, uint32_t code) {
+/* Bit `plane` of up to 64 codes, the first lowest. */
+static uint64_t plane_of(const uint8_t *codes, size_t count, int plane) {
+    uint64_t word = 0;
+    size_t at = 0;
+#if !defined(DNAS_PORTABLE) && defined(__AVX512BW__)
+    if (count == 64) return _mm512_test_epi8_mask(_mm512_loadu_si512(codes), _mm512_set1_epi8((char)(1 << plane)));
+#elif !defined(DNAS_PORTABLE) && defined(__AVX2__)
+    for (; at + 32 <= count; at += 32) {
+        __m256i shifted = _mm256_slli_epi16(_mm256_loadu_si256((const __m256i *)(codes + at)), 7 - plane);
+        word |= (uint64_t)(uint32_t)_mm256_movemask_epi8(shifted) << at;
+    }
+#else
+    for (; at + 8 <= count; at += 8) {
+        uint64_t eight;
+        memcpy(&eight, codes + at, 8);
+        eight = eight >> plane & UINT64_C(0x0101010101010101);
+        word |= (eight * UINT64_C(0x0102040810204080) >> 56) << at;
+    }
+#endif
+    for (; at < count; at++) word |= (uint64_t)(codes[at] >> plane & 1) << at;
+    return word;
+}
+
+static bool in_planes(const Layer *layer) { return layer->storage == PLANES && !layer->spreads; }
+
+/* Up to 64 codes of a filter, from position `m` of its window on, into the memory of its layer. */
+static void store(const Layer *layer, size_t g, size_t f, size_t m, const uint8_t *codes, size_t count) {
     size_t row = g * layer->blocks + f / SIDE, side = f % SIDE;
     if (layer->storage == PLANES) {
         uint64_t *word = layer->weights + (row * (size_t)layer->weight_bits * layer->words + m / 64) * SIDE + side;
         for (int plane = 0; plane < layer->weight_bits; plane++, word += layer->words * SIDE) {
-            *word |= (uint64_t)(code >> plane & 1) << m % 64;
+            *word = plane_of(codes, count, plane);
         }
-    } else if (layer->storage == BYTES) {
-        uint8_t *bytes = (uint8_t *)(layer->weights + (row * layer->words + m / 8) * SIDE + side);
-        bytes[m % 8] = (uint8_t)(code ^ 128u); /* less 128, as a signed byte */
-    } else {
-        ((uint8_t *)layer->weights)[m * layer->in.channels + g] = (uint8_t)code; /* of a depthwise layer */
+        return;
+    }
+    for (size_t at = 0; at < count; at++) {
+        if (layer->storage == BYTES) {
+            uint8_t *bytes = (uint8_t *)(layer->weights + (row * layer->words + (m + at) / 8) * SIDE + side);
+            bytes[(m + at) % 8] = (uint8_t)(codes[at] ^ 128u); /* less 128, as a signed byte */
+        } else {
+            ((uint8_t *)layer->weights)[(m + at) * layer->in.channels + g] = codes[at]; /* of a depthwise layer */
+        }
     }
 }
 
-static void fill_filter(const Layer *layer, const Source *source, size_t g, size_t f) {
+/* A filter that is kept in fp32, in the order of channels, then taps. */
+static void fill_values(const Layer *layer, const Source *source, size_t g, size_t f) {
+    float *to = (float *)layer->weights + (g * layer->blocks + f / SIDE) * layer->window * SIDE + f % SIDE;
     size_t clip = layer->is_quantized ? clip_index(layer, g, f) : 0;
+    for (size_t m = 0; m < layer->window; m++) {
+        size_t place = place_of(layer, source, g, f, m / layer->taps, m % layer->taps);
+        to[m * SIDE] = layer->is_quantized ? (float)code_at(layer, source, place, clip) : float_at(source->tensor, place);
+    }
+}
+
+/* A filter that is kept as codes, in the order of taps, then channels. */
+static void fill_codes(const Layer *layer, const Source *source, size_t g, size_t f) {
+    size_t clip = clip_index(layer, g, f), c = 0, tap = 0;
     int64_t sum = 0;
-    for (size_t c = 0; c < layer->group_channels; c++) {
-        for (size_t tap = 0; tap < layer->taps; tap++) {
-            size_t place = place_of(layer, source, g, f, c, tap);
-            if (layer->storage == FLOATS) {
-                size_t row = (g * layer->blocks + f / SIDE) * layer->window + c * layer->taps + tap;
-                ((float *)layer->weights)[row * SIDE + f % SIDE] =
-                    layer->is_quantized ? (float)code_at(layer, source, place, clip) : float_at(source->tensor, place);
-                continue;
-            }
-            uint32_t code = code_at(layer, source, place, clip);
-            store(layer, g, f, tap * layer->group_channels + c, code);
-            sum += code;
+    for (size_t m = 0; m < layer->window; m += 64) {
+        size_t some = layer->window - m < 64 ? layer->window - m : 64;
+        uint8_t codes[64];
+        for (size_t at = 0; at < some; at++) {
+            codes[at] = (uint8_t)code_at(layer, source, place_of(layer, source, g, f, c, tap), clip);
+            sum += codes[at];
+            if (++c == layer->group_channels) c = 0, tap++;
         }
+        store(layer, g, f, m, codes, some);
     }
     layer->sums[(g * layer->blocks + f / SIDE) * SIDE + f % SIDE] = (int32_t)sum;
 }
@@ -860,7 +896,9 @@ static dnas_status fill_layer(dnas_net *net, const Layer *layer) {
     memset(layer->weights, 0, layer->weight_words * 8);
     memset(layer->sums, 0, layer->groups * layer->blocks * SIDE * sizeof(int32_t));
     for (size_t g = 0; g < layer->groups; g++) {
-        for (size_t f = 0; f < layer->group_filters; f++) fill_filter(layer, &source, g, f);
+        for (size_t f = 0; f < layer->group_filters; f++) {
+            (layer->storage == FLOATS ? fill_values : fill_codes)(layer, &source, g, f);
+        }
     }
     net->arena.used = mark;
     return DNAS_OK;
@@ -1061,31 +1099,6 @@ static void encode_row(const Layer *layer, const float *x, size_t count, uint8_t
     }
     for (; at < count; at++) codes[at] = (uint8_t)encoded(x[at] / clip, low, &grid);
 }
-
-/* Bit `plane` of up to 64 codes, the first lowest. */
-static uint64_t plane_of(const uint8_t *codes, size_t count, int plane) {
-    uint64_t word = 0;
-    size_t at = 0;
-#if !defined(DNAS_PORTABLE) && defined(__AVX512BW__)
-    if (count == 64) return _mm512_test_epi8_mask(_mm512_loadu_si512(codes), _mm512_set1_epi8((char)(1 << plane)));
-#elif !defined(DNAS_PORTABLE) && defined(__AVX2__)
-    for (; at + 32 <= count; at += 32) {
-        __m256i shifted = _mm256_slli_epi16(_mm256_loadu_si256((const __m256i *)(codes + at)), 7 - plane);
-        word |= (uint64_t)(uint32_t)_mm256_movemask_epi8(shifted) << at;
-    }
-#else
-    for (; at + 8 <= count; at += 8) {
-        uint64_t eight;
-        memcpy(&eight, codes + at, 8);
-        eight = eight >> plane & UINT64_C(0x0101010101010101);
-        word |= (eight * UINT64_C(0x0102040810204080) >> 56) << at;
-    }
-#endif
-    for (; at < count; at++) word |= (uint64_t)(codes[at] >> plane & 1) << at;
-    return word;
-}
-
-static bool in_planes(const Layer *layer) { return layer->storage == PLANES && !layer->spreads; }
 
 enum { ENCODED = 4096 }; /* codes at a time: reading what was just written in smaller pieces would wait for it */
 
