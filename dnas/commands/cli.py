@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from dnas.commands.care import care
 from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE, WRONG_INPUT, told
 from dnas.commands.options import (
     Engine,
@@ -188,17 +189,25 @@ def search(
     serve: Annotated[
         bool, typer.Option("--serve", help="Show the run in a browser meanwhile, at an address that is told.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Go on without this terminal; look after it with dnas status, logs, stop.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a job and show the front it measured."""
     from dnas.commands import launching
 
-    if launching.in_processes(nproc_per_node):
-        return
     overrides = list(setting or [])
     overrides += [f"device={device}"] if device is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
     overrides += launching.Crew(workers, executor).overrides
+    if detach:
+        from dnas.commands.detaching import search_detached
+
+        search_detached(job, overrides, run, as_json)
+        return
+    if launching.in_processes(nproc_per_node):
+        return
     launching.search(job, overrides, run, as_json, serve)
 
 
@@ -331,13 +340,15 @@ def switch(run: RunArgument, as_json: JsonOption = False) -> None:
 @app.command()
 @told
 def status(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN...", help="All in runs/ by default.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Runs, folders of runs; runs/ by default.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where runs stand."""
-    from dnas.commands import viewing
+    """Show where runs stand, how far they are, the best net so far, their age and their size."""
+    from dnas.commands import status_view
 
-    viewing.status([run_folder(run) for run in runs or []], RUNS, as_json)
+    status_view.status([run_folder(run) for run in runs or []], RUNS, as_json)
 
 
 @app.command()
@@ -493,6 +504,9 @@ def evaluate(
     folder = run_folder(run)
     with trusting(folder, trust):
         launching.evaluate(folder, assignment, split.value, as_json, runtime is Engine.packed)
+
+
+app.add_typer(care)
 
 
 def main() -> None:

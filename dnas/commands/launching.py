@@ -30,6 +30,7 @@ from results.run.environment import environment
 from results.run.folder import Run
 from results.run.layout import ASSIGNMENTS, CHECKPOINTS, RUNS
 from results.run.lost import lost_files
+from results.run.progress import noted
 from results.run.status import run_status
 from results.units import measured
 from search_spaces.errors import InputError, JobError
@@ -90,7 +91,7 @@ def search(
 def _created(folder: Path, config: JobConfig) -> Run:
     with _told_of(folder):
         try:
-            return Run.create(folder, dump_job(config), environment())
+            return Run.create(folder, dump_job(config), environment(config.seed, config.device))
         except InputError:
             jobs.check_job(config)  # what is wrong with the job itself is told first
             raise
@@ -208,11 +209,11 @@ def _told_of(folder: Path) -> Iterator[None]:
 def _carry_out(config: JobConfig, run: Run, as_json: bool, request: Request | None = None) -> ParetoFront:
     with finishing() as signals:
         try:
-            with open_display(as_json) as display:
+            with open_display(as_json) as display, noted(run, display.report) as shown:
 
                 def report(event: Any) -> None:
                     """Show what happened; it is in the journal by then, so here the job can end."""
-                    display.report(event)
+                    shown(event)
                     signals.check()
 
                 return jobs.run_job(config, run, report, request)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from dnas.commands.terminal import amount_text, show, show_json, tell
 from results.pareto import FLOAT, ParetoFront
@@ -14,36 +11,18 @@ from results.pictures.plot_data import MOST_COLUMNS, bit_text, spread
 from results.pictures.prune_data import filters_of, parents_of
 from results.pools import pools
 from results.run.folder import Run
-from results.run.layout import list_runs
 from results.run.lost import sound_events
-from results.run.status import RunStatus, run_status
 from results.tables.advice import advice
 from results.tables.plain import PlainTable
 from results.tables.pool import pool_json, render_pool, told
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
-from results.units import duration_text
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 
 LayerCosts = Mapping[str, Mapping[str, float]]
 Filters = Mapping[str, tuple[int, int]]
-
-
-def status(folders: Sequence[Path], parent: Path, as_json: bool) -> None:
-    """Show where runs stand; all of ``parent`` where none is named.
-
-    Of several runs a damaged one is told in its row; one that is asked for alone is refused.
-    """
-    alone = len(folders) == 1
-    rows = [_status_row(folder) if alone else _row_or_damage(folder) for folder in folders or list_runs(parent)]
-    if as_json:
-        show_json(rows)
-    elif rows:
-        show(_status_table(rows))
-    else:
-        tell(f"there is no run in {parent}; start one with: dnas search")
 
 
 def show_run(folder: Path, as_json: bool) -> None:
@@ -141,29 +120,6 @@ def _parents(run: Run, items: Sequence[BitAssignment]) -> dict[str, BitAssignmen
 
 def _totals(costs: Mapping[str, float]) -> str:
     return ", ".join(f"{cost} {amount_text(cost, value)}" for cost, value in costs.items())
-
-
-def _status_row(folder: Path) -> dict[str, Any]:
-    return {"run": str(folder), **asdict(run_status(Run.open(folder)))}
-
-
-def _row_or_damage(folder: Path) -> dict[str, Any]:
-    try:
-        return _status_row(folder)
-    except InputError as error:
-        return {"run": str(folder), **asdict(RunStatus("damaged", message=str(error)))}
-
-
-def _status_table(rows: Sequence[Mapping[str, Any]]) -> PlainTable:
-    table = _table("run", "state", "at", "last sign", "message")
-    for row in rows:
-        epoch = f"epoch {row['epoch']}/{row['epochs']}" if row["epoch"] is not None else ""
-        trial = f"trial {row['trial']}" if row["trial"] is not None else ""
-        label = (row["label"] or "").removeprefix("prune-") if trial else row["label"]
-        place = " ".join(part for part in (row["stage"], label, epoch, trial) if part)
-        since = "" if row["updated"] is None else f"{duration_text(max(0.0, time.time() - row['updated']))} ago"
-        table.add_row(row["run"], row["state"], place, since, row["message"])
-    return table
 
 
 def _bits_table(assignments: Sequence[BitAssignment], filters: Mapping[str, Filters]) -> PlainTable:

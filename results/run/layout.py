@@ -33,18 +33,11 @@ ASSIGNMENTS = "assignments"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 ORIGIN = ".origin"
-_WRITTEN = (
-    ENVIRONMENT,
-    FRONT_JSON,
-    FRONT_CSV,
-    FRONT_PICTURE,
-    NETWORK,
-    RANKING,
-    *SENSITIVITIES.values(),
-    LOCK,
-    OWNER,
-    ORIGIN,
-)
+PROGRESS = ".progress.json"
+LOG = "log.txt"
+"""What a detached process prints."""
+_SHOWN = (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, NETWORK, RANKING, *SENSITIVITIES.values())
+_WRITTEN = (*_SHOWN, LOCK, OWNER, ORIGIN, PROGRESS, LOG)
 """Files that are replaced whole, beside those in the two folders."""
 
 _JOB_SEAL = re.compile(r"# sha256 of the lines below: (.*)")
@@ -135,7 +128,8 @@ def refuse_occupied(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another folder with --run")
     names = {path.name for path in folder.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
-    unborn = LOCK in names and names <= {LOCK, OWNER, ORIGIN, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
+    made = {LOCK, OWNER, ORIGIN, LOG, ENVIRONMENT, JOB, ASSIGNMENTS, CHECKPOINTS}
+    unborn = names == {LOG} or (LOCK in names and names <= made)
     if names and not unborn:
         raise InputError(f"{folder} is not empty and is not a run; choose another folder with --run")
 

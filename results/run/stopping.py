@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import time
 from pathlib import Path
 
 from results.run.folder import Run
 from results.run.layout import LOCK
 from results.run.locks import Owner
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError
+
+POLL_SECONDS = 0.1
 
 
 def stop(run: Run) -> Owner:
@@ -18,6 +21,7 @@ def stop(run: Run) -> Owner:
 
     Raises :class:`InputError` where nobody works on it, where that is another host's process or nobody knows whose,
     and where the process that the run names does not hold its lock: what a file says must not end another process.
+    Raises :class:`JobError` where it is another user's.
     """
     owner = run.writer
     if owner is None:
@@ -28,8 +32,23 @@ def stop(run: Run) -> Owner:
         raise InputError(f"{owner} works on {run.folder}, and this is {platform.node()}; end it there")
     if not _has_open(owner.pid, run.folder / LOCK):
         raise InputError(f"{run.folder} names {owner}, which does not hold its lock: it is left alone")
-    os.kill(owner.pid, signal.SIGTERM)
+    try:
+        os.kill(owner.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has just ended by itself
+    except PermissionError as error:
+        raise JobError(f"{owner}, which works on {run.folder}, is another user's; ask its owner") from error
     return owner
+
+
+def has_ended(run: Run, owner: Owner, patience_seconds: float) -> bool:
+    """Wait until the process lets go of the run; False where it has not in that many seconds."""
+    until = time.monotonic() + patience_seconds
+    while run.writer == owner:
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
 
 
 def _has_open(pid: int, path: Path) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from dnas.commands import exporting, plotting, switch_view, viewing
+from dnas.commands import exporting, plotting, status_view, switch_view, viewing
 from dnas.config.file import dump_job, load_job
 from dnas.jobs.job import load_network
 from dnas.jobs.planning import plan_job
@@ -196,8 +196,8 @@ def written(folder: Path, name: str, format: str) -> None:
 
 
 STATES: tuple[Read, ...] = (
-    lambda folder: viewing.status([folder], folder.parent, True),
-    lambda folder: viewing.status([], folder.parent, False),
+    lambda folder: status_view.status([folder], folder.parent, True),
+    lambda folder: status_view.status([], folder.parent, False),
     lambda folder: lost_files(Run.open(folder)),
 )
 TABLES: tuple[Read, ...] = (

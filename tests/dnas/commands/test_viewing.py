@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dnas.commands import plotting, viewing
+from dnas.commands import plotting, status_view, viewing
 from dnas.config.file import dump_job, load_job
 from dnas.jobs.planning import cost_table
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
@@ -181,5 +181,5 @@ def test_pruned_assignments_that_are_beaten_are_drawn_where_none_is_on_the_front
 
 
 def test_status_tells_the_trial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    viewing.status([folder], folder.parent, as_json=False)
+    status_view.status([folder], folder.parent, as_json=False)
     assert "prune search-1 trial 4" in capsys.readouterr().out

@@ -1,0 +1,79 @@
+"""How far a running job is, and what a run was made from."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.run.environment import environment, git_revision
+from results.run.folder import Run
+from results.run.layout import PROGRESS
+from results.run.progress import SECONDS_BETWEEN, noted, told_progress
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", "", {})
+
+
+def test_progress_is_noted_now_and_then_and_gone_at_the_end(run: Run) -> None:
+    now, seen = [100.0], list[Any]()
+    with noted(run, seen.append, clock=lambda: now[0]) as report:
+        report({"event": "stage", "stage": "search"})
+        assert told_progress(run) is None
+        report({"event": "progress", "fraction": 0.25, "seconds_left": 60.0})
+        now[0] += SECONDS_BETWEEN - 1
+        report({"event": "progress", "fraction": 0.5, "seconds_left": 30.0})
+        told = told_progress(run, now=110.0)
+        assert told is not None
+        assert (told.fraction, told.seconds_left) == (0.25, 50.0)
+        now[0] += 2
+        report({"event": "progress", "fraction": 0.75, "seconds_left": None})
+        told = told_progress(run, now=500.0)
+        assert told is not None
+        assert (told.fraction, told.seconds_left) == (0.75, None)
+    assert len(seen) == 4
+    assert told_progress(run) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"fraction": "much"}', '{"fraction": 0.5, "seconds_left": 1}', "{"])
+def test_a_damaged_note_tells_nothing(run: Run, text: str) -> None:
+    (run.folder / PROGRESS).write_text(text)
+    assert told_progress(run) is None
+
+
+def test_a_share_is_a_share(run: Run) -> None:
+    (run.folder / PROGRESS).write_text('{"fraction": 7, "seconds_left": -3, "time": 0}')
+    told = told_progress(run)
+    assert told is not None
+    assert (told.fraction, told.seconds_left) == (1.0, 0.0)
+
+
+def git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_revision_of_the_users_own_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_revision(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    assert git_revision(tmp_path) is None, "nothing is committed yet"
+    (tmp_path / "net.py").write_text("x = 1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "a")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "new").write_text("untracked files do not count")
+    assert git_revision(tmp_path) == {"commit": commit, "changed": False}
+    (tmp_path / "net.py").write_text("x = 2\n")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    found = environment(7, "cuda:1")
+    assert found["git"] == {"commit": commit, "changed": True}
+    assert (found["seed"], found["device"]) == (7, "cuda:1")
+    monkeypatch.setenv("PATH", "")
+    assert git_revision(tmp_path) is None, "where there is no git"
