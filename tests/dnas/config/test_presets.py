@@ -6,6 +6,7 @@ import pytest
 
 from dnas.config.file import dump_job, load_job, preset_names
 from dnas.jobs.planning import Plan, plan_job
+from dnas.training.task import task_of
 from search_spaces.models.load import load_model
 
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "imagefolder": (3, 224, 224)}
@@ -100,3 +101,26 @@ def test_a_preset_survives_being_written_out(name: str, tmp_path_factory: pytest
     path = tmp_path_factory.mktemp("presets") / "job.toml"
     path.write_text(dump_job(load_job(name)))
     assert load_job(str(path)) == load_job(name)
+
+
+@pytest.mark.parametrize(("name", "size"), [("detection-shapes", 64), ("segmentation-shapes", 32)])
+def test_presets_of_other_tasks_can_be_planned(name: str, size: int) -> None:
+    job = load_job(name)
+    network = load_model(job.model.source, arguments=job.model.arguments).module
+    planned = plan_job(job, network, (3, size, size), task_of(job.task).exact_layers)
+    assert len(planned.space.decisions) == 7
+    assert len(planned.budgets) == 2
+    assert (32, 32) not in planned.space.fixed.values()
+    assert planned.graph.channels.groups
+
+
+@pytest.mark.slow
+def test_squantizer_leaves_a_detectors_box_regressors_and_ends_alone() -> None:
+    job = load_job("squantizer-ssdlite-coco-4bit")
+    network = load_model(job.model.source, arguments={"num_classes": 91}).module
+    planned = plan_job(job, network, (3, 320, 320), task_of(job.task).exact_layers)
+    names = [layer.name for layer in planned.graph.layers]
+    kept = {name for name, pair in planned.space.fixed.items() if pair == (32, 32)}
+    assert kept >= {names[0], names[-1]}
+    assert {name for name in kept if "regression_head" in name} == {name for name in names if "regression_head" in name}
+    assert len(kept) == 2 + sum("regression_head" in name for name in names) - ("regression_head" in names[-1])
