@@ -57,7 +57,8 @@
     }
     const names = run.costs.length ? run.costs.map((cost) => cost.name) : Object.keys(entry.costs);
     names.forEach((name, column) => {
-      const ratio = point && float && float.costs[column] && point.costs[column] ? `${(float.costs[column] / point.costs[column]).toFixed(1)}× less` : "";
+      const times = point && float && float.costs[column] && point.costs[column] ? float.costs[column] / point.costs[column] : 1;
+      const ratio = times > 1.05 ? `${times.toFixed(1)}× less` : "";
       rows.push([name, entry.costs[name] || (point ? point.cost_texts[column] : ""), float ? float.cost_texts[column] : "", ratio]);
     });
     dnas.table(dnas.at("figures"), ["", "this configuration", "float network", ""], rows, { numbers: [1, 2, 3] });
