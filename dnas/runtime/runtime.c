@@ -633,7 +633,7 @@ static dnas_status plan_sources(dnas_net *net, Layer *layer) {
 }
 
 /* Plane pairs up to which counting bits is quicker than products of bytes, and channels from which their planes fill
- * words; measured, see docs/runtime.md. */
+ * words; measured, see benchmarks/README.md. */
 enum { MOST_PAIRS = 6, LEAST_CHANNELS = 64, SPREAD_AT_ONCE = 1 << 18 };
 enum { SIDE = 8, TILE = 8, MOST_POSITIONS = 64, GATHERED_BYTES = 49152 };
 
