@@ -43,6 +43,7 @@ def doubled(desk: Desk, seed: int, number: int) -> int:
     """Twice a number; says it on the way."""
     desk.say({"number": number}, False)
     desk.say({"step": number}, True)
+    desk.say({"twice": 2 * number}, False)
     return 2 * number
 
 
