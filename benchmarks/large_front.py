@@ -50,7 +50,14 @@ def main() -> None:
         make_run(folder, options.points, options.share)
         print(f"{options.points} points, {len(Run.open(folder).load_front().front)} of them on the front")
         for name, *arguments in COMMANDS:
-            wall, cpu, code = timed([name, str(folder), *([str(folder)] if name == "compare" else []), *arguments])
+            wall, cpu, code = timed(
+                [
+                    name,
+                    str(folder),
+                    *arguments,
+                    *(["--out", str(Path(home) / "a.png"), str(folder)] if name == "compare" else []),
+                ]
+            )
             print(f"{' '.join([name, *arguments]):20} {cpu:7.2f} s CPU {wall:7.2f} s wall  exit {code}", flush=True)
 
 
