@@ -11,10 +11,10 @@ from dnas.commands.exits import told
 from dnas.commands.options import JsonOption, RunArgument, check_file, run_folder
 from search_spaces.errors import InputError
 
-care = typer.Typer()
+commands = typer.Typer()
 
 
-@care.command()
+@commands.command()
 @told
 def stop(
     run: RunArgument,
@@ -29,7 +29,7 @@ def stop(
     care_view.stop(run_folder(run), wait, as_json)
 
 
-@care.command()
+@commands.command()
 @told
 def logs(
     run: RunArgument,
@@ -42,7 +42,7 @@ def logs(
     care_view.logs(run_folder(run), follow, lines)
 
 
-@care.command()
+@commands.command()
 @told
 def clean(
     run: RunArgument,
@@ -55,7 +55,7 @@ def clean(
     care_view.clean(run_folder(run), dry_run, as_json)
 
 
-@care.command()
+@commands.command()
 @told
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, or their names in runs/.")],

@@ -1,0 +1,185 @@
+"""What trains: a job, and what is made of its run.
+
+The modules that do the work are imported by the commands themselves, so that ``dnas --help`` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dnas.commands.exits import told
+from dnas.commands.options import (
+    ExecutorOption,
+    JsonOption,
+    ProcessesOption,
+    RunArgument,
+    TakeOverOption,
+    TrustOption,
+    WorkersOption,
+    run_folder,
+)
+from dnas.commands.trust import trusting
+from search_spaces.errors import InputError
+
+commands = typer.Typer()
+
+
+@commands.command()
+@told
+def search(
+    job: Annotated[str | None, typer.Argument(metavar="JOB.toml|PRESET", help="Without one: digits.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in search.epochs=20; repeatable."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", help="Where to compute.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
+    nproc_per_node: ProcessesOption = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show the run in a browser meanwhile, at an address that is told.")
+    ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Go on without this terminal; look after it with dnas status, logs, stop.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a job and show the front it measured."""
+    from dnas.commands import launching
+
+    overrides = list(setting or [])
+    overrides += [f"device={device}"] if device is not None else []
+    overrides += [f"seed={seed}"] if seed is not None else []
+    overrides += launching.Crew(workers, executor).overrides
+    if detach:
+        from dnas.commands.detaching import search_detached
+
+        search_detached(job, overrides, run, as_json)
+        return
+    if launching.in_processes(nproc_per_node):
+        return
+    launching.search(job, overrides, run, as_json, serve)
+
+
+@commands.command()
+@told
+def resume(
+    run: RunArgument,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
+    nproc_per_node: ProcessesOption = None,
+    take_over: TakeOverOption = False,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with an interrupted job, from its journal and checkpoints."""
+    from dnas.commands import launching
+
+    if launching.in_processes(nproc_per_node):
+        return
+    folder = run_folder(run)
+    with trusting(folder, trust):
+        launching.resume(folder, launching.Crew(workers, executor), as_json, take_over)
+
+
+@commands.command()
+@told
+def prune(
+    run: RunArgument,
+    assignment: Annotated[
+        str | None, typer.Argument(metavar="ASSIGNMENT", help="An id, or the beginning of one; or give --bits.")
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(metavar="N", help="Prune the uniform assignment of N bits; 1 is the binarized net.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AMOUNT|COST=AMOUNT", help="As in 70% (of its own size) or bitops=50%; repeatable."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Configurations tried for each budget.")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a key of [prune], as in criterion=taylor; repeatable."
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
+    nproc_per_node: ProcessesOption = None,
+    take_over: TakeOverOption = False,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find pruning ratios for an assignment of a run, remove the filters, measure, and show the new front."""
+    from dnas.commands import launching
+
+    if launching.in_processes(nproc_per_node):
+        return
+    if (assignment is None) == (bits is None):
+        raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
+    crew, folder = launching.Crew(workers, executor), run_folder(run)
+    with trusting(folder, trust, setting or []):
+        launching.prune(folder, assignment, bits, budget or [], trials, setting or [], crew, as_json, take_over)
+
+
+@commands.command()
+@told
+def finalise(
+    run: RunArgument,
+    profiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="front, assignments or patterns, widths such as w4a8; by default as the job says."
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of [finalise], as in epochs=20; repeatable."),
+    ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
+    nproc_per_node: ProcessesOption = None,
+    take_over: TakeOverOption = False,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one switchable net of assignments of a run: one set of weights that runs at any of them."""
+    from dnas.commands import launching
+
+    if launching.in_processes(nproc_per_node):
+        return
+    crew, folder = launching.Crew(workers, executor), run_folder(run)
+    with trusting(folder, trust, setting or []):
+        launching.finalise(folder, profiles, setting or [], crew, as_json, take_over)
+
+
+@commands.command("train-switchable")
+@told
+def train_switchable(
+    job: Annotated[str, typer.Argument(metavar="JOB.toml|PRESET", help="Its [finalise] says what to train.")],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in finalise.epochs=20; repeatable."),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
+    ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
+    nproc_per_node: ProcessesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a switchable net without a search, as SP-Nets and Quantizable DNNs do."""
+    from dnas.commands import launching
+
+    if launching.in_processes(nproc_per_node):
+        return
+    overrides = ['compression="switchable"', *(setting or []), *launching.Crew(workers, executor).overrides]
+    launching.search(job, overrides, run, as_json)

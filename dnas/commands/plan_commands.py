@@ -1,0 +1,132 @@
+"""What can be asked before a search or about one: jobs, networks, what widths cost.
+
+The modules that do the work are imported by the commands themselves, so that ``dnas --help`` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dnas.commands.exits import WRONG_INPUT, told
+from dnas.commands.options import (
+    JsonOption,
+    RunArgument,
+    TrustOption,
+    check_file,
+    run_folder,
+)
+from dnas.commands.trust import trusting
+from search_spaces.errors import InputError
+
+commands = typer.Typer()
+
+
+@commands.command()
+@told
+def init(
+    path: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The file to write.")] = Path("job.toml"),
+) -> None:
+    """Write a commented job file that holds the default job."""
+    from dnas.commands.terminal import show
+    from dnas.config.file import commented_job
+    from results.files import write_text
+
+    if path.exists():
+        raise InputError(f"{path} exists already; name another file, or remove it")
+    check_file(path)
+    write_text(path, commented_job())
+    show(f"written: {path}; run it with: dnas search {path}")
+
+
+@commands.command()
+@told
+def presets(as_json: JsonOption = False) -> None:
+    """List the jobs that are shipped."""
+    from dnas.commands.terminal import show, show_json
+    from dnas.config.file import preset_names
+
+    names = preset_names()
+    if as_json:
+        show_json(names)
+    else:
+        width = max(map(len, names))
+        show(*(f"{name:{width}}  {description}" for name, description in names.items()))
+
+
+@commands.command()
+@told
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="zoo:, torchvision:, timm:NAME or module:callable."),
+    ] = None,
+    input_shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="Shape of one input.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COST=AMOUNT", help="Can it be met? Repeatable; commas join costs."),
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Take model, space, costs and budgets from a job.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell of every layer whether it will be searched, what it costs, and whether a budget can be met."""
+    from dnas.commands.doctor_view import consult
+
+    if not consult(model, input_shape, budget or [], job, as_json):
+        raise typer.Exit(WRONG_INPUT)
+
+
+@commands.command()
+@told
+def sensitivity(
+    subject: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN|MODEL", help="A run; or a network for --job's data, the job's own without one."),
+    ] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Take model, data, space and quantizers from a job.")
+    ] = None,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="Measure the loss with one decision at a time at fewer bits.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: a .png, .svg or .pdf.")] = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how much each width of each layer costs in loss, without training; kept in the run."""
+    from dnas.commands import sensitivity_view
+
+    if subject is None and job is None:
+        raise InputError("name a RUN, or a job with --job")
+    check_file(out)
+    kind: Literal["hessian", "measured"] = "measured" if measured else "hessian"
+    folder = run_folder(subject) if subject is not None and job is None else None
+    with nullcontext() if folder is None else trusting(folder, trust):
+        sensitivity_view.sensitivity(subject, folder, job, kind, out, as_json)
+
+
+@commands.command()
+@told
+def rank(
+    run: RunArgument,
+    budget: Annotated[
+        str, typer.Option(metavar="N|COST=AMOUNT", help="The job's budget of this number, or one of its own.")
+    ] = "1",
+    assignments: Annotated[int, typer.Option(metavar="N", help="Assignments drawn within the budget.")] = 12,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs of fine-tuning each; by default as the job says.")
+    ] = None,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how well the supernet ranks: its loss beside what fine-tuning makes of assignments of equal cost."""
+    from dnas.commands import rank_view
+
+    folder = run_folder(run)
+    with trusting(folder, trust):
+        rank_view.rank(folder, budget, assignments, epochs, as_json)
