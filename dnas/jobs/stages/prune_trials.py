@@ -100,10 +100,15 @@ def make_objective(context: JobContext, assignment: str, orders: Orders, section
 
 
 class Trials:
-    """Evaluates configurations of one assignment, of which several may be asked for at once, in the order asked."""
+    """Evaluates configurations of one assignment, of which several may be asked for at once, in the order asked.
 
-    def __init__(self, context: JobContext, assignment: BitAssignment, orders: Orders, section: PruneSection) -> None:
-        self.context, self.assignment = context, assignment
+    ``label`` is that of the pruning: one assignment may be pruned several times in a job.
+    """
+
+    def __init__(
+        self, context: JobContext, assignment: BitAssignment, orders: Orders, section: PruneSection, label: str
+    ) -> None:
+        self.context, self.assignment, self.label = context, assignment, label
         self.inputs: dict[str, Any] = {
             "assignment": assignment.id,
             "orders": {name: list(order) for name, order in orders.items()},
@@ -132,7 +137,7 @@ class Trials:
     ) -> JobTask:
         """A task on the net whose groups keep so many units."""
         known = self.assignment
-        name = f"{what} {next(self._numbers)} of {known.id}"
+        name = f"{what} {next(self._numbers)} of {self.label}"
         reads = (*self.context.reads_float, net_file(known.metrics.get("same_as", known.id), 0))
         inputs = {**self.inputs, "counts": dict(counts), **more}
         return JobTask(name, function, inputs, self.context.job.config.seed, work, reads, writes)

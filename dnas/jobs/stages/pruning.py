@@ -50,7 +50,7 @@ def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
     context, section = pruning.context, pruning.section
     orders = removal_orders(pruning, measurer)
     numbers = result_numbers(section, pruning.first)
-    trials = Trials(context, pruning.parent, orders, section)
+    trials = Trials(context, pruning.parent, orders, section, pruning.label)
     found = _trials(pruning, BAYESIAN, section.proposer, trials)
     tried = found, _trials(pruning, RANDOM, "random", trials) if tries_random(section) else []
     for number, budget in zip(numbers, pruning.budgets, strict=False):

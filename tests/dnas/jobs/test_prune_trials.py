@@ -145,7 +145,9 @@ def test_trials_of_an_assignment_are_those_of_its_objective(finished: tuple[JobC
     asked = [{name: max(1, len(order) - less) for name, order in orders.items()} for less in (1, 2)]
     section = config.prune.model_copy(update={"batchnorm_batches": 1, "proxy_images": 12})
     tried = make_objective(context, "uniform-4", orders, section)
-    trials = Trials(context, run.assignment("uniform-4"), orders, section)
+    trials = Trials(context, run.assignment("uniform-4"), orders, section, "prune-uniform-4")
     assert list(trials(asked)) == [tried(counts) for counts in asked]
     assert [event.to_json() for event in context.log.events(Measured)]  # read, and nothing was added
-    assert trials.task("trial", try_filters, asked[0], 1.0).id != trials.task("trial", try_filters, asked[0], 1.0).id
+    other = Trials(context, run.assignment("uniform-4"), orders, section, "prune-uniform-4-3")  # pruned once more
+    made = [each.task("trial", try_filters, asked[0], 1.0).id for each in (trials, trials, other, other)]
+    assert len({*made, *(other.task("trial", try_filters, asked[0], 1.0).id for _ in made)}) == 8
