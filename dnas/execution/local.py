@@ -17,6 +17,7 @@ from search_spaces.errors import JobError
 _PATIENCE_SECONDS = 0.5
 """Between two looks whether a process lives whose pipe another process of its own keeps open."""
 _MOST_IDLE_DEATHS = 3
+"""Between two tasks that are done."""
 
 
 class _Worker:
@@ -103,8 +104,8 @@ class LocalProcesses(Executor):
             while worker.connection.poll():
                 found.append(worker.connection.recv())
                 if not isinstance(found[-1], Told):
-                    worker.task = ""
-        except (EOFError, ConnectionResetError):
+                    worker.task, self._idle_deaths = "", 0
+        except (EOFError, OSError):  # at the end, or in the middle of a message
             return True
         return False
 

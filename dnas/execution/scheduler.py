@@ -98,6 +98,9 @@ class Ahead(Scheduler):
             new = [task for task in tasks if task.id not in self._courses]
             self._graph.add(new)
             self._courses |= {task.id: _Course(task) for task in new}
+            for course in list(self._courses.values()) if new else ():
+                if isinstance(course.ended, Refused):  # what needs it can never begin
+                    self._fail(course, course.ended.error)
         if new:
             self._executor.wake()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,16 @@ def killed_so_often(desk: Desk, seed: int, file: str, times: int) -> str:
         path.write_text("x" * (tries + 1))
         os.kill(os.getpid(), signal.SIGKILL)
     return f"done after {tries}"
+
+
+def cut_off(desk: Desk, seed: int, file: str) -> str:
+    """Kills its process the first time, in the middle of a message."""
+    if Path(file).exists():
+        return "whole"
+    Path(file).write_text("")
+    os.write(int(sys.argv[1]), struct.pack("!i", 100) + b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def process(desk: Desk, seed: int) -> int:

@@ -18,6 +18,7 @@ from dnas.execution.local import LocalProcesses
 from dnas.execution.scheduler import Ahead
 from search_spaces.errors import InputError, JobError
 from tests.dnas.execution.pieces import (
+    cut_off,
     die,
     doubled,
     killed_so_often,
@@ -81,6 +82,17 @@ def test_a_worker_that_cannot_begin_says_why_and_one_that_always_dies_ends_the_w
     scheduler = Ahead(LocalProcesses([Setting(die, ("",))]), lambda *told: None)
     with pytest.raises(JobError, match=r"SIGKILL"):
         scheduler.outcome(task("any", process), lambda message: None)
+    scheduler.close()
+
+
+def test_workers_that_die_in_a_message_or_without_a_task_are_replaced(tmp_path: Path) -> None:
+    workers = LocalProcesses([Setting(prepare, ("desk",))])
+    scheduler = Ahead(workers, lambda *told: None)
+    assert scheduler.outcome(task("cut", cut_off, file=str(tmp_path / "cut")), lambda message: None) == "whole"
+    for number in range(5):
+        own = scheduler.outcome(task(f"{number}", process), lambda message: None)
+        os.kill(own, signal.SIGKILL)
+        until(lambda own=own: workers._workers[0].process.pid != own)
     scheduler.close()
 
 

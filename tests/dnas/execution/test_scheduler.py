@@ -134,6 +134,16 @@ def test_an_error_is_raised_where_it_is_asked_for_and_by_all_that_needed_the_tas
     scheduler.close()
 
 
+def test_what_needs_a_task_that_failed_before_is_not_waited_for() -> None:
+    silent = iter(range(5))
+    scheduler = Ahead(Hostile(3), lambda *told: next(silent))  # ends what would wait for ever
+    with pytest.raises(InputError, match=r"^no such file$"):
+        scheduler.outcome(task("wrong", raises, what="no such file", writes=("w",)), lambda message: None)
+    with pytest.raises(InputError, match=r"^no such file$"):
+        scheduler.outcome(task("late", doubled, number=1, reads=("w",)), lambda message: None)
+    scheduler.close()
+
+
 def test_an_executor_that_breaks_ends_what_waits_for_it() -> None:
     class Broken(Hostile):
         def start(self, task: JobTask) -> None:
