@@ -46,6 +46,11 @@ class Owner:
             return cls()
         return cls(int(pid) if pid.isdecimal() else 0, host.strip())
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is known to be on another host."""
+        return bool(self.host) and self.host != platform.node()
+
     def may_live(self) -> bool:
         """Whether the process may be there: of one on another host that is not known."""
         if not self.pid or self.host != platform.node():
@@ -69,34 +74,38 @@ class FolderLock:
     def __init__(self, path: Path, *, take_over: bool = False) -> None:
         self.path = path
         refuse_special(path)
-        here, before = Owner.here(), Owner.read(path.with_name(OWNER))
-        elsewhere = bool(before.host) and before.host != here.host
         self._lock = FileLock(path, thread_local=False)
         try:
-            self._acquire()
+            self._acquire(take_over)
         except Timeout as error:
-            if not (take_over and elsewhere):
-                raise InputError(_refusal(path, elsewhere)) from error
-            path.unlink(missing_ok=True)  # its server keeps the lock of the old file for a host that is gone
-            self._acquire()
-        if elsewhere and not take_over:
+            raise InputError(_refusal(path)) from error
+        if self._owner.is_elsewhere and not take_over:
             self._lock.release()
-            raise InputError(_refusal(path, elsewhere))
+            raise InputError(_refusal(path))
+        here = Owner.here()
         try:
             write_text(path.with_name(OWNER), f"{here.pid}\n{here.host}\n")
         except (InputError, JobError):
             self._lock.release()
             raise
 
-    def _acquire(self) -> None:
+    def _acquire(self, take_over: bool) -> None:
         try:
             self._lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=PATIENCE_SECONDS / 5)
         except Timeout:
-            raise
+            # The owner is read only now: another process may just have taken the run over, and lives.
+            if not (take_over and self._owner.is_elsewhere):
+                raise
+            self.path.unlink(missing_ok=True)  # its server keeps the lock of the old file for a host that is gone
+            self._acquire(take_over=False)
         except OSError as error:
             raise JobError(
                 f"cannot lock {self.path}: {error.strerror}; put the run, or a copy of it, where it can be written"
             ) from error
+
+    @property
+    def _owner(self) -> Owner:
+        return Owner.read(self.path.with_name(OWNER))
 
     def release(self) -> None:
         """Free the lock; its file stays, since removing it could free a lock that someone else just took."""
@@ -129,9 +138,9 @@ def lock_holder(path: Path) -> Owner | None:
         return owner if owner.may_live() else None
 
 
-def _refusal(path: Path, elsewhere: bool) -> str:
+def _refusal(path: Path) -> str:
     owner = Owner.read(path.with_name(OWNER))
-    if elsewhere:
+    if owner.is_elsewhere:
         return (
             f"another process ({owner}) is or was working on this run ({path.parent}), and whether it ended cannot be "
             "told from here; end it there, or where it is gone add --take-over"

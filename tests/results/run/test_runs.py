@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.run.environment import environment
@@ -200,6 +200,20 @@ def test_a_run_of_another_host_is_taken_over_when_asked(tmp_path, its_lock_is_le
     lock.release()
     assert lock_holder(path) is None
     left.release()
+
+
+def test_a_run_that_another_process_takes_over_meanwhile_is_left_to_it(tmp_path, monkeypatch):
+    def lose(self, **options):
+        (tmp_path / OWNER).write_text(f"77\n{platform.node()}\n")
+        raise Timeout(str(self.lock_file))
+
+    path = tmp_path / ".lock"
+    path.write_text("")
+    (tmp_path / OWNER).write_text("76\nelsewhere\n")
+    monkeypatch.setattr(FileLock, "acquire", lose)
+    with pytest.raises(InputError, match=r"another process \(pid 77 on .*\) is working on this run"):
+        FolderLock(path, take_over=True)
+    assert path.exists()
 
 
 def test_a_process_that_lives_here_is_not_taken_over(run, holder):
