@@ -59,11 +59,16 @@ def mark_own(folder: Path, names: Iterable[str] = ()) -> None:
 def requested_names(folder: Path) -> set[str]:
     """The names of code in what was asked of a run beyond its job."""
     lines = read_bytes(folder / JOURNAL).splitlines()
-    return {name for line in lines if any(word in line for word in _REQUESTS) for name in names_in(line.decode())}
+    return {
+        name
+        for line in lines
+        if any(word in line for word in _REQUESTS)
+        for name in names_in(line.decode(errors="replace"))
+    }
 
 
 def _names_of_job(folder: Path) -> set[str]:
-    return names_in(read_bytes(folder / JOB).decode())
+    return names_in(read_bytes(folder / JOB).decode(errors="replace"))
 
 
 def _mac(folder: Path, names: list[str]) -> str:
@@ -77,11 +82,21 @@ def _key() -> bytes:
     path = home / "key"
     if not path.exists():
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
+        _make_key(path)
     key = read_bytes(path)
     if len(key) != KEY_BYTES:
         raise OSError(f"{path} is no key")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key in one step, unless another process is faster: jobs that start together read whole keys only."""
+    made = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+        with contextlib.suppress(FileExistsError):
+            os.link(made, path)
+    finally:
+        made.unlink()

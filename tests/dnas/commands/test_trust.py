@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -115,6 +116,31 @@ def test_without_a_key_everything_is_from_elsewhere(tmp_path: Path, monkeypatch:
         shutil.rmtree("run")
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     assert own_names(made()) == set()
+
+
+def test_runs_made_at_once_have_one_whole_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    kept, link, seen = tmp_path / "dnas" / "key", os.link, []
+
+    def slow(made: Path, path: Path) -> None:
+        seen.append((kept.exists(), made.read_bytes()))
+        kept.write_bytes(b"k" * 32)  # another process was faster
+        link(made, path)
+
+    monkeypatch.setattr("os.link", slow)
+    assert own_names(made()) == {"own_net:net"}
+    [(was_there, key)] = seen
+    assert (was_there, len(key), kept.read_bytes()) == (False, 32, b"k" * 32)
+    assert [path.name for path in kept.parent.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("file", ["job.toml", "journal.jsonl"])
+def test_bytes_that_are_no_text_are_told_not_stumbled_over(file: str) -> None:
+    folder = made()
+    with (folder / file).open("ab") as out:
+        out.write(2 * b'# "event": "prune" \xff\n')
+    code, told = dnas("resume", "--trust")
+    assert (code, str(folder / file) in told) == (2, True), told
 
 
 @pytest.mark.parametrize(
