@@ -70,6 +70,9 @@ def clean(folder: Path, dry_run: bool, as_json: bool) -> None:
     found = needless_files(run)
     if not dry_run:
         with Run.open(folder, write=True) as run:
+            still = needless_files(run)  # another command may have begun with some in between
+            gone = {name for name in found if not (folder / name).exists()}
+            found = {name: size for name, size in found.items() if name in still or name in gone}
             remove(run, found)
     total = sum(found.values())
     if as_json:

@@ -30,9 +30,9 @@ def stop(run: Run) -> Owner:
         raise InputError(f"{run.folder} does not say which process works on it; end it where it was started")
     if owner.host != platform.node():
         raise InputError(f"{owner} works on {run.folder}, and this is {platform.node()}; end it there")
-    if not _has_open(owner.pid, run.folder / LOCK):
-        raise InputError(f"{run.folder} names {owner}, which does not hold its lock: it is left alone")
     try:
+        if not _has_open(owner.pid, run.folder / LOCK):
+            raise InputError(f"{run.folder} names {owner}, which does not hold its lock: it is left alone")
         os.kill(owner.pid, signal.SIGTERM)
     except ProcessLookupError:
         pass  # it has just ended by itself
@@ -52,12 +52,23 @@ def has_ended(run: Run, owner: Owner, patience_seconds: float) -> bool:
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    """Whether the process has the file open; taken as so where the system does not tell."""
+    """Whether the process has the file open; taken as so where the system does not tell.
+
+    Raises PermissionError for another user's process.
+    """
     files = Path(f"/proc/{pid}/fd")
     if not Path("/proc/self/fd").exists():
         return True
     try:
         held = path.stat()
-        return any(os.path.samestat(entry.stat(), held) for entry in files.iterdir() if entry.exists())
-    except OSError:
+        return any(_is_same(entry, held) for entry in files.iterdir())
+    except FileNotFoundError:  # it has ended
+        return False
+
+
+def _is_same(entry: Path, held: os.stat_result) -> bool:
+    """Whether this is that file; a process opens and closes others all the time."""
+    try:
+        return os.path.samestat(entry.stat(), held)
+    except FileNotFoundError:
         return False

@@ -114,6 +114,36 @@ def test_stop_tells_of_a_process_that_takes_its_time(started: Path, monkeypatch:
         assert "a process is working on" in dnas("clean", started).stderr
 
 
+def test_stop_knows_the_process_whatever_files_it_closes_and_whosever_it_is(
+    started: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed:
+        def exists(self) -> bool:
+            return True
+
+        def stat(self) -> None:
+            raise FileNotFoundError
+
+    def opened(path: Path) -> Iterator[Any]:
+        yield Closed()
+        yield from own(path)
+
+    def hidden(path: Path) -> Iterator[Any]:
+        raise PermissionError
+
+    own = Path.iterdir
+    with held(started) as process:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "iterdir", hidden)
+            refused = dnas("stop", started)
+        assert (refused.exit_code, f"pid {process.pid}" in refused.stderr) == (1, True)
+        assert "is another user's; ask its owner" in refused.stderr
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "iterdir", opened)
+            patch.setattr("os.kill", lambda pid, number: None)
+            assert "is still at its step" in dnas("stop", started, "--wait", "0").stdout
+
+
 def test_logs_are_the_journal_and_what_a_detached_process_printed(started: Path) -> None:
     (started / LOG).write_text("first\nlast \x1b[31m\n")
     lines = dnas("logs", started).stdout.splitlines()
@@ -149,6 +179,16 @@ def test_clean_removes_what_is_not_needed_and_nothing_else(copied: Path) -> None
     assert f"removed: {sum(left.values())} bytes in {len(left)} files" in dnas("clean", copied).stdout
     assert files(copied) == before
     assert "holds nothing that is not needed" in dnas("clean", copied).stdout
+
+
+def test_clean_leaves_what_another_command_began_to_need(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = junk(copied)
+    needed, *others = left
+    found = [dict(left), {each: left[each] for each in others}]
+    monkeypatch.setattr("dnas.commands.care_view.needless_files", lambda run: found.pop(0))
+    assert set(json.loads(dnas("clean", copied, "--json").stdout)["files"]) == set(others)
+    assert not [each for each in others if (copied / each).exists()]
+    assert (copied / needed).exists()
 
 
 def test_clean_leaves_a_run_that_goes_on_what_it_goes_on_from(started: Path) -> None:
