@@ -40,7 +40,7 @@ def test_a_run_holds_the_files_it_promises(toy_run: Run, toy: Job) -> None:
     folder = toy_run.folder
     names = {"job.toml", "environment.json", "journal.jsonl", "front.json", "front.csv", "front.png"}
     names |= {"network.json", "sensitivity-hessian.json"}  # of the ILP controls
-    assert {path.name for path in folder.iterdir()} == {*names, "assignments", "checkpoints", ".lock"}
+    assert {path.name for path in folder.iterdir()} == {*names, "assignments", "checkpoints", ".lock", ".origin"}
     assert load_job(str(folder / "job.toml")) == toy()
     assert torch.__version__.startswith(json.loads((folder / "environment.json").read_text())["torch"])
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")

@@ -162,7 +162,12 @@ def test_one_damaged_assignment_stops_no_other_command(folder: Path, tmp_path: P
     ):
         result = dnas(*words)
         assert result.exit_code == 0, (words, result.output)
-    assert f"{damaged} is damaged" in dnas("show", folder).stderr
+    assert f"{damaged} is damaged" in dnas("show", folder, "uniform-4").stderr
+    shown = folder / "assignments" / f"{Run.open(folder).load_front().front[0].assignment}.json"
+    whole = shown.read_bytes()
+    shown.write_text("{")
+    assert f"{shown} is damaged" in dnas("show", folder).stderr
+    shown.write_bytes(whole)
     refused = dnas("show", folder, "uniform-4")
     assert refused.exit_code == 2
     assert f"make it again with: dnas resume {folder}" in refused.stderr
