@@ -213,7 +213,7 @@ def test_a_run_without_its_job_or_its_journal_is_told_and_stops_no_list_of_runs(
         assert f"has lost its {name}" in result.stderr
         assert part in result.stderr
     shutil.copytree(folder, folder.parent / "runs" / "other")
-    rows = json.loads(dnas("status", folder, folder.parent, "--json").stdout)
+    rows = json.loads(dnas("status", folder, folder.parent / "runs", "--json").stdout)
     assert [row["state"] for row in rows] == ["damaged", "damaged"]
     (folder / name).write_bytes(text)
     assert "nothing is left to do" in dnas("resume", folder).stderr
