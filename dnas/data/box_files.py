@@ -23,6 +23,7 @@ from dnas.data.decoding import decode
 from search_spaces.errors import InputError, one_line, unreadable
 
 _SLACK = 1.0  # pixels that a box may stand over the edge, as rounding leaves it; what stands over is cut off
+_MOST_CLASSES = 1 << 16
 _SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
 
 
@@ -101,10 +102,9 @@ def _coco_file(root: Path, splits: Sequence[str]) -> tuple[Path, Path]:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
+    text = _read(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read '{path}': {unreadable(error)}") from error
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is no JSON: {one_line(error)}") from error
     lists = ("images", "annotations", "categories")
@@ -122,6 +122,10 @@ def _coco_classes(path: Path, content: Mapping[str, Any]) -> tuple[dict[int, int
     if not categories:
         raise InputError(f"'{path}' has no category")
     ids = sorted(categories)
+    if ids[-1] - min(ids[0], 1) > _MOST_CLASSES:
+        raise InputError(
+            f"'{path}': category ids go from {ids[0]} to {ids[-1]}; a network has an output for each number"
+        )
     shift = 1 - min(ids[0], 1)
     named = {number + shift: name for number, name in categories.items()}
     return {number: number + shift for number in ids}, tuple(named.get(n, "") for n in range(max(named) + 1))
@@ -129,9 +133,9 @@ def _coco_classes(path: Path, content: Mapping[str, Any]) -> tuple[dict[int, int
 
 def _coco_split(path: Path, folder: Path, content: Mapping[str, Any], numbers: Mapping[int, int]) -> list[Annotated]:
     of_image: dict[Any, list[Mapping[str, Any]]] = {}
-    for annotation in content["annotations"]:
-        of_image.setdefault(annotation.get("image_id"), []).append(annotation)
     try:
+        for annotation in content["annotations"]:
+            of_image.setdefault(annotation.get("image_id"), []).append(annotation)
         images = {image["id"]: image for image in content["images"]}
         stray = next((key for key in of_image if key not in images), None)
         if stray is not None:
@@ -139,7 +143,9 @@ def _coco_split(path: Path, folder: Path, content: Mapping[str, Any], numbers: M
         return _some(
             [_coco_image(path, folder, image, of_image.get(key, []), numbers) for key, image in images.items()]
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except InputError:  # a ValueError too
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"'{path}' is not in COCO's format: {one_line(error)}") from error
 
 
@@ -200,7 +206,7 @@ def _voc_files(root: Path, splits: Sequence[str]) -> tuple[list[Path], Path]:
     for split in splits:
         listed = root / "ImageSets" / "Main" / f"{split}.txt"
         if listed.is_file():
-            names = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+            names = [line.split()[0] for line in _read(listed).splitlines() if line.strip()]
             return [root / "Annotations" / f"{name}.xml" for name in names], root / "JPEGImages"
         if (root / split).is_dir():
             return sorted((root / split).rglob("*.xml")), root / split
@@ -210,11 +216,19 @@ def _voc_files(root: Path, splits: Sequence[str]) -> tuple[list[Path], Path]:
     )
 
 
-def _xml(path: Path) -> ElementTree.Element:
+def _read(path: Path) -> str:
     try:
-        return ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read '{path}': {unreadable(error)}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is no text in UTF-8: {one_line(error)}") from error
+
+
+def _xml(path: Path) -> ElementTree.Element:
+    text = _read(path)
+    try:
+        return ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(f"'{path}' is no XML: {one_line(error)}") from error
 
@@ -265,6 +279,9 @@ def _some(files: list[Annotated]) -> list[Annotated]:
     if not files:
         raise InputError("a split holds no image; give some")
     missing = next((file.path for file in files if not Path(file.path).is_file()), None)
+    empty = next((file for file in files if not (file.width > 0 and file.height > 0)), None)
+    if empty is not None:
+        raise InputError(f"the annotation of '{empty.path}' says {empty.width:g} x {empty.height:g} pixels; correct it")
     if missing is not None:
         raise InputError(f"the image '{missing}' is annotated and not there; fetch it, or remove its annotation")
     return files

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from dnas.data.augmentation import augmented, cut_out, draw_augmentation
@@ -113,7 +114,13 @@ def _has_place(image: Any, target: Any) -> bool:
     """Whether a target is a structure, or a map of the image (C, H, W)."""
     if isinstance(target, Mapping):
         return True
-    return isinstance(target, Tensor) and target.ndim >= 2 and target.shape[-2:] == getattr(image, "shape", ())[-2:]
+    arrays = isinstance(target, Tensor | np.ndarray) and isinstance(image, Tensor | np.ndarray)
+    return arrays and target.ndim >= 2 and tuple(target.shape[-2:]) == tuple(image.shape[-2:])
+
+
+def _tensors(target: Any) -> Any:
+    """The target with tensors for arrays of numpy."""
+    return tree_map(lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf, target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,11 +136,11 @@ class DatasetItems:
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """The pair at ``index``."""
         item = _item(self.dataset, index, self.name)
-        return _as_floats(_image(item, self.name)), item[1]
+        return _as_floats(_image(item, self.name)), _tensors(item[1])
 
     def target(self, index: int) -> Any:
         """The target at ``index``; the image is read as well."""
-        return _item(self.dataset, index, self.name)[1]
+        return _tensors(_item(self.dataset, index, self.name)[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,11 +246,11 @@ def _structures(item: Any, name: str) -> tuple[Tensor, list[Any]] | None:
         return None
     given, targets = item
     if isinstance(targets, Mapping):
-        return _as_floats(_image(item, name))[None], [targets]
+        return _as_floats(_image(item, name))[None], [_tensors(targets)]
     if not are_structures(targets):
         return None
     images = torch.stack(list(given)) if isinstance(given, tuple | list) else _image(item, name)
-    return _as_floats(images), list(targets)
+    return _as_floats(images), list(_tensors(targets))
 
 
 def _is_map_style(data: Any) -> bool:

@@ -1,7 +1,8 @@
 """Images with targets of any structure: maps of classes, boxes, dicts of tensors; read together, changed together.
 
-What has a place in the image moves with it: boxes, which are :class:`torchvision.tv_tensors.BoundingBoxes`, and maps,
-which are tensors (..., H, W) of the image's own height and width.
+What has a place in the image moves with it: boxes, which are :class:`torchvision.tv_tensors.BoundingBoxes` or floats
+(K, 4) under ``boxes`` of a dict, as x0, y0, x1, y1 in pixels; and maps, which are tensors (..., H, W) of the image's
+own height and width.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from search_spaces.errors import InputError, one_line
 
 IGNORED = 255
 """The class of pixels that count nowhere, such as those that a crop adds."""
+BOXES = "boxes"
+"""The key of boxes in a dict, as torchvision's detectors have it."""
 _SMALLEST_SIDE = 1.0  # pixels of a box that is still there after a crop
 
 
@@ -210,15 +213,18 @@ def _is_map(targets: Tensor, images: Tensor) -> bool:
     return targets.ndim >= 3 and targets.shape[-2:] == images.shape[-2:]
 
 
-def _placed(target: Any, image: Tensor) -> Any:
-    """The target whose maps are told from its other tensors."""
-
-    def mark(leaf: Any) -> Any:
-        if type(leaf) is Tensor and leaf.ndim >= 2 and leaf.shape[-2:] == image.shape[-2:]:
-            return tv_tensors.Mask(leaf)
-        return leaf
-
-    return tree_map(mark, target)
+def _placed(target: Any, image: Tensor, key: Any = None) -> Any:
+    """The target whose boxes and maps are told from its other tensors."""
+    if isinstance(target, dict):
+        return {key: _placed(value, image, key) for key, value in target.items()}
+    if isinstance(target, list | tuple):
+        return tree_map(lambda leaf: _placed(leaf, image), target, is_leaf=lambda each: isinstance(each, dict | Tensor))
+    if type(target) is not Tensor:
+        return target
+    size = (int(image.shape[-2]), int(image.shape[-1]))
+    if key == BOXES and target.ndim == 2 and target.shape[1] == 4 and target.is_floating_point():
+        return tv_tensors.BoundingBoxes(target, format="XYXY", canvas_size=size)
+    return tv_tensors.Mask(target) if target.ndim >= 2 and target.shape[-2:] == size else target
 
 
 def _has_place(x: Any) -> bool:

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # registers the operators
 
-from dnas.export.fixed_layers import DenseWeight, ExportedFile, FixedLayer, Levels, fixed_layers, ideal_bytes
+from dnas.export.detectors import before_boxes
+from dnas.export.fixed_layers import (
+    DenseWeight,
+    ExportedFile,
+    FixedLayer,
+    Levels,
+    fixed_layers,
+    ideal_bytes,
+    input_shape_of,
+)
 from dnas.export.onnx_check import check_inputs, same_steps
 from dnas.export.parts import deployed_copy
 from dnas.export.pt2e_norms import fold_norms
@@ -40,8 +49,8 @@ def export_pt2e(path: Path, net: StoredNet) -> ExportedFile:
     Raises :class:`InputError` for a net that has no such operators, :class:`JobError` where the program computes
     something else; nothing is written then.
     """
-    network = deployed_copy(net.network)
-    shape = tuple(net.assignment.model.input_shape)
+    shape = input_shape_of(net.assignment)
+    network = before_boxes(deployed_copy(net.network), shape)
     x = check_inputs(shape, 4) if net.images is None else net.images.cpu().float()
     twin = _twin(network, x)
     program = _exported(twin, x)

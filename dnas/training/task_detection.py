@@ -19,7 +19,7 @@ from dnas.training.detectors import Detected, Target, classes_of, detect, detect
 from dnas.training.task import Task, in_fp32
 from search_spaces.errors import InputError, one_line
 from search_spaces.metrics import MEAN_PRECISION
-from search_spaces.registry import import_callable
+from search_spaces.registry import loaded
 
 _MOST_LOOKED_AT = 1000
 # COCO's, in fp64: the library's own are in fp32, which moves a recall of 0.6 to the other side of its threshold.
@@ -123,7 +123,7 @@ def precision() -> Any:
     failures = []
     for backend in ("pycocotools", "faster_coco_eval"):
         try:
-            make = import_callable(source, "metric map50_95")
+            make = loaded(source, "metric map50_95")
             return make(iou_type="bbox", backend=backend, iou_thresholds=_OVERLAPS, rec_thresholds=_RECALLS)
         except (InputError, ImportError) as error:
             failures.append(error)

@@ -149,11 +149,18 @@ def set_box(*box: float) -> Callable[[dict[str, Any]], None]:
         (lambda content: content.pop("categories"), "not in COCO's format: it needs lists of images, annotations"),
         (lambda content: content["images"].clear(), "an annotation is of image 0"),
         (lambda content: content["annotations"][0].pop("bbox"), "not in COCO's format"),
+        (lambda content: content["annotations"].append(7), "not in COCO's format"),
+        (lambda content: content["annotations"][0].update(image_id=[0]), "not in COCO's format"),
+        (lambda content: content["images"].append("0.png"), "not in COCO's format"),
+        (lambda content: content["images"][1].update(width=0), "1.png' says 0 x 20 pixels; correct it"),
+        (lambda content: content["images"][1].update(height=float("nan")), "1.png' says 40 x nan pixels"),
+        (lambda content: content["categories"].append({"id": 10**12, "name": "far"}), "category ids go from 1 to 1000"),
     ],
 )
 def test_bad_coco_files_are_told(tmp_path: Path, change: Callable[[dict[str, Any]], Any], sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=sentence) as caught:
         load_data("coco", root=coco(tmp_path, change), image_size=10)
+    assert ("COCO's format" in str(caught.value)) == ("COCO's format" in sentence), "one fault, not two"
 
 
 @pytest.mark.parametrize(
@@ -166,11 +173,19 @@ def test_bad_coco_files_are_told(tmp_path: Path, change: Callable[[dict[str, Any
         ("<xmin>11</xmin>", "", "<bndbox> has no <xmin>"),
         ("<size><width>40</width><height>20</height></size>", "", "has no <size>"),
         ("b.png", "other.png", "other.png' is annotated and not there"),
+        ("<width>40", "<width>0", "lies outside its image, 0 x 20"),
     ],
 )
 def test_bad_voc_files_are_told(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         load_data("voc", root=voc(tmp_path, lambda text: text.replace(old, new, 1)), image_size=10)
+
+
+def test_voc_lists_that_are_no_text_are_told(tmp_path: Path) -> None:
+    root = voc(tmp_path)
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xff\xfea")
+    with pytest.raises(InputError, match=r"train.txt' is no text in UTF-8"):
+        load_data("voc", root=root, image_size=10)
 
 
 def test_bad_masks_are_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -133,6 +134,17 @@ def test_batches_follow_from_the_seed_for_any_number_of_processes_and_parts() ->
         assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(some[rows], others, strict=True))
 
 
+class Listed(Dataset[Any]):
+    def __init__(self, *parts: Any) -> None:
+        self.pairs = list(zip(*parts, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.pairs[index]
+
+
 class Pairs(Dataset[Any]):
     def __init__(self, target: Any) -> None:
         self.target = target
@@ -142,6 +154,32 @@ class Pairs(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return torch.full((3, 5, 5), index / 10), self.target(index)
+
+
+@pytest.mark.parametrize("given", ["tensors", "arrays", "dataset", "dataset of arrays"])
+def test_boxes_without_a_type_of_their_own_move_too(given: str) -> None:
+    targets = boxed(16)
+    images = painted(targets)
+    plain: list[dict[str, Any]] = [
+        {key: x.as_subclass(Tensor) if key == "boxes" else x for key, x in each.items()} for each in targets
+    ]
+    if "arrays" in given:
+        plain = [{key: x.numpy() for key, x in each.items()} for each in plain]
+    pairs = image_set(list(zip(images, plain, strict=True)) if "dataset" not in given else Listed(images, plain))
+    batch, moved = next(iter(pairs.batches(16, seed=1, augmentation=Augmentation(flip=True))))
+    assert [around(x[1]) for x in batch] == [target["boxes"][1].tolist() for target in moved]
+    assert any(not torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, moved, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray], ids=["tensors", "arrays"])
+@pytest.mark.parametrize("lead", [(), (1,)])
+def test_maps_of_a_dataset_move_whatever_holds_them(kind: Any, lead: tuple[int, ...]) -> None:
+    maps = torch.randint(0, 3, (16, *lead, 5, 5), generator=torch.Generator().manual_seed(0))
+    images = maps.reshape(16, 1, 5, 5).float()
+    pairs = image_set(Listed([kind(image) for image in images], [kind(each) for each in maps]))
+    batch, moved = next(iter(pairs.batches(16, seed=1, augmentation=Augmentation(flip=True))))
+    assert torch.equal(batch, moved.reshape(16, 1, 5, 5).float())
+    assert not torch.equal(moved, maps)
 
 
 def test_what_people_have_at_hand_is_read() -> None:

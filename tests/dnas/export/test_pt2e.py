@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import nn
 
+from dnas import calibrate, quantize_fixed, read_graph
+from dnas.data.shapes import shapes
 from dnas.export import pt2e
+from dnas.export.detectors import before_boxes
 from dnas.export.pt2e import export_pt2e
 from dnas.export.stored import StoredNet
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.switchable.net import SwitchableNet
-from search_spaces.assignments import LayerBits
+from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError, JobError
 from search_spaces.sparse_weights.scheme import SparseWeights
+from tests.dnas.training.test_task_detection import of_family
 from tests.exported_nets import INPUTS, WEIGHTS, fixed_net
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph
 
@@ -138,3 +142,19 @@ def test_the_file_tells_the_assignment(tmp_path: Path) -> None:
     extra = {"dnas.assignment": ""}
     torch.export.load(tmp_path / "net.pt2", extra_files=extra)
     assert json.loads(extra["dnas.assignment"]) == json.loads(json.dumps(net.assignment.to_json()))
+
+
+def test_a_detector_gives_a_box_and_scores_at_every_place(tmp_path: Path) -> None:
+    detector, x = of_family("ssd").eval(), shapes(4, 64).images / 255
+    graph = read_graph(detector, (3, 64, 64))
+    bits = {layer.name: LayerBits(4, 8) for layer in graph.layers}
+    network = quantize_fixed(detector, graph, bits, QuantizerChoice()).eval()
+    calibrate(network, [x])
+    net = StoredNet(network, graph, BitAssignment("four", ModelReference("mine:detector", (3, 64, 64)), bits))
+    program = program_of(tmp_path, net)
+    with torch.no_grad():
+        for found, wanted in zip(program.module()(x), before_boxes(network, (3, 64, 64))(x), strict=True):
+            assert found.shape == wanted.shape
+            assert float((found - wanted).abs().median()) < 1e-3 * float(wanted.abs().max())
+    with pytest.raises(InputError, match="between its two stages"):
+        export_pt2e(tmp_path / "two", StoredNet(of_family("faster_rcnn").eval(), graph, net.assignment))

@@ -36,6 +36,7 @@ from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import InputError
 from search_spaces.models.dense_zoo import TinyBackbone, tiny_ssd
 from search_spaces.models.load import load_model
+from search_spaces.registry import importing_only
 
 SHAPE = (3, 32, 32)
 TASK = Detection()
@@ -267,7 +268,7 @@ def test_a_missing_library_is_told_with_how_to_install_it(monkeypatch: pytest.Mo
     def fails(source: str, what: str) -> Any:
         raise InputError("cannot import module 'torchmetrics.detection'")
 
-    monkeypatch.setattr(task_detection, "import_callable", fails)
+    monkeypatch.setattr(task_detection, "loaded", fails)
     with pytest.raises(InputError, match=r"needs torchmetrics and pycocotools: pip install 'dnas\[detection\]'"):
         task_of("detection")
 
@@ -357,3 +358,8 @@ def test_operations_without_a_second_derivative_are_told_before_training() -> No
 def test_torchvisions_detectors_are_searched_quantized_and_pruned_unedited(name: str) -> None:
     torch.manual_seed(0)
     searched(load_model(f"torchvision:{name}", arguments={"num_classes": 4}).module, 64)
+
+
+def test_what_measures_is_ours_also_where_nothing_of_the_users_is_imported() -> None:
+    with importing_only(set(), "the run is from elsewhere"):
+        assert isinstance(task_of("detection"), Detection)
