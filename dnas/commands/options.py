@@ -27,6 +27,13 @@ class Engine(StrEnum):
     packed = "packed"
 
 
+class Look(StrEnum):
+    """What a picture is drawn for."""
+
+    screen = "screen"
+    paper = "paper"
+
+
 class Kind(StrEnum):
     """What to draw."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,22 +14,48 @@ from matplotlib.figure import Figure
 from dnas.commands.terminal import show, show_json, tell
 from dnas.commands.viewing import shown_ids
 from results.events import Searched
+from results.files import write_text
+from results.pictures.bits import draw_bit_map
 from results.pictures.curve_data import search_curves
-from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, draw_trials, save_figure
+from results.pictures.curves import draw_search_curves
+from results.pictures.drawn import Row, bit_rows, csv_of, curve_rows, front_rows, ratio_rows, trial_rows
+from results.pictures.figures import SCREEN, Style, save_figure
+from results.pictures.front import draw_front_picture
+from results.pictures.plot_data import bit_map, front_picture
 from results.pictures.prune_data import ratio_panels
+from results.pictures.ratios import draw_ratios
 from results.pictures.trial_data import prune_trials
+from results.pictures.trials import draw_trials
 from results.run.folder import Run
 from results.run.layout import FRONT_JSON
 from search_spaces.errors import InputError
 
-Picture = tuple[str, Callable[[], Figure]]
+DATA_SUFFIX = ".data.csv"
+"""Beside a picture; a run has a front.csv of its own."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: the name of its file, how it is drawn, and the numbers in it."""
+
+    name: str
+    draw: Callable[[Style], Figure]
+    rows: Callable[[], Iterable[Row]]
 
 
 class NothingPrunedError(InputError):
     """No run has a pruned assignment or a trial to draw."""
 
 
-def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str], as_json: bool) -> None:
+def plot(
+    folders: Sequence[Path],
+    x: str,
+    out: Path | None,
+    kinds: Sequence[str],
+    as_json: bool,
+    style: Style = SCREEN,
+    with_data: bool = False,
+) -> None:
     """Draw the pictures of these ``kinds`` ("front", "bits", "curves", "ratios", "trials"), each into its own file.
 
     Of a run that has pruned nothing the last two are left out in silence, unless one of them is all that is asked.
@@ -44,14 +72,20 @@ def plot(folders: Sequence[Path], x: str, out: Path | None, kinds: Sequence[str]
     for sentence in missing:
         tell(sentence)
     home = folders[0] if len(folders) == 1 and os.access(folders[0], os.W_OK) else Path()
-    further = [home / f"{name}.png" if out is None else _beside(out, name, kinds) for name, _ in named]
+    further = [
+        home / f"{picture.name}{style.suffix}" if out is None else _beside(out, picture.name, kinds)
+        for picture in named
+    ]
     paths = further if out is None else [out, *further[1:]]
-    for path in paths:
+    tables = [path.with_suffix(DATA_SUFFIX) for path in paths] if with_data else []
+    for path in (*paths, *tables):
         if path.is_dir():
             raise InputError(f"{path} is a folder; move it away, or name another file with --out")
-    for path, (_, draw) in zip(paths, named, strict=True):
-        save_figure(draw(), path)
-    written = list(map(str, paths))
+    for path, picture in zip(paths, named, strict=True):
+        save_figure(picture.draw(style), path, style)
+    for path, picture in zip(tables, named, strict=bool(tables)):
+        write_text(path, csv_of(list(picture.rows())))
+    written = list(map(str, (*paths, *tables)))
     if as_json:
         show_json({"files": written})
     else:
@@ -100,8 +134,8 @@ def _pictures(runs: Mapping[str, Run], x: str, kinds: Sequence[str]) -> tuple[li
 
 
 def _front_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
-    fronts = {name: run.load_front() for name, run in runs.items()}
-    yield "front", lambda: draw_fronts(fronts, x)
+    picture = front_picture({name: run.load_front() for name, run in runs.items()}, x)
+    yield Picture("front", partial(draw_front_picture, picture), partial(front_rows, picture))
 
 
 def _bit_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
@@ -113,7 +147,8 @@ def _bit_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
             raise InputError(f"{run.folder} has no assignment on its front to draw")
         if len(ids) < count:
             tell(f"bits of {len(ids)} of the {count} assignments on the front of {run.folder} are drawn")
-        yield _file_name("bits", name, runs), lambda chosen=chosen: draw_bits(chosen)  # type: ignore[misc]
+        bits = bit_map(chosen)
+        yield Picture(_file_name("bits", name, runs), partial(draw_bit_map, bits), partial(bit_rows, bits))
 
 
 def _curve_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
@@ -125,7 +160,7 @@ def _curve_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
             raise InputError(f"{run.folder} has not begun its search, so there are no curves")
         for label, course in curves.items():
             title = _file_name(f"curves-{label}", name, runs)
-            yield title, lambda course=course: draw_search_curves(course)  # type: ignore[misc]
+            yield Picture(title, partial(draw_search_curves, course), partial(curve_rows, course))
 
 
 def _ratio_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
@@ -139,7 +174,7 @@ def _ratio_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
         panels = ratio_panels(chosen, found)
         drawn += len(panels)
         if panels:
-            yield _file_name("ratios", name, runs), lambda panels=panels: draw_ratios(panels)  # type: ignore[misc]
+            yield Picture(_file_name("ratios", name, runs), partial(draw_ratios, panels), partial(ratio_rows, panels))
     if not drawn:
         raise NothingPrunedError(f"{' and '.join(runs)}: there is no measured pruned assignment to draw")
 
@@ -150,7 +185,7 @@ def _trial_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
         for label, budgets in prune_trials(run.journal.events()).items():
             drawn += 1
             title = _file_name(f"trials-{label}", name, runs)
-            yield title, lambda budgets=budgets: draw_trials(budgets)  # type: ignore[misc]
+            yield Picture(title, partial(draw_trials, budgets), partial(trial_rows, budgets))
     if not drawn:
         raise NothingPrunedError(f"{' and '.join(runs)}: there is no trial of pruning to draw")
 

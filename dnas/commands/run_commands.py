@@ -15,6 +15,7 @@ from dnas.commands.options import (
     Engine,
     JsonOption,
     Kind,
+    Look,
     RunArgument,
     Split,
     TrustOption,
@@ -86,14 +87,21 @@ def plot(
         Path | None, typer.Option(metavar="FILE", help="A .png, .svg or .pdf; into the run by default.")
     ] = None,
     kind: Annotated[Kind, typer.Option(help="What to draw.")] = Kind.all,
+    style: Annotated[
+        Look, typer.Option(help="paper: a .pdf (or .svg) as wide as a column, its letters in the file.")
+    ] = Look.screen,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also write every drawn number, as .data.csv beside it.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the front against its controls, bits and pruning ratios along it, and the course of search and trials."""
     from dnas.commands import plotting
+    from results.pictures.figures import STYLES
 
     check_file(out)
     kinds = [kind.value for kind in Kind if kind is not Kind.all] if kind is Kind.all else [kind.value]
-    plotting.plot([run_folder(run) for run in runs], x, out, kinds, as_json)
+    plotting.plot([run_folder(run) for run in runs], x, out, kinds, as_json, STYLES[style.value], data)
 
 
 @commands.command()

@@ -13,24 +13,24 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
-from results.pictures.figures import NORMAL, SMALL, bit_colour_map, bit_colours, new_figure
+from results.pictures.figures import NORMAL, SCREEN, SMALL, Style, bit_colour_map, bit_colours
 from results.pictures.plot_data import BitMap, bit_map, bit_text
 from search_spaces.assignments import BitAssignment
 
 ROW_INCHES, COLUMN_INCHES, LETTER_INCHES = 0.155, 0.34, 0.058
 
 
-def draw_bits(assignments: Sequence[BitAssignment]) -> Figure:
+def draw_bits(assignments: Sequence[BitAssignment], style: Style = SCREEN) -> Figure:
     """Return the heat map of these assignments, weights beside activations; raise InputError without any."""
-    return draw_bit_map(bit_map(assignments))
+    return draw_bit_map(bit_map(assignments), style)
 
 
-def draw_bit_map(data: BitMap) -> Figure:
+def draw_bit_map(data: BitMap, style: Style = SCREEN) -> Figure:
     """Draw two panels, layers downwards and assignments to the right, with the bits written into the cells."""
     columns = max(len(data.assignments), 3)
     names = LETTER_INCHES * max(map(len, data.layers))
     below = LETTER_INCHES * max(map(len, data.assignments))
-    figure = new_figure(
+    figure = style.figure(
         names + 2 * COLUMN_INCHES * columns + 1.1, max(ROW_INCHES * len(data.layers) + below, 1.6) + 0.6
     )
     left, right = figure.subplots(1, 2, sharey=True)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from results.pictures.bits import add_bit_bar, draw_cells
 from results.pictures.curve_data import Column, SearchCurves
-from results.pictures.figures import NORMAL, SMALL, bit_colours, new_figure, plain_axes
+from results.pictures.figures import NORMAL, SCREEN, SMALL, Style, bit_colours, plain_axes
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 COST_COLOURS = (BLUE, GREEN, "#CC79A7", "#56B4E9")
@@ -25,11 +25,11 @@ MOVED: dict[str, Any] = {
 DECISION_INCHES, MOST_DECISION_INCHES = 0.13, 9.0
 
 
-def draw_search_curves(curves: SearchCurves) -> Figure:
+def draw_search_curves(curves: SearchCurves, style: Style = SCREEN) -> Figure:
     """Draw accuracy, cost against its budget, temperature, θ entropy, and below them the bits chosen over time."""
     decisions = list(curves.weight_bits)
     images = min(max(DECISION_INCHES * len(decisions), 1.3), MOST_DECISION_INCHES) if decisions else 0.0
-    figure = new_figure(7.0, 4.4 + (images + 0.5 if decisions else 0.0))
+    figure = style.figure(7.0, 4.4 + (images + 0.5 if decisions else 0.0))
     figure.suptitle(f"{curves.label}: course of the search", fontsize=NORMAL + 1)
     grid = figure.add_gridspec(3 if decisions else 2, 2, height_ratios=[2, 2, images][: 3 if decisions else 2])
     panels = [figure.add_subplot(grid[row, column]) for row in (0, 1) for column in (0, 1)]

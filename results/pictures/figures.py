@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -22,6 +23,34 @@ SMALL, NORMAL = 7.0, 8.5
 _UNDATED: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
+@dataclass(frozen=True)
+class Style:
+    """What a picture is drawn for; ``columns`` are the widths in inches that it may have, ascending, none: its own.
+
+    ``outlined`` says that an .svg holds the shapes of its letters, so that it needs no font where it is read.
+    """
+
+    name: str
+    suffix: str
+    columns: tuple[float, ...] = ()
+    outlined: bool = False
+
+    def figure(self, width: float, height: float, least_width: float | None = None) -> Figure:
+        """An empty figure for content of this size in inches, which can do with ``least_width``.
+
+        It is as wide as the narrowest column that holds it; content that none holds keeps its size.
+        """
+        least = width if least_width is None else least_width
+        own = next((column for column in self.columns if least <= column), width)
+        return new_figure(own, height * min(1.0, max(own / width, 0.75)))
+
+
+SCREEN = Style("screen", ".png")
+PAPER = Style("paper", ".pdf", columns=(3.5, 7.16), outlined=True)
+"""The columns of IEEE's journals; those of others are hardly different."""
+STYLES = {style.name: style for style in (SCREEN, PAPER)}
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of this size in inches, whose layout keeps labels apart."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -29,7 +58,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, style: Style = SCREEN) -> None:
     """Write ``figure`` as png (200 dpi), svg or pdf by the suffix of ``path``, in one step.
 
     Raises :class:`InputError` for another suffix, :class:`JobError` where the disk refuses.
@@ -40,7 +69,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     _lay_out(figure)
     # Text as text (svg) and as embedded TrueType (pdf), which journals ask for; ids that do not change per call.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dnas", "pdf.fonttype": 42}):
+    letters = "path" if style.outlined else "none"
+    with mpl.rc_context({"svg.fonttype": letters, "svg.hashsalt": "dnas", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=format, dpi=PNG_DPI, metadata=_UNDATED[format])
     write_bytes(path, buffer.getvalue())
 

@@ -14,7 +14,7 @@ from results.kinds import POINT_KINDS
 from results.pareto import ParetoFront
 from results.pictures.bits import draw_bits as draw_bits
 from results.pictures.curves import draw_search_curves as draw_search_curves
-from results.pictures.figures import NORMAL, SMALL, new_figure, plain_axes
+from results.pictures.figures import NORMAL, SCREEN, SMALL, Style, plain_axes
 from results.pictures.figures import save_figure as save_figure
 from results.pictures.naming import name_points
 from results.pictures.plot_data import LOG_RATIO, FrontPicture, Series, front_picture
@@ -29,14 +29,16 @@ MANY_POINTS, LEAST_MARKER_SCALE = 100, 0.35
 LINK_STYLE: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 0.9, "alpha": 0.8, "zorder": 1.5}
 
 
-def draw_fronts(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show_test: bool = False) -> Figure:
+def draw_fronts(
+    fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show_test: bool = False, style: Style = SCREEN
+) -> Figure:
     """Return the picture of these fronts by run name; raise :class:`InputError` where there is no point."""
-    return draw_front_picture(front_picture(fronts, x, show_test))
+    return draw_front_picture(front_picture(fronts, x, show_test), style)
 
 
-def draw_front_picture(picture: FrontPicture) -> Figure:
+def draw_front_picture(picture: FrontPicture, style: Style = SCREEN) -> Figure:
     """Draw one run coloured by kind, or several coloured by run."""
-    figure = new_figure(5.2, 3.9)
+    figure = style.figure(5.2, 3.9, least_width=3.5)
     axes = figure.add_subplot()
     plain_axes(axes)
     colours = {run: RUN_COLOURS[index % len(RUN_COLOURS)] for index, run in enumerate(picture.runs)}
@@ -61,7 +63,7 @@ def draw_front_picture(picture: FrontPicture) -> Figure:
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 4),
+        ncols=min(len(handles), round(figure.get_figwidth() / 1.3)),
         fontsize=SMALL,
         frameon=False,
         handletextpad=0.5,

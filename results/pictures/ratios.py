@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from results.pictures.figures import NORMAL, SMALL, new_figure, plain_axes
+from results.pictures.figures import NORMAL, SCREEN, SMALL, Style, plain_axes
 from results.pictures.prune_data import GroupRatio, RatioPanel
 from search_spaces.errors import InputError
 
@@ -22,7 +22,7 @@ TEXT_WIDTH = 24.0
 """What the text beside a bar takes of an axis of 100 %."""
 
 
-def draw_ratios(panels: Sequence[RatioPanel]) -> Figure:
+def draw_ratios(panels: Sequence[RatioPanel], style: Style = SCREEN) -> Figure:
     """Draw one panel per assignment, a bar per channel group in each, with how many of how many units stay.
 
     Of more than twelve assignments, twelve are drawn, evenly spread. Raises :class:`InputError` without any.
@@ -34,7 +34,7 @@ def draw_ratios(panels: Sequence[RatioPanel]) -> Figure:
     across = min(len(panels), MOST_ACROSS)
     down = math.ceil(len(panels) / across)
     names = LETTER_INCHES * max(map(len, groups))
-    figure = new_figure(names + PANEL_INCHES * max(across, 1.6) + 0.3, down * (ROW_INCHES * len(groups) + 0.75) + 0.4)
+    figure = style.figure(names + PANEL_INCHES * max(across, 1.6) + 0.3, down * (ROW_INCHES * len(groups) + 0.75) + 0.4)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for index, axes in enumerate(grid.flat):
         if index < len(panels):

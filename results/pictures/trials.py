@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from results.pictures.figures import NORMAL, SMALL, new_figure, plain_axes
+from results.pictures.figures import NORMAL, SCREEN, SMALL, Style, plain_axes
 from results.pictures.trial_data import BAYESIAN, RANDOM, BudgetTrials, Losses
 from search_spaces.errors import InputError
 
@@ -22,7 +22,7 @@ UNIFORM = ("#56B4E9", "uniform ratio")
 STD = "#E69F00"
 
 
-def draw_trials(budgets: Sequence[BudgetTrials]) -> Figure:
+def draw_trials(budgets: Sequence[BudgetTrials], style: Style = SCREEN) -> Figure:
     """Draw a column per budget: the best value over the trials, below it how far the surrogate's predictions were off.
 
     Raises :class:`InputError` without any trial.
@@ -31,7 +31,7 @@ def draw_trials(budgets: Sequence[BudgetTrials]) -> Figure:
         raise InputError("there is no trial of pruning to draw yet")
     foretold = any(budget.forecast.trials for budget in budgets)
     rows = 2 if foretold else 1
-    figure = new_figure(max(2.9 * len(budgets), 4.2) + 0.4, 2.6 * rows + 0.8)
+    figure = style.figure(max(2.9 * len(budgets), 4.2) + 0.4, 2.6 * rows + 0.8)
     figure.suptitle(f"{budgets[0].run}: trials", fontsize=NORMAL + 1)
     grid = figure.subplots(rows, len(budgets), squeeze=False, sharex="col")
     for column, budget in enumerate(budgets):

@@ -307,6 +307,15 @@ def test_plots_are_written(finished: Path) -> None:
     assert "no folder" in refused("plot", "digits", "--out", "nowhere/front.png")
 
 
+def test_pictures_for_print_and_their_numbers_leave_the_files_of_the_run_alone(finished: Path) -> None:
+    before = Path("runs/digits/front.csv").read_bytes()
+    files = json.loads(dnas("plot", "digits", "--style", "paper", "--data", "--json").stdout)["files"]
+    names = ("front", "bits", "curves-search-1")
+    assert files == [f"runs/digits/{name}{suffix}" for suffix in (".pdf", ".data.csv") for name in names]
+    assert all(Path(file).stat().st_size for file in files)
+    assert Path("runs/digits/front.csv").read_bytes() == before
+
+
 def test_a_run_that_cannot_be_written_to_is_drawn_here(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert json.loads(dnas("plot", "digits", "--kind", "front", "--json").stdout)["files"] == ["front.png"]
