@@ -93,8 +93,9 @@ class LocalProcesses(Executor):
             self._awake.recv()
         found: list[Report] = []
         for place, worker in enumerate(self._workers):
-            gone = self._hear(worker, found) if worker.connection in heard else worker.process.poll() is not None
-            if gone:
+            ended = worker.process.poll() is not None  # asked first: what it sent before is there to be heard
+            closed = (ended or worker.connection in heard) and self._hear(worker, found)
+            if ended or closed:
                 found += self._replace(place)
         return found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dnas.execution.executors import RemoteError, Setting
+from dnas.execution.executors import Lost, RemoteError, Setting, Told
 from dnas.execution.local import LocalProcesses
 from dnas.execution.scheduler import Ahead
 from search_spaces.errors import InputError, JobError
@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 60.0
 def lives(pid: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -94,6 +94,17 @@ def test_workers_that_die_in_a_message_or_without_a_task_are_replaced(tmp_path: 
         os.kill(own, signal.SIGKILL)
         until(lambda own=own: workers._workers[0].process.pid != own)
     scheduler.close()
+
+
+def test_what_a_worker_sent_last_is_heard_whenever_it_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = LocalProcesses([Setting(prepare, ("desk",))])
+    workers.start(task("once", killed_so_often, file=str(tmp_path / "once"), times=1))
+    until(lambda: workers._workers[0].process.poll() is not None)
+    monkeypatch.setattr("dnas.execution.local.wait", lambda *given: [])  # as if it had sent nothing until a moment ago
+    told, lost = workers.reports()
+    assert told == Told("once", "try 0")
+    assert isinstance(lost, Lost)
+    workers.close()
 
 
 def test_workers_end_with_the_process_that_started_them_however_it_ends(tmp_path: Path) -> None:
