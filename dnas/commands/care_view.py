@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dnas.commands.terminal import show, show_json
-from results.files import read_text
+from results.files import read_bytes
 from results.report.log import log_lines
 from results.run import stopping
 from results.run.cleaning import needless_files, remove
@@ -51,7 +51,7 @@ def logs(folder: Path, follow: bool, most: int | None) -> None:
         time.sleep(POLL_SECONDS)
     printed = folder / LOG
     if printed.is_file():
-        lines = read_text(printed).splitlines()
+        lines = read_bytes(printed).decode(errors="replace").splitlines()
         _print(["", f"{printed}:", *(lines if most is None else lines[-most:])])
 
 

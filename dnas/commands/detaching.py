@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -58,16 +59,28 @@ def search_detached(source: str | None, overrides: Sequence[str], folder: Path |
 
 
 def _log(folder: Path) -> IO[bytes]:
-    """The log of a run that is still to be made, opened to be written and read."""
+    """The log of a run that is still to be made, opened to be written and read.
+
+    It is locked as long as the process that prints into it lives: nobody else may begin a run here meanwhile.
+    """
     path = folder / LOG
     refuse_special(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         why = error.strerror or str(error)
         raise InputError(f"{folder} cannot hold a run: {why}; choose another folder with --run") from error
-    return os.fdopen(descriptor, "r+b")
+    log = os.fdopen(descriptor, "r+b")
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        log.close()
+        raise InputError(f"another search has just begun in {folder}; choose another folder with --run") from error
+    except OSError:
+        pass  # a disk without locks
+    log.truncate(0)
+    return log
 
 
 def _code_or_begun(process: subprocess.Popen[bytes], folder: Path) -> int | None:

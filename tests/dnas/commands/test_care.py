@@ -20,6 +20,7 @@ from dnas.config.file import dump_job, load_job
 from results.events import Decoded, Epoch, Measured, StageEvent, Started
 from results.run.folder import Run
 from results.run.layout import LOG, PROGRESS
+from search_spaces.errors import InputError
 
 HOLDER = """
 import signal, sys
@@ -150,6 +151,9 @@ def test_logs_are_the_journal_and_what_a_detached_process_printed(started: Path)
     assert len([line for line in lines if "measured a" in line]) == 3
     assert lines[-3:-1] == [f"{started / LOG}:", "first"]
     assert "\x1b" not in lines[-1]
+    (started / LOG).write_bytes(b"what a program prints: \xff\n")
+    assert dnas("logs", started).stdout.splitlines()[-1] == "what a program prints: \ufffd"
+    (started / LOG).write_text("first\nlast\n")
     short = dnas("logs", started, "--lines", "1", "--follow").stdout.splitlines()  # nobody works on it: it ends
     assert short[0].split("  ")[-1] == "measured a2, seed 1: 50.00 % on validation"
     assert len(short) == 4
@@ -287,6 +291,18 @@ def test_a_detached_search_returns_once_its_first_stage_has_begun(fake: type[Fak
         assert f"dnas {name} runs/digits" in result.stdout
     assert Path("runs/digits", LOG).is_file()
     assert "already holds a run" in dnas("search", "digits", "--detach").stderr
+
+
+def test_two_detached_searches_do_not_begin_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with detaching._log(folder) as log:
+        log.write(b"begun\n")
+        log.flush()
+        with pytest.raises(InputError, match="another search has just begun in"):
+            detaching._log(folder)
+        assert (folder / LOG).read_bytes() == b"begun\n"
+    with detaching._log(folder):
+        assert (folder / LOG).read_bytes() == b""
 
 
 def test_a_detached_search_that_is_refused_leaves_nothing(fake: type[FakeProcess]) -> None:
