@@ -40,6 +40,8 @@ from search_spaces.errors import InputError, JobError, one_line
 FORMAT = "pt2e"
 _OPERATORS = torch.ops.quantized_decomposed
 _SAME = 0.01
+_OF_THE_MAKER = ("stack_trace", "from_node")
+"""What PyTorch notes of each node: lines of source with the paths of this machine, which no reader needs."""
 __all__ = ["FORMAT", "export_pt2e", "_decomposed"]
 
 
@@ -58,6 +60,9 @@ def export_pt2e(path: Path, net: StoredNet) -> ExportedFile:
     fold_norms(module)
     folded = _exported(module, x)
     _check_results(folded, network, x)
+    for node in folded.graph.nodes:
+        for key in _OF_THE_MAKER:
+            node.meta.pop(key, None)
     told = {"assignment": net.assignment.to_json()}
     if net.preprocessing is not None:
         told["preprocessing"] = net.preprocessing.to_json()

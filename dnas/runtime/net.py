@@ -18,7 +18,7 @@ from dnas.runtime.compiled import NoLibrary, library
 from results.packed.file import PackedFile, read_packed
 from results.packed.header import header_of, is_compact
 from results.packed.weights import FLOAT, PLANES, stored_weight
-from search_spaces.errors import InputError, JobError, check_type, nearest
+from search_spaces.errors import InputError, JobError, check_type, nearest, one_line
 
 _MOST_MEMORY_STATUS = 8
 _LEAST_MEMORY = 1 << 20
@@ -56,6 +56,7 @@ class Runtime:
 
     def switch(self, profile: str) -> Runtime:
         """Run this profile from now on; returns the net itself."""
+        check_type(profile, str, "a profile", "give its name")
         if profile not in self.profiles:
             known = ", ".join(self.profiles)
             raise InputError(
@@ -82,14 +83,28 @@ class Runtime:
         return self._engine.memory_bytes
 
     def __call__(self, inputs: Any) -> np.ndarray:
-        """The outputs (N, ...) fp32 for ``inputs`` (N, C, ...), normalised as the file's ``preprocessing`` tells."""
-        x = np.ascontiguousarray(np.asarray(inputs), dtype=np.float32)
-        if x.shape[1:] != self.input_shape or x.ndim < 1:
+        """The outputs (N, ...) fp32 for ``inputs`` (N, C, ...), normalised as the file's ``preprocessing`` tells.
+
+        An array, or a tensor of PyTorch on any device; :class:`InputError` for what is none, or of another shape.
+        """
+        x = _floats(inputs)
+        if x.shape[1:] != self.input_shape:
             raise InputError(
                 f"inputs have the shape {x.shape}; this net takes (N, {', '.join(map(str, self.input_shape))})"
             )
         with self._lock:
             return self._engine.run(x, self.output_shape)
+
+
+def _floats(inputs: Any) -> np.ndarray:
+    """What was given as an array of fp32, of one dimension at least."""
+    try:
+        given = np.asarray(inputs.detach().cpu() if hasattr(inputs, "detach") else inputs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"inputs are no array: {one_line(error)}; give numbers (N, C, ...)") from error
+    if given.dtype.kind not in "biuf":
+        raise InputError(f"inputs are of the type {given.dtype}; give real numbers (N, C, ...)")
+    return np.ascontiguousarray(given, dtype=np.float32)
 
 
 def _checked(packed: PackedFile, profile: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -138,6 +153,8 @@ class _Reference:
         self.profile = profile
 
     def run(self, x: np.ndarray, output_shape: tuple[int, ...]) -> np.ndarray:
+        if not len(x):  # the specification is of samples
+            return np.empty((0, *output_shape), np.float32)
         return np.ascontiguousarray(run_net(self.packed, x, self.profile))
 
 

@@ -635,6 +635,7 @@ static dnas_status plan_sources(dnas_net *net, Layer *layer) {
 /* Plane pairs up to which counting bits is quicker than products of bytes, and channels from which their planes fill
  * words; measured, see benchmarks/README.md. */
 enum { MOST_PAIRS = 6, LEAST_CHANNELS = 64, SPREAD_AT_ONCE = 1 << 18 };
+enum { MOST_DEPTHWISE = 1 << 15 }; /* taps whose products of bytes fit into 32 bits */
 enum { SIDE = 8, TILE = 8, MOST_POSITIONS = 64, GATHERED_BYTES = 49152 };
 
 static size_t divided_up(size_t count, size_t by) { return (count + by - 1) / by; }
@@ -643,7 +644,7 @@ static size_t divided_up(size_t count, size_t by) { return (count + by - 1) / by
 static dnas_status plan_storage(Layer *layer) {
     size_t inside = positions_of(&layer->in), per_position;
     bool bytes = layer->is_quantized && layer->weight_bits <= 8 && layer->has_input_codes && layer->input_bits <= 8;
-    bool depthwise = bytes && layer->group_channels == 1 && layer->group_filters == 1;
+    bool depthwise = bytes && layer->group_channels == 1 && layer->group_filters == 1 && layer->taps <= MOST_DEPTHWISE;
     bool planes = bytes && !depthwise && layer->weight_bits < 8;
     layer->storage = planes ? PLANES : depthwise ? DEPTHWISE : bytes ? BYTES : FLOATS;
     layer->spreads = planes && (layer->weight_bits * layer->input_bits > MOST_PAIRS ||
@@ -1877,6 +1878,7 @@ static dnas_status plan_kind(dnas_net *net, size_t index) {
             for (size_t at = 0; at < step->input_count; at++) {
                 const Shape *part = &net->slots[step->inputs[at]].shape;
                 CHECK(memcmp(part->space, out->space, sizeof part->space) == 0, DNAS_DAMAGED);
+                CHECK(part->channels <= out->channels - channels, DNAS_DAMAGED); /* a sum could overflow 32 bits */
                 channels += part->channels;
             }
             return channels == out->channels ? DNAS_OK : DNAS_DAMAGED;

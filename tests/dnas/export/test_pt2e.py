@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ Q = torch.ops.quantized_decomposed
 def program_of(tmp_path: Path, net: StoredNet) -> torch.export.ExportedProgram:
     file = export_pt2e(tmp_path / "net.pt2", net)
     assert file.file_bytes == file.path.stat().st_size
+    with zipfile.ZipFile(file.path) as parts:
+        assert not any(__file__.partition("tests")[0].encode() in parts.read(name) for name in parts.namelist())
     return torch.export.load(file.path)
 
 

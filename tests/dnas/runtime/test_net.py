@@ -89,6 +89,31 @@ def test_more_channels_than_a_word_has_bits(tmp_path: Path, kind: str, bits: tup
     check(tmp_path / "a", 3 * torch.rand(2, *graph.input_shape, generator=seeded(1)))
 
 
+@pytest.mark.parametrize("bits", [(8, 8), (7, 8)])
+def test_sums_of_a_channel_by_itself_beyond_32_bits(tmp_path: Path, bits: tuple[int, int], build: str) -> None:
+    layer = nn.Conv1d(2, 2, 90_000, groups=2)
+    nn.init.ones_(layer.weight)  # so that every code is the largest
+    packed_layer(tmp_path / "a", layer, (2, 90_000), bits, QuantizerChoice("lsq", "pact", True))
+    check(tmp_path / "a", np.full((1, 2, 90_000), 10, np.float32))
+
+
+def test_what_is_no_input_is_refused_and_tensors_are_taken(tmp_path: Path) -> None:
+    net = Runtime(packed_net(tmp_path / "a", "residual", (4, 4)).path)
+    x = torch.rand(2, *net.input_shape, requires_grad=True)
+    assert_same_bits(net(x), net(x.detach().numpy()))
+    for wrong, sentence in (
+        ("x", "of the type <U1"),
+        (None, "of the type object"),
+        ([[1.0], [1.0, 2.0]], "inputs are no array"),
+        (np.zeros((1, *net.input_shape), complex), "of the type complex128"),
+        (1.0, "inputs have the shape"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            net(wrong)
+    with pytest.raises(InputError, match="a profile cannot be a int; give its name"):
+        net.switch(3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_operations(tmp_path: Path, name: str) -> None:
     _, graph, _ = packed(tmp_path / "a", FUNCTIONS[name], (4, 4))
@@ -138,7 +163,7 @@ def test_a_file_with_json_runs_too_and_numpy_where_it_is_asked(tmp_path: Path) -
     assert_same_bits(nets[0](x), nets[1](x))
     assert nets[1].memory_bytes == {}
     assert nets[0].input_shape == (1, 6, 6)
-    assert nets[0](x[:0]).shape == (0, *nets[0].output_shape)
+    assert all(net(x[:0]).shape == (0, *net.output_shape) for net in nets)
     with pytest.raises(InputError, match="engine 'cuda' is none"):
         Runtime(found.path, engine="cuda")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"inputs have the shape \(4, 1, 5, 5\); this net takes \(N, 1, 6, 6\)"):
