@@ -21,7 +21,7 @@ from dnas.export.onnx_packages import need
 from dnas.export.onnx_ranges import pads_before_quantizers, ranges_as_integers, strides_on_integers
 from dnas.export.onnx_residuals import RESIDUAL_BITS, quantize_tensors, unquantized
 from dnas.export.onnx_tracing import INPUT, Tap, replace_marks
-from dnas.export.runtimes import run_graph
+from dnas.export.runtimes import extra_of, is_installed, run_graph
 from dnas.export.targets import DEFAULT_TARGET, Target, find_target
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
@@ -73,6 +73,11 @@ class OnnxNet:
         """Quantize sums if asked, move the limits of integers, and look what the target's runtime makes of it."""
         model, target = self.model, self.builder.target
         notes = [self._quantize_sums(x)] if self.residuals else []
+        if target.integer_operators and target.runtime is not None and not is_installed(target.runtime):
+            notes.append(
+                f"what runs in integers was not looked at: {target.runtime} is not there; "
+                f"pip install 'dnas[{extra_of(target.runtime)}]'"
+            )
         if target.integer_operators:
             before = run_graph(model, x, [])
             pads_before_quantizers(model)

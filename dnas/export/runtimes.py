@@ -25,8 +25,12 @@ def is_installed(runtime: str) -> bool:
 
 def need_runtime(runtime: str) -> Any:
     """The package of a runtime; :class:`InputError` with the install command where it is missing."""
-    extra = "onnx" if runtime == "onnxruntime" else runtime
-    return need(runtime, runtime, extra=extra)[0]
+    return need(runtime, runtime, extra=extra_of(runtime))[0]
+
+
+def extra_of(runtime: str) -> str:
+    """The extra of ours that holds a runtime."""
+    return "onnx" if runtime == "onnxruntime" else runtime
 
 
 def integer_nodes(runtime: str, model: Any) -> set[str]:

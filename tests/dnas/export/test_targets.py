@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -315,3 +316,12 @@ def test_the_command_tells_layer_by_layer(smaller_run: Run, tmp_path: Path) -> N
 def test_every_target_has_a_source() -> None:
     assert {"generic", "compact", "onnxruntime", "openvino", "tensorrt"} == set(target_names())
     assert all(len(find_target(name).source) > 40 for name in target_names())
+
+
+def test_a_runtime_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = StoredNet(*fixed_net("residual", (8, 8), QuantizerChoice("lsq", "pact")))
+    assert export_graph(tmp_path / "a", OnnxFormat(find_target("openvino")), net).notes == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    [note] = export_graph(tmp_path / "a", OnnxFormat(find_target("openvino")), net).notes
+    assert note == "what runs in integers was not looked at: openvino is not there; pip install 'dnas[openvino]'"
+    assert not export_graph(tmp_path / "a", OnnxFormat(find_target("tensorrt")), net).notes
