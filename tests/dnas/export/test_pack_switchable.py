@@ -376,7 +376,7 @@ CRAFTED = {
     "shape": (None, "layers.first", {"shape": [10**6, 10**6]}, "is not stored as bit planes of its shape"),
     "bits": (None, "profiles.whole.layers.first.weight", {"bits": 3}, "other bits than the 8 of its assignment"),
     "accuracy": (None, "profiles.p.assignment.metrics", {"val_top1": 5}, "its metrics are damaged"),
-    "cost": (None, "profiles.p.assignment.cost", {"size_bytes": None}, "the cost size_bytes is no number"),
+    "cost": (None, "profiles.p.assignment.cost", {"size_bytes": None}, r"cost\.size_bytes = None: expected a number"),
 }
 
 

@@ -50,8 +50,9 @@ def assert_same(program: torch.export.ExportedProgram, net: StoredNet) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("families", [("lsq", "pact"), ("nested", "lsq"), ("dorefa", "pact")], ids="-".join)
-@pytest.mark.parametrize("bits", [(8, 8), (4, 6), (2, 2)])
+@pytest.mark.parametrize(
+    ("families", "bits"), [(("lsq", "pact"), (8, 8)), (("nested", "lsq"), (4, 6)), (("dorefa", "pact"), (2, 2))]
+)
 def test_the_net_and_its_operators(tmp_path: Path, families: tuple[str, str], bits: tuple[int, int]) -> None:
     net = StoredNet(*fixed_net("residual", bits, QuantizerChoice(*families, per_channel=True)))
     program = program_of(tmp_path, net)

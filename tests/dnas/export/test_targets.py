@@ -39,6 +39,8 @@ from tests.packed_nets import assignment_of, inputs_for
 from tests.toys import seeded
 
 RUN = ("onnxruntime", "openvino")
+NOT_SLOW = {("generic", "nested"), ("onnxruntime", "lsq"), ("openvino", "nested"), ("tensorrt", "lsq")}
+"""Target and family of weights that every run of the tests exports; the others are slow."""
 SHAPE = (1, 8, 8)
 MIXED = ((8, 8), (4, 8), (2, 4), (3, 2), (8, 3), (5, 5), (1, 7), (7, 6))
 
@@ -120,8 +122,14 @@ def in_runtime(runtime: str | None, model: Any, x: Tensor) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("traced_once")
-@pytest.mark.parametrize("name", ["generic", "compact", *RUN, "tensorrt"])
-@pytest.mark.parametrize("families", [("lsq", "pact"), ("nested", "lsq")], ids="-".join)
+@pytest.mark.parametrize(
+    ("name", "families"),
+    [
+        pytest.param(name, families, marks=[] if (name, families[0]) in NOT_SLOW else pytest.mark.slow)
+        for name in ("generic", "compact", *RUN, "tensorrt")
+        for families in (("lsq", "pact"), ("nested", "lsq"))
+    ],
+)
 def test_a_mixed_net_for_every_target(tmp_path: Path, name: str, families: tuple[str, str]) -> None:
     net = tiny(MIXED, *families)
     x = images(4)
@@ -150,7 +158,7 @@ def test_a_mixed_net_for_every_target(tmp_path: Path, name: str, families: tuple
 
 
 @pytest.mark.usefixtures("traced_once")
-@pytest.mark.parametrize("bits", [(8, 8), (4, 4), (2, 2)])
+@pytest.mark.parametrize("bits", [(4, 4), *(pytest.param(bits, marks=pytest.mark.slow) for bits in ((8, 8), (2, 2)))])
 def test_sums_in_8_bits_let_onnxruntime_run_every_layer_in_integers(tmp_path: Path, bits: tuple[int, int]) -> None:
     net = tiny((bits,))
     plain, _ = exported(tmp_path / "plain.onnx", net, "onnxruntime")
@@ -199,7 +207,9 @@ def test_nested_weights_are_odd_integers_up_to_7_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUN)
-@pytest.mark.parametrize("name", ["line", "shapes", pytest.param("attention", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["line", *(pytest.param(name, marks=pytest.mark.slow) for name in ("shapes", "attention"))]
+)
 def test_other_kinds_of_layers(tmp_path: Path, runtime: str, name: str) -> None:
     """One- and three-dimensional, grouped, depthwise, transposed, other paddings, an opaque float layer beside them."""
     network, graph, assignment = fixed_net(name, (4, 6), QuantizerChoice("lsq", "pact", per_channel=True))
@@ -229,7 +239,7 @@ class Downsampled(nn.Module):
 
 
 @pytest.mark.parametrize("runtime", RUN)
-@pytest.mark.parametrize("bits", [(8, 8), (8, 4), (3, 8)])
+@pytest.mark.parametrize("bits", [(8, 4), *(pytest.param(bits, marks=pytest.mark.slow) for bits in ((8, 8), (3, 8)))])
 def test_two_layers_that_read_one_tensor(tmp_path: Path, runtime: str, bits: tuple[int, int]) -> None:
     """OpenVINO moves strides in front of DequantizeLinear, and forgets a Clip where two quantizers read one tensor."""
     torch.manual_seed(1)
