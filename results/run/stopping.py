@@ -67,8 +67,8 @@ def _has_open(pid: int, path: Path) -> bool:
 
 
 def _is_same(entry: Path, held: os.stat_result) -> bool:
-    """Whether this is that file; a process opens and closes others all the time."""
+    """Whether this is that file; a process opens and closes others all the time, some that nobody may look at."""
     try:
         return os.path.samestat(entry.stat(), held)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False

@@ -349,8 +349,8 @@ def test_odd_input_is_one_sentence(words: tuple[str, ...], told: str) -> None:
 
 
 def test_pictures_beside_one_another_say_their_kind_once(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: path.touch())
-    monkeypatch.setattr(plotting, "draw_search_curves", lambda course: None)  # what is drawn is tested elsewhere
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path, style: path.touch())
+    monkeypatch.setattr(plotting, "draw_search_curves", lambda course, style: None)  # what is drawn is tested elsewhere
     with Run.open(finished, write=True) as run:
         for search in ("search-2", "search-3"):
             run.journal.append({**EPOCH, "run": search})

@@ -24,8 +24,6 @@ from dnas.jobs.job import load_network
 from dnas.jobs.planning import plan_job
 from results.files import SEAL
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
-from results.pictures.front import front_picture
-from results.pictures.plot_data import bit_map
 from results.preprocessing import Preprocessing
 from results.ranking import Correlation, Ranked, Ranking
 from results.run.folder import Run
@@ -180,15 +178,13 @@ def write_journal(folder: Path, records: list[Any]) -> None:
 @pytest.fixture(autouse=True)
 def _computed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a picture shows is computed; drawing it takes a second each, and is tested where it is."""
-    monkeypatch.setattr(plotting, "save_figure", lambda figure, path: None)
-    monkeypatch.setattr(plotting, "draw_fronts", front_picture)
-    monkeypatch.setattr(plotting, "draw_bits", bit_map)
-    for name in ("draw_ratios", "draw_search_curves", "draw_trials"):
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, path, style: None)
+    for name in ("draw_front_picture", "draw_bit_map", "draw_ratios", "draw_search_curves", "draw_trials"):
         monkeypatch.setattr(plotting, name, lambda *computed: None)
 
 
 def drawn(folder: Path, kind: str) -> None:
-    plotting.plot([folder], "size_bytes", None, [kind], True)
+    plotting.plot([folder], "size_bytes", None, [kind], True, with_data=True)
 
 
 def written(folder: Path, name: str, format: str) -> None:

@@ -9,7 +9,7 @@ from typing import get_type_hints
 import pytest
 from torch import nn
 
-from dnas.commands import cli
+from dnas.commands import run_commands
 from dnas.export.formats import NET_EXPORTERS, ExportOptions, NetExporter
 from dnas.export.stored import StoredNet
 from dnas.export.targets import target_names
@@ -76,7 +76,7 @@ def test_a_format_writes_one_file_of_the_size_it_tells_and_the_same_again(format
 
 
 def test_the_command_offers_what_is_registered() -> None:
-    hints = get_type_hints(cli.export, include_extras=True)
+    hints = get_type_hints(run_commands.export, include_extras=True)
     assert hints["format"].__metadata__[0].metavar == "|".join([*EXPORTERS, *NET_EXPORTERS, "package.module:name"])
     offered = hints["target"].__metadata__[0].metavar.split("|")
     assert sorted(offered) == sorted([*target_names(), "FILE.toml"])
