@@ -125,5 +125,8 @@ def test_workers_end_with_the_process_that_started_them_however_it_ends(tmp_path
     with subprocess.Popen([sys.executable, str(script)], env=environment) as parent:
         pid = tmp_path / "pid"
         until(lambda: pid.exists() and pid.read_text() != "")
+        worker = int(pid.read_text())
+        assert lives(worker)
         parent.send_signal(signal.SIGKILL)
-    until(lambda: not lives(int(pid.read_text())))
+    until(lambda: not lives(worker))
+    assert not lives(worker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -299,8 +300,8 @@ def of_family(family: str) -> nn.Module:
     )  # fmt: skip
 
 
-def searched(network: nn.Module, size: int) -> None:
-    """Read, search, quantize and prune a detector: a gradient reaches θ, and the fixed net has losses."""
+def searched(network: nn.Module, size: int) -> tuple[float, float, float]:
+    """Read, search, quantize and prune a detector: the sum of θ's gradients, the share of parameters left, the loss."""
     drawn = shapes(2, size)
     x, targets = next(iter(TargetImages.of(HeldItems(drawn.images, drawn.targets)).batches(2)))
     graph = read_graph(network, (3, size, size))
@@ -319,20 +320,27 @@ def searched(network: nn.Module, size: int) -> None:
         TASK.loss(outputs_of(TASK, supernet, x, targets), targets).backward()
     gradients = [parameter.grad for parameter in supernet.theta.parameters()]
     assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
-    assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
+    reached = sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None)
     fixed = quantize_fixed(network, graph, space.uniform(4))
     calibrate(fixed, [x])
     assert TASK.loss(outputs_of(TASK, fixed.eval(), x, targets), targets).isfinite()
     group = graph.channels.groups[0]
     smaller = remove_filters(fixed, graph.channels, {group.name: tuple(range(group.units // 2))})
     outputs = outputs_of(TASK, smaller, x, targets)
-    assert TASK.loss(outputs, targets).isfinite()
     assert len(outputs.boxes) == 2
+    return reached, parameters(smaller) / parameters(fixed), float(TASK.loss(outputs, targets).detach())
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("family", ["ssd", "retinanet", "fcos", "faster_rcnn"])
 def test_every_family_of_torchvision_is_searched_quantized_and_pruned(family: str) -> None:
-    searched(of_family(family), 64)
+    reached, left, loss = searched(of_family(family), 64)
+    assert reached > 0
+    assert 0 < left < 1
+    assert math.isfinite(loss)
 
 
 def test_operations_without_a_second_derivative_are_told_before_training() -> None:
@@ -357,7 +365,10 @@ def test_operations_without_a_second_derivative_are_told_before_training() -> No
 )
 def test_torchvisions_detectors_are_searched_quantized_and_pruned_unedited(name: str) -> None:
     torch.manual_seed(0)
-    searched(load_model(f"torchvision:{name}", arguments={"num_classes": 4}).module, 64)
+    reached, left, loss = searched(load_model(f"torchvision:{name}", arguments={"num_classes": 4}).module, 64)
+    assert reached > 0
+    assert 0 < left < 1
+    assert math.isfinite(loss)
 
 
 def test_what_measures_is_ours_also_where_nothing_of_the_users_is_imported() -> None:
