@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dnas.config.file import load_job
 from results.events import Event, FinaliseRequested, PruneRequested, read_event
 from results.report.assignments import Parts
 from results.report.network import network_json
-from results.report.repeat import commands, differences, stage_seconds
+from results.report.repeat import _toml, commands, differences, stage_seconds
 from results.report.runs import report_json
 from results.run.folder import Run
 from results.tables.export import export_assignment
@@ -171,6 +172,11 @@ def test_wall_time_leaves_out_when_nobody_worked() -> None:
         (9010.0, {"event": "finished"}),
     )
     assert stage_seconds(events) == {"preparation": 3.0 + 1.0, "search": 7.0 + 1.0 + 4.0, "test": 4.0}
+
+
+@pytest.mark.parametrize("value", ["a\nb\t\u0001", 'say "it" \\ once', "θ 😀", {"a b": [1, "c"]}, [True, 0.5, {}]])
+def test_a_setting_is_written_as_toml_reads_it(value: Any) -> None:
+    assert tomllib.loads(f"value = {_toml(value)}") == {"value": value}
 
 
 def test_the_commands_that_repeat_a_run_say_what_its_requests_said(tmp_path: Path) -> None:
