@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ class Loaders:
     def __init__(self, workers: int = 0) -> None:
         self.workers = min(workers, os.cpu_count() or 1)
         self._idle: list[_Loader] = []
+        # A DataLoader that Python's garbage collector ends together with its queues waits five seconds for processes
+        # that no longer hear it. So it is held from outside until these Loaders are gone, and ends by itself then.
+        weakref.finalize(self, self._idle.clear)
 
     def batches(self, read: Read, wanted: Iterable[Sequence[Any]], pinned: bool = False) -> Iterator[Any]:
         """Yield ``read`` of each of the ``wanted`` batches, in their order; ``pinned`` where a device fetches them.
@@ -50,7 +54,8 @@ class Loaders:
         finally:
             loader.requests.wanted = ()
             if not loader.broken:
-                self._idle = [*self._idle, loader][-_KEPT:]
+                self._idle.append(loader)
+                del self._idle[:-_KEPT]
 
     def _taken(self, read: Read, pinned: bool) -> _Loader:
         """A loader that nobody reads from."""
