@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ def check_optimizer(optimization: Optimization, where: str) -> None:
     """Raise :class:`InputError` that begins with ``where`` unless this optimizer can train a network and be resumed."""
     name = f"{where}: optimizer '{optimization.optimizer}'"
     try:
-        resumes = _resumes(optimization)
+        resumes = _resumes(optimization.model_dump_json())
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except Exception as error:  # an optimizer may refuse its arguments or what it is to train in any way
@@ -67,8 +68,10 @@ def check_optimizer(optimization: Optimization, where: str) -> None:
         raise InputError(f"{name} cannot be resumed: a checkpoint does not hold all it goes by; choose another one")
 
 
-def _resumes(optimization: Optimization) -> bool:
+@functools.cache  # a job has several sections of training, which mostly agree, and asks again at each resume
+def _resumes(settings: str) -> bool:
     """Whether two steps on a small network end alike with and without a checkpoint between them."""
+    optimization = Optimization.model_validate_json(settings)
     whole, stopped, resumed = (_toy(optimization) for _ in range(3))
     for parameters, optimizer in (whole, stopped):
         _toy_step(parameters, optimizer, 1)
