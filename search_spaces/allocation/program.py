@@ -179,8 +179,10 @@ def best_within(
     utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], cuts: Sequence[Cut] = ()
 ) -> Found | None:
     """The best cells whose exact costs are within ``limits``; None where it is proven that there are none."""
-    if not limits and not cuts:
-        return _unlimited(utilities, table)
+    if not cuts:  # most questions whether a budget can be met are answered by what is best without it
+        best = _unlimited(utilities, table)
+        if best is None or Budget(limits, "").met_by(table.cells_cost(best.cells)):
+            return best
     left_out, proven = list(cuts), True
     for _ in range(_MOST_TRIES):
         found = _solve(utilities, table, limits, left_out)

@@ -18,11 +18,15 @@ from scipy.optimize import OptimizeResult, milp
 from search_spaces.allocation import solver
 from search_spaces.allocation.program import Cells, allocate, check_reachable, dominated, is_reachable
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.table import CostTable
+from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError, JobError
 from tests.toys import Net, plan
 
 GRAPH, SPACE, TABLE = plan(Net(), weight_bits=(1, 3, 8), activation_bits=(2, 4), first_layer="search")
+# A cost that falls with the width of weights: whether it and the size are met together needs the solver.
+OPPOSED = CostTable(
+    GRAPH, SPACE, build_costs(functions={"error": lambda layer, weights, inputs: layer.macs / 2.0**weights})
+)
 COSTS = ("size_bytes", "bitops", "peak_activation_bytes")
 seeds = st.integers(0, 2**32 - 1)
 shares = st.dictionaries(st.sampled_from(COSTS), st.floats(0, 1), min_size=1)
@@ -176,30 +180,47 @@ def stopped(status: int, message: str) -> Any:
 def test_a_solver_that_stops_early_does_not_make_a_budget_impossible(
     status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = budget_between(TABLE, {"bitops": 0.5})
+    budget = budget_between(OPPOSED, {"size_bytes": 0.6, "error": 0.6})
     monkeypatch.setattr(solver, "milp", stopped(status, "Time limit reached. (HiGHS Status 13: kTimeLimit)"))
     for ask in (check_reachable, is_reachable, lambda *given: allocate(np.zeros(SPACE.allowed.shape), *given)):
         with pytest.raises(JobError, match=r"is not decided: the solver stopped after 60 s or less \(Time limit"):
-            ask(TABLE, budget)
+            ask(OPPOSED, budget)
     monkeypatch.setattr(solver, "milp", stopped(4, "The problem is unbounded or infeasible."))
-    assert not is_reachable(TABLE, budget)
+    assert not is_reachable(OPPOSED, budget)
+
+
+def test_what_needs_no_solver_asks_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "milp", stopped(1, "Time limit reached."))
+    budget = budget_between(TABLE, {"size_bytes": 0.0, "bitops": 0.0})
+    assert is_reachable(TABLE, budget)
+    narrow = -np.broadcast_to(SPACE.widths, SPACE.allowed.shape)
+    assert budget.met_by(TABLE.cells_cost(allocate(narrow, TABLE, budget)))
+
+
+def nothing_in_time(*given: Any, **options: Any) -> OptimizeResult:
+    """Tells what is impossible, and finds nothing else."""
+    found = milp(*given, **options)
+    return OptimizeResult(
+        x=None, status=2 if found.x is None else 1, message="infeasible" if found.x is None else "Time limit reached."
+    )
 
 
 def test_an_impossible_budget_stays_so_where_the_least_is_not_found_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solver, "SECONDS", 0.0)
+    monkeypatch.setattr(solver, "milp", nothing_in_time)
     with pytest.raises(InputError, match="'drawn' cannot be met by any choice of bits"):
-        check_reachable(TABLE, Budget({"size_bytes": 1e6, "bitops": 1.0}, "drawn"))
+        check_reachable(OPPOSED, budget_between(OPPOSED, {"size_bytes": 0.1, "error": 0.1}))
     with pytest.raises(InputError, match="size_bytes would have to be 1, the least possible is 161"):  # needs no solver
         check_reachable(TABLE, Budget({"size_bytes": 1.0}, "drawn"))
 
 
 def first_found(*given: Any, **options: Any) -> OptimizeResult:
-    """A solution that the clock kept from being proven the best."""
-    return OptimizeResult(x=milp(*given, **options).x, status=1, message="Time limit reached.")
+    """A solution that the clock kept from being proven the best; what is impossible is told."""
+    found = milp(*given, **options)
+    return found if found.x is None else OptimizeResult(x=found.x, status=1, message="Time limit reached.")
 
 
 def test_what_was_found_when_time_was_up_is_taken_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    utilities = np.random.default_rng(0).normal(size=SPACE.allowed.shape)
+    utilities = np.random.default_rng(0).normal(size=SPACE.allowed.shape) + SPACE.widths
     budget = budget_between(TABLE, {"bitops": 0.5})
     expected = allocate(utilities, TABLE, budget)
     monkeypatch.setattr(solver, "milp", first_found)
@@ -209,7 +230,7 @@ def test_what_was_found_when_time_was_up_is_taken_and_told(monkeypatch: pytest.M
     check_reachable(TABLE, budget)
     # The second of two limits is what cannot be met: how far off it is needs a proof, so no figure is told.
     with pytest.raises(InputError, match="'drawn' cannot be met by any choice of bits"):
-        check_reachable(TABLE, Budget({"size_bytes": 1e6, "bitops": 1.0}, "drawn"))
+        check_reachable(OPPOSED, budget_between(OPPOSED, {"size_bytes": 0.1, "error": 0.1}))
 
 
 def test_nothing_that_the_solver_prints_is_seen(
@@ -222,7 +243,7 @@ def test_nothing_that_the_solver_prints_is_seen(
 
     monkeypatch.setattr(solver, "milp", chatty)
     print("before", end=" ")
-    check_reachable(TABLE, budget_between(TABLE, {"bitops": 0.5}))
+    allocate(np.broadcast_to(SPACE.widths, SPACE.allowed.shape), TABLE, budget_between(TABLE, {"bitops": 0.5}))
     print("after")
     ctypes.CDLL(None).fflush(None)
     assert capfd.readouterr() == ("before after\n", "")
