@@ -10,8 +10,10 @@ from statistics import fmean, stdev
 from results.events import Decoded, Event, Judged, Pool
 from search_spaces.assignments import BitAssignment
 
-OF_THETA = ("theta", "draw-", "search-")
-"""How sources begin that are the search's: its likeliest, its draws, other budgets' likeliest. All others are free."""
+OF_THETA = ("theta", "draw-", "search-", "refined-")
+"""How sources begin that are the search's: its likeliest, its draws, other budgets' likeliest, what it refined.
+
+All others are free."""
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,17 @@ class PrecisionSpace:
         chosen = [layers[decision.layers[0]] for decision in self.decisions]
         return [(bits.weight_bits, bits.activation_bits) for bits in chosen]
 
+    def cells_of(self, pairs: Sequence[Pair]) -> list[tuple[int, int]]:
+        """The cell of each decision that gives it ``pairs[d]``, the first of equal ones; :meth:`pair` leads back."""
+        grid = [(row, column) for row, column in np.ndindex(*self.allowed.shape[1:])]
+        cells = []
+        for decision, allowed, pair in zip(self.decisions, self.allowed, pairs, strict=True):
+            found = next((cell for cell in grid if allowed[cell] and self.pair(*cell) == tuple(pair)), None)
+            if found is None:
+                raise InputError(f"decision '{decision.name}' cannot take {pair[0]} and {pair[1]} bits")
+            cells.append(found)
+        return cells
+
     def uniform(self, weight_bits: int, activation_bits: int | None = None) -> dict[str, LayerBits]:
         """The uniform control: the same bits in every searched layer, fixed layers as they are.
 

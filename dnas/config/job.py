@@ -194,6 +194,7 @@ class ChoiceSection(Section):
     enabled: bool = Field(default=False, description="Whether what is found for a budget is chosen from a pool: the likeliest under θ, draws of it, the controls, further programs, the neighbouring budgets' and uniform widths brought to the budget. `dnas show RUN --pool` shows it. Where a pruned net is searched, what θ says is taken.")  # fmt: skip
     draws: Count = Field(default=3, description="Proposals drawn from P(θ).")
     programs: Annotated[int, Field(ge=0, le=100)] = Field(default=2, description="Proposals of each integer program, over expected and over measured losses; each differs in a quarter of the decisions from those before it.")  # fmt: skip
+    refined: Annotated[int, Field(ge=0, le=100)] = Field(default=0, description="So many proposals, the best by the loss of the supernet, are refined: the exact program over what single steps of a width do to that loss, time and again.")  # fmt: skip
     epochs: AtLeastOne = Field(default=1, description="Epochs of fine-tuning in the first round, on the images that train the weights of the search; twice as many in each further one. Judged is the loss on the images of θ, `search.theta_fraction` of the training data.")  # fmt: skip
     rounds: Annotated[int, Field(ge=1, le=16)] = Field(default=2, description="Rounds of successive halving: the better half of a pool, by the mean loss over all rounds so far, goes on to the next round; the best of the last one is chosen.")  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,14 @@ class Proposal:
     sources: tuple[str, ...]
 
 
+def joined(proposals: Iterable[Proposal]) -> list[Proposal]:
+    """The same proposals, equal ones as one that has the sources of all."""
+    found: dict[tuple[Pair, ...], dict[str, None]] = {}
+    for proposal in proposals:
+        found.setdefault(proposal.widths, {}).update(dict.fromkeys(proposal.sources))
+    return [Proposal(widths, tuple(sources)) for widths, sources in found.items()]
+
+
 @dataclass(frozen=True)
 class Proposers:
     """What proposes for the budget of a ``number``, from 1.
@@ -47,10 +55,7 @@ class Proposers:
 
     def pool(self) -> list[Proposal]:
         """Every proposal, in the order of its first source."""
-        joined: dict[tuple[Pair, ...], dict[str, None]] = {}
-        for source, widths in self._all():
-            joined.setdefault(tuple(widths), {})[source] = None
-        return [Proposal(widths, tuple(sources)) for widths, sources in joined.items()]
+        return joined(Proposal(tuple(widths), (source,)) for source, widths in self._all())
 
     def _all(self) -> Iterator[tuple[str, Widths]]:
         for source, widths in self.within.items():

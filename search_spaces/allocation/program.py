@@ -33,10 +33,11 @@ class Found(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Leaves out whatever agrees with ``cells`` in more than ``most_equal`` decisions."""
+    """Leaves out what agrees with ``cells`` in more than ``most_equal`` decisions, or in fewer than ``least_equal``."""
 
     cells: Cells
     most_equal: int
+    least_equal: int = 0
 
 
 # The solver's tolerances are absolute, 1e-6: limits and the spread of the utilities are brought to these figures.
@@ -206,7 +207,9 @@ def _unlimited(utilities: np.ndarray, table: CostTable) -> Found | None:
 
 def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], cuts: Sequence[Cut]) -> Found | None:
     """One integer program over x (D * Kw * Ka), 1 where a cell is chosen; None when it has no solution."""
-    open_cells, rows, bounds = table.space.allowed & (utilities > -np.inf), [], []
+    open_cells = table.space.allowed & (utilities > -np.inf)
+    rows: list[csr_array] = []
+    bounds: list[tuple[float, float]] = []
     rooms = {name: limit - table.constants[name] for name, limit in limits.items()}
     if any(room < -_EPSILON * limits[name] for name, room in rooms.items()):
         return None
@@ -217,7 +220,7 @@ def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float],
         if table.costs[name].combine == "sum":
             entries = np.where(open_cells, table.entries[name], 0.0).ravel()
             rows.append(csr_array(entries[None, :] * (_LIMIT / max(room, _EPSILON * limits[name]))))
-            bounds.append(_LIMIT)
+            bounds.append((-np.inf, _LIMIT))
     decisions, *cell_shape = utilities.shape
     per_decision = math.prod(cell_shape)
     for cut in cuts:
@@ -225,11 +228,11 @@ def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float],
         for index, cell in enumerate(cut.cells):
             chosen[index, *cell] = 1
         rows.append(csr_array(chosen.reshape(1, -1)))
-        bounds.append(cut.most_equal)
+        bounds.append((cut.least_equal, cut.most_equal))
     choose_one = csr_array(np.kron(np.eye(decisions), np.ones((1, per_decision))))
     constraints = [LinearConstraint(choose_one, 1, 1)]
     if rows:
-        constraints.append(LinearConstraint(vstack(rows), -np.inf, bounds))
+        constraints.append(LinearConstraint(vstack(rows), *np.transpose(bounds)))
     found = most_useful(_centred(utilities, open_cells).ravel(), open_cells.ravel(), constraints)
     if found is None:
         return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,34 +26,25 @@ from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.evidence import sensitivity_tasks, settle
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
+from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
 from dnas.jobs.stages.search import THETA, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.search.budgets import in_search_order
-from dnas.search.pool import Proposers, Widths
+from dnas.search.pool import Widths
 from dnas.training.processes import ALONE
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Trainer, measure
 from results.events import Judged, Pool
 from results.pools import mean_loss
 from results.tables.pool import judged_text
-from search_spaces.allocation.monotone import from_largest
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
-from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, PROPOSAL, RANDOM, SEARCH, Provenance
+from search_spaces.provenance import PROPOSAL, SEARCH, Provenance
 from search_spaces.sensitivities import SensitivityKind
 
 CHOICE = "choice"
 PARTS = 32
 """Of the images that judge; their losses give the standard error."""
-_CONTROLS = (ILP, MEASURED_ILP, RANDOM, CONTROL)
-
-
-@dataclass(frozen=True)
-class _Proposed:
-    """A proposal, and all that proposed it."""
-
-    assignment: BitAssignment
-    sources: tuple[str, ...]
 
 
 class Choose(Stage):
@@ -76,7 +67,8 @@ class Choose(Stage):
     def work(self, before: Foreseen) -> Work:
         """Every budget, as if no two proposals were equal; the sensitivities that no control went by."""
         choosing = times(len(search_labels(self.job, pruned=False)), self._work(self._most))
-        return in_all(choosing, sensitivity_work(self.job, self._kinds - before.sensitivities))
+        refining = times(len(search_labels(self.job, pruned=False)), refining_work(self.context, self._most))
+        return in_all(choosing, refining, sensitivity_work(self.job, self._kinds - before.sensitivities))
 
     @property
     def _kinds(self) -> frozenset[SensitivityKind]:
@@ -94,10 +86,13 @@ class Choose(Stage):
         settle(self.context, self._kinds)
         bound: Widths | None = None
         ordered = in_search_order(labels, plan.table, monotone)
-        proposed = {} if monotone else {label: self._proposed(label, findings.found, None) for label in ordered}
+        pools = Pools(self.context, findings.found)
+        proposed = {} if monotone else self._begun(pools.of(list(ordered), None))
         for label, budget in ordered.items():
             assert budget is not None  # the job's file is refused without any
-            pool = self._kept(label, proposed.get(label) or self._proposed(label, findings.found, bound))
+            if monotone:
+                proposed |= self._begun(pools.of([label], bound))
+            pool = self._kept(label, proposed[label])
             self.context.progress.correct(-1, self._work(self._most))
             self.context.progress.correct(1, self._work(len(pool)))
             chosen[label] = self._chosen(label, budget, pool)
@@ -105,26 +100,14 @@ class Choose(Stage):
         others = [found for found in findings.found if found.provenance.kind != PROPOSAL]
         findings.found = [*(chosen[label] for label in labels), *others]
 
-    def _proposed(self, label: str, found: Sequence[BitAssignment], bound: Widths | None) -> list[_Proposed]:
-        """The proposals for a budget, which the first round begins with; neither saved nor journaled."""
-        log, space = self.log, self.job.plan.space
-        known = next((event for event in log.events(Pool) if event.run == label), None)
-        pool = []
-        if known and set(known.proposals) <= set(log.decoded):
-            pool = [_Proposed(log.run.assignment(name), sources) for name, sources in known.proposals.items()]
-        else:
-            budget = search_labels(self.job, pruned=False)[label]
-            assert budget is not None
-            for proposal in self.job.device.processes.agreed(self._proposers(label, budget, found, bound).pool()):
-                made = Provenance(kind=PROPOSAL, run=proposal.sources[0])
-                name = proposal_id(label, proposal.sources[0])
-                made_of = log.made(name, space.layers_with(proposal.widths), made, budget)
-                pool.append(_Proposed(made_of, proposal.sources))
-        for _, epochs in list(rounds(len(pool), self.section))[:1]:
-            self._announce([each.assignment for each in pool], 1, epochs)
-        return pool
+    def _begun(self, pools: dict[str, list[Proposed]]) -> dict[str, list[Proposed]]:
+        """The pools, whose first rounds begin."""
+        for pool in pools.values():
+            for _, epochs in list(rounds(len(pool), self.section))[:1]:
+                self._announce([each.assignment for each in pool], 1, epochs)
+        return pools
 
-    def _kept(self, label: str, pool: Sequence[_Proposed]) -> list[BitAssignment]:
+    def _kept(self, label: str, pool: Sequence[Proposed]) -> list[BitAssignment]:
         """The proposals for a budget, saved and journaled."""
         log = self.log
         kept = [log.keep_made(each.assignment) for each in pool]
@@ -138,28 +121,6 @@ class Choose(Stage):
         known = {(event.proposal, event.round) for event in self.log.events(Judged)}
         left = [each for each in pool if (each.id, number) not in known]
         self.context.tasks.announce(self._task(each, number, epochs) for each in left)
-
-    def _proposers(self, label: str, budget: Budget, found: Sequence[BitAssignment], bound: Widths | None) -> Proposers:
-        """All that proposes for a budget: the controls that were made for it too."""
-        widths = {each.id: self.job.plan.space.pairs_of(each.layers) for each in found}
-        own = proposal_id(label, "")
-        within = {name.removeprefix(own): pairs for name, pairs in widths.items() if name.startswith(own)}
-        within |= {
-            each.id: widths[each.id]
-            for each in found
-            if each.provenance.kind in _CONTROLS and each.provenance.limits == budget.limits
-        }
-        elsewhere = {each: widths[proposal_id(each, THETA)] for each in self._neighbours(label)}
-        number = int(label.rpartition("-")[2])
-        evidence = self.context.sensitivities.evidence
-        return Proposers(evidence, budget, number, within, elsewhere, self.section.programs, bound)
-
-    def _neighbours(self, label: str) -> list[str]:
-        """The searches of the next larger and the next smaller budget."""
-        labels, budgets = list(search_labels(self.job, pruned=False)), self.job.plan.budgets
-        ordered = [labels[place] for place in from_largest(budgets, self.job.plan.table)]
-        place = ordered.index(label)
-        return ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]
 
     def _chosen(self, label: str, budget: Budget, pool: Sequence[BitAssignment]) -> BitAssignment:
         """The best of a pool by successive halving, saved under the name of its search."""
@@ -202,7 +163,7 @@ class Choose(Stage):
         """As many proposals as a budget can have."""
         controls = self.job.config.controls
         free = 2 * self.section.programs + controls.ilp + controls.measured_ilp + controls.random + len(controls.own)
-        return 1 + self.section.draws + free + 2 + 2
+        return 1 + self.section.draws + free + 2 + 2 + self.section.refined
 
     def _work(self, count: int) -> Work:
         """Work of choosing from so many proposals."""

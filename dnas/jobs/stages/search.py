@@ -272,7 +272,7 @@ class NetSearch:
         steps = context.steps(place, trainer, job.config.search.warmup_epochs)
         context.carry_on(place, trainer, lambda: trainer.warmup(steps))
 
-    def _warm_supernet(self) -> Supernet:
+    def warm_supernet(self) -> Supernet:
         """The supernet after its warm-up with θ frozen."""
         supernet, cold = self._made_supernet()
         saved = self.context.log.run.load_checkpoint(self._warmup_name)
@@ -302,7 +302,7 @@ class NetSearch:
 
     def train_theta(self, label: str, bound: Sequence[Pair] | None) -> dict[str, Any]:
         """Train θ for one budget; returns the ``cells`` decoded, those ``drawn``, and ``sentences`` on the training."""
-        context, job, supernet = self.context, self.job, self._warm_supernet()
+        context, job, supernet = self.context, self.job, self.warm_supernet()
         budget = search_labels(job, self.base is not None)[label]
         limits = budget.limits if budget else {}
         place = Place(Search.name, label, label, Search.name, _search_units(job), budget=limits)

@@ -32,6 +32,7 @@ from search_spaces.provenance import PROPOSAL
 Job = Callable[..., JobConfig]
 CHOOSING = (
     "choice.enabled=true",
+    "choice.refined=2",
     "space.activation_bits=[8]",
     "space.weight_bits=[1,2,4,8]",
     "search.budgets=[{size_bytes='10%'},{size_bytes='8%'}]",
@@ -114,6 +115,7 @@ def test_every_control_of_a_budget_is_in_its_pool_once_and_all_meet_it(run: Run)
         named = {f"ilp-{number}", f"measured-ilp-{number}", f"random-{number}-1", f"random-{number}-2"}
         assert {"theta", "draw-1", "draw-2", "draw-3", other, *named} <= set(sources)
         assert sum(source.startswith("uniform-") for source in sources) == 2
+        assert sum(source.startswith("refined-") for source in sources) == 2
         proposals = [found[name] for name in pool.proposals]
         assert len({tuple(each.pairs.items()) for each in proposals}) == len(proposals)
         for name, proposed in pool.proposals.items():

@@ -34,15 +34,16 @@ def equal(first: Cells, second: Cells) -> int:
 
 @settings(max_examples=25, deadline=None)
 @given(seeds, shares)
-def test_a_cut_leaves_the_best_of_what_is_apart(seed: int, shares: dict[str, float]) -> None:
+def test_a_cut_leaves_the_best_of_what_is_as_far_apart_as_it_says(seed: int, shares: dict[str, float]) -> None:
     rng = np.random.default_rng(seed)
     table, utilities = random_table(rng), rng.normal(size=SPACE.allowed.shape)
     budget, most_equal = budget_between(table, shares), int(rng.integers(0, 3))
     within = [cells for cells in assignments(table) if budget.met_by(table.cells_cost(cells))]
     assume(within)
     first = allocate(utilities, table, budget)
-    apart = [cells for cells in within if equal(cells, first) <= most_equal]
-    found = best_within(utilities, table, budget.limits, [Cut(first, most_equal)])
+    least_equal = int(rng.integers(0, most_equal + 1))
+    apart = [cells for cells in within if least_equal <= equal(cells, first) <= most_equal]
+    found = best_within(utilities, table, budget.limits, [Cut(first, most_equal, least_equal)])
     if not apart:
         assert found is None
         return

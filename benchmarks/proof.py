@@ -1,0 +1,123 @@
+"""Is a search worth more than what is free? One job over several job seeds: every arm at every budget, mean ± std.
+
+Run from the repository root; finished runs are read, others are made or gone on with, so that it may be stopped and
+started again::
+
+    OMP_NUM_THREADS=1 python -m benchmarks.proof benchmarks/cifar10_weights.toml runs/proof [--seeds 3] [--read] \
+        [--set KEY=VALUE ...]
+
+Uniform widths stand at a budget twice: the widest that meet it, and the narrowest that cost no less. The best control
+is the one of the best mean over the seeds among both programs, the mean of the random draws, and both uniform ones.
+With --read nothing is trained: what is finished is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.finetuning import front_of
+from results.pareto import Estimate, FrontPoint, ParetoFront
+from results.pools import pools
+from results.run.folder import Run
+from results.run.layout import is_run
+from results.run.status import run_status
+from search_spaces.provenance import ILP, MEASURED_ILP, RANDOM, SEARCH, UNIFORM
+
+WITHIN, ABOVE = "uniform within", "uniform above"
+ARMS = (SEARCH, ILP, MEASURED_ILP, RANDOM, WITHIN, ABOVE)
+
+Scores = dict[str, list[float]]
+"""Arm → percent by seed, of one budget; of several points of one arm and seed the mean."""
+
+
+def scores(fronts: Sequence[ParetoFront], split: str) -> dict[str, Scores]:
+    """Budget → the scores of every arm at it."""
+    found: dict[str, Scores] = defaultdict(lambda: defaultdict(list))
+    for front in fronts:
+        for budget, limits in budgets_of(front).items():
+            for arm, points in arms(front, budget, limits).items():
+                values = [100 * estimate.mean for point in points if (estimate := getattr(point, split))]
+                found[budget][arm].append(sum(values) / len(values))
+    return found
+
+
+def budgets_of(front: ParetoFront) -> dict[str, Mapping[str, float]]:
+    """The budgets of the searches, by label."""
+    return {point.budget: point.limits for point in front.points if point.kind == SEARCH and point.budget}
+
+
+def arms(front: ParetoFront, budget: str, limits: Mapping[str, float]) -> dict[str, list[FrontPoint]]:
+    """Arm → its points at one budget."""
+    found: dict[str, list[FrontPoint]] = defaultdict(list)
+    for point in front.points:
+        if point.budget == budget and point.kind != UNIFORM:
+            found[point.kind].append(point)
+    uniform = sorted((point for point in front.points if point.kind == UNIFORM), key=lambda point: point.size_bytes)
+    within = [point for point in uniform if all(point.cost(name) <= limit for name, limit in limits.items())]
+    above = [point for point in uniform if all(point.cost(name) >= limit for name, limit in limits.items())]
+    return {**found, **({WITHIN: within[-1:]} if within else {}), **({ABOVE: above[:1]} if above else {})}
+
+
+def tables(fronts: Sequence[ParetoFront]) -> Iterator[str]:
+    """Per split a row for every budget, and what the search adds to each arm, seed by seed."""
+    for split in ("val", "test"):
+        found = scores(fronts, split)
+        yield f"\n| {split}, {len(fronts)} job seeds | " + " | ".join(ARMS) + " | search - best control | by seed |"
+        yield "|---" * (len(ARMS) + 3) + "|"
+        for budget, by_arm in found.items():
+            means = {arm: Estimate.from_values(by_arm[arm]) for arm in ARMS if by_arm.get(arm)}
+            best = max((arm for arm in means if arm != SEARCH), key=lambda arm: means[arm].mean)
+            apart = [mine - theirs for mine, theirs in zip(by_arm[SEARCH], by_arm[best], strict=True)]
+            gain = Estimate.from_values(apart)
+            cells = [f"{e.mean:.2f} ± {e.std:.2f}" if (e := means.get(arm)) else "" for arm in ARMS]
+            told = f"{gain.mean:+.2f} ± {gain.std:.2f} ({best}) | " + " ".join(f"{value:+.2f}" for value in apart)
+            yield f"| {budget} | " + " | ".join(cells) + f" | {told} |"
+
+
+def spent(fronts: Sequence[ParetoFront]) -> Iterator[str]:
+    """How much of each budget the searches spent, at least."""
+    for budget, limits in budgets_of(fronts[0]).items():
+        shares = [
+            max(point.cost(name) / limit for name, limit in limits.items())
+            for front in fronts
+            for point in arms(front, budget, limits)[SEARCH]
+        ]
+        yield f"{budget}: {min(shares):.1%} spent at least"
+
+
+def chosen(runs: Sequence[Run]) -> Iterator[str]:
+    """Who proposed what was chosen, and what that adds to what was free."""
+    count: Counter[str] = Counter()
+    for run in runs:
+        for pool in pools(run.journal.events(), run.assignments()):
+            yield f"{run.name}: {pool.sentence}"
+            for each in pool.candidates:
+                if each.chosen:
+                    count.update(source.rstrip("0123456789-") for source in each.sources)
+    yield f"proposed what was chosen: {dict(count)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job")
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--read", action="store_true", help="train nothing; tell of what is finished")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of all seeds")
+    options = parser.parse_args()
+    name = Path(options.job).stem
+    fronts, runs = [], []
+    for seed in range(options.seeds):
+        folder = options.runs / f"{name}-{seed}"
+        finished = is_run(folder) and run_status(Run.open(folder)).state == "finished"
+        if finished or not options.read:
+            fronts.append(front_of(options.job, folder, [*options.set, f"seed={seed}", f"name={folder.name}"]))
+            runs.append(Run.open(folder))
+            print(*tables(fronts), *spent(fronts), *chosen(runs), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

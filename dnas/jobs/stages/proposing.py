@@ -1,0 +1,105 @@
+"""The pools of a job's budgets as assignments: what the searches, controls and programs propose, the best refined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dnas.execution.tasks import JobTask
+from dnas.jobs.context import JobContext
+from dnas.jobs.progress import Work
+from dnas.jobs.stages.refining import REFINE, refining_task, refining_units
+from dnas.jobs.stages.search import THETA, proposal_id, search_labels
+from dnas.search.pool import Proposal, Proposers, Widths, joined
+from results.events import Pool
+from search_spaces.allocation.monotone import from_largest
+from search_spaces.assignments import BitAssignment
+from search_spaces.costs.budgets import Budget
+from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, PROPOSAL, RANDOM, Provenance
+
+_CONTROLS = (ILP, MEASURED_ILP, RANDOM, CONTROL)
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A proposal, and all that proposed it."""
+
+    assignment: BitAssignment
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Makes the pools of a job's budgets from what was ``found`` before: proposals of the searches, and controls."""
+
+    context: JobContext
+    found: Sequence[BitAssignment]
+
+    def of(self, labels: Sequence[str], bound: Widths | None) -> dict[str, list[Proposed]]:
+        """The pools of these searches, nothing in them wider than ``bound``; what is new is not saved nor journaled."""
+        known = {label: self._known(label) for label in labels}
+        new = {label: self._proposers(label, bound).pool() for label in labels if known[label] is None}
+        if self.context.job.config.choice.refined:
+            tasks = {label: refining_task(self.context, label, pool, bound) for label, pool in new.items()}
+            self.context.tasks.announce(tasks.values())
+            new = {label: self._with_refined(pool, tasks[label]) for label, pool in new.items()}
+        return {label: known[label] or self._described(label, new[label]) for label in labels}
+
+    def _known(self, label: str) -> list[Proposed] | None:
+        """The pool of a budget as an earlier process left it."""
+        log = self.context.log
+        known = next((event for event in log.events(Pool) if event.run == label), None)
+        if known is None or not set(known.proposals) <= set(log.decoded):
+            return None
+        self.context.progress.recall(refining_work(self.context, len(known.proposals)))
+        return [Proposed(log.run.assignment(name), sources) for name, sources in known.proposals.items()]
+
+    def _with_refined(self, pool: Sequence[Proposal], task: JobTask) -> list[Proposal]:
+        """The pool with what refining makes of its best, each choice once."""
+        ends = [tuple((int(w), int(a)) for w, a in widths) for widths in self.context.outcome(task)]
+        return joined([*pool, *(Proposal(widths, (f"refined-{n}",)) for n, widths in enumerate(ends, start=1))])
+
+    def _described(self, label: str, pool: Sequence[Proposal]) -> list[Proposed]:
+        """Proposals as assignments, the same in all processes."""
+        job, described = self.context.job, []
+        for proposal in job.device.processes.agreed(pool):
+            name, made = proposal_id(label, proposal.sources[0]), Provenance(kind=PROPOSAL, run=proposal.sources[0])
+            layers = job.plan.space.layers_with(proposal.widths)
+            assignment = self.context.log.made(name, layers, made, self._budget(label))
+            described.append(Proposed(assignment, proposal.sources))
+        return described
+
+    def _proposers(self, label: str, bound: Widths | None) -> Proposers:
+        """All that proposes for a budget: the controls that were made for it too."""
+        budget, job = self._budget(label), self.context.job
+        widths = {each.id: job.plan.space.pairs_of(each.layers) for each in self.found}
+        own = proposal_id(label, "")
+        within = {name.removeprefix(own): pairs for name, pairs in widths.items() if name.startswith(own)}
+        within |= {
+            each.id: widths[each.id]
+            for each in self.found
+            if each.provenance.kind in _CONTROLS and each.provenance.limits == budget.limits
+        }
+        elsewhere = {each: widths[proposal_id(each, THETA)] for each in self._neighbours(label)}
+        number, programs = int(label.rpartition("-")[2]), job.config.choice.programs
+        evidence = self.context.sensitivities.evidence
+        return Proposers(evidence, budget, number, within, elsewhere, programs, bound)
+
+    def _budget(self, label: str) -> Budget:
+        budget = search_labels(self.context.job, pruned=False)[label]
+        assert budget is not None  # the job's file is refused without any
+        return budget
+
+    def _neighbours(self, label: str) -> list[str]:
+        """The searches of the next larger and the next smaller budget."""
+        job = self.context.job
+        labels = list(search_labels(job, pruned=False))
+        ordered = [labels[place] for place in from_largest(job.plan.budgets, job.plan.table)]
+        place = ordered.index(label)
+        return ordered[max(0, place - 1) : place] + ordered[place + 1 : place + 2]
+
+
+def refining_work(context: JobContext, count: int) -> Work:
+    """Refining the best of so many proposals for one budget, about."""
+    job = context.job
+    return {REFINE: refining_units(job, count)} if job.config.choice.refined else {}
