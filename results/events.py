@@ -157,13 +157,15 @@ class Searched(Event):
 class Pool(Event):
     """What the assignment ``run`` of a budget is chosen from: proposal → all that proposed it, the first one first.
 
-    ``images`` of the training data judge, which no net of the pool is trained on.
+    ``images`` of the training data judge, which no net of the pool is trained on. ``supernet``: proposal → its loss in
+    the supernet, where proposals were refined.
     """
 
     tag = "pool"
     run: Name
     proposals: Mapping[Name, tuple[str, ...]]
     images: int
+    supernet: Mapping[Name, float] = Field(default_factory=dict)
 
 
 class Judged(Event, Scored):

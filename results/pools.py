@@ -18,13 +18,17 @@ All others are free."""
 
 @dataclass(frozen=True)
 class Candidate:
-    """One proposal of a pool: all that proposed it, what it costs, and how it was judged in each of its rounds."""
+    """One proposal of a pool: all that proposed it, what it costs, and how it was judged in each of its rounds.
+
+    ``supernet_loss`` is its loss in the supernet, where that was measured.
+    """
 
     id: str
     sources: tuple[str, ...]
     costs: Mapping[str, float]
     rounds: tuple[Judged, ...]
     chosen: bool = False
+    supernet_loss: float | None = None
 
     @property
     def free_source(self) -> str | None:
@@ -100,6 +104,7 @@ def pools(events: Iterable[Event], assignments: Mapping[str, BitAssignment]) -> 
                 {name: each.cost[name] for name in ("size_bytes", *each.provenance.limits) if name in each.cost},
                 tuple(judged.get(each.id, {})[number] for number in sorted(judged.get(each.id, {}))),
                 made_of.get(pool.run) == each.id,
+                pool.supernet.get(each.id),
             )
             for each in known
         ]

@@ -23,18 +23,21 @@ Widths = Sequence[Pair]
 
 @dataclass(frozen=True)
 class Proposal:
-    """One choice of bits, and all that proposed it, the first one first."""
+    """One choice of bits, and all that proposed it, the first one first; its ``loss`` in the supernet, if measured."""
 
     widths: tuple[Pair, ...]
     sources: tuple[str, ...]
+    loss: float | None = None
 
 
 def joined(proposals: Iterable[Proposal]) -> list[Proposal]:
     """The same proposals, equal ones as one that has the sources of all."""
     found: dict[tuple[Pair, ...], dict[str, None]] = {}
+    losses: dict[tuple[Pair, ...], float | None] = {}
     for proposal in proposals:
         found.setdefault(proposal.widths, {}).update(dict.fromkeys(proposal.sources))
-    return [Proposal(widths, tuple(sources)) for widths, sources in found.items()]
+        losses.setdefault(proposal.widths, proposal.loss)
+    return [Proposal(widths, tuple(sources), losses[widths]) for widths, sources in found.items()]
 
 
 @dataclass(frozen=True)

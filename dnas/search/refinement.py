@@ -1,9 +1,9 @@
 """A choice of bits refined where its budget lies: the exact program over what single steps do to the loss there.
 
 The programs of :mod:`dnas.search.controls` add up what each width costs in a net of the widest choice. At few bits
-layers depend on each other: what a step is worth in one follows from what the others have. So the loss of every single step
-is measured at a choice that spends the budget, the program takes the best steps that fit together, and what it finds is
-where steps are measured next, as long as the loss falls (ours; a trust region as of sequential linear programming).
+layers depend on each other: what a step is worth in one follows from what the others have. So the loss of every single
+step is measured at a choice that spends the budget, the program takes the best steps that fit together, and what it
+finds is where steps are measured next, as long as the loss falls (ours; a trust region as of sequential programming).
 """
 
 from __future__ import annotations

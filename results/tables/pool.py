@@ -23,6 +23,7 @@ def pool_json(pool: BudgetPool) -> dict[str, Any]:
                 "id": each.id,
                 "from": list(each.sources),
                 "costs": dict(each.costs),
+                "supernet_loss": each.supernet_loss,
                 "rounds": [_round_json(judged) for judged in each.rounds],
                 "chosen": each.chosen,
             }
@@ -43,7 +44,8 @@ def render_pool(pool: BudgetPool) -> PlainTable:
     table = PlainTable()
     table.add_column("proposal")
     table.add_column("from", fold=True)
-    for heading in costs:
+    in_supernet = any(each.supernet_loss is not None for each in pool.candidates)
+    for heading in (*costs, *(["loss in the supernet"] if in_supernet else [])):
         table.add_column(heading, right=True)
     for number in range(1, count + 1):
         epochs = next(each.rounds[number - 1].epochs for each in pool.candidates if len(each.rounds) >= number)
@@ -55,12 +57,17 @@ def render_pool(pool: BudgetPool) -> PlainTable:
             each.id,
             ", ".join(each.sources),
             *(amount_text(name, each.costs[name]) if name in each.costs else "" for name in costs),
+            *([_loss_text(each.supernet_loss)] if in_supernet else []),
             *told,
             *[""] * (count - len(told)),
             "yes" if each.chosen else "",
             style="bold" if each.chosen else "",
         )
     return table
+
+
+def _loss_text(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.4f}"
 
 
 def judged_text(judged: Judged) -> str:

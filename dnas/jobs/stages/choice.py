@@ -31,6 +31,7 @@ from dnas.jobs.stages.search import THETA, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.search.budgets import in_search_order
 from dnas.search.pool import Widths
+from dnas.search.ranking import LEAST_ASSIGNMENTS, rank_correlation
 from dnas.training.processes import ALONE
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Trainer, measure
@@ -113,7 +114,8 @@ class Choose(Stage):
         kept = [log.keep_made(each.assignment) for each in pool]
         if not any(event.run == label for event in log.events(Pool)):
             told = {each.assignment.id: each.sources for each in pool}
-            log.write(Pool(run=label, proposals=told, images=len(self.job.search_data.theta)))
+            losses = {each.assignment.id: each.loss for each in pool if each.loss is not None}
+            log.write(Pool(run=label, proposals=told, images=len(self.job.search_data.theta), supernet=losses))
         return kept
 
     def _announce(self, pool: Sequence[BitAssignment], number: int, epochs: int) -> None:
@@ -134,7 +136,11 @@ class Choose(Stage):
         best = left[0]
         made = Provenance(kind=SEARCH, run=best.id)
         self.log.tell_once([_sentence(label, best.id, judged, len(pool), len(self.job.search_data.theta))])
+        self.log.tell_once(_ranked(label, self._supernet_losses(label), judged))
         return self.log.keep(label, best.layers, made, budget)
+
+    def _supernet_losses(self, label: str) -> Mapping[str, float]:
+        return next((event.supernet for event in self.log.events(Pool) if event.run == label), {})
 
     def _judged(self, proposal: BitAssignment, number: int, epochs: int) -> Judged:
         """A proposal after its fine-tuning in one round; journaled."""
@@ -241,6 +247,21 @@ def _judging(job: Job, epochs: int) -> Work:
 def _measuring(job: Job) -> float:
     images = min(len(job.data.train), BATCHNORM_BATCHES * job.config.data.batch_size)
     return FORWARD_QUANTIZED * (images + len(job.search_data.theta))
+
+
+def _ranked(label: str, losses: Mapping[str, float], judged: Mapping[str, Sequence[Judged]]) -> list[str]:
+    """How well the supernet ranks the proposals whose losses in it are known, by the first round, which all are in."""
+    known = [name for name in losses if judged.get(name)]
+    if len(known) < LEAST_ASSIGNMENTS:
+        return []
+    worth = [-math.inf if (loss := judged[name][0].loss) is None else -loss for name in known]
+    found = rank_correlation([losses[name] for name in known], worth)
+    if found["tau"] is None:
+        return []
+    return [
+        f"{label}: the supernet ranks its {len(known)} proposals as their first fine-tuning does with Kendall's τ "
+        f"{found['tau']:.2f} ± {found['error']:.2f}"
+    ]
 
 
 def _sentence(label: str, best: str, judged: Mapping[str, Sequence[Judged]], count: int, images: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,11 @@ _CONTROLS = (ILP, MEASURED_ILP, RANDOM, CONTROL)
 
 @dataclass(frozen=True)
 class Proposed:
-    """A proposal, and all that proposed it."""
+    """A proposal, all that proposed it, and its ``loss`` in the supernet, if that was measured."""
 
     assignment: BitAssignment
     sources: tuple[str, ...]
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,20 @@ class Pools:
         if known is None or not set(known.proposals) <= set(log.decoded):
             return None
         self.context.progress.recall(refining_work(self.context, len(known.proposals)))
-        return [Proposed(log.run.assignment(name), sources) for name, sources in known.proposals.items()]
+        return [
+            Proposed(log.run.assignment(name), sources, known.supernet.get(name))
+            for name, sources in known.proposals.items()
+        ]
 
     def _with_refined(self, pool: Sequence[Proposal], task: JobTask) -> list[Proposal]:
-        """The pool with what refining makes of its best, each choice once."""
-        ends = [tuple((int(w), int(a)) for w, a in widths) for widths in self.context.outcome(task)]
-        return joined([*pool, *(Proposal(widths, (f"refined-{n}",)) for n, widths in enumerate(ends, start=1))])
+        """The pool and what refining makes of its best, each choice once, with the losses in the supernet."""
+        measured = [
+            (tuple((int(w), int(a)) for w, a in widths), loss if math.isfinite(loss) else None)
+            for widths, loss in self.context.outcome(task)
+        ]
+        new = range(1, 1 + len(measured) - len(pool))
+        sources = [*(each.sources for each in pool), *((f"refined-{n}",) for n in new)]
+        return joined(Proposal(widths, source, loss) for (widths, loss), source in zip(measured, sources, strict=True))
 
     def _described(self, label: str, pool: Sequence[Proposal]) -> list[Proposed]:
         """Proposals as assignments, the same in all processes."""
@@ -66,7 +76,7 @@ class Pools:
             name, made = proposal_id(label, proposal.sources[0]), Provenance(kind=PROPOSAL, run=proposal.sources[0])
             layers = job.plan.space.layers_with(proposal.widths)
             assignment = self.context.log.made(name, layers, made, self._budget(label))
-            described.append(Proposed(assignment, proposal.sources))
+            described.append(Proposed(assignment, proposal.sources, proposal.loss))
         return described
 
     def _proposers(self, label: str, bound: Widths | None) -> Proposers:

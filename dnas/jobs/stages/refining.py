@@ -34,10 +34,11 @@ def refining_task(context: JobContext, label: str, pool: Sequence[Proposal], bou
 
 def refine(
     context: JobContext, seed: int, label: str, proposals: Sequence[Widths], bound: Widths | None
-) -> list[list[Pair]]:
-    """Refine the proposals that are best in the warm supernet, ``choice.refined`` of them; returns their new widths.
+) -> list[tuple[list[Pair], float]]:
+    """Refine the proposals that are best in the warm supernet, ``choice.refined`` of them.
 
-    The loss is that on images of θ, with BatchNorm by the statistics of each batch.
+    Returns widths and the loss of each of ``proposals``, in order, then of those that were refined. The loss is that on
+    images of θ, with BatchNorm by the statistics of each batch.
     """
     job, plan = context.job, context.job.plan
     budget = search_labels(job, pruned=False)[label]
@@ -53,9 +54,10 @@ def refine(
     def loss(cells: Cells) -> float:
         return loss_of(tuple(cells))
 
-    starts = sorted((plan.space.cells_of(widths) for widths in proposals), key=loss)[: job.config.choice.refined]
+    given = [plan.space.cells_of(widths) for widths in proposals]
+    starts = sorted(given, key=loss)[: job.config.choice.refined]
     ends = [refined(start, plan.table, budget, loss, bound=bound)[0] for start in starts]
-    return [[plan.space.pair(*cell) for cell in cells] for cells in ends]
+    return [([plan.space.pair(*cell) for cell in cells], loss(cells)) for cells in [*given, *ends]]
 
 
 def refining_units(job: Job, count: int) -> float:

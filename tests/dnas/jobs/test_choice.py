@@ -229,7 +229,8 @@ def test_a_pool_is_shown_with_what_was_free_and_what_the_search_adds(run: Run) -
     shown = json.loads(CliRunner().invoke(app, ["show", str(run.folder), "--pool", "--json"]).stdout)
     assert [each["search"] for each in shown["pools"]] == ["search-1", "search-2"]
     first = shown["pools"][0]["proposals"][0]
-    assert {"id", "from", "costs", "rounds", "chosen"} == set(first)
+    assert {"id", "from", "costs", "supernet_loss", "rounds", "chosen"} == set(first)
+    assert f"{first['supernet_loss']:.4f}" in result.stdout
     assert {"round", "epochs", "loss", "standard_error", "top1"} == set(first["rounds"][0])
 
 
