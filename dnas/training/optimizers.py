@@ -58,7 +58,7 @@ def check_optimizer(optimization: Optimization, where: str) -> None:
     """Raise :class:`InputError` that begins with ``where`` unless this optimizer can train a network and be resumed."""
     name = f"{where}: optimizer '{optimization.optimizer}'"
     try:
-        resumes = _resumes(optimization.model_dump_json())
+        resumes = _resumes(optimization.model_dump_json(include=set(Optimization.model_fields)))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except Exception as error:  # an optimizer may refuse its arguments or what it is to train in any way
