@@ -38,7 +38,9 @@ def search(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps", help="Where to compute.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps|xpu", help="Where to compute.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
     workers: WorkersOption = None,
     executor: ExecutorOption = None,

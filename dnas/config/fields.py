@@ -26,8 +26,9 @@ def _readable_amount(amount: float | int | str) -> float | int | str:
 
 
 def _device_name(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", name):
-        raise ValueError(f"expected auto, cpu, mps, cuda or cuda:NUMBER{nearest(name, ('auto', 'cpu', 'mps', 'cuda'))}")
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]+)?", name):
+        hint = nearest(name, ("auto", "cpu", "mps", "cuda"))
+        raise ValueError(f"expected auto, cpu, mps, xpu, cuda or cuda:NUMBER{hint}")
     return name
 
 

@@ -268,7 +268,7 @@ class JobConfig(Section):
     schema_version: Literal["dnas.job/1"] = Field(default="dnas.job/1", alias="schema", description="Version of this file's format.")  # fmt: skip
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(default="digits", description="Names the run folder `runs/NAME`.")  # fmt: skip
     seed: Count = Field(default=0, description="Everything random in the job derives from this number.")
-    device: DeviceName = Field(default="auto", description="Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`, which takes CUDA when there is one.")  # fmt: skip
+    device: DeviceName = Field(default="auto", description="Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, `xpu`, or `auto`, which takes CUDA when there is one.")  # fmt: skip
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="Precision of convolutions and products in training steps: `auto` takes bf16 on CUDA where the device computes in it, else fp32. Quantizers and measurements are always in fp32.")  # fmt: skip
     channels_last: Literal["auto"] | bool = Field(default="auto", description="Keep images with their channels last in memory; `auto` does where it takes bf16, as such devices are faster with it.")  # fmt: skip
     cuda_graphs: bool = Field(default=True, description="Record the passes of a training step as CUDA graphs, which saves the time to launch them; a network that cannot be recorded is told, and trained step by step with the same results.")  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_WAITED_FOR = ("cpu", "mps", "xpu")  # there is no pinned memory for the last two
+
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on ``device``; where that is one of CUDA the host goes on at once.
@@ -15,4 +17,4 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if device.type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type not in ("cpu", "mps"))
+    return tensor.to(device, non_blocking=device.type not in _WAITED_FOR)

@@ -143,7 +143,7 @@ def device_of(config: JobConfig) -> Device:
         )
     device = Device.named(config.device, config.precision, config.channels_last)
     processes = Processes.here(config.synchronise_batchnorm)
-    if processes.several and config.device.startswith(("cuda:", "mps")):
+    if processes.several and config.device.startswith(("cuda:", "mps", "xpu")):
         raise InputError(
             f"device = '{config.device}' is one for {processes}; write cuda, and each takes its own, or cpu"
         )

@@ -32,7 +32,7 @@ from dnas.jobs.stages.testing import Test
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.quantization.proof import check_twin
-from dnas.training.device import deterministic
+from dnas.training.device import deterministic, is_out_of_memory
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, Searched, StageEvent, Started
@@ -175,7 +175,9 @@ def _memory_of(job: Job, what: str) -> Iterator[None]:
     """Say what to lower where a device's memory is too small for what is done inside."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         size = job.config.data.batch_size
         raise JobError(
             f"{job.device.place} has too little memory for {what} at data.batch_size = {size}; free "

@@ -20,6 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dnas.data.described import described
+from dnas.training.device import randomness_kept
 from search_spaces.errors import InputError
 
 Target = Mapping[str, Tensor]
@@ -140,7 +141,7 @@ def _choosing(detector: nn.Module, *, losses: bool) -> Iterator[None]:
 
 @contextmanager
 def _own_draws(place: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+    with randomness_kept(place):
         torch.manual_seed(0)
         yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from dnas.training.processes import ALONE, Processes
 from search_spaces.errors import InputError, JobError, first_sentence, nearest
 
 Precision = Literal["fp32", "bf16"]
+_ACCELERATORS = ("cuda", "xpu", "mps")  # each has a global generator of its own
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Device:
     def named(
         cls, name: str, precision: Precision | Literal["auto"] = "fp32", channels_last: bool | Literal["auto"] = False
     ) -> Device:
-        """The device ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``mps``, ``cuda`` or ``cuda:1``.
+        """The device ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``mps``, ``xpu``, ``cuda``, ``cuda:1``.
 
         ``auto`` precision is bf16, and the memory format channels last, on CUDA where the device computes in bf16.
         Raises :class:`InputError` for a device that is not there, naming those that are.
@@ -48,7 +51,7 @@ class Device:
         if name == "cuda" and "LOCAL_RANK" in os.environ:  # each of a launcher's processes has a device of its own
             name = f"cuda:{os.environ['LOCAL_RANK']}"
         if name not in there:
-            hint = nearest(name, there) if name.partition(":")[0] not in ("cuda", "mps") else ""
+            hint = nearest(name, there) if name.partition(":")[0] not in _ACCELERATORS else ""
             raise InputError(f"device = '{name}' is not here{hint}; PyTorch finds {', '.join(there)}; or use auto")
         place = torch.device(name)
         asked = "auto" in (precision, channels_last)
@@ -98,10 +101,22 @@ class Device:
 
         Of several processes each has another, since they see other images.
         """
-        kind = self.place.type
-        with torch.random.fork_rng(devices=[] if kind == "cpu" else [self.place], device_type=_forked(kind)):
+        with randomness_kept(self.place):
             torch.manual_seed(seed + self.processes.rank)
             yield
+
+
+def randomness_kept(place: torch.device) -> AbstractContextManager:
+    """Inside, the global generators of the host and of this device may be seeded; they are put back afterwards."""
+    own = place.type in _ACCELERATORS
+    return torch.random.fork_rng(devices=[place] if own else [], device_type=place.type if own else "cuda")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this says that some memory is too small; PyTorch has a class for it, libraries and some devices words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and not isinstance(error, JobError) and bool(_NO_MEMORY.search(str(error)))
 
 
 @contextmanager
@@ -143,13 +158,11 @@ def widened(tensor: Tensor) -> Tensor:
 
 def available() -> list[str]:
     """The names of the devices that PyTorch finds here."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    cuda = ["cuda", *(f"cuda:{number}" for number in range(count))] if count else []
-    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
-
-
-def _forked(kind: str) -> str:
-    return "cuda" if kind == "cpu" else kind
+    found = ["cpu"]
+    for kind, those in (("cuda", torch.cuda), ("xpu", torch.xpu)):
+        count = those.device_count() if those.is_available() else 0
+        found += [kind, *(f"{kind}:{number}" for number in range(count))] if count else []
+    return [*found, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 CPU = Device(torch.device("cpu"))

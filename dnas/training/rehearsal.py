@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from dnas.data.checks import check_splits, first_images, named_splits
 from dnas.data.described import described
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.training.checkpointing import refuse_reentrant
-from dnas.training.device import CPU, Device
+from dnas.training.device import CPU, Device, is_out_of_memory
 from dnas.training.passes import detached
 from dnas.training.processes import Processes
 from dnas.training.task import CLASSIFICATION, Task, outputs_of
@@ -149,28 +150,19 @@ def _check_rows(
 
 def _placed(task: Task, batch: tuple[Tensor, Any], device: Device) -> tuple[Any, Any]:
     """Inputs and targets of a batch; what the user's own task raises is told in a sentence."""
-    try:
+    with _told(lambda reason: f"task {type(task).__name__} cannot place a batch: {reason}"):
         return task.placed(batch, device)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"task {type(task).__name__} cannot place a batch: {one_line(error)}") from error
 
 
 def _outputs(task: Task, twin: nn.Module, inputs: Any, targets: Any, mode: str) -> Any:
     """What the task reads of the network's outputs; :class:`InputError` where it fails or does not fit the images."""
     images = rows_of(inputs)
-    try:
+    with _told(
+        lambda reason: (
+            f"the network fails in {mode} mode on {_shapes(inputs)}: {reason}; correct its forward pass, or the data"
+        )
+    ):
         given: Any = task.run(twin, inputs, targets)
-    except InputError:
-        raise
-    except torch.OutOfMemoryError:
-        raise  # no fault of the network
-    except (Exception, SystemExit) as error:  # the user's own network
-        raise InputError(
-            f"the network fails in {mode} mode on {_shapes(inputs)}: {one_line(error)}; correct its forward pass, or "
-            "the data"
-        ) from error
     told = f"the network returns {described(given)} in {mode} mode for {images} image{'s' if images > 1 else ''}"
     wanted = f"a tensor with a row for each image, such as logits (N, classes), here ({images}, classes)"
     try:
@@ -199,20 +191,16 @@ def _shapes(inputs: Any) -> str:
 def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
     """The loss and the metric of a batch, tried; what the user's own task raises is told in a sentence."""
     name = type(task).__name__
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Using a target size")  # rows (N, 1) less targets (N,) are (N, N)
-            loss = task.loss(outputs, targets)
-            warnings.simplefilter("ignore")  # of metrics that are undefined for so few images
-            for gauge in task.gauges:
-                meter = gauge.on(device.place)
-                with torch.no_grad():
-                    meter.update(detached(outputs), targets)
-                gauge.read(meter)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"task {name} fails on a batch of training images: {one_line(error)}") from error
+    failing = _told(lambda reason: f"task {name} fails on a batch of training images: {reason}")
+    with failing, warnings.catch_warnings():
+        warnings.filterwarnings("error", "Using a target size")  # rows (N, 1) less targets (N,) are (N, N)
+        loss = task.loss(outputs, targets)
+        warnings.simplefilter("ignore")  # of metrics that are undefined for so few images
+        for gauge in task.gauges:
+            meter = gauge.on(device.place)
+            with torch.no_grad():
+                meter.update(detached(outputs), targets)
+            gauge.read(meter)
     if not isinstance(loss, Tensor) or loss.ndim:
         raise InputError(f"the loss of task {name} is {described(loss)}; give the mean over the batch, one number")
     if loss.isnan():
@@ -233,6 +221,8 @@ def _check_curvature(task: Task, twin: nn.Module, inputs: Any, targets: Any) -> 
             slopes = [slope.sum() for slope in found if slope is not None and slope.requires_grad]
             torch.autograd.grad(slopes, weights, allow_unused=True)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"the network has no second derivatives, of which controls.ilp is made ({one_line(error)}); set "
             "controls.ilp = false (controls.measured_ilp needs none) and choice.programs = 0"
@@ -240,10 +230,23 @@ def _check_curvature(task: Task, twin: nn.Module, inputs: Any, targets: Any) -> 
 
 
 def _check_gradient(loss: Tensor) -> None:
-    try:
+    with _told(
+        lambda reason: (
+            f"the loss cannot be differentiated: {reason}; the output must depend on parameters that require a "
+            "gradient, without torch.no_grad or detach between them"
+        )
+    ):
         loss.backward()
-    except Exception as error:
-        raise InputError(
-            f"the loss cannot be differentiated: {one_line(error)}; the output must depend on parameters that require "
-            "a gradient, without torch.no_grad or detach between them"
-        ) from error
+
+
+@contextmanager
+def _told(sentence: Callable[[str], str]) -> Iterator[None]:
+    """Tell what the user's own code raises inside in a sentence; too little memory is no fault of it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(sentence(one_line(error))) from error
