@@ -18,8 +18,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_map
 
-from dnas.training.device import Device
-
 PLACE = torch.device("lazy")
 _FLOAT64 = [True]
 COPIES = {"copy_", "_to_copy", "_copy_from", "copy"}  # between devices, as their purpose is
@@ -169,14 +167,6 @@ def _waits(name: str, args: Any, kwargs: dict[str, Any]) -> bool:
     if name in INDEXES:
         return there and any(isinstance(index, Tensor) and index.device != PLACE for index in _flat([args[1]]))
     return there and name in READS
-
-
-@contextmanager
-def randomness_of_the_cpu(device: Device, seed: int) -> Iterator[None]:
-    """In place of :meth:`Device.own_randomness`: what is drawn on the device that is not there is drawn on the CPU."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager

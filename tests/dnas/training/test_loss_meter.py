@@ -25,7 +25,7 @@ from tests.dnas.search.test_trainer import trainer as search_trainer
 from tests.dnas.switchable.test_training import images as switchable_images
 from tests.dnas.switchable.test_training import net_of, section
 from tests.dnas.training.test_trainer import network, trainer
-from tests.elsewhere import Waits, elsewhere, randomness_of_the_cpu
+from tests.elsewhere import Waits, elsewhere
 
 
 def fixed(batch_size: int = 4) -> Trainer:
@@ -64,7 +64,6 @@ def test_more_steps_make_the_host_wait_no_more_often(kind: str, monkeypatch: pyt
     """Neither for a loss nor for images, augmentation, noise or coefficients."""
     make, epochs = EPOCHS[kind]
     looking(monkeypatch, 1000)
-    monkeypatch.setattr(Device, "own_randomness", randomness_of_the_cpu)
     monkeypatch.setattr("dnas.search.trainer.SupernetTrainer._record", lambda self, *rest: rest)
     counts = []
     for batch_size in (12, 6):
