@@ -137,8 +137,16 @@ def _compile() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     return forward, backward
 
 
+_PLAIN = _Implementation()
+
+
 def _implementation(x: Tensor) -> Any:
-    """What computes the mixture of ``x``: kernels on CUDA, where there is what they are written in."""
+    """What computes the mixture of ``x``: kernels on CUDA, where there is what they are written in.
+
+    Where the network around it is compiled, plain operations, which are then fused with those beside them.
+    """
+    if torch.compiler.is_compiling():
+        return _PLAIN
     return mixture_kernels if x.dtype != torch.float64 and has_kernels(x.device) else _active
 
 
@@ -161,6 +169,8 @@ class _Mix(torch.autograd.Function):
         clip_gradient: str,
         scales: tuple[float, float],
     ) -> Tensor:
+        if not (ctx.needs_input_grad[2] or ctx.needs_input_grad[5]):
+            gain, grids, coefficients = _taking_part(gain, grids, coefficients)
         ctx.save_for_backward(x, clip, gain, grids, low, coefficients)
         ctx.saturates, ctx.clip_gradient, ctx.scales = saturates, clip_gradient, scales
         # Detached: torch.compile looks at what a tensor is a view of, and would compile once more for a gradient.
@@ -189,6 +199,20 @@ class _Mix(torch.autograd.Function):
         )
         grad_x = grad_x.as_strided(x.shape, x.stride())
         return grad_x, grad_clip, grad_gain, None, None, grad_coefficients, None, None, None
+
+
+def _taking_part(gain: Tensor, grids: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Without the candidates whose coefficient is 0, where the host may look at them: a hard sample has one other.
+
+    They would add 0 to every value.
+    """
+    if coefficients.device.type != "cpu" or torch.compiler.is_compiling():
+        return gain, grids, coefficients
+    count, values = gain.shape[0], coefficients.detach().tolist()
+    kept = [k for k in range(count) if values[k]] or [0]
+    if len(kept) == count:
+        return gain, grids, coefficients
+    return gain[kept], grids[:, kept], coefficients[[*kept, *range(count, len(values))]]
 
 
 def _matrix(x: Tensor, clip: Tensor) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dnas.quantization import mixture
 from dnas.quantization.mixture import FULL, SATURATED, compiled_mixture, mix
 from dnas.quantization.quantizers import Grid, even_grid, integer_grid, nested_grid, sign_grid
 from tests.toys import seeded
@@ -131,3 +134,47 @@ def test_the_compiled_mixture_is_the_eager_one_to_rounding() -> None:
                     results.append((out, x.grad, clip.grad, coefficients.grad))
                 for compiled_value, eager in zip(*results, strict=True):
                     torch.testing.assert_close(compiled_value, eager, rtol=1e-4, atol=1e-4)
+
+
+class Counting(TorchDispatchMode):
+    """Counts the staircases that are evaluated."""
+
+    floors = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.floors += func._schema.name == "aten::floor"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("clip_gradient", [FULL, SATURATED])
+@pytest.mark.parametrize(
+    ("coefficients", "staircases"),
+    [([0.0, 1.0, 0.0, 0.0], 1), ([0.0, 0.5, 0.0, 0.5], 2), ([0.0, 0.0, 0.7, 0.0, 0.3], 1), ([0.0] * 4 + [1.0], 1)],
+)
+def test_candidates_that_take_no_part_cost_nothing_and_change_no_bit(
+    coefficients: list[float], staircases: int, clip_gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, clip = torch.randn(4, 50, generator=seeded()), torch.rand(4, 1, generator=seeded(1)) + 0.5
+    grids, gain = columns(SIGNED, torch.float32), torch.rand(4, generator=seeded(2)) + 0.5
+    low, weight = torch.tensor(-1.0), torch.randn(4, 50, generator=seeded(3))
+    ends, counted = [], []
+    for thins in (True, False):
+        if not thins:
+            monkeypatch.setattr(mixture, "_taking_part", lambda *values: values)
+        leaves = x.clone().requires_grad_(), clip.clone().requires_grad_()
+        with Counting() as count:
+            out = mix(*leaves, gain, grids, low, torch.tensor(coefficients), clip_gradient=clip_gradient)
+        counted.append(count.floors)
+        (out * weight).sum().backward()
+        ends.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    assert counted == [staircases, 4]
+    assert all(torch.equal(found, expected) for found, expected in zip(*ends, strict=True))
+
+
+def test_all_candidates_are_evaluated_for_gradients_of_their_coefficients() -> None:
+    coefficients = torch.tensor([0.0, 1.0, 0.0, 0.0], requires_grad=True)
+    x, clip, gain = torch.randn(4, 50, generator=seeded()), torch.ones(1, 1), torch.ones(4)
+    out = mix(x, clip, gain, columns(SIGNED, torch.float32), torch.tensor(-1.0), coefficients)
+    (out * x).sum().backward()
+    assert coefficients.grad is not None
+    assert bool((coefficients.grad != 0).all())

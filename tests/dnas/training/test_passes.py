@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas.config.training import TrainingSection
+from dnas.quantization import mixture
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training import passes
 from dnas.training.device import CPU, Device
@@ -29,8 +30,9 @@ from tests.toys import Net, images, trained
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> TapeRecorder:
-    """Lets every trainer record."""
+    """Lets every trainer record, as on a device whose values the host does not look at."""
     made = TapeRecorder()
+    monkeypatch.setattr(mixture, "_taking_part", lambda *values: values)
     monkeypatch.setattr(passes, "CudaRecorder", lambda place: made)
     monkeypatch.setattr(Device, "records", property(lambda self: True))
     return made
