@@ -127,16 +127,21 @@ def print_files(device: Device, workers: list[int], seconds: float) -> None:
         print(f"decode = device: {device.place} cannot ({reason})")
 
 
-def main() -> None:
-    """Print how a network is fed, from memory and from files."""
+def parser() -> argparse.ArgumentParser:
+    """What can be asked for."""
     cores = os.cpu_count() or 1
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, nargs="+", default=sorted({0, cores // 4, cores // 2, cores}))
     parser.add_argument("--seconds", type=float, default=3.0, help="that each figure is measured for")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Print how a network is fed, from memory and from files."""
+    options = parser().parse_args()
     device = Device.named(options.device, "auto", "auto")
-    print(f"on {device}, {torch.get_num_threads()} threads, {cores} cores; images/s")
+    print(f"on {device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores; images/s")
     print_memory(device, options.seconds)
     print_files(device, options.workers, options.seconds)
 

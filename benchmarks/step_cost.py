@@ -9,7 +9,11 @@ A step is what a job runs: forward, backward and update of one batch, by its own
 timed recorded as a graph and step by step; the ratios are to the float step recorded in the same way, and to the plain
 float step that a user would write. The variants take turns, so that a noisy machine slows all alike; the ratio is that
 of the medians. A supernet epoch trains the weights on 80 % of the images and θ on 20 %, so its step is the mean of the
-two in these shares. Memory is the peak above what was held before the step.
+two in these shares. Memory is the peak above what was held before the step, run step by step.
+
+``--whole`` times a second way as well: torch.compile makes the network one graph, in which quantizers are fused with
+the BatchNorms and activations beside them, the float network's too. A job does not do so: other fused sums end in other
+last digits than those of the exported net.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -52,6 +56,18 @@ from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
 
 Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How steps are run: ``recorded`` as CUDA graphs, of a network that is compiled as a ``whole``."""
+
+    name: str = ""
+    recorded: bool = False
+    whole: bool = False
+
+
+RECORDED, STEP_BY_STEP = Way("recorded", recorded=True), Way("step by step")
 THETA_SHARE = 0.2
 CANDIDATES = {2: (2, 4), 7: (1, 2, 3, 4, 5, 6, 8)}
 NETWORKS = {"resnet20": ("zoo:resnet20", 32, 128, 10), "resnet50": ("torchvision:resnet50", 224, 64, 1000),
@@ -72,8 +88,8 @@ class Bench:
         self.graph = read_graph(self.model, (3, size, size))
         self.images = MemoryImages(torch.rand(4, 3, size, size), torch.arange(4), (0.5,) * 3, (0.5,) * 3)
 
-    def _device(self, graphs: bool) -> Device:
-        return replace(self.device, cuda_graphs=graphs)
+    def _device(self, way: Way) -> Device:
+        return replace(self.device, cuda_graphs=way.recorded)
 
     def _losses(self) -> LossMeter:
         return LossMeter(self.device, STEPS_BETWEEN_LOOKS)
@@ -93,10 +109,12 @@ class Bench:
 
         return step
 
-    def _trained(self, network: nn.Module, graphs: bool) -> Step:
+    def _trained(self, network: nn.Module, way: Way) -> Step:
         trainer = Trainer(
-            network.train(), TrainingSection(learning_rate=1e-3), images=self.images, device=self._device(graphs)
+            network.train(), TrainingSection(learning_rate=1e-3), images=self.images, device=self._device(way)
         )
+        if way.whole:
+            network.compile(fullgraph=True)
         return self._step_of(trainer)
 
     def _step_of(self, trainer: Trainer) -> Step:
@@ -110,16 +128,16 @@ class Bench:
     def _float(self) -> nn.Module:
         return fresh_copy(self.model).to(self.device.place)
 
-    def float(self, graphs: bool) -> Step:
-        return self._trained(self._float(), graphs)
+    def float(self, way: Way) -> Step:
+        return self._trained(self._float(), way)
 
-    def fixed(self, bits: int, graphs: bool) -> Step:
+    def fixed(self, bits: int, way: Way) -> Step:
         layers = {layer.name: LayerBits(bits, bits) for layer in self.graph.layers}
         network = quantize_fixed(self.model, self.graph, layers, self.choice).to(self.device.place)
         calibrate(network, [self.x])
-        return self._trained(network, graphs)
+        return self._trained(network, way)
 
-    def supernet(self, candidates: int, graphs: bool, engine: Any = "composite") -> tuple[Step, Step]:
+    def supernet(self, candidates: int, way: Way, engine: Any = "composite") -> tuple[Step, Step]:
         bits = CANDIDATES[candidates]
         space = build_space(self.graph, SpaceOptions(weight_bits=bits, activation_bits=bits))
         table = CostTable(self.graph, space, build_costs())
@@ -127,7 +145,9 @@ class Bench:
         calibrate(supernet.network, [self.x])
         section = SearchSection(learning_rate=1e-3)
         data = SearchData(self.images, self.images, self.images, 4, None)
-        trainer = SupernetTrainer(supernet, section, data, device=self._device(graphs))
+        trainer = SupernetTrainer(supernet, section, data, device=self._device(way))
+        if way.whole:
+            supernet.network.compile(fullgraph=True)
         generator, batch, losses = torch.Generator().manual_seed(0), (self.x, self.y), self._losses()
 
         def weight_step() -> None:
@@ -143,7 +163,7 @@ class Bench:
 
         return weight_step, theta_step
 
-    def switchable(self, profiles: int, graphs: bool) -> Step:
+    def switchable(self, profiles: int, way: Way) -> Step:
         """Profiles whose layers have 2 to 8 bits, the first the widest."""
         reference = ModelReference(self.source, tuple(self.x.shape[1:]))
 
@@ -160,7 +180,7 @@ class Bench:
         net = SwitchableNet(self.model, self.graph, assignments, choice).to(self.device.place)
         net.calibrate(self._float(), [self.x])
         trainer = SwitchableTrainer(
-            net.train(), FinaliseSection(learning_rate=1e-3), images=self.images, device=self._device(graphs)
+            net.train(), FinaliseSection(learning_rate=1e-3), images=self.images, device=self._device(way)
         )
         trainer._begin(0)
         return self._step_of(trainer)
@@ -222,20 +242,26 @@ def kernels(step: Step) -> int:
     return sum(event.count for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
 
 
-def variants(bench: Bench, options: argparse.Namespace, graphs: bool) -> dict[str, Step]:
+def variants(bench: Bench, options: argparse.Namespace, way: Way) -> dict[str, Step]:
     """The steps to compare, by name; those of a supernet are two."""
-    steps = {"float": bench.float(graphs), "fixed, 4 bit": bench.fixed(4, graphs)}
+    steps = {"float": bench.float(way), "fixed, 4 bit": bench.fixed(4, way)}
     for candidates in options.candidates:
         name = f"supernet {candidates}x{candidates}"
-        steps[f"{name}, weights"], steps[f"{name}, θ"] = bench.supernet(candidates, graphs)
-    if options.branches:
-        steps["branches 2x2, weights"], steps["branches 2x2, θ"] = bench.supernet(2, graphs, "branches")
-    for profiles in options.profiles:
-        steps[f"{profiles} profiles"] = bench.switchable(profiles, graphs)
+        steps[f"{name}, weights"], steps[f"{name}, θ"] = bench.supernet(candidates, way)
+    if options.branches and not way.whole:
+        steps["branches 2x2, weights"], steps["branches 2x2, θ"] = bench.supernet(2, way, "branches")
+    for profiles in options.profiles if not way.whole else ():
+        steps[f"{profiles} profiles"] = bench.switchable(profiles, way)
     return steps
 
 
-def main() -> None:
+def ways(options: argparse.Namespace, on_cuda: bool) -> list[Way]:
+    """How steps are timed."""
+    found = [RECORDED, *([] if options.no_steps else [STEP_BY_STEP])] if on_cuda else [Way()]
+    return [*found, *([Way("compiled whole", recorded=on_cuda, whole=True)] if options.whole else [])]
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, nargs="+", default=["resnet20"])
     parser.add_argument("--batch", type=int, help="images of a batch")
@@ -247,10 +273,15 @@ def main() -> None:
     parser.add_argument("--profiles", type=int, nargs="*", default=[], help="switchable nets of so many profiles")
     parser.add_argument("--eager", action="store_true", help="on a CPU: do not compile the mixture")
     parser.add_argument("--no-steps", action="store_true", help="on CUDA: recorded steps only")
+    parser.add_argument("--whole", action="store_true", help="time networks that are compiled whole as well")
     parser.add_argument("--branches", action="store_true", help="time the branches engine (slow) as well")
     parser.add_argument("--weights", default="lsq")
     parser.add_argument("--activations", default="pact")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     device = Device.named(options.device, options.precision, options.channels_last)
     for network in options.network:
         compare(network, device, options)
@@ -262,15 +293,13 @@ def compare(network: str, device: Device, options: argparse.Namespace) -> None:
     layout = "channels_last" if options.channels_last else "contiguous"
     where = torch.cuda.get_device_name(device.place) if on_cuda else f"{torch.get_num_threads()} threads"
     print(f"{network}, batch {len(bench.x)}, {options.precision}, {layout}, {where}, torch {torch.__version__}")
-    modes = {"recorded": True, "step by step": False} if on_cuda else {"": False}
-    if options.no_steps:
-        modes.pop("step by step", None)
+    timed_ways = ways(options, on_cuda)
     with compiled_mixture(not (options.eager or on_cuda)) as compiled:
         if not on_cuda:
             print(f"{'compiled' if compiled else 'eager'} mixture")
         steps = {"plain": bench.plain()}
-        for mode, graphs in modes.items():
-            steps |= {f"{name}|{mode}": step for name, step in variants(bench, options, graphs).items()}
+        for way in timed_ways:
+            steps |= {f"{name}|{way.name}": step for name, step in variants(bench, options, way).items()}
         started = time.perf_counter()
         for step in steps.values():
             for _ in range(1 + 3 * max([1, *options.profiles]) if on_cuda else 2):  # until every pass is recorded
@@ -278,17 +307,30 @@ def compare(network: str, device: Device, options: argparse.Namespace) -> None:
         _wait(device)
         print(f"first steps of everything, compilation included: {time.perf_counter() - started:.1f} s", flush=True)
         seconds = take_turns(steps, options.rounds, device)
-        memory = {name: peak_bytes(step, device) for name, step in steps.items() if not name.endswith("|recorded")}
-        recorded = {name: step for name, step in steps.items() if name.endswith("|recorded")}
-        launches = {name: kernels(step) for name, step in recorded.items()}
-    for mode in modes:
-        report(of_mode(seconds, mode), seconds["plain"], of_mode(memory, "step by step") or of_mode(memory, ""),
-               of_mode(launches, mode), mode)  # fmt: skip
+        memory = {
+            name: peak_bytes(step, device) for name, step in unrecorded(bench, options, steps, timed_ways).items()
+        }
+    for way in timed_ways:
+        launches = {name: kernels(step) for name, step in of_way(steps, way).items()} if way.recorded else {}
+        report(of_way(seconds, way), seconds["plain"], {} if way.whole else memory, launches, way.name)
 
 
-def of_mode(values: dict, mode: str) -> dict:
-    """The values of the variants that ran in one mode, by variant."""
-    return {name.partition("|")[0]: value for name, value in values.items() if name.endswith(f"|{mode}")}
+def unrecorded(
+    bench: Bench, options: argparse.Namespace, steps: dict[str, Step], timed_ways: list[Way]
+) -> dict[str, Step]:
+    """Steps whose memory can be seen: a graph that is replayed takes none anew."""
+    own = next((way for way in timed_ways if not (way.recorded or way.whole)), None)
+    if own is not None:
+        return of_way(steps, own)
+    found = variants(bench, options, STEP_BY_STEP)
+    for step in found.values():
+        step()  # the optimizer's own memory is not of every step
+    return found
+
+
+def of_way(values: dict, way: Way) -> dict:
+    """The values of the variants that ran in one way, by variant."""
+    return {name.partition("|")[0]: value for name, value in values.items() if name.endswith(f"|{way.name}")}
 
 
 def report(seconds: dict, plain: float, memory: dict, launches: dict, mode: str) -> None:
@@ -303,10 +345,10 @@ def report(seconds: dict, plain: float, memory: dict, launches: dict, mode: str)
             total = (1 - THETA_SHARE) * total + THETA_SHARE * theta
             peak = max(peak, memory.get(f"{label}, θ", 0))
             parts = f"   weights {seconds[name] / seconds['float']:.2f}, θ {theta / seconds['float']:.2f}"
-        share = peak / memory["float"] if "float" in memory else 0
+        share = f"   memory {peak / memory['float']:4.2f} x" if memory else ""
         count = f"   {launches[name]} kernels" if name in launches else ""
         print(f"{label:15} {1e3 * total:8.2f} ms   {total / seconds['float']:5.2f} x float   "
-              f"{total / plain:5.2f} x plain   memory {share:4.2f} x{parts}{count}")  # fmt: skip
+              f"{total / plain:5.2f} x plain{share}{parts}{count}")  # fmt: skip
 
 
 if __name__ == "__main__":
