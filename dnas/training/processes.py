@@ -87,9 +87,11 @@ class Processes:
         """Its own part of every batch."""
         return Part(self.rank, self.size)
 
-    def own_rows(self, batch: Value) -> Value:
-        """Its own rows of a batch: of images (N, C, H, W), and of every tensor of the targets."""
-        return cast(Value, tree_map(lambda x: x[self.part.rows(len(x))] if _has_rows(x) else x, batch))
+    def own_rows(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        """Its own rows of a batch of images (N, C, H, W): theirs, and those of a list or of tensors of N targets."""
+        x, targets = batch
+        rows = self.part.rows(len(x))
+        return x[rows], _rows_of(targets, rows)
 
     def batches(self, count: int, batch_size: int) -> Tensor:
         """Its own of ``count`` images, int64 (M,): whole batches, dealt out in turn.
@@ -274,8 +276,11 @@ def _last_words(size: int, patient: bool) -> list[str]:
         time.sleep(_PATIENCE_SECONDS / 20)
 
 
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
+def _rows_of(targets: Any, rows: slice) -> Any:
+    """Some of a list of structures, one for each image; else some rows of every tensor."""
+    if isinstance(targets, list):
+        return targets[rows]
+    return tree_map(lambda leaf: leaf[rows] if isinstance(leaf, Tensor) and leaf.ndim else leaf, targets)
 
 
 class _Sum(torch.autograd.Function):

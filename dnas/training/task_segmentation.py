@@ -66,9 +66,10 @@ class Segmentation(Task):
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """0 where no pixel counts: PyTorch's mean would be NaN there."""
-        targets = targets.long()
+        pixels = _of_size(logits, targets).movedim(1, -1).flatten(0, -2)  # of maps CUDA's sum is another each time
+        targets = targets.long().flatten()
         summed = F.cross_entropy(
-            _of_size(logits, targets),
+            pixels,
             targets,
             ignore_index=self.ignored,
             label_smoothing=self.label_smoothing,

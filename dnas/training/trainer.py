@@ -302,7 +302,7 @@ def training_batches(
         return (task.placed(batch, device) for batch in images.batches(batch_size, **options))
     if isinstance(images, Batched):  # which reads no more than is needed
         return (task.placed(batch, device) for batch in images.batches(batch_size, **options, part=processes.part))
-    return (processes.own_rows(task.placed(batch, device)) for batch in images.batches(batch_size, **options))
+    return (task.placed(processes.own_rows(batch), device) for batch in images.batches(batch_size, **options))
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:

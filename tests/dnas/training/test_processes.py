@@ -18,23 +18,33 @@ from torch import Tensor, nn
 from dnas.commands.processes import loopback
 from dnas.config.file import load_job
 from dnas.config.training import TrainingSection
+from dnas.data.given import image_set
 from dnas.jobs.job import device_of
 from dnas.jobs.stages.prune_trials import Counts, tried_together
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import CPU, Device
 from dnas.training.processes import ALONE, Processes
-from dnas.training.task import Classification
+from dnas.training.task import Classification, Task
+from dnas.training.task_detection import Detection
+from dnas.training.task_segmentation import Segmentation
 from dnas.training.trainer import Measurement, Trainer, evaluate
 from search_spaces.errors import InputError, JobError
+from search_spaces.models.dense_zoo import tiny_segmenter
 from tests.dnas.jobs.test_prune_trials import net, objective
+from tests.dnas.jobs.test_task_jobs import Beside, TwoInputs, pairs
 from tests.dnas.search.test_trainer import DATA, budget, supernet
 from tests.dnas.search.test_trainer import trainer as search_trainer
 from tests.dnas.switchable.test_training import images as switchable_images
 from tests.dnas.switchable.test_training import net_of, section
+from tests.dnas.training.test_task_detection import of_family, pictures
+from tests.dnas.training.test_task_segmentation import pictures as maps
 from tests.dnas.training.test_trainer import network
 from tests.toys import SHAPE, Net, images, seeded, trained
 
-STAGES = ("fixed", "single rows", "accumulating", "warm-up", "sandwich", "theta", "switchable")
+STAGES = (
+    "fixed", "single rows", "accumulating", "segmentation", "detection", "two inputs",
+    "warm-up", "sandwich", "theta", "switchable",
+)  # fmt: skip
 IMAGES = images(48)
 ASKED = [[{"stem": n, "first": 6 - n} for n in numbers] for numbers in ([3], [2, 4], [4, 3, 2], [])]
 
@@ -56,7 +66,29 @@ def trainers(device: Device) -> dict[str, Any]:
         "switchable": SwitchableTrainer(
             net_of().to(device.place), section(), images=switchable_images(), batch_size=8, device=device
         ),
+        **{name: of_task(*made, device) for name, made in tasks().items()},
     }  # fmt: skip
+
+
+def tasks() -> dict[str, tuple[nn.Module, Task, Any]]:
+    """A network, a task and images of each kind that is no classification.
+
+    The losses of this detector are means over images. Others divide by what is in a batch: each process by what its own
+    rows have.
+    """
+    torch.manual_seed(5)
+    return {
+        "segmentation": (tiny_segmenter(width=4), Segmentation(), maps(12)),
+        "detection": (of_family("retinanet"), Detection(), pictures(6)),
+        "two inputs": (TwoInputs(), Beside(), image_set(pairs()[:2])),
+    }
+
+
+def of_task(network: nn.Module, task: Task, images: Any, device: Device) -> Trainer:
+    return Trainer(
+        network.to(device.place), TrainingSection(epochs=2, learning_rate=0.01), images=images,
+        batch_size=len(images) // 3 // 2 * 2, device=device, task=task,
+    )  # fmt: skip
 
 
 def normalised_last() -> nn.Module:
@@ -74,11 +106,12 @@ def searching(device: Device, **section: Any) -> Any:
     )
 
 
-def trained_stages(device: Device) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+def trained_stages(device: Device, without: Sequence[str] = ()) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     """The losses of each stage's epochs and what it ends with."""
     ends: dict[str, tuple[list[float], dict[str, Tensor]]] = {}
     for name, made in trainers(device).items():
-        ends[name] = [result.loss for result in made.epochs()], made.state()[0]
+        if name not in without:
+            ends[name] = [result.loss for result in made.epochs()], made.state()[0]
     for name, keys in {"warm-up": {}, "sandwich": {"warmup": "sandwich"}}.items():
         warm = searching(device, **keys)
         ends[name] = [record.loss for record in warm.warmup()], warm.state()[0]
@@ -277,6 +310,15 @@ def test_what_is_dealt_out_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_noise_differs_between_processes(both: Any) -> None:
     assert both[0]["noise"] == noise(CPU) != both[1]["noise"]
+
+
+def test_targets_that_are_a_list_are_shared_out_by_images() -> None:
+    """Of an image set of the user's own, which gives whole batches."""
+    x, y = torch.arange(4), [{"boxes": torch.full((3, 4), number)} for number in range(4)]
+    for rank in range(2):
+        own, targets = Processes(rank, 2).own_rows((x, y))
+        assert own.tolist() == [2 * rank, 2 * rank + 1]
+        assert [target["boxes"].tolist() for target in targets] == [[[number] * 4] * 3 for number in own.tolist()]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -1,0 +1,107 @@
+"""One command in several processes: the launcher's own form, a process that dies, a run that goes on with others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+from typer.testing import CliRunner
+
+from dnas.commands.cli import app
+from dnas.commands.processes import loopback
+from results.run.folder import Run
+from tests.dnas.conftest import SMALLER, TOY
+
+WORDS = ["search", "job.toml", "--run", "runs/mine"]
+DYING = """
+import os, signal
+from pathlib import Path
+import torch
+from torch import nn
+
+
+class Dying(nn.Module):
+    def forward(self, x):
+        if os.environ.get("RANK") == "1" and self.training and torch.is_grad_enabled() and Path("dying").exists():
+            if Path("run/journal.jsonl").read_text().count('"epoch"') >= 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+def model():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), Dying(), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def docs() -> str:
+    return (Path(__file__).parents[3] / "docs" / "several-processes.md").read_text(encoding="utf-8")
+
+
+def test_torchrun_takes_the_form_that_is_documented_and_no_other() -> None:
+    """Its own ``--run-path`` would catch ours."""
+    torchrun = get_args_parser()
+    options = ["--nproc-per-node", "2", "-m", "dnas"]
+    found = torchrun.parse_args([*options, "--", *WORDS])
+    assert (found.module, found.training_script) == (True, "dnas")
+    assert [word for word in found.training_script_args if word != "--"] == WORDS
+    assert "-m dnas -- search job.toml --run runs/mine" in docs()
+
+
+@pytest.mark.parametrize("dashes", [[], ["--"]])
+def test_the_two_dashes_that_torchrun_may_hand_on_say_nothing(dashes: list[str]) -> None:
+    result = CliRunner().invoke(app, [*dashes, "presets"])
+    assert result.exit_code == 0, result.output
+
+
+def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), str(folder)])}
+    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback()}
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def settings(more: Sequence[str] = ()) -> list[str]:
+    own = "model.source=dying:model", "model.arguments={}", "controls.uniform=[4]", *more
+    return [word for setting in (*TOY, *SMALLER, *own) for word in ("--set", setting)]
+
+
+def test_a_process_that_dies_ends_a_job_that_goes_on_with_another_number(tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text(DYING)
+    (tmp_path / "dying").touch()
+    first = started(tmp_path, "dnas", "search", "digits", "--run", "run", *settings(), "--nproc-per-node", "2")
+    assert first.returncode == 1, first.stderr
+    (told,) = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
+    assert f"process 1 was ended by signal {signal.SIGKILL:d}; the run can be resumed" in told
+    assert "Traceback" not in first.stderr
+    (tmp_path / "dying").unlink()
+    again = started(tmp_path, "dnas", "resume", "run", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)
+    kinds = {point.kind for point in Run.open(tmp_path / "run").load_front().points}
+    assert {"search", "uniform"} <= kinds
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_job_and_goes_on_with_it(tmp_path: Path) -> None:
+    """A run of one process goes on with two."""
+    (tmp_path / "dying.py").write_text(DYING)
+    launcher = (
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    )
+    found = started(tmp_path, *launcher, "-m", "dnas", "--", "search", "digits", "--run", "run", *settings())
+    assert found.returncode == 0, found.stderr
+    assert "Wrote" in found.stdout or "front" in found.stdout
+    assert Run.open(tmp_path / "run").load_front().points
