@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -45,16 +46,25 @@ def library(flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
     return found
 
 
-def find_compiler() -> str:
-    """The path of the system's C compiler: that of ``$CC``, else the first that there is."""
-    for name in (os.environ.get("CC", ""), *_COMPILERS):
+def find_compiler() -> tuple[str, ...]:
+    """The system's C compiler, its path and its arguments: ``$CC`` ("ccache gcc"), else the first that there is."""
+    for command in (os.environ.get("CC", ""), *_COMPILERS):
+        name, *arguments = _words(command) or [""]
         found = shutil.which(name) if name else None
         if found is not None:
-            return found
+            return found, *arguments
     raise NoLibrary("there is no C compiler (cc, gcc or clang; $CC names another)")
 
 
-def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
+def _words(command: str) -> list[str]:
+    """A command as a shell reads it; nothing of one that ends within quotes."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
+def _compiled(compiler: tuple[str, ...], flags: tuple[str, ...]) -> Path:
     """The library's file, made where there is none of this source, compiler and processor yet."""
     key = repr((SOURCE.read_bytes(), compiler, flags, platform.machine(), _processor())).encode()
     path = _cache() / f"runtime-{hashlib.sha256(key).hexdigest()[:24]}.so"
@@ -63,18 +73,19 @@ def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
     return path
 
 
-def compile_to(path: Path, compiler: str, sources: Sequence[str], flags: Sequence[str]) -> None:
+def compile_to(path: Path, compiler: Sequence[str], sources: Sequence[str], flags: Sequence[str]) -> None:
     """Compile ``sources`` into ``path`` in one step; :class:`NoLibrary` with the compiler's first complaint."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         made = Path(folder) / path.name
-        command = [compiler, *flags, *sources, "-o", str(made)]
+        command = [*compiler, *flags, *sources, "-o", str(made)]
+        name = " ".join(compiler)
         try:
             run = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
-            raise NoLibrary(f"{compiler} took more than {_SECONDS} seconds for the C runtime") from error
+            raise NoLibrary(f"{name} took more than {_SECONDS} seconds for the C runtime") from error
         if run.returncode or not made.is_file():
             why = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr.strip()[:200])
-            raise NoLibrary(f"{compiler} cannot compile the C runtime ({why or run.returncode})")
+            raise NoLibrary(f"{name} cannot compile the C runtime ({why or run.returncode})")
         made.replace(path)
 
 

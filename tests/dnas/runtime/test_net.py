@@ -18,7 +18,7 @@ from dnas.export.reference_net import run_net
 from dnas.export.save import save_packed
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.runtime import Runtime, compiled
-from dnas.runtime.compiled import FLAGS, NoLibrary, library
+from dnas.runtime.compiled import FLAGS, NoLibrary, find_compiler, library
 from results.packed.file import read_packed, write_packed
 from search_spaces.errors import InputError, JobError
 from search_spaces.network.graph import read_graph
@@ -212,6 +212,32 @@ def test_a_compiler_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(NoLibrary, match="false cannot compile the C runtime"):
         library.__wrapped__()
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("cc", ()),
+        ("env -u NOTHING cc", ("-u", "NOTHING", "cc")),
+        ("cc -O1 '-DNAME=a b'", ("-O1", "-DNAME=a b")),
+        ("nowhere-to-be-found --x", ()),
+        ("cc 'unfinished", ()),
+    ],
+)
+def test_the_compiler_of_the_environment_has_its_arguments(
+    command: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", command)
+    compiler, *given = find_compiler()
+    assert Path(compiler).name == ("env" if "env" in command else "cc")
+    assert tuple(given) == arguments
+
+
+def test_a_compiler_with_arguments_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "env -u NOTHING cc -O0")
+    assert library.__wrapped__(tuple(flag for flag in FLAGS if flag != "-O3"))
+    assert len(list(tmp_path.rglob("*.so"))) == 1
 
 
 def test_it_is_compiled_once_into_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
