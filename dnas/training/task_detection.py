@@ -127,7 +127,8 @@ def precision() -> Any:
             return make(iou_type="bbox", backend=backend, iou_thresholds=_OVERLAPS, rec_thresholds=_RECALLS)
         except (InputError, ImportError) as error:
             failures.append(error)
-    raise InputError(f"the task detection needs torchmetrics and pycocotools: {_INSTALL} ({one_line(failures[0])})")
+    reason = failures[0].__cause__ or failures[0]  # ours would tell another line to install
+    raise InputError(f"the task detection needs torchmetrics and pycocotools: {_INSTALL} ({one_line(reason)})")
 
 
 class FoundBoxes:
