@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 0.1  # a reader that asks who holds the lock has it for an in
 
 @dataclass(frozen=True)
 class Owner:
-    """The process that writes to a run, and its host; 0 and "" where they are not known.
+    """The process that writes to a run, its host, and when it began as the system counts; 0 and "" where not known.
 
     >>> str(Owner(12, "mill"))
     'pid 12 on mill'
@@ -28,6 +28,7 @@ class Owner:
 
     pid: int = 0
     host: str = ""
+    began: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"pid {self.pid or 'unknown'}" + (f" on {self.host}" if self.host else "")
@@ -35,16 +36,16 @@ class Owner:
     @classmethod
     def here(cls) -> Self:
         """The process that asks."""
-        return cls(os.getpid(), platform.node())
+        return cls(os.getpid(), platform.node(), _began(os.getpid()))
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """The owner that the file names, as far as it does."""
         try:
-            pid, _, host = read_text(path).partition("\n")
+            pid, host, began, *_ = [*read_text(path).split("\n"), "", ""]
         except InputError:
             return cls()
-        return cls(int(pid) if pid.isdecimal() else 0, host.strip())
+        return cls(int(pid) if pid.isdecimal() else 0, host.strip(), began.strip())
 
     @property
     def is_elsewhere(self) -> bool:
@@ -52,7 +53,7 @@ class Owner:
         return bool(self.host) and self.host != platform.node()
 
     def may_live(self) -> bool:
-        """Whether the process may be there: of one on another host that is not known."""
+        """Whether the process may be there, not another one of its number; of one on another host that is not known."""
         if not self.pid or self.host != platform.node():
             return bool(self.pid)
         try:
@@ -61,7 +62,16 @@ class Owner:
             return False
         except (OSError, OverflowError):
             pass  # somebody else's
-        return True
+        began = _began(self.pid)
+        return not (self.began and began) or self.began == began
+
+
+def _began(pid: int) -> str:
+    """When a process began, in ticks since the system did; "" where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 class FolderLock:
@@ -84,7 +94,7 @@ class FolderLock:
             raise InputError(_refusal(path))
         here = Owner.here()
         try:
-            write_text(path.with_name(OWNER), f"{here.pid}\n{here.host}\n")
+            write_text(path.with_name(OWNER), f"{here.pid}\n{here.host}\n{here.began}\n")
         except (InputError, JobError):
             self._lock.release()
             raise

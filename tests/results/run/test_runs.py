@@ -182,6 +182,14 @@ def test_an_unlocked_folder_has_no_holder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+def test_another_process_of_the_same_number_is_not_the_owner():
+    """Where nothing can be locked, in a folder that is only read, the number is all there is to go by."""
+    here = Owner.here()
+    assert here.may_live()
+    assert Owner(here.pid, here.host).may_live()  # of an earlier version
+    assert not Owner(here.pid, here.host, str(int(here.began) - 1)).may_live()
+
+
 @pytest.mark.parametrize("its_lock_is_left", [False, True])
 def test_a_run_of_another_host_is_taken_over_when_asked(tmp_path, its_lock_is_left):
     path = tmp_path / ".lock"
