@@ -63,10 +63,11 @@ class Scored(Record):
 
 
 class Started(Event):
-    """The first event of a run, with the version of its journal."""
+    """The first event of a run, with the version of its journal and the checksum of the weights that it starts from."""
 
     tag = "started"
     version: int = 1
+    checkpoint_sha256: str | None = None
 
 
 class Resumed(Event):

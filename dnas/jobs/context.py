@@ -14,7 +14,7 @@ from dnas.config.job import JobConfig
 from dnas.execution.scheduler import InThisProcess, Scheduler
 from dnas.execution.tasks import JobTask
 from dnas.jobs.job import Job
-from dnas.jobs.log import RunLog
+from dnas.jobs.log import RunLog, check_weights
 from dnas.jobs.progress import Progress, Report
 from dnas.jobs.sensitivity import JobSensitivities
 from dnas.search.records import EpochRecord
@@ -66,6 +66,7 @@ class JobContext:
     ) -> None:
         self.job = Job.of(config)
         self.log = log(run, self.job) if log else RunLog(run, self.job, report)
+        check_weights(self.job, run, self.log.history)
         self.progress = progress or Progress(report)
         self.tasks: Scheduler = InThisProcess(self)
         self._last_made: tuple[Any, Any] = (None, None)

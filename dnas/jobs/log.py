@@ -6,7 +6,7 @@ Resuming is replaying: every stage looks for what it left behind (an event, a ch
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from dnas.jobs.compressions import compression_of
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Report
-from results.events import Decoded, Epoch, Event, Note, read_event
+from results.events import Decoded, Epoch, Event, Note, Started, read_event
 from results.run.folder import Run
 from results.run.lost import sound_events, standing
 from search_spaces.allocation.program import Cells
@@ -22,12 +22,23 @@ from search_spaces.allocation.solver import NotProven
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.stored import costs_by_layer
+from search_spaces.errors import InputError
 from search_spaces.layers import LayerSpec
 from search_spaces.provenance import Provenance, Quantizers
 
 Happened = TypeVar("Happened", bound=Event)
 ASSIGNMENT = "assignment_to_keep"
 """The key under which a task tells of an assignment."""
+
+
+def check_weights(job: Job, run: Run, events: Iterable[Event]) -> None:
+    """Refuse to go on with a run from other weights than those that it was started from."""
+    for event in events:
+        if isinstance(event, Started) and event.checkpoint_sha256 not in (None, job.loaded.checkpoint_sha256):
+            raise InputError(
+                f"the checkpoint '{job.config.model.checkpoint}' is not the file that {run.folder} was started from: "
+                "its SHA-256 is another one; restore it, or start again with another --run"
+            )
 
 
 class RunLog:

@@ -41,7 +41,7 @@ from results.pareto import FLOAT, Estimate, ParetoFront
 from results.run.environment import environment
 from results.run.folder import Run
 from results.run.layout import CHECKPOINTS, ENVIRONMENT
-from results.run.lost import lost_files, standing, unknown_files
+from results.run.lost import lost_files, standing, unasked_checkpoints, unknown_files
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.spaces import matches
 
@@ -138,15 +138,22 @@ def _run(context: JobContext) -> ParetoFront:
     """Check every stage, then carry out one after the other; tasks of later ones may run meanwhile."""
     log, processes = context.log, context.job.device.processes
     resources = processes.all_accept(lambda: resources_of(context.job.config, processes, trial_workers(context)))
-    log.write(Resumed(version=VERSION) if log.history else Started(version=VERSION))
+    log.write(Resumed(version=VERSION) if log.history else _started(context.job))
     stages = job_stages(context)
     context.progress.plan(processes.all_accept(lambda: _checked(context, stages)))
     log.tell_once(_introduction(context.job))
     _keep_network(context)
     with employed(context, resources):
         _carry_out(context, stages)
+    for name in unasked_checkpoints(log.run, log.history):
+        log.run.delete_checkpoint(name)
     log.write(Finished())
     return log.run.load_front()
+
+
+def _started(job: Job) -> Started:
+    weights = job.loaded.checkpoint_sha256
+    return Started(version=VERSION, checkpoint_sha256=weights) if weights else Started(version=VERSION)
 
 
 def _keep_network(context: JobContext) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig, ModelSection
 from dnas.jobs.job import Job
+from dnas.jobs.log import check_weights
 from dnas.jobs.progress import Progress, Work
 from dnas.jobs.stored_nets import stored_float
 from dnas.search.controls import Evidence
@@ -141,7 +142,8 @@ def run_sensitivities(run: Run, kind: SensitivityKind, tell: Tell) -> Sensitivit
 
     Raises :class:`InputError` where the run has not pretrained its network yet.
     """
-    job = Job.of(load_job(str(run.folder / "job.toml")))
+    job = Job.of(load_job(run.job_file()))
+    check_weights(job, run, run.journal.events())
     stored_float(run, job.network, job.config.pretrain.epochs)  # into the job's own network
     return JobSensitivities(job, run, tell, Progress(lambda event: None)).evidence.found(kind)
 

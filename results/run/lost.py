@@ -27,6 +27,7 @@ from results.run.folder import Run
 from results.run.layout import ASSIGNMENTS, CHECKPOINTS, ENVIRONMENT, FRONT_CSV, FRONT_JSON, FRONT_PICTURE
 from search_spaces.errors import InputError
 
+_TRAINED = re.compile(r"(?:net-)?(?P<rest>(?P<name>.+)-seed\d+)")
 _NET = re.compile(rf"{CHECKPOINTS}/net-(?P<name>.+)-seed(?P<seed>\d+)\.safetensors")
 
 
@@ -72,6 +73,21 @@ def unknown_files(run: Run, events: Sequence[Event]) -> list[str]:
     nets = [path for path in run.checkpoint_paths() if path.name.startswith("net-")]
     paths += [f"{CHECKPOINTS}/{net.name}" for net in nets if not net.with_name(net.name.removeprefix("net-")).exists()]
     return [path for path in paths if path not in told]
+
+
+def unasked_checkpoints(run: Run, events: Sequence[Event]) -> list[str]:
+    """Checkpoints of nets that were trained ahead of a kill, and that a job asked for no more, by name.
+
+    These are of decoded assignments that were never measured by their own name, once the job is done: others have the
+    same bits.
+    """
+    decoded, known = {event.assignment for event in events if isinstance(event, Decoded)}, {*expected_files(events)}
+    found = {path.stem: _TRAINED.fullmatch(path.stem) for path in run.checkpoint_paths()}
+    return [
+        name
+        for name, parts in found.items()
+        if parts and parts["name"] in decoded and f"{CHECKPOINTS}/net-{parts['rest']}.safetensors" not in known
+    ]
 
 
 def expected_files(events: Sequence[Event]) -> list[str]:

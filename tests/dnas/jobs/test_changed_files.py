@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dnas.commands.cli import app
+from dnas.jobs.job import load_network
 from results.files import read_sealed_json, write_sealed_json
 from results.run.folder import Run
 
@@ -124,3 +127,38 @@ def test_what_a_kill_left_of_a_search_that_is_done_is_removed(folder: Path) -> N
     result = CliRunner().invoke(app, ["resume", str(folder)])
     assert result.exit_code == 0, result.stderr
     assert not Run.open(folder).has_checkpoint(search)
+
+
+def test_what_ran_ahead_of_a_kill_and_nobody_asks_for_is_removed(folder: Path) -> None:
+    """A worker trained a net; it was killed, and by then another assignment of the same bits had been measured."""
+    path = folder / "journal.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    kept = {path.name for path in (folder / "checkpoints").iterdir()}
+    with Run.open(folder, write=True) as run:
+        twin = replace(run.assignment("search-1"), id="twin").with_metrics(same_as="search-1")
+        run.save_assignment(twin)
+        run.journal.append({"event": "decoded", "assignment": "twin", "kind": "ilp", "run": "twin", "cost": {}})
+        for name in ("twin-seed0", "net-twin-seed0", "net-twin-seed1"):
+            run.save_checkpoint(name, {}, {})
+    result = CliRunner().invoke(app, ["resume", str(folder)])
+    assert result.exit_code == 0, result.stderr
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == kept
+
+
+def test_a_run_goes_on_from_the_weights_that_it_was_started_from(
+    smaller: Any, carried_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = smaller("model.checkpoint='weights.pt'", "pretrain.epochs=0")
+    network = load_network(smaller()).module
+    torch.save(network.state_dict(), "weights.pt")
+    folder = carried_out(job, tmp_path / "run").folder
+    journal = (folder / "journal.jsonl").read_bytes()
+    (folder / "journal.jsonl").write_bytes(b"".join(journal.splitlines(keepends=True)[:-1]))
+    torch.save({key: 2 * value for key, value in network.state_dict().items()}, "weights.pt")
+    for words in (["resume"], ["evaluate", "float"], ["sensitivity"], ["prune", "search-1"]):
+        result = CliRunner().invoke(app, [words[0], str(folder), *words[1:]])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+        assert "the checkpoint 'weights.pt' is not the file that" in result.stderr
+    torch.save(network.state_dict(), "weights.pt")
+    assert CliRunner().invoke(app, ["resume", str(folder)]).exit_code == 0
