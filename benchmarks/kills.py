@@ -2,28 +2,33 @@
 
     python -m benchmarks.kills [--kills 100] [--seed 0] [--workers 1] [JOB]
 
-Every run is killed by SIGKILL (with its workers) after a random part of the time that the job takes, again and again,
-then left to finish; so the moments are spread over all stages: search, fine-tunings, controls, trials, the switchable
-net, pictures. Compared are the front, the assignments, the tensors of all nets, and the journal without its times.
-Prints how many runs of how many kills ended equal, and what differs where one did not.
+Every run is killed by SIGKILL after a random part of the time that the job takes, again and again, then left to
+finish; so the moments are spread over all stages: search, fine-tunings, controls, trials, the switchable net, pictures.
+By turns the job is killed with all its workers, or alone, which its workers must not outlive. Then an export is killed:
+there is no file, or the whole one. Compared are the front, the assignments, the tensors of all nets, the journal
+without its times and the exported file; the run that was never killed has one worker. Prints how many runs of how many
+kills ended equal, and what differs where one did not.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dnas.commands import concluding, exporting, launching  # noqa: F401 - what the processes need
+from dnas.commands.cli import app
 from results.run.checkpoints import read_checkpoint
 
 SMALL = (
@@ -32,6 +37,8 @@ SMALL = (
     *("search.budgets=[{size_bytes='20%'},{size_bytes='30%'}]", "finetune.seeds=2", "controls.uniform=[4]"),
     *("prune.enabled=true", "prune.at_most=1", "prune.trials=4", "prune.finalists=1", "finalise.epochs=2"),
 )
+LATEST = 0.02, 0.45
+"""Of the time of the whole job: when a process is killed."""
 VARIES = ("time", "seconds", "version")
 LASTING = ("epoch", "decoded", "searched", "pool", "judged", "measured", "tested", "trial", "finalist", "finished")
 
@@ -45,25 +52,25 @@ def main() -> None:
     given = parser.parse_args()
     settings = SMALL if given.job == "digits" else ()
     command = [given.job, *(word for setting in settings for word in ("--set", setting))]
-    command += ["--workers", str(given.workers)]
+    workers = ["--workers", str(given.workers)]
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as parent:
+        whole, start = Path(parent) / "whole", time.monotonic()
+        carry_on(whole, [*command, "--workers", "1"])
+        seconds = {"job": time.monotonic() - start}
         start = time.monotonic()
-        whole = Path(parent) / "whole"
-        subprocess.run(dnas("search", *command, "--run", str(whole)), check=True, stdout=subprocess.DEVNULL)
-        seconds = time.monotonic() - start
-        expected, kills, equal, runs = outcome(whole), 0, 0, 0
+        expected = {**outcome(whole), "export": exported(whole)}
+        seconds["export"] = time.monotonic() - start
+        kills, equal, runs = 0, 0, 0
         places: Counter[str] = Counter()
         while kills < given.kills:
             folder = Path(parent) / f"run-{runs}"
             runs += 1
-            for _ in range(min(draw.randint(1, 8), given.kills - kills)):
-                if not killed(folder, command, draw.uniform(0.02, 0.7) * seconds):
-                    break
+            most = min(draw.randint(2, 12), given.kills - kills)
+            for place in killed_often(folder, [*command, *workers], draw, seconds, most):
                 kills += 1
-                places[last_record(folder)] += 1
-            carry_on(folder, command)
-            found = outcome(folder)
+                places[place] += 1
+            found = {**outcome(folder), "export": exported(folder)}
             differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
             equal += not differing
             print(f"run {runs}: {kills} kills so far, {'equal' if not differing else differing}", flush=True)
@@ -71,30 +78,94 @@ def main() -> None:
     sys.exit(equal != runs)
 
 
-def dnas(*words: str) -> list[str]:
-    return [sys.executable, "-m", "dnas", *words]
+def killed_often(
+    folder: Path, command: list[str], draw: random.Random, seconds: dict[str, float], most: int
+) -> Iterator[str]:
+    """Kill the job up to ``most`` times, and an export once; yields what each kill came after. The run is finished."""
+    for _ in range(most - 1):
+        words = next_command(folder, command)
+        if not killed(words, draw.uniform(*LATEST) * seconds["job"], alone=draw.random() < 0.5):
+            break
+        yield last_record(folder)
+    carry_on(folder, command)
+    if killed(export_command(folder), draw.uniform(0.3, 1.0) * seconds["export"], alone=True):
+        yield "export" + (" (written)" if out_of(folder).exists() else "")
 
 
 def next_command(folder: Path, command: list[str]) -> list[str]:
     begun = (folder / "journal.jsonl").exists()
-    return dnas("resume", str(folder)) if begun else dnas("search", *command, "--run", str(folder))
+    workers = command[command.index("--workers") :]
+    return ["resume", str(folder), *workers] if begun else ["search", *command, "--run", str(folder)]
 
 
-def killed(folder: Path, command: list[str], after_seconds: float) -> bool:
-    """Start or resume the job and kill it with all that it started; whether it was still at work by then."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(next_command(folder, command), start_new_session=True, **quiet)
+def export_command(folder: Path) -> list[str]:
+    return ["export", str(folder), "--format", "packed", "--out", str(out_of(folder))]
+
+
+def out_of(folder: Path) -> Path:
+    return folder.with_suffix(".dnas")
+
+
+def started(words: list[str]) -> int:
+    """Begin a command in a process of its own, a fork of this one, which has imported what it needs; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
     try:
-        process.wait(after_seconds)
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(nothing, stream)
+        app(words)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        os._exit(code)
+
+
+def has_ended(process: int, within_seconds: float) -> bool:
+    until = time.monotonic() + within_seconds
+    while time.monotonic() < until:
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def killed(words: list[str], after_seconds: float, alone: bool) -> bool:
+    """Begin a command and kill it, alone or with all that it started; whether it was still at work by then."""
+    process = started(words)
+    if has_ended(process, after_seconds):
         return False
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
+    workers = [] if alone else children(process)
+    for each in (process, *workers):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return True
+
+
+def children(process: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def carry_out(words: list[str]) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(started(words), 0)[1])
+    if code:
+        raise SystemExit(f"dnas {' '.join(words)} ended with code {code}")
 
 
 def carry_on(folder: Path, command: list[str]) -> None:
-    subprocess.run(next_command(folder, command), check=True, stdout=subprocess.DEVNULL)
+    carry_out(next_command(folder, command))
+
+
+def exported(folder: Path) -> str:
+    """The digest of a packed file that the run gives, over what a killed export may have left."""
+    left = out_of(folder).read_bytes() if out_of(folder).exists() else None
+    carry_out(export_command(folder))
+    found = out_of(folder).read_bytes()
+    return hashlib.sha256(found).hexdigest() if left in (None, found) else "torn"
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
