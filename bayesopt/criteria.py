@@ -238,6 +238,7 @@ def _own(function: Scorer, name: str) -> Callable[[nn.Module, ChannelGroup, Evid
     return rank
 
 
+_SCORES = np.ndarray, Tensor, Sequence
 CRITERIA = Registry(
     "criterion",
     {
@@ -251,7 +252,9 @@ CRITERIA = Registry(
             Criterion("random", random),
         )
     },
-    lambda source, found: Criterion(source, _own(called(source, found, "criterion"), source)),
+    lambda source, found: Criterion(
+        source, _own(called(source, found, "criterion", [np.ndarray, Tensor, Sequence]), source)
+    ),
 )
 """The criteria by name; one of the user's own is a ``package.module:function``."""
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,16 @@ from typing import Any
 
 from search_spaces.errors import InputError, JobError
 from search_spaces.plain_json import parse_json as parse_json
+from search_spaces.user_files import open_regular
 
 TEMPORARY_SUFFIX = ".tmp"
 NAME = r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,120}"
 """Of what has a file of its own: it can be written everywhere, and never leads out of its folder."""
 SEAL = "sha256"
-"""The key that holds the checksum of a JSON file's other keys."""
+"""The key that holds the checksum of a JSON file's other keys; the last one."""
+MOST_BYTES, MOST_JSON_BYTES = 2**30, 2**27
+"""Of what is read as a whole, such as a journal; of one JSON file, which takes several times as much memory."""
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _SPECIAL = (
     (stat.S_ISLNK, "link"),
     (stat.S_ISCHR, "device"),
@@ -97,11 +102,22 @@ def read_sealed_json(path: Path) -> Any:
     A file without a checksum is one of an earlier version and is taken as it is.
     """
     data = read_json(path)
-    if isinstance(data, dict) and SEAL in data:
-        told = data.pop(SEAL)
-        if told != _content_sha256(data):
+    if isinstance(data, dict):
+        told = taken_seal(data)
+        if told is not None and told != _content_sha256(data):
             raise InputError(f"{path} was changed after it was written: its checksum is wrong")
     return data
+
+
+def taken_seal(data: dict[str, Any]) -> str | None:
+    """Take the checksum out of what a file holds, and return it.
+
+    None in a file of an earlier version; what no checksum is, where the key of it was changed.
+    """
+    if SEAL in data:
+        return str(data.pop(SEAL))
+    was_last = _DIGEST.fullmatch(str(data[next(reversed(data))])) if data else None
+    return "of another name" if was_last else None
 
 
 def _content_sha256(data: Any) -> str:
@@ -110,12 +126,17 @@ def _content_sha256(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of the regular file at ``path``; raise :class:`InputError` with the path for anything else."""
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of the regular file at ``path``; raise :class:`InputError` with the path for anything else.
+
+    A file of more than ``most`` bytes is refused before any is read.
+    """
     refuse_special(path)
     try:
-        # Without waiting: a pipe may have taken its place meanwhile.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        with open_regular(path, follow=False) as file:  # something else may have taken its place meanwhile
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise InputError(f"cannot read {path}: no file of a run holds {size:,} bytes; move it away")
             return file.read()
     except IsADirectoryError as error:
         raise InputError(f"cannot read {path}: it is a folder where a file belongs; move it away") from error
@@ -123,10 +144,10 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """Return the UTF-8 text of ``path``; raise :class:`InputError` where it cannot be read."""
     try:
-        return read_bytes(path).decode("utf-8")
+        return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is damaged: it is not UTF-8 text (byte {error.start})") from error
 
@@ -134,7 +155,7 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """Return the parsed content of ``path``; raise :class:`InputError` where it is not JSON."""
     try:
-        return parse_json(read_text(path))
+        return parse_json(read_text(path, MOST_JSON_BYTES))
     except ValueError as error:
         if isinstance(error, InputError):
             raise

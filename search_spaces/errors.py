@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import errno
 from collections.abc import Iterable
-from pathlib import Path
 
 MOST_LETTERS = 600
 """Of a sentence: nobody reads more, whatever a file puts into it."""
@@ -46,16 +44,6 @@ def unreadable(error: OSError) -> str:
     ('it is a folder; name a file', 'No such file or directory')
     """
     return "it is a folder; name a file" if isinstance(error, IsADirectoryError) else error.strerror or str(error)
-
-
-def regular(path: Path) -> Path:
-    """The path of a file to read; OSError where a pipe or a device lies there, for which one would wait for ever.
-
-    Links are followed: it is the user's own file.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(errno.EINVAL, "it is a pipe or a device; name a file")
-    return path
 
 
 def printable(text: str) -> str:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
-from search_spaces.errors import InputError, regular, unreadable
+from search_spaces.errors import InputError, unreadable
 from search_spaces.fields import Bits, FilePath, LayerKind, OnceEach, Pair, SomeBits
 from search_spaces.plain_json import parse_json
 from search_spaces.refusals import first_problem
+from search_spaces.user_files import read_regular
 
 Capability = Mapping[LayerKind, tuple[Pair, ...]]
 """Layer type (``"*"`` for any other) → the pairs of widths that a target supports."""
@@ -66,7 +67,7 @@ def read_capability(path: Path) -> dict[str, tuple[Pair, ...]]:
     a file that cannot be read, and for the first width, layer type or key that does not exist.
     """
     try:
-        text = regular(path).read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
         data = parse_json(text)
         file = _CapabilityFile.model_validate_json(text, strict=True)
     except OSError as error:

@@ -9,6 +9,8 @@ LARGEST_WHOLE = 2**63
 LARGEST_FIGURE = 1e100
 """Beyond it nothing was measured, and products of figures would overflow."""
 DEEPEST = 64
+MOST_VALUES = 5_000_000
+"""Each takes some hundred bytes of memory, whatever it takes in the text."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -17,13 +19,15 @@ def parse_json(text: str | bytes) -> Any:
     >>> parse_json("[1, 2.5e9]")
     [1, 2500000000.0]
     """
+    raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError("it holds too many values")
     try:
         found = json.loads(text, parse_constant=_refuse, parse_float=_figure, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if _too_deep(found):
         raise ValueError("it is nested too deeply")
-    raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
     if b"\\ud" in raw.lower():  # it may be half a letter, which nobody can write
         json.dumps(found, ensure_ascii=False).encode()
     return found

@@ -21,11 +21,19 @@ def check_schema(data: Any, schema: str, what: str) -> None:
     found = data.get("schema") if isinstance(data, dict) else type(data).__name__
     if found == schema:
         return
+    hint = "; a newer version of dnas wrote it: install that one" if is_newer(found, schema) else ""
+    raise InputError(f"not {what}: its schema is {found!r:.60}, this version reads '{schema}'{hint}")
+
+
+def is_newer(found: Any, schema: str) -> bool:
+    """Whether this is a later version of a schema.
+
+    >>> is_newer("dnas.job/2", "dnas.job/1"), is_newer("dnas.front/2", "dnas.job/1")
+    (True, False)
+    """
     family, _, version = schema.rpartition("/")
     own, _, other = found.rpartition("/") if isinstance(found, str) else ("", "", "")
-    newer = own == family and other.isdecimal() and len(other) < 10 and int(other) > int(version)
-    hint = "; a newer version of dnas wrote it: install that one" if newer else ""
-    raise InputError(f"not {what}: its schema is {found!r:.60}, this version reads '{schema}'{hint}")
+    return own == family and other.isdecimal() and len(other) < 10 and int(other) > int(version)
 
 
 def read_as(kind: type[Model], data: Any, what: str = "") -> Model:

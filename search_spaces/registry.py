@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from search_spaces.errors import InputError, nearest, one_line
+from search_spaces.returned import refuse_borrowed, refuse_other, refuse_pythons_own
 
 Thing = TypeVar("Thing")
 _EXTRAS = ("onnx", "optuna", "ray", "timm", "torchmetrics")
@@ -25,6 +26,9 @@ FETCHING = frozenset(
     )
 )
 """Arguments of networks that say where weights come from."""
+DOWNLOAD, CLUSTER = "data.download", "ray.address"
+REACHING_OUT = frozenset((DOWNLOAD, CLUSTER))
+"""Keys of a job by which it fetches data, and takes what other machines send."""
 _allowed: ContextVar[tuple[Set[str], str] | None] = ContextVar("_allowed", default=None)
 _OFTEN_MEANT = ("zoo", "torchvision", "timm", "imagefolder")
 
@@ -85,14 +89,17 @@ class Lazy(Mapping[str, Thing], Generic[Thing]):
 def imported(source: str, what: str) -> Any:
     """The object of the user's that ``package.module:name`` names; ``what`` it is for opens the error sentence.
 
-    Raises :class:`InputError` where the module cannot be imported or has no such name, and inside
-    :func:`importing_only` for any other name. Enter :func:`importable_working_directory` around this, and around a
-    call of what it returns.
+    Raises :class:`InputError` where the module cannot be imported, has no such name or is of Python's own library, and
+    inside :func:`importing_only` for any other name. Enter :func:`importable_working_directory` around this, and
+    around a call of what it returns.
     """
     allowed = _allowed.get()
     if allowed is not None and source not in allowed[0]:
         raise InputError(f"{what} '{source}' is code, and {allowed[1]}")
-    return loaded(source, what)
+    refuse_pythons_own(source, source.partition(":")[0], what)
+    found = loaded(source, what)
+    refuse_borrowed(source, found, what)
+    return found
 
 
 def loaded(source: str, what: str) -> Any:
@@ -119,6 +126,16 @@ def importing_only(names: Set[str], otherwise: str) -> Iterator[None]:
         _allowed.reset(token)
 
 
+def refuse_reaching_out(key: str, what: str) -> None:
+    """Raise :class:`InputError` where a job's ``key`` leads to other machines, inside :func:`importing_only`.
+
+    Unless it is one of the names there. ``what`` begins the sentence.
+    """
+    allowed = _allowed.get()
+    if allowed is not None and key not in allowed[0]:
+        raise InputError(f"{what}, as {key} says, and {allowed[1]}")
+
+
 def import_limits() -> tuple[Set[str], str] | None:
     """What :func:`importing_only` was given, for another process to enter it too; None outside."""
     return _allowed.get()
@@ -138,16 +155,20 @@ def _extra(error: BaseException) -> str:
     return f"; pip install 'dnas[{missing}]'" if missing in _EXTRAS else ""
 
 
-def import_callable(source: str, what: str) -> Callable[..., Any]:
-    """The callable that ``package.module:callable`` names; raises as :func:`imported`, and for what is none."""
-    return called(source, imported(source, what), what)
+def import_callable(source: str, what: str, makes: Iterable[Any] = ()) -> Callable[..., Any]:
+    """The callable that ``package.module:callable`` names; raises as :func:`imported` and :func:`called`."""
+    return called(source, imported(source, what), what, makes)
 
 
-def called(source: str, found: Any, what: str) -> Callable[..., Any]:
-    """``found``, which ``source`` names, where it is callable; :class:`InputError` otherwise."""
+def called(source: str, found: Any, what: str, makes: Iterable[Any] = ()) -> Callable[..., Any]:
+    """``found``, which ``source`` names, where it is callable and may return one of the classes ``makes``.
+
+    :class:`InputError` otherwise, before it is called.
+    """
     if not callable(found):
         name = source.partition(":")[2]
         raise InputError(f"{what} '{source}': '{name}' is a {type(found).__name__}, not a callable")
+    refuse_other(source, found, what, makes)
     return found
 
 

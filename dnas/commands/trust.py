@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from results.run.layout import is_run
-from results.run.origin import mark_own, names_in, own_names, requested_names
+from results.run.origin import mark_own, names_in, own_names, requested_names, unproven
 from search_spaces.errors import InputError
-from search_spaces.registry import importing_only
+from search_spaces.registry import REACHING_OUT, importing_only
 
 
 @contextmanager
@@ -29,10 +29,11 @@ def trusting(folder: Path, trust: bool, words: Iterable[str] = ()) -> Iterator[N
         yield
         return
     allowed = own_names(folder)
-    why = f"{folder} was not made on this machine by this user; read it as you would read a script, then add --trust"
+    why = f"{unproven(folder)}; read it as you would read a script, then add --trust"
     accepted = bool(allowed and given - allowed)
+    reaching = REACHING_OUT if allowed else frozenset()
     try:
-        with importing_only(allowed | given, why):
+        with importing_only(allowed | given | reaching, why):
             yield
     except InputError:
         accepted = False

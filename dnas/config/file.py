@@ -22,7 +22,9 @@ from dnas.config.job import JobConfig
 from dnas.config.text import commented_text, job_text, reference_text
 from dnas.config.toml_lines import key_lines, paths_of
 from search_spaces.errors import InputError, check_type, nearest, printable, unreadable
+from search_spaces.records import is_newer
 from search_spaces.refusals import KeyPath, key_name
+from search_spaces.user_files import read_regular
 
 DEFAULT_PRESET = "digits"
 
@@ -77,8 +79,14 @@ def _config(title: str, text: str, overrides: Sequence[str]) -> JobConfig:
     for path, override in settings:
         _apply(data, path, override)
     data = _of_before(data)
-    places = _places(text, title) | _override_places(data, settings)
-    return _validate(data, _locator(places, title))
+    where = _locator(_places(text, title) | _override_places(data, settings), title)
+    schema, known = data.get("schema"), JobConfig.model_fields["schema_version"].default
+    if is_newer(schema, known):  # its keys may be others
+        raise InputError(
+            f"{where(('schema',))}: a newer version of dnas wrote this job: its schema is '{schema}', this version "
+            f"reads '{known}'; install that one"
+        )
+    return _validate(data, where)
 
 
 def _presets() -> Any:
@@ -102,7 +110,7 @@ def _read(source: str) -> tuple[str, str]:
         return f"preset {source}", _preset_text(source)
     try:
         path = Path(source).expanduser()
-        return source, path.read_bytes().decode("utf-8-sig")
+        return source, read_regular(path).decode("utf-8-sig")
     except FileNotFoundError as error:
         others = [*presets, *(str(path) for path in Path().glob("*.toml"))]
         hint = nearest(source, others) or f"; presets are {', '.join(presets)}"

@@ -21,6 +21,7 @@ from torchvision.transforms.v2.functional import resize
 
 from dnas.data.decoding import decode
 from search_spaces.errors import InputError, one_line, unreadable
+from search_spaces.user_files import read_regular
 
 _SLACK = 1.0  # pixels that a box may stand over the edge, as rounding leaves it; what stands over is cut off
 _MOST_CLASSES = 1 << 16
@@ -218,7 +219,7 @@ def _voc_files(root: Path, splits: Sequence[str]) -> tuple[list[Path], Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path).decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read '{path}': {unreadable(error)}") from error
     except UnicodeDecodeError as error:

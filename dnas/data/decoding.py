@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,9 +17,10 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 from torch import Tensor
 
 from search_spaces.errors import InputError, one_line
+from search_spaces.user_files import read_regular
 
-# Tried in this order; naming them keeps PIL from trying forty others first.
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+"""What PIL tries, in this order; of forty others some start programs (EPS: Ghostscript)."""
 _CPU = torch.device("cpu")
 _START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 
@@ -32,7 +32,7 @@ def decode(path: str) -> Tensor:
     InputError where it is no whole image, or one whose pixels have no known full scale (floats, 32-bit integers).
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
         if _photograph(content) and not cannot_decode(_CPU):
             with suppress(RuntimeError):  # of what torchvision cannot decode PIL says what is wrong
                 return decode_there([_as_tensor(content)], _CPU)[0]  # twice as fast as PIL
@@ -47,7 +47,7 @@ def decode_by_pil(content: bytes) -> Tensor:
     """As :func:`decode`, of the bytes of a file of any kind; raises whatever PIL does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's remarks on metadata and transparency
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
 
 
@@ -58,7 +58,7 @@ def encoded(path: str) -> tuple[Tensor, tuple[int, int]] | None:
     files that cannot be read, None.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
     except OSError:  # whoever decodes it says what is wrong
         return None
     shape = _photograph(content)

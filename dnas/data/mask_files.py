@@ -17,9 +17,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from dnas.data.decoding import decode
+from dnas.data.decoding import FORMATS, decode
 from dnas.data.target_images import IGNORED
 from search_spaces.errors import InputError, one_line
+from search_spaces.user_files import open_regular
 
 _MODES = ("L", "P", "1")
 _SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -75,7 +76,7 @@ def _pairs(folder: Path) -> list[tuple[str, str]]:
 def read_mask(path: str) -> Tensor:
     """The classes (H, W), uint8, of a mask file."""
     try:
-        with Image.open(path) as mask:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as mask:
             if mask.mode not in _MODES:
                 raise InputError(
                     f"the mask '{path}' has the colours of a picture ({mask.mode}), not one class a pixel; save it as "
@@ -94,7 +95,7 @@ def _largest(image: str, mask: str) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's remarks on metadata
-            with Image.open(image) as picture:
+            with open_regular(image) as file, Image.open(file, formats=FORMATS) as picture:
                 turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
                 width, height = picture.size[::-1] if turned else picture.size
     except Exception as error:

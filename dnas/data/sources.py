@@ -25,7 +25,7 @@ from dnas.data.shapes import SIDE
 from dnas.data.target_images import are_structures, held_images
 from dnas.data.target_sources import TARGET_SOURCES
 from search_spaces.errors import InputError, one_line
-from search_spaces.registry import Registry, called, importable_working_directory
+from search_spaces.registry import DOWNLOAD, Registry, called, importable_working_directory, refuse_reaching_out
 
 _TORCHVISION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "MNIST": ((0.1307,), (0.3081,)),
@@ -84,6 +84,7 @@ def _torchvision(name: str, options: SourceOptions) -> Pool:
                 f"dataset '{source}' is not in '{root}', or not whole{reason}; set download = true to fetch it, or "
                 "root to the folder that holds it"
             ) from error
+        refuse_reaching_out(DOWNLOAD, f"dataset '{source}' is to be fetched")
         _download(source, name, root)
         train, test = _open(name, root)
     mean, std = _TORCHVISION[name]
@@ -233,7 +234,7 @@ def _normalisation(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def _own(source: str, found: Any) -> Source:
-    function = called(source, found, "dataset")
+    function = called(source, found, "dataset", [DataSplits, tuple, list])
     return lambda options: _called(source, function)
 
 

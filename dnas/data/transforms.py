@@ -64,7 +64,8 @@ def transform_of(source: str, arguments: Mapping[str, Any]) -> Transform:
     Raises :class:`InputError` for one that is not there, or cannot be made.
     """
     with importable_working_directory():
-        found = called(source, imported(source, "augmentation"), "augmentation")
+        found = imported(source, "augmentation")
+        found = called(source, found, "augmentation", [Callable if isinstance(found, type) else Tensor])
         if not isinstance(found, type):
             return partial(found, **arguments) if arguments else found
         try:

@@ -31,7 +31,7 @@ from dnas.quantization.mixture import compiled_mixture
 from dnas.training.device import deterministic
 from results.events import Event, Note
 from results.run.folder import Run
-from search_spaces.registry import import_limits, importing_only
+from search_spaces.registry import CLUSTER, import_limits, importing_only, refuse_reaching_out
 
 Limits = tuple[frozenset[str], str] | None
 _SECONDS_BETWEEN_STEPS = 0.25
@@ -179,6 +179,7 @@ def _executor(context: JobContext, resources: Resources) -> Executor:
     config, settings = context.job.config, _settings(context, resources)
     if config.executor == "local":
         return make_executor("local", settings)
+    refuse_reaching_out(CLUSTER, f"the tasks of the job are to go to a cluster at '{config.ray.address}'")
     most = config.workers if isinstance(config.workers, int) else None
     options: dict[str, Any] = {"address": config.ray.address, "num_gpus": config.ray.num_gpus, "most": most}
     folder = context.log.run.folder.resolve()

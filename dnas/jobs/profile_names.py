@@ -13,6 +13,7 @@ from search_spaces.errors import InputError, nearest, unreadable
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.provenance import PROPOSAL
 from search_spaces.spaces import PrecisionSpace
+from search_spaces.user_files import read_regular
 
 FRONT = "front"
 _UNIFORM = re.compile(r"w(\d+)a(\d+)")
@@ -64,7 +65,7 @@ def wanted_names(section: FinaliseSection) -> list[str]:
 def read_assignment(path: str, graph: LayerGraph) -> BitAssignment:
     """An assignment from a file; :class:`InputError` for anything else, or one for another network."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = read_regular(Path(path).expanduser()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = unreadable(error) if isinstance(error, OSError) else str(error)
         raise InputError(f"cannot read the assignment {path}: {why}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -94,7 +94,7 @@ def random(question: Question) -> np.ndarray:
 
 
 def _own(source: str, found: Any) -> Control:
-    function = called(source, found, "control")
+    function = called(source, found, "control", [np.ndarray, Tensor, Sequence])
 
     def control(question: Question) -> np.ndarray:
         with importable_working_directory():

@@ -60,7 +60,10 @@ def gauges_of(sections: Mapping[str, MetricSection]) -> dict[str, Gauge]:
 
 def _gauge(name: str, section: MetricSection) -> Gauge:
     with importable_working_directory():
-        made = partial(import_callable(section.kind, f"metric {name}"), **section.arguments)
+        found = import_callable(section.kind, f"metric {name}")
+        if isinstance(found, type):
+            _check_meter(name, section, found)
+        made = partial(found, **section.arguments)
         try:
             meter = made()
         except Exception as error:  # a library's, or the user's own code
@@ -68,13 +71,17 @@ def _gauge(name: str, section: MetricSection) -> Gauge:
                 f"metric {name} = '{section.kind}' cannot be made: {one_line(error)}; what it needs goes into "
                 f"task.metrics.{name}.arguments"
             ) from error
+    _check_meter(name, section, meter)
+    scale = 100.0 if section.unit == _PERCENT else 1.0
+    return Gauge(Metric(name, _direction(name, section, meter), scale, section.unit), made)
+
+
+def _check_meter(name: str, section: MetricSection, meter: Any) -> None:
     missing = [method for method in ("update", "compute") if not callable(getattr(meter, method, None))]
     if missing:
         raise InputError(
             f"metric {name} = '{section.kind}' has no {' and no '.join(missing)}; name a class as those of torchmetrics"
         )
-    scale = 100.0 if section.unit == _PERCENT else 1.0
-    return Gauge(Metric(name, _direction(name, section, meter), scale, section.unit), made)
 
 
 def _direction(name: str, section: MetricSection, meter: Meter) -> Literal["larger", "smaller"]:

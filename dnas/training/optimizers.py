@@ -112,7 +112,7 @@ def optimizer_class(name: str) -> Callable[..., Optimizer]:
     if prefix == "timm":
         return _timm_class(rest)
     with importable_working_directory():
-        return import_callable(name, "optimizer")
+        return import_callable(name, "optimizer", [Optimizer])
 
 
 def _timm_class(name: str) -> Callable[..., Optimizer]:

@@ -198,7 +198,7 @@ def _other(name: str) -> MakeTask:
 
 
 def _own(source: str, found: Any) -> MakeTask:
-    return (lambda: found) if isinstance(found, Task) else called(source, found, "task")
+    return (lambda: found) if isinstance(found, Task) else called(source, found, "task", [Task])
 
 
 TASKS: Registry[MakeTask] = Registry(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from results.files import write_bytes
 from results.packed.header import TYPES, changed, header_of, read_header
 from search_spaces.errors import InputError, nearest, unreadable
+from search_spaces.user_files import open_regular
 
 DEFAULT_PROFILE = "default"
 _DIGEST_LENGTH = 16
@@ -99,10 +101,8 @@ def read_packed(path: Path, profile: str | None = None) -> PackedFile:
     With a ``profile`` only the tensors, and of each weight only the bit planes, that this profile needs are read.
     """
     try:
-        if not path.is_file():
-            raise InputError(f"{path} is not a file")
-        with path.open("rb") as file:
-            size = path.stat().st_size
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             table, description, begin = read_header(path, file, size)
             places = _places(path, table, size - begin)
             wanted = None if profile is None else _wanted(path, description, profile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,13 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from results.files import SEAL, encode_json, parse_json, refuse_special, write_bytes
+from results.files import SEAL, encode_json, parse_json, refuse_special, taken_seal, write_bytes
 from search_spaces.errors import InputError
+from search_spaces.user_files import open_regular
 
 METADATA_KEY = "dnas"
 _BLANK = b"0" * 64
 _PIECE_BYTES = 2**20
 NAME_KEY = "name"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
@@ -51,13 +54,13 @@ def check_checkpoint(path: Path) -> None:
     with _sound(path):
         with safe_open(path, framework="pt", device="cpu") as file:
             told = _metadata(file, path)[1]
-        if told is not None and told != _sha256(path, told):
+        if told is not None and not (_DIGEST.fullmatch(told) and told == _sha256(path, told)):
             raise ValueError("its checksum is wrong")
 
 
 def _sha256(path: Path, told: str) -> str:
     """The checksum of a file that tells ``told``, with zeros in its place."""
-    with path.open("rb") as file:
+    with open_regular(path, follow=False) as file:
         start = file.read(8)
         start += file.read(_header_length(start))
         place = start.rindex(told.encode())
@@ -79,11 +82,10 @@ def _metadata(file: Any, path: Path) -> tuple[dict[str, Any], str | None]:
     found = parse_json((file.metadata() or {})[METADATA_KEY])
     if not isinstance(found, dict):
         raise ValueError("its metadata is not an object")
-    name = found.pop(NAME_KEY, path.stem)  # older files do not tell
+    told, name = taken_seal(found), found.pop(NAME_KEY, path.stem)  # older files do not tell
     if name != path.stem:
         raise ValueError(f"it is the file of '{name}'")
-    told = found.pop(SEAL, None)
-    return found, None if told is None else str(told)
+    return found, told
 
 
 @contextmanager

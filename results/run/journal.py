@@ -17,7 +17,7 @@ from search_spaces.errors import InputError
 
 _DIGEST_LENGTH = 16
 _SEALED = re.compile(rb'(.*), "sha256": "(.{16})"}', re.DOTALL)
-"""A line of earlier versions has no checksum."""
+"""A line of earlier versions has no checksum, and comes before all that have one."""
 
 
 class Journal:
@@ -73,11 +73,11 @@ class Journal:
         """Return the records and how many bytes they take."""
         *lines, rest = (read_bytes(self.path) if self.path.exists() else b"").split(b"\n")
         records: list[dict[str, Any]] = []
-        sound_bytes = 0
+        sound_bytes, sound_seals = 0, False
         for number, line in enumerate(lines, start=1):
             sealed = _SEALED.fullmatch(line)
             record = _parse_line(sealed[1] + b"}" if sealed else line)
-            if record and sealed and sealed[2] != _digest(sealed[1]):
+            if record and (sealed[2] != _digest(sealed[1]) if sealed else sound_seals):
                 raise InputError(
                     f"{self.path} was changed at line {number}: its checksum is wrong; "
                     "restore the file from a copy, or start the job again with another --run"
@@ -90,6 +90,7 @@ class Journal:
                     "restore the file from a copy, or start the job again with another --run"
                 )
             records.append(record)
+            sound_seals |= sealed is not None
             sound_bytes += len(line) + 1
         return records, sound_bytes
 
@@ -97,7 +98,8 @@ class Journal:
         sound_bytes = self._read()[1]
         try:
             if self.path.exists() and self.path.stat().st_size > sound_bytes:
-                os.truncate(self.path, sound_bytes)
+                with FileIO(self.path, "r+b", opener=_own_file) as file:
+                    file.truncate(sound_bytes)
         except OSError as error:
             raise write_error(self.path, error) from error
         self._sound = True
@@ -131,8 +133,8 @@ def _digest(begin: bytes) -> bytes:
 
 
 def _own_file(path: str, flags: int) -> int:
-    """Open the journal itself, never what a link of its name leads to."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """Open the journal itself, never what a link of its name leads to, and wait for no pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:

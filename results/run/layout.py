@@ -40,7 +40,7 @@ _SHOWN = (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, NETWORK, RANKING, *
 _WRITTEN = (*_SHOWN, LOCK, OWNER, ORIGIN, PROGRESS, LOG)
 """Files that are replaced whole, beside those in the two folders."""
 
-_JOB_SEAL = re.compile(r"# sha256 of the lines below: (.*)")
+_JOB_SEAL = re.compile(r"sha256 of the lines below|[0-9a-f]{64}")
 
 
 def is_run(folder: Path) -> bool:
@@ -142,10 +142,10 @@ def sealed_job(text: str) -> str:
 def unsealed_job(path: Path, text: str) -> str:
     """The text without that comment; :class:`InputError` where it was changed. Older files have no such comment."""
     first, _, rest = text.partition("\n")
-    found = _JOB_SEAL.fullmatch(first)
+    found = _JOB_SEAL.search(first)
     if not found:
         return text
-    if found[1] != hashlib.sha256(rest.encode()).hexdigest():
+    if first != sealed_job(rest).partition("\n")[0]:
         raise InputError(
             f"{path} was changed after it was written: its checksum is wrong; restore it from a copy, or remove its "
             "first line to go on with it as it is"

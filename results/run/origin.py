@@ -46,6 +46,20 @@ def own_names(folder: Path) -> set[str]:
     return set()
 
 
+def unproven(folder: Path) -> str:
+    """Why a run is not taken for this user's, where :func:`own_names` has no names of it."""
+    try:
+        _key()
+    except (InputError, JobError, OSError) as error:
+        return (
+            f"whether {folder} was made on this machine by this user cannot be told: the key in "
+            f"~/.local/state/dnas, or $XDG_STATE_HOME/dnas, can be neither read nor made ({error})"
+        )
+    if not (folder / ORIGIN).exists():
+        return f"{folder} has no mark ({ORIGIN}) of having been made on this machine by this user"
+    return f"{folder} was not made on this machine by this user, or its {JOB} was changed since"
+
+
 def mark_own(folder: Path, names: Iterable[str] = ()) -> None:
     """Mark a run as this user's, with the names of code that may be imported beside those of its job.
 
@@ -78,15 +92,24 @@ def _mac(folder: Path, names: list[str]) -> str:
 
 def _key() -> bytes:
     """The user's key on this machine, made when it is first needed; OSError where it cannot be kept."""
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "dnas"
+    home = _key_folder()
     path = home / "key"
     if not path.exists():
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         _make_key(path)
     key = read_bytes(path)
     if len(key) != KEY_BYTES:
-        raise OSError(f"{path} is no key")
+        raise OSError("it is no key")
     return key
+
+
+def _key_folder() -> Path:
+    """Where the key lies; OSError where the user has no home."""
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    return Path(state) / "dnas"
 
 
 def _make_key(path: Path) -> None:

@@ -13,19 +13,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
 from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.errors import InputError, check_type, nearest, one_line, regular, unreadable
+from search_spaces.errors import InputError, check_type, nearest, one_line, unreadable
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 from search_spaces.plain_json import parse_json
 from search_spaces.registry import importable_working_directory, imported
+from search_spaces.returned import refuse_other
 from search_spaces.spaces import PrecisionSpace
+from search_spaces.user_files import read_regular
 
 LayerCost = Callable[[LayerSpec, int, int], float]
 """A cost of one layer at (weight bits, activation bits); a skipped layer is never asked for."""
@@ -119,7 +121,7 @@ PEAK_ACTIVATION_BYTES = Cost("peak_activation_bytes", "bytes", _input_bytes, com
 def latency_table(path: Path) -> Cost:
     """A latency measured elsewhere, read from CSV or JSON rows (layer, weight_bits, activation_bits, latency_ms)."""
     try:
-        text = regular(path).read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
         rows = parse_json(text) if path.suffix == ".json" else csv.DictReader(io.StringIO(text))
         table = {
             (str(row["layer"]), int(row["weight_bits"]), int(row["activation_bits"])): float(row["latency_ms"])
@@ -159,6 +161,8 @@ def user_cost(name: str, given: str | LayerCost | Cost) -> Cost:
         found = given
     if isinstance(found, Cost):
         return replace(found, name=name)
+    if isinstance(given, str):
+        refuse_other(given, found, f"cost '{name}'", [SupportsFloat])
     if not callable(found):
         kind = f", a {type(found).__name__}" if found is not given else ""
         raise InputError(f"cost '{name}' is {given!r}{kind}; give a function, a Cost, or 'package.module:name' of one")

@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces.errors import InputError, nearest, one_line, regular, unreadable
+from search_spaces.errors import InputError, nearest, one_line, unreadable
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 from search_spaces.models.zoo import ZOO
 from search_spaces.registry import (
@@ -27,6 +27,7 @@ from search_spaces.registry import (
     importable_working_directory,
     refuse_fetching,
 )
+from search_spaces.user_files import open_regular
 
 KNOWN_SOURCES = ("zoo", "torchvision", "timm")
 """What comes before the name of a network of a known package; everything else is code of the user's."""
@@ -157,7 +158,7 @@ def _constructor(
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Find what builds the model, and the defaults under which it returns plain, untrained logits."""
     if prefix not in KNOWN_SOURCES:
-        return import_callable(source, "model"), {}
+        return import_callable(source, "model", [nn.Module]), {}
     known = name in _names(prefix) or (prefix == "timm" and _timm().is_model(name))  # timm: NAME.TAG also
     if not known:
         raise InputError(f"model '{source}': {prefix} has no model '{name}'{nearest(name, _names(prefix))}")
@@ -208,7 +209,7 @@ def _argument_hint(constructor: Callable[..., Any], values: Mapping[str, Any]) -
 
 def _read_weights(path: Path) -> tuple[str, Any]:
     try:
-        with regular(path).open("rb") as file:
+        with open_regular(path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"checkpoint '{path}' cannot be read: {unreadable(error)}") from error

@@ -1,10 +1,22 @@
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from results.files import encode_json, find_non_finite, read_json, write_bytes, write_json, write_text
+from results.files import (
+    encode_json,
+    find_non_finite,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_sealed_json,
+    read_text,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from search_spaces.errors import InputError, JobError
 
 
@@ -77,3 +89,22 @@ def test_a_damaged_json_file_is_told_by_path(tmp_path, content):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*a\.json: No such file"):
         read_json(tmp_path / "a.json")
+
+
+def test_what_no_file_of_a_run_is_as_large_as_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "front.json"
+    with path.open("wb") as file:
+        file.truncate(2**34)  # it takes no room on the disk
+    for read in (read_bytes, read_text, read_json, read_sealed_json):
+        with pytest.raises(InputError, match=r"front.json: no file of a run holds 17,179,869,184 bytes"):
+            read(path)
+
+
+@pytest.mark.parametrize("part", ["[],", "{},", "0,", '"a":[],'])
+def test_json_of_too_many_values_is_refused_before_it_is_parsed(part: str) -> None:
+    text = part * 6_000_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="too many values"):
+        parse_json("[" + text + "0]")
+    assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
+    tracemalloc.stop()

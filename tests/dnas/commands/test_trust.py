@@ -20,7 +20,7 @@ from dnas.jobs.job import load_network, load_splits
 from dnas.jobs.planning import plan_job
 from dnas.jobs.stored_nets import stored_switchable
 from results.run.folder import Run
-from results.run.origin import own_names
+from results.run.origin import own_names, unproven
 from search_spaces.errors import InputError
 from search_spaces.registry import import_callable, importing_only, refuse_fetching
 
@@ -69,7 +69,7 @@ def test_a_run_from_elsewhere_runs_none_of_its_code(words: tuple[str, ...]) -> N
     from_elsewhere(made())
     code, told = dnas(*words)
     assert code == 2
-    assert "run was not made on this machine by this user" in told or "no assignment" in told
+    assert "run has no mark (.origin) of having been made on this machine" in told or "no assignment" in told
     assert "own_net" not in sys.modules
 
 
@@ -116,6 +116,32 @@ def test_without_a_key_everything_is_from_elsewhere(tmp_path: Path, monkeypatch:
         shutil.rmtree("run")
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     assert own_names(made()) == set()
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
+def test_where_no_key_can_be_kept_it_is_said_so(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", home)
+    made()
+    for words in COMMANDS[:2]:
+        code, told = dnas(*words)
+        assert (code, "own_net" in sys.modules) == (2, False)
+        assert "run was made on this machine by this user cannot be told: the key in" in told
+        assert home in told
+        assert told.endswith("read it as you would read a script, then add --trust")
+
+
+def test_a_user_without_a_home_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home directory")))
+    assert own_names(made()) == set()
+    assert "no home directory" in unproven(Path("run"))
+
+
+def test_a_job_that_was_changed_is_said_to_be_so() -> None:
+    folder = made()
+    path = folder / "job.toml"
+    path.write_text(path.read_text().partition("\n")[2] + "\n")
+    assert "was not made on this machine by this user, or its job.toml was changed since" in dnas("resume")[1]
 
 
 def test_runs_made_at_once_have_one_whole_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +227,45 @@ def test_nothing_is_fetched_for_a_run_from_elsewhere(arguments: dict[str, Any]) 
             refuse_fetching("timm:resnet18", arguments)
 
 
-@pytest.mark.parametrize("look", [("show",), ("status",), ("plot", "--kind", "front")])
-def test_looking_needs_no_trust(look: tuple[str, ...]) -> None:
-    from_elsewhere(made())
-    assert "trust" not in dnas(*look)[1]
-    assert "own_net" not in sys.modules
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("executor=ray", "ray.address='127.0.0.1:1'"), "to go to a cluster at '127.0.0.1:1', as ray.address says"),
+        (("data.source=cifar10", "data.download=true", "data.root=there"), "is to be fetched, as data.download says"),
+    ],
+)
+def test_a_run_from_elsewhere_reaches_no_other_machine(
+    settings: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = []
+    monkeypatch.setattr("dnas.data.sources._download", lambda *given: reached.append(given))
+    monkeypatch.setattr("dnas.jobs.bench.make_executor", lambda *given, **options: reached.append(given))
+    folder = made("zoo:tiny_resnet", *settings)
+    for trusted in (False, True):
+        folder = folder if trusted else from_elsewhere(folder)
+        _, last = dnas("resume", *(["--trust"] if trusted else []))
+        assert bool(reached) == trusted
+        assert (told in last and last.endswith("add --trust")) != trusted, last
+
+
+LOOKS = (
+    *("show", "show search-1", "show float", "show --json", "status", "switch", "logs", "clean --dry-run"),
+    *(f"plot --kind {kind} --out {kind}.svg" for kind in ("front", "bits", "curves")),
+    *("compare run", "report --out page.html"),
+    *(f"export search-1 --format {format} --out {format}" for format in ("json", "csv")),
+)
+
+
+def test_looking_imports_nothing_and_needs_no_trust(smaller_run: Run) -> None:
+    shutil.copytree(smaller_run.folder, "run")
+    job = Path("run", "job.toml")
+    text = job.read_text().partition("\n")[2]
+    for name in ("zoo:tiny_resnet", "digits"):
+        assert f'source = "{name}"' in text
+        text = text.replace(f'source = "{name}"', 'source = "own_net:net"')
+    job.write_text(text)
+    for look in LOOKS:
+        code, told = dnas(*look.split())
+        assert "trust" not in told
+        assert "own_net" not in sys.modules, look
+        assert code == 0 or "no switchable net" in told, (look, told)

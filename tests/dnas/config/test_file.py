@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import string
 import tomllib
 from collections.abc import Sequence
@@ -362,3 +363,26 @@ def test_a_dumped_job_loads_as_itself(job: JobConfig, tmp_path_factory: pytest.T
 @given(value=st.recursive(st.booleans() | st.integers() | TEXT | st.floats(allow_nan=False), st.lists))
 def test_a_value_is_written_as_toml(value: Any) -> None:
     assert tomllib.loads(f"x = {toml_value(value)}")["x"] == value
+
+
+@pytest.mark.parametrize("schema", ["dnas.job/2", "dnas.job/17"])
+def test_a_job_of_a_newer_version_is_told_as_such(schema: str, tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text(f"""name = 'later'\nschema = '{schema}'\n[a_later_section]\nkey = 1\n""")
+    with pytest.raises(InputError, match=rf"job.toml, line 2: a newer version of dnas wrote this job.*'{schema}'"):
+        jobfile.load_job(path)
+    with pytest.raises(InputError, match=r"^--set schema=dnas\.job/2: a newer version"):
+        jobfile.load_job("digits", ["schema=dnas.job/2"])
+
+
+@pytest.mark.parametrize("schema", ["'dnas.job/0'", "'dnas.front/2'", "'dnas.job/1.5'", "2", "''", "[]"])
+def test_another_schema_is_only_wrong(schema: str) -> None:
+    with pytest.raises(InputError, match="schema") as caught:
+        jobfile.load_job("digits", [f"schema={schema}"])
+    assert "newer" not in str(caught.value)
+
+
+def test_a_pipe_is_no_job_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "job.toml")
+    with pytest.raises(InputError, match="it is a pipe or a device; name a file"):
+        jobfile.load_job(tmp_path / "job.toml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,44 @@ def test_bad_masks_are_told(tmp_path: Path) -> None:
     target.unlink()
     with pytest.raises(InputError, match=r"1.png' has no mask; write"):
         load_data("masks", root=root)
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "name"),
+    [
+        (coco, "coco", "annotations/instances_train2017.json"),
+        (voc, "voc", "Annotations/b.xml"),
+        (masks, "masks", "train/masks/0.png"),
+        (coco, "coco", "train2017/1.png"),
+    ],
+)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(make: Any, source: str, name: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError):
+        whole(load_data(source, root=tmp_path, image_size=16))
+
+
+def test_an_image_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for split, kind in ((split, kind) for split in ("train", "test") for kind in "ab"):
+        for number in range(4):
+            picture(tmp_path / split / kind / f"{number}.png")
+    (tmp_path / "train" / "a" / "1.png").unlink()
+    os.mkfifo(tmp_path / "train" / "a" / "1.png")
+    with pytest.raises(InputError, match="it is a pipe or a device; name a file"):
+        load_data("imagefolder", root=tmp_path, image_size=16)
+
+
+def test_a_mask_that_is_a_program_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL hands PostScript to Ghostscript, whatever the name of the file says."""
+    masks(tmp_path)
+    Image.new("L", SIZE).save(tmp_path / "mask.eps")
+    mask = next(iter(sorted((tmp_path / "train" / "masks").iterdir())))
+    (tmp_path / "mask.eps").rename(mask)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given: pytest.fail("it was started"))
+    with pytest.raises(InputError, match="cannot read the mask"):
+        load_data("masks", root=tmp_path)
 
 
 @pytest.mark.parametrize("source", ["coco", "voc", "masks"])

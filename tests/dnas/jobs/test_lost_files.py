@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
 from dnas.commands import cli
+from dnas.config.file import dump_job
 from dnas.config.job import JobConfig
+from dnas.jobs.run import run_job
+from results.run.environment import environment
 from results.run.folder import Run
 from results.run.lost import lost_files
 
@@ -96,6 +101,67 @@ def test_lost_files_are_made_again_as_they_were(whole: Path, folder: Path, loss:
     assert {path: data for path, data in contents(folder).items() if path != "environment.json"} == kept
     assert json.loads((folder / "environment.json").read_text())["torch"]
     assert "nothing is left to do" in dnas("resume", folder).stderr
+
+
+class Killed(BaseException):
+    """What no code but this test catches."""
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    """Change some bytes of a file, wherever."""
+    data = bytearray(path.read_bytes())
+    for _ in range(draw.randint(1, 3)):
+        data[draw.randrange(len(data))] ^= draw.randrange(1, 256)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 25))])
+def test_bytes_that_change_at_random_are_told_and_never_make_another_result(
+    seed: int, whole: Path, smaller: Callable[..., JobConfig], tmp_path: Path
+) -> None:
+    draw, config, folder = random.Random(seed), smaller(*SETTINGS), tmp_path / "run"
+    left = draw.randrange(10, len((whole / "journal.jsonl").read_text().splitlines()))
+
+    def report(event: Any) -> None:
+        nonlocal left
+        left -= event["event"] != "progress"
+        if left <= 0:
+            raise Killed
+
+    with Run.create(folder, dump_job(config), environment()) as run, pytest.raises(Killed):
+        run_job(config, run, report)
+    paths = [folder / name for name in contents(folder) if name not in ("job.toml", ".origin")]
+    harmed = [path for path in paths if path.stat().st_size and draw.random() < 0.7]
+    for path in harmed:
+        flip(path, draw)
+    for path in harmed:
+        result = dnas("resume", folder)
+        if result.exit_code == 0:
+            break
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+        (named,) = [path for path in harmed if str(path) in result.stderr]
+        named.unlink()
+    assert contents(folder).keys() == contents(whole).keys()
+    different = {name for name, data in contents(folder).items() if data != contents(whole)[name]}
+    assert different <= {"environment.json"}
+    for path in harmed:
+        name = str(path.relative_to(folder))
+        assert name in result.output or name in different or path.name.startswith(("search", "front")), name
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "job.toml"])
+def test_bytes_that_change_in_what_a_run_stands_on_are_told(name: str, folder: Path) -> None:
+    path, draw = folder / name, random.Random(name)
+    sound = path.read_bytes()
+    for _ in range(30):
+        path.write_bytes(sound)
+        flip(path, draw)
+        harmed, before = path.read_bytes(), contents(folder)
+        result = dnas("resume", folder)
+        torn = name == "journal.jsonl" and result.exit_code == 0 and harmed[:-500] == sound[:-500]
+        assert torn or (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+        assert torn or str(path) in result.stderr
+        assert {**contents(folder), "job.toml": b""} == {**before, "job.toml": b""}
 
 
 def test_the_file_of_another_net_is_damaged(whole: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,13 @@ def test_what_is_not_a_packed_net(packed: Path, tmp_path: Path) -> None:
     assert "its format is 'pt', not 'dnas.packed/1'" in refusal(
         packed, with_header(json.dumps({"__metadata__": other}).encode())
     )
-    with pytest.raises(InputError, match="is not a file"):
+    with pytest.raises(InputError, match="it is a folder; name a file"):
         read_packed(tmp_path)
-    with pytest.raises(InputError, match="is not a file"):
+    with pytest.raises(InputError, match="No such file"):
         read_packed(tmp_path / "gone")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="it is a pipe or a device; name a file"):
+        read_packed(tmp_path / "pipe")
 
 
 def test_another_version_is_told(packed: Path) -> None:

@@ -87,6 +87,15 @@ def test_a_flipped_bit_is_told(name: str, folder: Path) -> None:
     assert told > 0.2 * len(whole)
 
 
+@pytest.mark.parametrize("name", READ)
+def test_a_checksum_of_another_name_is_told(name: str, folder: Path) -> None:
+    path, run = folder / name, Run.open(folder)
+    whole = path.read_bytes()
+    place = whole.rindex(b"sha256")
+    path.write_bytes(whole[:place] + b"sha257" + whole[place + 6 :])
+    assert str(path) in told_of(name, run)
+
+
 def test_a_resume_finds_what_was_changed(folder: Path) -> None:
     run = Run.open(folder)
     for name in ("assignments/a.json", "checkpoints/net-a-seed0.safetensors", "front.json", "environment.json"):

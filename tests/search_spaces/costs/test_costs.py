@@ -227,10 +227,10 @@ def by_macs(layer: LayerSpec, weight_bits: int, activation_bits: int) -> float:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_an_own_cost_without_sense_is_told_with_layer_and_bits(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math, "mine", lambda layer, w, a: value, raising=False)
+    monkeypatch.setattr("tests.toys.mine", lambda layer, w, a: value, raising=False)
     graph = read_graph(Net(), SHAPE)
     with pytest.raises(InputError, match=r"cost 'mine' of layer 'first' at \(2, 2\) is"):
-        CostTable(graph, build_space(graph, SpaceOptions()), [user_cost("mine", "math:mine")])
+        CostTable(graph, build_space(graph, SpaceOptions()), [user_cost("mine", "tests.toys:mine")])
 
 
 def test_an_own_cost_is_summed_and_may_not_take_a_built_in_name() -> None:
