@@ -18,6 +18,7 @@ from dnas.export.save import save_packed
 from dnas.export.stored import StoredNet
 from dnas.export.targets import DEFAULT_TARGET, find_target
 from dnas.export.torchao import export_torchao
+from results.files import refuse_special
 from search_spaces.errors import InputError, one_line
 from search_spaces.registry import Registry, called, importable_working_directory
 
@@ -69,6 +70,7 @@ def _own(source: str, found: Any) -> NetExporter:
     function = called(source, found, "format")
 
     def write(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
+        refuse_special(out)
         with importable_working_directory():
             try:
                 function(out, net)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dnas.export.movements import MOST_AXES, MOVEMENTS, Moved, moved, whole
 from dnas.export.parts import deployed_copy
@@ -39,6 +40,8 @@ def operations_of(
     own = next((name for name, layer in layers.items() if not layer["geometry"]["standard"]), None)
     if own is not None:
         return {"refused": f"layer '{own}' has code of its own that a packed file cannot tell"}
+    if isinstance(getattr(network, "transform", None), GeneralizedRCNNTransform):
+        return {"refused": "a detector chooses its boxes by the values of tensors, which no list of steps can tell"}
     try:
         return _Recorder(deployed_copy(network), graph, parameters).record(graph.input_shape)
     except InputError as error:

@@ -29,7 +29,7 @@ from search_spaces.channels.slicing import pruned_graph
 from search_spaces.errors import InputError, check_type
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
-from search_spaces.models.named_in_files import load_described
+from search_spaces.models.named_in_files import check_input, load_described
 from search_spaces.network.graph import read_graph
 
 _FIELDS = ("scale", "offset", "top", "step", "start")
@@ -48,6 +48,8 @@ def load(path: Path | str, model: nn.Module | None = None, profile: str | None =
     packed = read_packed(Path(path), profile)
     try:
         profiles = list(packed.description["profiles"]) if profile is None else [profile]
+        for name in profiles:
+            check_input(BitAssignment.from_json(packed.description["profiles"][name]["assignment"]).model.input_shape)
         model = _model_of(packed) if model is None else model
         if len(profiles) > 1:
             return _with_sound_records(_unpack_all(packed, model))

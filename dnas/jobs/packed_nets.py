@@ -13,6 +13,7 @@ from dnas.jobs.job import Job
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.runtime.net import Runtime
 from search_spaces.assignments import BitAssignment
+from search_spaces.errors import InputError
 
 
 class PackedNet(nn.Module):
@@ -36,4 +37,11 @@ def as_packed(job: Job, network: nn.Module, assignment: BitAssignment) -> Packed
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{assignment.id}.dnas"
         save_packed(path, network, job.plan.graph, assignment, choice)
-        return PackedNet(Runtime(path))
+        try:
+            return PackedNet(Runtime(path))
+        except InputError as error:
+            why = str(error).removeprefix(f"{path}: ")
+            raise InputError(
+                f"'{assignment.id}' cannot be measured as its packed file runs it: {why}; measure the trained net "
+                "itself, without --runtime packed"
+            ) from error

@@ -38,8 +38,8 @@ _LARGEST_INTEGER = 2**16
 _LARGEST_DEPTH = 512
 _DEPTHS = frozenset(("depth", "depths", "layers", "num_layers", "block_config"))
 _FREE_PARAMETERS = 2**24
-_PARAMETERS_PER_BYTE = 1000
-"""A stored byte holds eight weights of 1 bit; pruning and sparse weights leave a part of the float network's."""
+_PARAMETERS_PER_BYTE = 160
+"""A stored byte holds eight weights of 1 bit; pruning and sparse weights leave a twentieth of the float network's."""
 _LARGEST_INPUT = 2**26
 
 
@@ -90,6 +90,12 @@ def check_described(described: Any) -> tuple[str, dict[str, Any]]:
     return source, {key: value for key, value in wanted.items() if key not in FETCHING}
 
 
+def check_input(shape: tuple[int, ...]) -> None:
+    """:class:`InputError` for inputs that a file may not ask for: the network is run on one."""
+    if math.prod(shape) > _LARGEST_INPUT:
+        raise InputError(f"its inputs of shape {shape} are larger than a file may ask for; export it again")
+
+
 def load_described(
     described: Any, input_shape: tuple[int, ...], stored_bytes: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> nn.Module:
@@ -100,8 +106,7 @@ def load_described(
     allocated, imported or fetched.
     """
     source, arguments = check_described(described)
-    if math.prod(input_shape) > _LARGEST_INPUT:
-        raise InputError(f"its inputs of shape {input_shape} are larger than a file may ask for; {_GIVE_ONE}")
+    check_input(input_shape)
     try:
         with warnings.catch_warnings(), _Outlines():
             warnings.simplefilter("ignore")  # what PyTorch says of initializing nothing

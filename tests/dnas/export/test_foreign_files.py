@@ -63,3 +63,15 @@ def test_a_net_of_published_weights_is_written_without_where_they_came_from(tmp_
         model={"source": "timm:resnet18", "arguments": {"pretrained": True, "num_classes": 3}},
     )
     assert packed.description["model"] == {"source": "timm:resnet18", "arguments": {"num_classes": 3}}
+
+
+@pytest.mark.parametrize("shape", [[3, 50_000, 50_000], [1, 2**30], [2**13, 2**14]])
+def test_an_input_beyond_all_measure_is_refused_for_a_network_of_ones_own_too(shape: list[int], tmp_path: Path) -> None:
+    found = packed_net(tmp_path / "net", "norm last", (4, 4))
+    profiles = json.loads(json.dumps(found.file.description["profiles"]))
+    for profile in profiles.values():
+        profile["assignment"]["model"]["input_shape"] = shape
+    path = with_description(found, profiles=profiles)
+    for model in (None, found.model):
+        with pytest.raises(InputError, match="are larger than a file may ask for"):
+            dnas.load(path, model)

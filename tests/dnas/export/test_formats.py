@@ -95,3 +95,12 @@ def test_the_command_offers_what_is_registered() -> None:
 def test_what_is_no_format_is_refused(format: str, sentence: str, net: StoredNet) -> None:
     with pytest.raises(InputError, match=sentence):
         NET_EXPORTERS.find(format).write(Path("net"), net, ExportOptions())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_format_writes_through_a_link(format: str, net: StoredNet) -> None:
+    Path("precious").write_text("precious")
+    Path("out").symlink_to("precious")
+    with pytest.raises(InputError, match="out is a link"):
+        NET_EXPORTERS.find(format).write(Path("out"), net, ExportOptions())
+    assert Path("precious").read_text() == "precious"

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dnas.export.operations import operations_of
 from dnas.export.reference_net import run_net
 from dnas.export.save import save_packed
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from results.packed.file import read_packed
 from search_spaces.errors import InputError
+from search_spaces.models.dense_zoo import tiny_ssd
 from search_spaces.network.graph import read_graph
 from tests.packed_nets import CASES, assignment_of, inputs_for, packed_net, same_bits, statistics
 from tests.toys import seeded
@@ -166,3 +168,21 @@ def test_the_exponential_is_exact_to_the_last_digits() -> None:
     x = torch.empty(1000, dtype=torch.float64).uniform_(-700, 700, generator=seeded(0)).numpy()
     assert np.allclose(_exponential(x), np.exp(x), rtol=1e-14, atol=0)
     assert np.isfinite(_exponential(np.array([-np.inf, np.inf, np.nan]))).all()
+
+
+class Split(nn.Module):
+    """A classifier whose parts are named as a detector's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.backbone(x).mean((2, 3)))
+        return out
+
+
+def test_detectors_are_told_and_what_is_only_named_like_one_is_not() -> None:
+    for network, is_detector in ((tiny_ssd(width=4, size=32).eval(), True), (Split().eval(), False)):
+        found = operations_of(network, read_graph(network, (3, 32, 32)), {}, {})
+        assert ("a detector chooses its boxes by the values" in found.get("refused", "")) == is_detector

@@ -203,6 +203,21 @@ def test_metrics_beside_that_which_decides_are_measured_of_a_finished_run(toy_ru
     assert 0 <= result["hamming"]["mean"] <= 1
 
 
+def test_a_net_that_its_packed_file_cannot_run_is_told_by_its_name(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: Path) -> Any:
+        raise InputError(f"{path}: the file does not tell the network's operations: it is a detector")
+
+    monkeypatch.setattr("dnas.jobs.packed_nets.Runtime", refuses)
+    with pytest.raises(InputError) as caught:
+        jobs.evaluate_assignment(toy_run, "uniform-2", "test", lambda event: None, packed=True)
+    assert str(caught.value) == (
+        "'uniform-2' cannot be measured as its packed file runs it: the file does not tell the network's operations: "
+        "it is a detector; measure the trained net itself, without --runtime packed"
+    )
+
+
 def test_an_assignment_is_measured_again_as_it_was(toy_run: Run) -> None:
     by_name = {point["assignment"]: point for point in points(toy_run)}
     before = toy_run.journal.records()
