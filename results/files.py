@@ -10,7 +10,9 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +72,8 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def indented_json(data: Any, what: str) -> str:
-    """What :func:`write_json` writes."""
-    return encode_json(data, what, indent=2) + "\n"
+    """What :func:`write_json` writes: every key on a line of its own, two blanks further in at each depth."""
+    return encode_json(data, what, _indented) + "\n"
 
 
 def refuse_special(path: Path) -> None:
@@ -162,15 +164,41 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is damaged: it is not JSON ({error})") from error
 
 
-def encode_json(data: Any, what: str, indent: int | None = None) -> str:
-    """Return ``data`` as JSON; raise :class:`JobError` naming the first number that JSON cannot hold."""
+def encode_json(data: Any, what: str, encode: Callable[[Any], str] | None = None) -> str:
+    """Return ``data`` as JSON in one line; raise :class:`JobError` naming the first number that JSON cannot hold."""
     try:
-        return json.dumps(data, allow_nan=False, indent=indent, ensure_ascii=False)
+        return (encode or _encoder().encode)(data)
     except ValueError as error:
         found = find_non_finite(data)
         if not found:
             raise
         raise JobError(f"{what}: {found} is not a finite number, so it is not written") from error
+
+
+@cache
+def _encoder(between: str = ", ") -> json.JSONEncoder:
+    return json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(between, ": "))
+
+
+def _indented(data: Any, depth: int = 0) -> str:
+    """What ``json.dumps`` gives with ``indent=2``, for which it leaves its C code, in a fraction of its time."""
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, list | tuple) else ()
+    if not inner:
+        return _encoder().encode(data)
+    before, after = "\n" + "  " * (depth + 1), "\n" + "  " * depth
+    if not any(isinstance(each, dict | list | tuple) for each in inner):
+        text = _encoder(f",{before}").encode(data)
+        return f"{text[0]}{before}{text[1:-1]}{after}{text[-1]}"
+    values = [_indented(each, depth + 1) for each in inner]
+    if not isinstance(data, dict):
+        return f"[{before}{f',{before}'.join(values)}{after}]"
+    pairs = [f"{_key(key)}: {value}" for key, value in zip(data, values, strict=True)]
+    return f"{{{before}{f',{before}'.join(pairs)}{after}}}"
+
+
+def _key(key: Any) -> str:
+    """A key as JSON has it, whatever it is: ``None`` is "null"."""
+    return encode_basestring(key) if isinstance(key, str) else _encoder().encode({key: 0})[1:-4]
 
 
 def find_non_finite(data: Any, where: str = "") -> str:

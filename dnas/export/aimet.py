@@ -22,7 +22,7 @@ from dnas.export.fixed_layers import (
 )
 from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.schemes import GappedWeight
-from results.files import encode_json, write_text
+from results.files import indented_json, write_text
 from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
@@ -54,7 +54,7 @@ def export_aimet(
         "dnas.assignment": assignment.to_json(),
         "dnas.preprocessing": None if preprocessing is None else preprocessing.to_json(),
     }
-    text = encode_json(data, what=str(path), indent=2) + "\n"
+    text = indented_json(data, what=str(path))
     write_text(path, text)
     return ExportedFile(path, FORMAT, len(text.encode()), ideal_bytes(assignment))
 

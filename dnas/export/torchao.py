@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas.export.fixed_layers import ExportedFile, ideal_bytes
-from results.files import encode_json, write_text
+from results.files import indented_json, write_text
 from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
@@ -50,7 +50,7 @@ def export_torchao(
         "dnas.preprocessing": None if preprocessing is None else preprocessing.to_json(),
         "dnas.left_out": left_out,
     }
-    text = encode_json(data, what=str(path), indent=2) + "\n"
+    text = indented_json(data, what=str(path))
     write_text(path, text)
     return ExportedFile(path, FORMAT, len(text.encode()), ideal_bytes(assignment), left_out)
 

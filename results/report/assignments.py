@@ -15,8 +15,8 @@ from search_spaces.assignments import BitAssignment
 MOST_CHARACTERS = 6_000_000
 """Of files inside one page, each part that several have counted once; about a tenth of it is left when compressed."""
 FORMATS = ("json", "csv")
-_PARTS = re.compile(r"(?<=\n)(?= {0,4}[^ ])")
-"""Where a file is cut: an entry of a layer stays whole, and is the same in many."""
+_CUT = re.compile(r"\n(?! {5})")
+"""Where a file is cut, behind the end of a line: an entry of a layer stays whole, and is the same in many."""
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Parts:
 
     def add(self, text: str) -> list[int] | None:
         """The numbers of the parts that make up a text; None where there is no room for what is new in it."""
-        parts = _PARTS.split(text)
+        *lines, rest = _CUT.split(text)
+        parts = [*(f"{line}\n" for line in lines), *([rest] if rest else [])]
         new = {part for part in parts if part not in self._numbers}
         more = sum(map(len, new))
         if self.size + more > MOST_CHARACTERS:

@@ -1,13 +1,17 @@
 import errno
+import json
 import os
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from results.files import (
     encode_json,
     find_non_finite,
+    indented_json,
     parse_json,
     read_bytes,
     read_json,
@@ -108,3 +112,15 @@ def test_json_of_too_many_values_is_refused_before_it_is_parsed(part: str) -> No
         parse_json("[" + text + "0]")
     assert tracemalloc.get_traced_memory()[1] < 4 * len(text)
     tracemalloc.stop()
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+KEYS = st.text() | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(KEYS, inner), max_leaves=12
+)
+
+
+@given(VALUES)
+def test_indented_json_is_that_of_the_standard_library(data):
+    assert indented_json(data, "a") == json.dumps(data, indent=2, ensure_ascii=False) + "\n"

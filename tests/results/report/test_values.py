@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dnas.config.file import load_job
 from results.events import Event, FinaliseRequested, PruneRequested, read_event
@@ -69,6 +71,15 @@ def test_the_files_in_a_page_are_those_that_export_writes(
         assert told.encode() == (tmp_path / "file").read_bytes()
 
 
+@given(st.text(alphabet="\n {}x", max_size=40))
+def test_parts_make_up_any_text_and_no_entry_of_a_layer_is_cut(text: str) -> None:
+    parts = Parts()
+    own = [parts.texts[number] for number in parts.add(text) or ()]
+    assert "".join(own) == text
+    assert all(own)
+    assert not any(part.startswith(" " * 5) for part in own[1:])
+
+
 def test_parts_are_kept_once_and_no_more_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = Parts()
     text = '{\n  "a": {\n    "x": 1,\n    "y": 2\n  }\n}\n'
@@ -103,7 +114,7 @@ def test_theta_is_told_by_epoch_decision_and_width(shown: dict[str, Any], tmp_pa
 
 def test_notes_stand_beside_their_search(shown: dict[str, Any]) -> None:
     assert shown["searches"][0]["notes"] == ["search-1: undecided: θ still has entropy"]
-    assert "after epoch 3 θ has 25% of the entropy" in shown["searches"][0]["told"]
+    assert "after epoch 3 θ has 25 % of the entropy" in shown["searches"][0]["told"]
 
 
 def test_a_run_that_is_half_done_shows_what_is_measured_by_now(tmp_path: Path) -> None:
