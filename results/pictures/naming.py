@@ -26,6 +26,7 @@ APART = np.array([-3.0, -1.0, 3.0, 1.0])
 """How far names are from each other, in pixels: left, bottom, right, top."""
 BESIDE_PIXELS = 4.0
 PIXELS_OF_A_LINE = 24
+ENLARGED = 16
 _SIDES = (("left", 1, 0.0), ("right", -1, 1.0), ("center", 0, 0.5))
 """How a name is aligned, on which side of its point it stands, and which share of it lies left of where it is put."""
 _HEIGHTS = (-8, 8, -15, 15, -23, 23, -32, 32, -42, 42, -54)
@@ -66,7 +67,7 @@ def name_points(figure: Figure, axes: Axes, picture: FrontPicture) -> None:
     figure.draw_without_rendering()  # places the axes, which the room for names depends on
     room, names = (Room(figure.bbox.width, figure.bbox.height) for _ in range(2))
     room.take(np.array([*_markers(figure, axes, picture), *_lines_across(axes), *_texts(axes)]))
-    within = np.array([axes.bbox.x0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1])
+    within = np.array([axes.bbox.x0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1]) - APART
     points = axes.transData.transform([label.point for label in picture.labels])
     lines = []
     for label, point in zip(picture.labels, points, strict=True):
@@ -113,12 +114,15 @@ def _extent(figure: Figure, text: str) -> tuple[float, float]:
 
 @cache
 def _letter_size(dpi: float, letter: str) -> tuple[float, float]:
-    """By how much the letter makes a name longer, and how high a line with it is, in pixels."""
-    renderer, font = FigureCanvasAgg(Figure(dpi=dpi)).get_renderer(), FontProperties(size=SMALL - 1)
+    """By how much the letter makes a name longer, and how high a line with it is, in pixels.
+
+    Measured enlarged: a picture is saved at another resolution, where each letter is rounded to other pixels.
+    """
+    renderer, font = FigureCanvasAgg(Figure(dpi=ENLARGED * dpi)).get_renderer(), FontProperties(size=SMALL - 1)
     once, twice, line = (
         renderer.get_text_width_height_descent(text, font, False) for text in (letter, 2 * letter, f"lp{letter}")
     )
-    return twice[0] - once[0], line[1]
+    return (twice[0] - once[0]) / ENLARGED, line[1] / ENLARGED
 
 
 def _write(axes: Axes, text: str, point: tuple[float, float], place: int) -> None:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.text import Text
 from results.events import read_event
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.curve_data import search_curves
+from results.pictures.figures import PAPER, PNG_DPI, SCREEN
 from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, save_figure
 from results.pictures.prune_data import GroupRatio, RatioPanel
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
@@ -174,6 +176,19 @@ def test_names_of_the_front_cover_neither_a_point_nor_each_other(count):
     places = axes.transData.transform([(p.size_bytes, 100 * p.val.mean) for p in points])
     assert not any(box.contains(*place) for box in boxes for place in places)
     assert all(axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 for box in boxes)
+
+
+@pytest.mark.parametrize("name", ["search-4-pruned-uniform-{}", "WWW-{}-WWW", "il.il.il.{}", "θ-µ-Ø-{}", "a_b=c+d.{}"])
+@pytest.mark.parametrize("style", [SCREEN, PAPER])
+def test_names_stay_within_the_axes_of_the_picture_that_is_saved(name, style):
+    points = [replace(point, assignment=name.format(number)) for number, point in enumerate(crowd(12))]
+    figure = draw_fronts({"a": ParetoFront.from_points(points)}, style=style)
+    figure.set_dpi(PNG_DPI)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [Text.get_window_extent(note, figure.canvas.get_renderer()) for note in axes.texts]
+    assert boxes
+    assert all(axes.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1 for box in boxes)
 
 
 def test_several_runs_are_told_apart_by_colour_and_not_named():
