@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from search_spaces.metrics import Metric
+
+Item = TypeVar("Item")
 
 _STEPS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
     "size_bytes": ("size", ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))),
@@ -82,3 +86,24 @@ def duration_text(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // next_size} {next_unit}"
     return f"{whole} s"
+
+
+def share_text(fraction: float, seconds_left: float | None) -> str:
+    """Say how much is done and how long the rest takes.
+
+    >>> share_text(0.25, 200)
+    '25 % done, 3 min 20 s left'
+    """
+    left = "" if seconds_left is None else f", {duration_text(seconds_left)} left"
+    return f"{100 * fraction:.0f} % done{left}"
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """``most`` of the items at even distances, the first and the last among them; all where there are no more.
+
+    >>> spread(range(9), 3)
+    [0, 4, 8]
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]

@@ -6,11 +6,11 @@ from rich.console import RenderableType
 
 from dnas.commands.terminal import show, show_json
 from results.pareto import ParetoFront
-from results.pictures.plot_data import spread
 from results.run.folder import Run
 from results.tables.advice import advice
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
+from results.units import spread
 
 MOST_POINTS = 7
 """With the heading, what to take and where the rest is told these are a dozen lines."""

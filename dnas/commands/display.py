@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from results.units import duration_text, scaled_unit
+from results.units import scaled_unit, share_text
 from search_spaces.metrics import ACCURACY, Metric, metric_named
 
 Event = Mapping[str, Any]
@@ -188,16 +188,6 @@ class LiveDisplay:
         words = share_text(self.state.fraction, self.state.seconds_left)
         bar.add_row(ProgressBar(total=1.0, completed=self.state.fraction, width=40), words)
         return Group(grid, bar)
-
-
-def share_text(fraction: float, seconds_left: float | None) -> str:
-    """Say how much is done and how long the rest takes.
-
-    >>> share_text(0.25, 200)
-    '25 % done, 3 min 20 s left'
-    """
-    left = "" if seconds_left is None else f", {duration_text(seconds_left)} left"
-    return f"{100 * fraction:.0f} % done{left}"
 
 
 def _epoch(values: Mapping[str, Any]) -> str:

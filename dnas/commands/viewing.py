@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dnas.commands.terminal import amount_text, show, show_json, tell
 from results.pareto import FLOAT, ParetoFront
-from results.pictures.plot_data import MOST_COLUMNS, bit_text, spread
+from results.pictures.plot_data import MOST_COLUMNS, bit_text
 from results.pictures.prune_data import filters_of, parents_of
 from results.pools import pools
 from results.run.folder import Run
@@ -17,6 +17,7 @@ from results.tables.plain import PlainTable
 from results.tables.pool import pool_json, render_pool, told
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
+from results.units import spread
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from search_spaces.errors import InputError
 from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.provenance import KINDS
 
-Item = TypeVar("Item")
 # From this ratio of the largest to the smallest cost on, the axis is logarithmic; from the second one on, if the
 # largest lies far from all others.
 LOG_RATIO, LOG_RATIO_OF_OUTLIERS = 10.0, 3.0
@@ -26,17 +24,6 @@ WORTH_CUTTING = 0.75
 
 MOST_COLUMNS = 32
 """More assignments beside each other nobody can read, in a picture or in a table."""
-
-
-def spread(items: Sequence[Item], most: int) -> list[Item]:
-    """``most`` of the items at even distances, the first and the last among them; all where there are no more.
-
-    >>> spread(range(9), 3)
-    [0, 4, 8]
-    """
-    if len(items) <= most:
-        return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +115,7 @@ def front_picture(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show
     return FrontPicture(
         x_label=unit.axis_label,
         y_label=_label(next(iter(fronts.values())).metric, show_test),
-        log_x=_wants_logarithm(costs),
+        log_x=wants_logarithm(costs),
         series=tuple(item for item in series if item.x),
         test_series=tuple(item for item in test_series if item.x),
         staircases=tuple(_staircase(run, front, unit.divisor) for run, front in fronts.items() if front.front),
@@ -149,12 +136,13 @@ def _labels(front: ParetoFront, divisor: float) -> Iterator[Label]:
         yield Label(point.assignment, (point.cost(front.x) / divisor, point.metric.scale * point.val.mean))
 
 
-def _wants_logarithm(costs: Sequence[float]) -> bool:
+def wants_logarithm(costs: Sequence[float]) -> bool:
+    """Whether costs lie so far apart that most of a linear axis would be empty."""
     if min(costs) <= 0:
         return False
     ratio = max(costs) / min(costs)
     low, high = np.quantile(costs, [0.25, 0.75])
-    return ratio > LOG_RATIO or (ratio > LOG_RATIO_OF_OUTLIERS and max(costs) > high + FENCE * (high - low))
+    return bool(ratio > LOG_RATIO or (ratio > LOG_RATIO_OF_OUTLIERS and max(costs) > high + FENCE * (high - low)))
 
 
 def floor_of(fronts: Sequence[ParetoFront]) -> float | None:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from results.kinds import POINT_KINDS
 from results.pareto import FrontPoint, ParetoFront
 from results.tables.within import Within
-from results.units import amount_text, measured
+from results.units import amount_text, measured, spread
 from search_spaces.errors import check_type
 from search_spaces.provenance import KINDS, PROFILE
 
+MOST_BUDGETS = 6
+"""More nobody reads in a sentence: the first, the last and some between."""
 _ROUNDING = 1 + 1e-9
 _SHARE = 0.01
 """Of the float network's figure, where the metric is no percentage."""
@@ -79,7 +81,8 @@ def _by_budget(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
     for label, limits in sorted(budgets.items(), key=lambda budget: tuple(budget[1].values())):
         best = within.best(limits)
         told += [f"{label}: {_told(best, front.x)}"] if best else []
-    return [f"the best within each budget: {'; '.join(told)}"] if told else []
+    which = "each budget" if len(told) <= MOST_BUDGETS else f"{MOST_BUDGETS} of {len(told)} budgets"
+    return [f"the best within {which}: {'; '.join(spread(told, MOST_BUDGETS))}"] if told else []
 
 
 def _best(points: Sequence[FrontPoint], x: str) -> FrontPoint:

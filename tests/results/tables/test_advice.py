@@ -65,6 +65,14 @@ def test_the_best_within_each_budget_may_come_from_anywhere() -> None:
     ]
 
 
+def test_of_many_budgets_some_are_told_the_first_and_the_last_among_them() -> None:
+    points = [point(f"s{n}", "search", 10 * n, 0.5 + 0.01 * n, **budget(10 * n)) for n in range(1, 31)]
+    [sentence] = told(*points, float_val=None)
+    assert sentence.startswith("the best within 6 of 30 budgets: size_bytes 10: 's1'")
+    assert "size_bytes 300: 's30'" in sentence
+    assert sentence.count("size_bytes") == 6
+
+
 def test_a_budget_on_other_costs_is_met_in_these() -> None:
     points = [point("s", "search", 900, 0.9, **budget(150, "bitops")), point("u", "uniform", 800, 0.99)]
     first, second = told(*points, x="bitops")
