@@ -1,29 +1,36 @@
-"""A real browser, where there is one: the system's Chromium, driven by playwright."""
+"""A real browser, where there is one (the system's own, driven by playwright), and a server for it to visit."""
 
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from dnas.commands import serving
+from results.server.app import application, server
+from results.server.shelf import Shelf
+
+NAMES = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
+    "firefox": ("firefox-esr", "firefox"),
+}
+"""What the packages of systems call them."""
 
 
-@contextmanager
-def open_browser() -> Iterator[Browser]:
-    """Chromium; the test is skipped where none is installed."""
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+def open_browser(playwright: Playwright, kind: str = "chromium") -> Browser:
+    """Chromium or Firefox; the test is skipped where there is none."""
+    found = next((path for name in NAMES[kind] if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+        pytest.skip(f"no browser: none of {', '.join(NAMES[kind])} is installed (apt-get install {NAMES[kind][0]})")
+    if kind == "firefox":  # not playwright's own build: it is driven by WebDriver BiDi
+        return playwright.firefox.launch(executable_path=found, channel="moz-firefox")
+    return playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
 
 
 class Visit:
@@ -78,3 +85,17 @@ class Visit:
     def text(self, selector: str) -> str:
         """What an element shows."""
         return self.page.locator(selector).inner_text()
+
+
+@contextmanager
+def serving_runs(runs: Path, token: str | None = None) -> Iterator[str]:
+    """The address of a server in a thread."""
+    found = server(application(Shelf(parent=runs), token=token))
+    with serving._listening("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=found.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            found.should_exit = True
+            thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import secrets
 import socket
 import subprocess
@@ -19,10 +20,9 @@ from results.run.layout import RUNS
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
-    from results.server.running import Server
+    import uvicorn
 
 HOST, PORT = "127.0.0.1", 8600
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _NEEDED = ("starlette", "uvicorn", "plotly")
 _PATIENCE_SECONDS = 5.0
 
@@ -45,12 +45,11 @@ def serve(folders: Sequence[Path], host: str, port: int | None, allow_stop: bool
             _server(folders, host, token).run(sockets=[listener])
 
 
-def _server(folders: Sequence[Path], host: str, token: str | None) -> Server:
-    from results.server.app import application  # with what it needs an extra that few have
-    from results.server.running import Server
+def _server(folders: Sequence[Path], host: str, token: str | None) -> uvicorn.Server:
+    from results.server.app import application, server  # with what it needs an extra that few have
     from results.server.shelf import Shelf
 
-    return Server(application(Shelf(folders, None if folders else RUNS), hosts=_names_of(host), token=token))
+    return server(application(Shelf(folders, None if folders else RUNS), hosts=_names_of(host), token=token))
 
 
 def check_installed() -> None:
@@ -94,12 +93,13 @@ def serve_beside(folder: str) -> None:
 
 
 def _is_own(host: str) -> bool:
-    return host in LOOPBACK or host == "::1"
+    return host in (HOST, "localhost", "::1")
 
 
 def _names_of(host: str) -> tuple[str, ...]:
-    """The names that requests may call the server by: of one on all addresses any."""
-    return LOOPBACK if _is_own(host) else () if host in ("", "0.0.0.0", "::") else (*LOOPBACK, host)
+    """The names, beside addresses, that requests may call the server by: of one on all addresses this machine's."""
+    others = (platform.node(), socket.getfqdn()) if host in ("", "0.0.0.0", "::") else (host,)
+    return ("localhost", *(name for name in others if not _is_own(name)))
 
 
 def _listening(host: str, port: int | None) -> socket.socket:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas.commands.terminal import show, show_json, tell
-from results.report.overview import BestPoint, overview
+from results.report.overview import Overview, overview
 from results.run.folder import Run
 from results.run.layout import is_run, list_runs
 from results.run.status import RunStatus
@@ -25,11 +25,12 @@ def status(folders: Sequence[Path], parent: Path, as_json: bool) -> None:
     Of several runs a damaged one is told in its row; one that is asked for alone is refused.
     """
     runs = list(dict.fromkeys(run for folder in folders or [parent] for run in _runs_in(folder, bool(folders))))
-    rows = [_row(runs[0])] if len(folders) == len(runs) == 1 else [_row_or_damage(folder) for folder in runs]
+    look = _look if len(folders) == len(runs) == 1 else _look_or_damage
+    found = {str(folder): look(folder) for folder in runs}
     if as_json:
-        show_json([_json(row) for row in rows])
-    elif rows:
-        show(_table(rows))
+        show_json([_json(run, each) for run, each in found.items()])
+    elif found:
+        show(_table(found))
     else:
         tell(f"there is no run in {' or '.join(map(str, folders)) or parent}; start one with: dnas search")
 
@@ -39,28 +40,25 @@ def _runs_in(folder: Path, named: bool) -> Iterator[Path]:
     yield from inside if inside or not named else [folder]
 
 
-def _row(folder: Path) -> dict[str, Any]:
-    found = overview(Run.open(folder))
-    facts = {name: getattr(found, name) for name in ("fraction", "seconds_left", "best", "age_seconds", "disk_bytes")}
-    return {"run": str(folder), **asdict(found.status), **facts}
+def _look(folder: Path) -> Overview:
+    return overview(Run.open(folder))
 
 
-def _row_or_damage(folder: Path) -> dict[str, Any]:
+def _look_or_damage(folder: Path) -> Overview:
     try:
-        return _row(folder)
+        return _look(folder)
     except InputError as error:
-        none = dict.fromkeys(("fraction", "seconds_left", "best", "age_seconds", "disk_bytes"))
-        return {"run": str(folder), **asdict(RunStatus("damaged", message=str(error))), **none}
+        return Overview(RunStatus("damaged", message=str(error)))
 
 
-def _json(row: Mapping[str, Any]) -> dict[str, Any]:
-    best = row["best"]
-    return {**row, "best": best.to_json() if isinstance(best, BestPoint) else None}
+def _json(run: str, found: Overview) -> dict[str, Any]:
+    facts = {name: getattr(found, name) for name in ("fraction", "seconds_left", "age_seconds", "disk_bytes")}
+    return {"run": run, **asdict(found.status), **facts, "best": found.best.to_json() if found.best else None}
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> PlainTable:
+def _table(found: Mapping[str, Overview]) -> PlainTable:
     """A line a run; what none of them has is left out."""
-    cells = [_cells(row) for row in rows]
+    cells = [_cells(run, each) for run, each in found.items()]
     shown = [heading for heading in HEADINGS if any(row[heading] for row in cells) or heading in HEADINGS[:3]]
     table = PlainTable()
     for heading in shown:
@@ -70,34 +68,24 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> PlainTable:
     return table
 
 
-def _cells(row: Mapping[str, Any]) -> dict[str, str]:
+def _cells(run: str, found: Overview) -> dict[str, str]:
     """What stands under each heading."""
-    updated, age = row["updated"], row["age_seconds"]
-    since = None if updated is None or age is None else max(0.0, age - (updated - row["started"]))
+    where, age = found.status, found.age_seconds
+    since = None
+    if age is not None and where.started is not None and where.updated is not None:
+        since = max(0.0, age - (where.updated - where.started))
     return {
-        "run": row["run"],
-        "state": row["state"],
-        "at": _place(row),
-        "done": "" if row["fraction"] is None else f"{100 * row['fraction']:.0f} %",
-        "left": _duration(row["seconds_left"]),
-        "best": "" if row["best"] is None else _best(row["best"]),
+        "run": run,
+        "state": where.state,
+        "at": where.place,
+        "done": "" if found.fraction is None else f"{100 * found.fraction:.0f} %",
+        "left": _duration(found.seconds_left),
+        "best": found.best.text if found.best else "",
         "age": _duration(age),
         "last sign": "" if since is None else f"{_duration(since)} ago",
-        "disk": "" if row["disk_bytes"] is None else amount_text("size_bytes", row["disk_bytes"]),
-        "message": row["message"],
+        "disk": "" if found.disk_bytes is None else amount_text("size_bytes", found.disk_bytes),
+        "message": where.message,
     }
-
-
-def _place(row: Mapping[str, Any]) -> str:
-    epoch = f"epoch {row['epoch']}/{row['epochs']}" if row["epoch"] is not None else ""
-    trial = f"trial {row['trial']}" if row["trial"] is not None else ""
-    label = (row["label"] or "").removeprefix("prune-") if trial else row["label"]
-    return " ".join(part for part in (row["stage"], label, epoch, trial) if part)
-
-
-def _best(best: BestPoint) -> str:
-    size = "" if best.size_bytes is None else f"{amount_text('size_bytes', best.size_bytes)}, "
-    return f"{best.assignment} ({size}{best.metric.text(best.value)})"
 
 
 def _duration(seconds: float | None) -> str:

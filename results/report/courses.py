@@ -55,8 +55,8 @@ def _course_told(course: SearchCurves) -> str:
     words = []
     if course.entropy and course.entropy[-1] is not None:
         words.append(
-            f"after epoch {course.epochs[-1]} θ has {course.entropy[-1]:.0%} of the entropy of a uniform choice "
-            "(0 % is decided)"
+            f"after epoch {course.epochs[-1]} θ has {100 * course.entropy[-1]:.0f} % of the entropy of a uniform "
+            "choice (0 % is decided)"
         )
     soft, argmax = course.soft[-1] if course.soft else None, course.argmax[-1] if course.argmax else None
     if soft is not None and argmax is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from results.run.layout import FRONT_JSON, SENSITIVITIES
 from results.run.lost import sound_events, standing
 from results.run.status import RunStatus, status_of
 from search_spaces.assignments import BitAssignment
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, printable
 from search_spaces.metrics import ACCURACY, metric_of, validation_of
 from search_spaces.sensitivities import Sensitivities
 
@@ -53,8 +54,8 @@ class Material:
         front = _or_told(problems, run.load_front) if (run.folder / FRONT_JSON).exists() else None
         found = [_or_told(problems, partial(run.sensitivities, kind)) for kind in SENSITIVITIES]
         return cls(
-            name=run.name,
-            folder=str(run.folder),
+            name=printable(run.name),
+            folder=os.fsencode(run.folder).decode(errors="replace"),
             job=run.job_toml(),
             environment=_or_told(problems, run.environment) or {},
             status=status_of(events, held),

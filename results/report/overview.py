@@ -17,6 +17,7 @@ from results.run.lost import sound_events, standing
 from results.run.progress import told_progress
 from results.run.status import RunStatus, status_of
 from results.tables.advice import recommended
+from results.units import amount_text
 from search_spaces.errors import InputError
 from search_spaces.metrics import ACCURACY, Metric, metric_of
 
@@ -34,6 +35,12 @@ class BestPoint:
         """As plain values."""
         return {"assignment": self.assignment, "size_bytes": self.size_bytes, self.metric.name: self.value}
 
+    @property
+    def text(self) -> str:
+        """As a person reads it."""
+        size = "" if self.size_bytes is None else f"{amount_text('size_bytes', self.size_bytes)}, "
+        return f"{self.assignment} ({size}{self.metric.text(self.value)})"
+
 
 @dataclass(frozen=True)
 class Overview:
@@ -44,11 +51,11 @@ class Overview:
     """
 
     status: RunStatus
-    fraction: float | None
-    seconds_left: float | None
-    best: BestPoint | None
-    age_seconds: float | None
-    disk_bytes: int
+    fraction: float | None = None
+    seconds_left: float | None = None
+    best: BestPoint | None = None
+    age_seconds: float | None = None
+    disk_bytes: int | None = None
 
 
 def overview(run: Run) -> Overview:
@@ -60,7 +67,7 @@ def overview(run: Run) -> Overview:
     fraction = 1.0 if status.state == "finished" else told.fraction if told else None
     age = None if status.started is None else max(0.0, time.time() - status.started)
     left = told.seconds_left if told else None
-    return Overview(status, fraction, left, _best(run, standing(events)), age, disk_bytes(run))
+    return Overview(status, fraction, left, best_point(run, standing(events)), age, disk_bytes(run))
 
 
 def disk_bytes(run: Run) -> int:
@@ -75,7 +82,7 @@ def disk_bytes(run: Run) -> int:
     return total
 
 
-def _best(run: Run, events: Sequence[Event]) -> BestPoint | None:
+def best_point(run: Run, events: Sequence[Event]) -> BestPoint | None:
     """The net to take of the front; without one, or where it cannot be read, the best one of the journal."""
     try:
         return _of_front(run.load_front()) if (run.folder / FRONT_JSON).exists() else _so_far(run, events)

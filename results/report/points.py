@@ -7,7 +7,7 @@ from typing import Any
 
 from results.kinds import POINT_KINDS, PointKind
 from results.pareto import COSTS, Estimate, FrontPoint, ParetoFront
-from results.pictures.plot_data import floor_of
+from results.pictures.plot_data import floor_of, wants_logarithm
 from results.tables.advice import advice, recommended
 from results.tables.verdicts import verdicts
 from results.units import amount_text, measured, scaled_unit
@@ -75,8 +75,9 @@ def points_json(front: ParetoFront) -> dict[str, Any]:
 
 
 def _cost_json(name: str, front: ParetoFront) -> dict[str, Any]:
-    unit = scaled_unit(name, max(point.costs.get(name, 0.0) for point in front.points))
-    return {"name": name, "label": unit.axis_label, "divisor": unit.divisor}
+    known = [point.costs[name] for point in front.points if name in point.costs]
+    unit = scaled_unit(name, max(known))
+    return {"name": name, "label": unit.axis_label, "divisor": unit.divisor, "log": wants_logarithm(known)}
 
 
 def _front_json(front: ParetoFront, cost: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def run_json(found: Material) -> dict[str, Any]:
     assignments = assignments_json(found.assignments, [*on_front, *others])
     return {
         "folder": found.folder,
-        "status": asdict(found.status),
+        "status": {**asdict(found.status), "place": found.status.place},
         "complete": found.complete,
         "problems": found.problems,
         **points,

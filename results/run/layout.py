@@ -51,11 +51,19 @@ def is_run(folder: Path) -> bool:
 def list_runs(parent: Path) -> list[Path]:
     """Return the run folders directly inside ``parent``, sorted by name; empty where there is no such folder.
 
-    A folder that lost its job or its journal is one of them: :meth:`Run.open` says what it lacks.
+    A folder that lost its job or its journal is one of them: :meth:`Run.open` says what it lacks. One that somebody
+    else keeps to himself is none.
     """
     if not parent.is_dir():
         return []
-    return sorted(path for path in parent.iterdir() if any((path / name).is_file() for name in (JOURNAL, JOB)))
+    return sorted(path for path in parent.iterdir() if any(_is_seen(path / name) for name in (JOURNAL, JOB)))
+
+
+def _is_seen(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def refuse_incomplete(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from results.files import read_json, write_json
 from results.run.folder import Run
 from results.run.layout import PROGRESS
+from results.units import share_text
 from search_spaces.errors import InputError, JobError
 
 SECONDS_BETWEEN = 5.0
@@ -24,6 +25,11 @@ class ToldProgress:
 
     fraction: float
     seconds_left: float | None
+
+    @property
+    def text(self) -> str:
+        """As a person reads it."""
+        return share_text(self.fraction, self.seconds_left)
 
 
 @contextmanager

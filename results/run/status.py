@@ -34,6 +34,21 @@ class RunStatus:
     started: float | None = None
     updated: float | None = None
 
+    @property
+    def place(self) -> str:
+        """What the run is at, in words; empty where nothing tells.
+
+        >>> RunStatus("running", "search", "search-1", epoch=3, epochs=5).place
+        'search search-1 epoch 3/5'
+        """
+        if self.trial is not None:
+            words = (self.stage, (self.label or "").removeprefix("prune-"), f"trial {self.trial}")
+        elif self.epoch is not None:
+            words = (self.stage, self.label, f"epoch {self.epoch}/{self.epochs or '?'}")
+        else:
+            words = (self.stage, self.label)
+        return " ".join(word for word in words if word)
+
 
 def run_status(run: Run) -> RunStatus:
     """Return where ``run`` stands; raise :class:`InputError` if its journal is corrupt, emptied or replaced."""

@@ -2,65 +2,65 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Collection
 from functools import cache
 from importlib import resources
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
+from results.files import encode_json
 from results.report.page import PLOTLY_STYLE, PLOTLY_STYLE_ID, SCRIPTS, STYLES, fill, placeholders, plotly_script
 from results.report.page import static as page_file
 from results.run.stopping import stop
+from results.server.content import Content
 from results.server.guard import Guard
-from results.server.shelf import Shelf
-from search_spaces.errors import InputError
+from results.server.shelf import JSON, Shelf
+from search_spaces.errors import InputError, JobError
 
 OWN = ("runs.html", "runs.js", "live.js")
 PLOTLY = "plotly.js"
 _KINDS = {"js": "text/javascript", "css": "text/css"}
-SECONDS_BETWEEN_LOOKS = 1.0
-LOOKS_BETWEEN_SIGNS = 15
+_PATIENCE_SECONDS = 3
 
 
-def application(
-    shelf: Shelf, *, hosts: Collection[str] = (), token: str | None = None, interval: float = SECONDS_BETWEEN_LOOKS
-) -> Starlette:
-    """The server of these runs; with a ``token`` those who know it may stop a job.
+def server(app: ASGIApp) -> uvicorn.Server:
+    """What listens for an application, until it is told to end."""
+    quiet = {"log_level": "warning", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=_PATIENCE_SECONDS, lifespan="off", **quiet))
 
-    ``hosts`` are the names that it is called by (any without). A running job is looked at every ``interval`` seconds.
+
+def application(shelf: Shelf, *, hosts: Collection[str] = ("localhost",), token: str | None = None) -> ASGIApp:
+    """The server of these runs, for requests that call it by one of ``hosts`` or by an address.
+
+    With a ``token`` those who know it may stop a job.
     """
-    pages = _Pages(shelf, token, interval)
+    pages = _Pages(shelf, token)
     routes = [
         Route("/", pages.runs),
         Route("/runs.json", pages.rows),
         Route("/run/{name}", pages.run),
         Route("/run/{name}/report.json", pages.report),
-        Route("/run/{name}/events", pages.events),
+        Route("/run/{name}/state.json", pages.state),
         Route("/run/{name}/stop", pages.stop, methods=["POST"]),
         Route("/static/{name}", pages.file),
     ]
-    middleware = [Middleware(Guard, hosts=hosts), Middleware(GZipMiddleware, minimum_size=1000)]
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers={InputError: _refused})
-    app.state.closing = False
-    return app
+    refused: dict[Any, Any] = {InputError: _refused, JobError: _refused}
+    return Guard(Starlette(routes=routes, exception_handlers=refused), hosts)
 
 
 class _Pages:
     """What is answered to which request."""
 
-    def __init__(self, shelf: Shelf, token: str | None, interval: float) -> None:
-        self.shelf, self.token, self.interval = shelf, token, interval
+    def __init__(self, shelf: Shelf, token: str | None) -> None:
+        self.shelf, self.token = shelf, token
 
     def runs(self, request: Request) -> Response:
         """The list of runs."""
@@ -68,7 +68,7 @@ class _Pages:
 
     def rows(self, request: Request) -> Response:
         """Where every run stands."""
-        return JSONResponse({"runs": self.shelf.rows()})
+        return _json({"runs": self.shelf.rows()}).answer(request)
 
     def run(self, request: Request) -> Response:
         """The page of a run, which asks for its values by itself."""
@@ -85,17 +85,11 @@ class _Pages:
 
     def report(self, request: Request) -> Response:
         """What the page shows."""
-        found = self.shelf.report(self._name(request))
-        tag = f'"{found["version"]}"'
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers={"ETag": tag})
-        return JSONResponse(found, headers={"ETag": tag})
+        return self.shelf.report(self._name(request)).answer(request)
 
-    async def events(self, request: Request) -> Response:
-        """Where the run stands, again whenever that has changed."""
-        name = await run_in_threadpool(self._name, request)
-        told = changes(self.shelf, name, self.interval, lambda: request.app.state.closing)
-        return StreamingResponse(told, media_type="text/event-stream")
+    def state(self, request: Request) -> Response:
+        """Where the run stands."""
+        return _json(self.shelf.state(self._name(request))).answer(request)
 
     def stop(self, request: Request) -> Response:
         """End the job of a run, for those who know the token."""
@@ -111,8 +105,7 @@ class _Pages:
         name = request.path_params["name"]
         if name not in (PLOTLY, STYLES, PLOTLY_STYLE, *SCRIPTS, *OWN):
             raise HTTPException(404)
-        text = plotly_script() if name == PLOTLY else _own_file(name) if name in OWN else page_file(name)
-        return Response(text, media_type=_KINDS.get(name.rpartition(".")[2], "text/html"))
+        return _file(name).answer(request)
 
     def _name(self, request: Request) -> str:
         """The run that a request asks for, which is one of those on the shelf."""
@@ -122,28 +115,14 @@ class _Pages:
         return str(name)
 
 
-async def changes(
-    shelf: Shelf, name: str, interval: float, closing: Callable[[], bool] = lambda: False
-) -> AsyncIterator[str]:
-    """Where a run stands, as server-sent events: at once, and again whenever it has changed.
+def _json(value: Any) -> Content:
+    return Content.of(encode_json(value, what="the answer"), JSON)
 
-    Until the run is gone, or the server is ``closing``.
-    """
-    last, looks = "", 0
-    while not closing():
-        try:
-            state = await run_in_threadpool(shelf.state, name)
-        except KeyError:
-            return
-        except InputError as error:
-            state = {"version": str(error), "error": str(error)}
-        if state["version"] != last:
-            last = state["version"]
-            yield f"data: {json.dumps(state)}\n\n"
-        elif looks % LOOKS_BETWEEN_SIGNS == 0:
-            yield ": still here\n\n"  # or nobody would notice that the reader is gone
-        looks += 1
-        await asyncio.sleep(interval)
+
+@cache
+def _file(name: str) -> Content:
+    text = plotly_script() if name == PLOTLY else _own_file(name) if name in OWN else page_file(name)
+    return Content.of(text, _KINDS.get(name.rpartition(".")[2], "text/html"))
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from ipaddress import ip_address
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -21,15 +22,17 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 
+NOT_HERE = "this name is not served here: call it by its address, or start it with --host NAME"
+
 
 class Guard:
-    """Answers requests for ``hosts`` alone (a page of another site cannot borrow the name of one), with our headers.
+    """Answers what calls us by one of ``hosts`` or by an address, always with our headers.
 
-    Without ``hosts`` any is answered.
+    A page of another site that has its own name lead here (DNS rebinding) calls us by that name.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
-        self.app, self.hosts = app, hosts
+        self.app, self.hosts = app, {host.lower() for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -42,10 +45,18 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        app = self.app if self._known(scope) else PlainTextResponse("this host is not served here", status_code=400)
+        app = self.app if self._known(scope) else PlainTextResponse(NOT_HERE, status_code=400)
         await app(scope, receive, send_guarded)
 
     def _known(self, scope: Scope) -> bool:
-        host = Headers(scope=scope).get("host", "")
-        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-        return not self.hosts or name in self.hosts
+        host = Headers(scope=scope).get("host", "").lower()
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        return name in self.hosts or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

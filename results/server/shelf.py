@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
+from results.files import encode_json
 from results.report.log import log_lines
+from results.report.overview import BestPoint, best_point
 from results.report.runs import report_json
 from results.run.folder import Run
-from results.run.layout import FRONT_JSON, JOURNAL, list_runs
-from results.run.lost import sound_events
+from results.run.layout import ASSIGNMENTS, FRONT_JSON, JOURNAL, NETWORK, SENSITIVITIES, list_runs
+from results.run.lost import sound_events, standing
+from results.run.progress import told_progress
 from results.run.status import RunStatus, status_of
-from search_spaces.errors import InputError
+from results.server.content import Content
+from results.server.kept import Kept
+from search_spaces.errors import InputError, printable
 
-MOST_KEPT = {"report": 8, "state": 1000}
-"""Answers of each kind that are kept until their run changes: a large run takes seconds to read."""
+JSON = "application/json"
+MOST_REPORTS, MOST_LOGS = 8, 32
+_SHOWN = (JOURNAL, FRONT_JSON, ASSIGNMENTS, NETWORK, *SENSITIVITIES.values())
+"""What a page shows changes with one of these; of a folder, when a file in it is replaced."""
 
 
 @dataclass
@@ -27,17 +32,24 @@ class Shelf:
 
     folders: Sequence[Path] = ()
     parent: Path | None = None
-    _kept: dict[str, OrderedDict[str, dict[str, Any]]] = field(default_factory=lambda: defaultdict(OrderedDict))
-    _busy: Lock = field(default_factory=Lock)
+    _reports: Kept[Content] = field(default_factory=lambda: Kept(MOST_REPORTS))
+    _logs: Kept[list[str]] = field(default_factory=lambda: Kept(MOST_LOGS))
+    _rows: Kept[dict[str, Any]] = field(default_factory=Kept)
 
     def runs(self) -> dict[str, Path]:
-        """Name → folder, as they are now."""
+        """Name → folder, as they are now; one that is there twice, through a link or another path, once."""
         found: dict[str, Path] = {}
+        homes = set()
         for folder in (*self.folders, *(list_runs(self.parent) if self.parent else ())):
-            name, number = folder.resolve().name, 1
+            home = folder.resolve()
+            if home in homes:
+                continue
+            homes.add(home)
+            own = printable(home.name)
+            name, number = own, 1
             while name in found:
                 number += 1
-                name = f"{folder.resolve().name} ({number})"
+                name = f"{own} ({number})"
             found[name] = folder
         return found
 
@@ -45,50 +57,61 @@ class Shelf:
         """The run of this name; :class:`KeyError` where there is none, :class:`InputError` where it is damaged."""
         return Run.open(self.runs()[name])
 
-    def version(self, name: str) -> str:
-        """A text that changes whenever there may be more to show of a run."""
+    def report(self, name: str) -> Content:
+        """What a page shows of a run, and its version, as JSON."""
         run = self.open(name)
-        times = [path.stat() for path in (run.folder / JOURNAL, run.folder / FRONT_JSON) if path.exists()]
-        return "-".join([*(f"{time.st_mtime_ns}.{time.st_size}" for time in times), "held" if run.writer else "free"])
-
-    def report(self, name: str) -> dict[str, Any]:
-        """What a page shows of a run."""
-        return self._once(name, "report", lambda run: _named(report_json([run]), name))
+        version = _version(run)
+        return self._reports.get(name, version, lambda: _report(run, name, version))
 
     def state(self, name: str) -> dict[str, Any]:
-        """Where a run stands, and the last lines of its journal."""
-        return self._once(name, "state", _state)
+        """Where a run stands, the last lines of its journal, and the version of its report."""
+        run = self.open(name)
+        version = _version(run)
+        log = self._logs.get(name, version, lambda: log_lines(sound_events(run)))
+        return {"version": version, **self._row(name, run, version), "log": log}
 
     def rows(self) -> list[dict[str, Any]]:
         """Every run and where it stands; of a damaged one, why."""
-        return [{"name": name, **self._row(name)} for name in self.runs()]
+        return [{"name": name, **self._row_or_damage(name, folder)} for name, folder in self.runs().items()]
 
-    def _row(self, name: str) -> dict[str, Any]:
+    def _row(self, name: str, run: Run, version: str) -> dict[str, Any]:
+        row = self._rows.get(name, version, lambda: _row(run))
+        told = told_progress(run) if row["state"] == "running" else None
+        return {**row, "progress": None if told is None else {"fraction": told.fraction, "text": told.text}}
+
+    def _row_or_damage(self, name: str, folder: Path) -> dict[str, Any]:
         try:
-            return dict(self.state(name)["status"])
+            run = Run.open(folder)
+            return self._row(name, run, _version(run))
         except InputError as error:
-            return asdict(RunStatus("damaged", message=str(error)))
-        except KeyError:  # removed meanwhile
-            return asdict(RunStatus("gone"))
-
-    def _once(self, name: str, what: str, read: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
-        """What ``read`` gives, read again only when the run has changed."""
-        version, kept = self.version(name), self._kept[what]
-        with self._busy:
-            if name not in kept or kept[name]["version"] != version:
-                kept[name] = {"version": version, **read(self.open(name))}
-            kept.move_to_end(name)
-            while len(kept) > MOST_KEPT[what]:
-                kept.popitem(last=False)
-            return dict(kept[name])
+            return _told(RunStatus("damaged" if folder.exists() else "gone", message=str(error))) | {"progress": None}
 
 
-def _named(report: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _version(run: Run) -> str:
+    """A text that changes whenever there may be more to show of a run."""
+    return "-".join([*(_mark(run.folder / name) for name in _SHOWN), "held" if run.writer else "free"])
+
+
+def _mark(path: Path) -> str:
+    try:
+        found = path.lstat()
+    except OSError:  # there is none
+        return ""
+    return f"{found.st_mtime_ns}.{found.st_size}.{found.st_ino}"
+
+
+def _report(run: Run, name: str, version: str) -> Content:
     """The report of one run, under the name that it has here."""
-    return {**report, "runs": [{**report["runs"][0], "name": name}]}
+    report = report_json([run])
+    shown = {**report, "runs": [{**report["runs"][0], "name": name}], "version": version}
+    return Content.of(encode_json(shown, what="the report"), JSON)
 
 
-def _state(run: Run) -> dict[str, Any]:
-    held = run.writer is not None
+def _row(run: Run) -> dict[str, Any]:
+    held = run.writer is not None  # asked first: a run that ends meanwhile is then told as running
     events = sound_events(run)
-    return {"status": asdict(status_of(events, held)), "log": log_lines(events)}
+    return _told(status_of(events, held), best_point(run, standing(events)))
+
+
+def _told(status: RunStatus, best: BestPoint | None = None) -> dict[str, Any]:
+    return {**asdict(status), "place": status.place, "best": best.text if best else ""}

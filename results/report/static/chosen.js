@@ -45,7 +45,7 @@
     if (entry.parent) words.push(`from ${entry.parent}`);
     if (entry.net) words.push(`a profile of ${entry.net}`);
     if (!run.points.some((point) => point.id === id)) words.push("not measured by itself");
-    return words.join(", ");
+    return dnas.capital(words.join(", "));
   };
 
   const figures = (run, id) => {

@@ -6,6 +6,12 @@ const dnas = { views: [], report: null, run: null, chosen: null };
 
 dnas.at = (id) => document.getElementById(id);
 
+// When somebody looks at the page: at once, or as soon as it is no longer hidden.
+dnas.seen = () => new Promise((resolve) => {
+  if (!document.hidden) resolve();
+  else document.addEventListener("visibilitychange", () => resolve(dnas.seen()), { once: true });
+});
+
 dnas.make = (tag, attributes, ...children) => {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -15,33 +21,54 @@ dnas.make = (tag, attributes, ...children) => {
   return element;
 };
 
-dnas.fill = (id, ...children) => dnas.at(id).replaceChildren(...children);
+// Put children in the place of those there are; one of them takes over the focus of the one in whose place it is.
+dnas.replace = (element, ...children) => {
+  const reachable = () => [...element.querySelectorAll("a, button, [tabindex]")];
+  const focused = reachable().indexOf(document.activeElement);
+  element.replaceChildren(...children);
+  if (focused >= 0) reachable()[focused]?.focus({ preventScroll: true });
+};
+
+dnas.fill = (id, ...children) => dnas.replace(dnas.at(id), ...children);
+
+// Text that is there already stays as it is, with what is selected in it.
+dnas.tell = (id, text) => { if (dnas.at(id).textContent !== text) dnas.at(id).textContent = text; };
+
+dnas.capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 dnas.list = (id, sentences) => {
   dnas.fill(id, ...sentences.map((sentence) => dnas.make("li", {}, sentence)));
   dnas.at(id).hidden = !sentences.length;
 };
 
-// Options of a select; what was chosen stays chosen where it is still there.
+// Options of a select, made anew where they are others; what was chosen stays chosen where it is still there.
 dnas.offer = (select, pairs, value) => {
-  const before = value ?? select.value;
-  select.replaceChildren(...pairs.map(([key, text]) => dnas.make("option", { value: key }, text)));
+  const before = value ?? select.value, there = [...select.options];
+  const same = there.length === pairs.length && pairs.every(([key, text], at) => there[at].value === String(key) && there[at].text === String(text));
+  if (!same) select.replaceChildren(...pairs.map(([key, text]) => dnas.make("option", { value: key }, text)));
   if (pairs.some(([key]) => String(key) === String(before))) select.value = before;
 };
 
 // A table of rows of texts or elements; numbers are those columns that stand to the right.
 dnas.table = (table, headings, rows, { numbers = [], caption = "" } = {}) => {
   const side = (column) => (numbers.includes(column) ? { class: "number" } : {});
-  const head = headings.map((text, column) => dnas.make("th", { scope: "col", ...side(column) }, text));
+  const head = headings.map((text, column) => (text ? dnas.make("th", { scope: "col", ...side(column) }, text) : dnas.make("td")));
   const body = rows.map((cells) =>
     dnas.make("tr", {}, ...cells.map((cell, column) =>
       cell instanceof HTMLTableCellElement ? cell : dnas.make(column ? "td" : "th", column ? side(column) : { scope: "row", ...side(column) }, cell))));
-  table.replaceChildren(
+  dnas.replace(table,
     ...(caption ? [dnas.make("caption", {}, caption)] : []),
     dnas.make("thead", {}, dnas.make("tr", {}, ...head)),
     dnas.make("tbody", {}, ...body));
   return body;
 };
+
+// Tables that are wider than the window can be reached, and then moved, by keys.
+dnas.reachable = () => document.querySelectorAll(".scroll:not(.graph)").forEach((box) => {
+  const wide = box.scrollWidth > box.clientWidth, about = { tabindex: "0", role: "group", "aria-label": "a wide table" };
+  for (const [name, value] of Object.entries(about)) if (wide) box.setAttribute(name, value); else box.removeAttribute(name);
+});
+addEventListener("resize", dnas.reachable);
 
 // A name that chooses what it names when it is clicked.
 dnas.name = (id, text) => {
@@ -52,7 +79,7 @@ dnas.name = (id, text) => {
 };
 
 // Rows of assignments: those of the chosen one are marked.
-dnas.marked = (rows, ids, id) => rows.forEach((row, number) => row.setAttribute("aria-selected", String(ids[number].includes(id))));
+dnas.marked = (rows, ids, id) => rows.forEach((row, number) => row.setAttribute("aria-current", String(ids[number].includes(id))));
 
 dnas.colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
@@ -85,12 +112,12 @@ dnas.axis = (title, more) => ({
 });
 
 dnas.plot = (id, traces, { x, y, ...layout }) => {
-  const ink = dnas.colour("ink"), narrow = innerWidth < 600;
+  const ink = dnas.colour("ink"), narrow = innerWidth < 600 && dnas.at(id).classList.contains("tall");
   const legend = narrow ? { yanchor: "top", y: -0.2, entrywidth: 0.48, entrywidthmode: "fraction" } : { yanchor: "bottom", y: 1.02 };
   return Plotly.react(dnas.at(id), traces, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 12 },
     margin: { l: 10, r: 10, t: 10, b: 10 },
-    xaxis: x, yaxis: y, legend: { orientation: "h", x: 0, ...legend }, hoverlabel: { namelength: -1 }, ...layout,
+    xaxis: x, yaxis: y, legend: { orientation: "h", x: 0, ...legend }, hoverlabel: { namelength: -1 }, uirevision: id, ...layout,
   }, { displayModeBar: false, responsive: true, doubleClick: "reset+autosize" });
 };
 

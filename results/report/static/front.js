@@ -3,39 +3,46 @@
 
 (() => {
   const RUNS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255"];
+  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon"];
+  const GROUPS = { found: "found", controls: "controls", profiles: "profiles of switchable nets" };
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const on = (id) => dnas.at(id).checked;
   const several = () => dnas.report.runs.length > 1;
-  const costOf = (run) => run.costs.findIndex((cost) => cost.name === dnas.at("cost").value);
+  const cost = () => dnas.at("cost").value;
+  const costOf = (run) => run.costs.findIndex((each) => each.name === cost());
+  const drawable = (run) => costOf(run) >= 0 && run.metric.axis === dnas.run.metric.axis;
   const byId = (run) => (run.byId ??= new Map(run.points.map((point) => [point.id, point])));
   const ink = (colour) => (colour === "#000000" ? dnas.colour("ink") : colour);
   // The unit of the first run that knows the cost serves all.
-  const unit = () => dnas.report.runs.map((run) => run.costs[costOf(run)]).find((cost) => cost) || { label: "", divisor: 1 };
+  const unit = () => dnas.report.runs.map((run) => run.costs[costOf(run)]).find((each) => each) || { label: "", divisor: 1 };
 
   const shown = (point) => {
     const { group } = dnas.report.kinds[point.kind];
     return group === "controls" ? on("controls") : group === "profiles" ? on("profiles") : true;
   };
 
-  const series = (run, number) => {
-    const column = costOf(run), { divisor } = unit(), traces = [];
-    for (const [kind, look] of Object.entries(dnas.report.kinds)) {
-      for (const feasible of [true, false]) {
-        const points = run.points.filter((each) => each.kind === kind && each.feasible === feasible && each.costs[column] !== null && shown(each));
-        if (!points.length) continue;
-        const colour = several() ? RUNS[number % RUNS.length] : ink(look.colour);
-        const label = `${look.label}${feasible ? "" : ", over budget"}`;
-        traces.push({
-          type: "scatter", mode: "markers", name: several() ? `${dnas.plain(run.name)}: ${label}` : label,
-          x: points.map((each) => each.costs[column] / divisor), y: points.map((each) => each.val.mean),
-          error_y: { type: "data", array: points.map((each) => each.val.std), visible: on("bars"), color: colour, thickness: 1, width: 2 },
-          marker: { symbol: look.symbol + (look.ring || !feasible ? "-open" : ""), color: colour, size: look.size, opacity: feasible ? 1 : 0.55, line: { width: look.ring ? 2 : 0.8, color: look.ring ? colour : dnas.colour("ink") } },
-          customdata: points.map((each) => [number, each.id]), hoverinfo: "none",
-        });
-      }
-    }
-    return traces;
+  // Of one run points differ by kind. Of several the symbol tells the run, and a filled one what it found.
+  const looks = (run, number) => {
+    const { kinds } = dnas.report;
+    if (!several()) return Object.entries(kinds).map(([kind, look]) => ({ ...look, colour: ink(look.colour), of: (point) => point.kind === kind }));
+    return Object.entries(GROUPS).map(([group, label]) => ({
+      label: `${dnas.plain(run.name)}: ${label}`, colour: RUNS[number % RUNS.length], symbol: SYMBOLS[number % SYMBOLS.length], size: 10,
+      ring: group !== "found", of: (point) => kinds[point.kind].group === group,
+    }));
   };
+
+  const series = (run, number) => looks(run, number).flatMap((look) => [true, false].flatMap((feasible) => {
+    const column = costOf(run), { divisor } = unit(), { colour } = look;
+    const points = run.points.filter((each) => look.of(each) && each.feasible === feasible && each.costs[column] !== null && shown(each));
+    if (!points.length) return [];
+    return [{
+      type: "scatter", mode: "markers", name: `${look.label}${feasible ? "" : ", over budget"}`,
+      x: points.map((each) => each.costs[column] / divisor), y: points.map((each) => each.val.mean),
+      error_y: { type: "data", array: points.map((each) => each.val.std), visible: on("bars"), color: colour, thickness: 1, width: 2 },
+      marker: { symbol: look.symbol + (look.ring || !feasible ? "-open" : ""), color: colour, size: look.size, opacity: feasible ? 1 : 0.55, line: { width: look.ring ? 2 : 0.8, color: look.ring ? colour : dnas.colour("ink") } },
+      customdata: points.map((each) => [number, each.id]), hoverinfo: "none",
+    }];
+  }));
 
   const staircase = (run, number) => {
     const column = costOf(run), front = frontOf(run).map((id) => byId(run).get(id));
@@ -62,43 +69,58 @@
     return [{ type: "scatter", mode: "lines", name: "pruned from", x, y, line: { dash: "dot", width: 1, color: dnas.colour("quiet") }, hoverinfo: "skip", showlegend: !several() }];
   };
 
-  const frontOf = (run) => (run.fronts[dnas.at("cost").value] || { front: [] }).front;
+  const frontOf = (run) => (run.fronts[cost()] || { front: [] }).front;
 
-  const shapes = () => {
-    const floats = dnas.report.runs.filter((run) => run.float_score !== null).map((run) => ({
+  const shapes = () =>
+    dnas.report.runs.filter((run) => drawable(run) && run.float_score !== null).map((run) => ({
       type: "line", xref: "paper", x0: 0, x1: 1, y0: run.float_score, y1: run.float_score, line: { dash: "dash", width: 1.2, color: dnas.colour("quiet") },
       label: { text: several() ? `float, ${dnas.plain(run.name)}` : "float network", textposition: "start", font: { size: 11, color: dnas.colour("quiet") }, yanchor: "bottom" },
     }));
-    const point = byId(dnas.run).get(dnas.chosen), column = costOf(dnas.run);
-    if (!point || column < 0 || point.costs[column] === null) return floats;
-    const x = point.costs[column] / unit().divisor;
-    return [...floats, {
-      type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: point.val.mean, x0: -11, x1: 11, y0: -11, y1: 11,
-      line: { color: dnas.colour("mark"), width: 3 },
-    }];
+
+  // The ring around what is chosen, and its name, over the picture: to move them nothing of it is drawn again.
+  const aim = () => {
+    const { xaxis, yaxis } = dnas.at("front-plot")._fullLayout, ring = dnas.at("ring");
+    const point = byId(dnas.run).get(dnas.chosen), value = point && point.costs[costOf(dnas.run)];
+    const x = value === undefined || value === null ? NaN : xaxis.d2p(value / unit().divisor), y = point ? yaxis.d2p(point.val.mean) : NaN;
+    ring.hidden = !(x >= 0 && x <= xaxis._length && y >= 0 && y <= yaxis._length);
+    if (ring.hidden) return;
+    ring.style.left = `${xaxis._offset + x}px`;
+    ring.style.top = `${yaxis._offset + y}px`;
+    ring.classList.toggle("turned", x > 0.6 * xaxis._length);
+    dnas.tell("ring-name", point.id);
   };
 
   // Far outliers squeeze the rest: the axis begins above them until they are asked for.
   const range = () => {
-    const floors = dnas.report.runs.map((run) => run.floor);
+    const runs = dnas.report.runs.filter(drawable), floors = runs.map((run) => run.floor);
     if (on("low") || floors.some((floor) => floor === null)) return {};
-    const tops = dnas.report.runs.flatMap((run) => [run.float_score ?? -Infinity, ...run.points.map((each) => each.val.mean + each.val.std)]);
+    const tops = runs.flatMap((run) => [run.float_score ?? -Infinity, ...run.points.map((each) => each.val.mean + each.val.std)]);
     const low = Math.min(...floors), high = Math.max(...tops);
     return { range: [low, high + 0.06 * (high - low)] };
   };
 
   const draw = () => {
-    const runs = dnas.report.runs, drawn = runs.filter((run) => run.points.length);
-    dnas.at("front").hidden = !drawn.length;
-    if (!drawn.length) return;
-    const metric = drawn[0].metric;
-    const traces = [...runs.flatMap(links), ...runs.flatMap(staircase), ...runs.flatMap(series)];
+    const known = dnas.report.runs.filter((run) => run.points.length), drawn = known.filter(drawable);
+    dnas.at("front").hidden = !known.length;
+    if (!known.length) return;
+    const missing = known.filter((run) => !drawable(run)).map((run) => `${run.name} (${costOf(run) < 0 ? `it does not tell ${cost()}` : `measured by ${run.metric.axis}`})`);
+    dnas.tell("front-told", missing.length ? `Not drawn: ${missing.join(", ")}.` : "");
+    const all = (make) => dnas.report.runs.flatMap((run, number) => (drawn.includes(run) ? make(run, number) : []));
+    const traces = [...all(links), ...all(staircase), ...all(series)];
     dnas.plot("front-plot", traces, {
       x: dnas.axis(dnas.plain(unit().label), { type: on("logarithmic") ? "log" : "linear", minexponent: 6 }),
-      y: dnas.axis(dnas.plain(`validation ${metric.axis}`), range()),
+      y: dnas.axis(dnas.plain(`validation ${dnas.run.metric.axis}`), range()),
       shapes: shapes(), hovermode: "closest", hoverdistance: 24,
+      uirevision: [cost(), on("logarithmic"), on("low")].join(),  // what was enlarged stays so while a job goes on
     });
     listen(dnas.at("front-plot"));
+  };
+
+  // All that lie where a point lies; only the uppermost of them is hit.
+  const together = (run, id) => {
+    const column = costOf(run), point = byId(run).get(id);
+    const here = run.points.filter((each) => shown(each) && each.costs[column] === point.costs[column] && each.val.mean === point.val.mean);
+    return here.map((each) => each.id);
   };
 
   const card = (run, id) => {
@@ -109,6 +131,8 @@
     if (point.budget) rows.push(["budget", point.budget + (point.feasible ? "" : ", exceeded")]);
     if (point.kept) rows.push(["filters kept", point.kept]);
     if (point.parent) rows.push(["made from", point.parent]);
+    const others = together(run, id).filter((each) => each !== id);
+    if (others.length) rows.push(["also here", `${others.join(", ")}: click again`]);
     dnas.table(table, [], rows);
     return [dnas.make("strong", {}, several() ? `${run.name}: ${id}` : id), table];
   };
@@ -125,12 +149,15 @@
       box.style.left = `${Math.max(4, Math.min(event.clientX + 16, innerWidth - box.offsetWidth - 8))}px`;
       box.style.top = `${Math.max(4, Math.min(event.clientY + 16, innerHeight - box.offsetHeight - 8))}px`;
     });
+    plot.on("plotly_afterplot", aim);
+    aim();
     plot.on("plotly_unhover", () => { box.hidden = true; });
     plot.on("plotly_click", ({ points }) => {
       if (!points[0].customdata) return;
       const [number, id] = points[0].customdata;
-      if (dnas.report.runs[number] !== dnas.run) dnas.show(number);
-      dnas.choose(id);
+      const run = dnas.report.runs[number], ids = together(run, id);
+      if (run !== dnas.run) dnas.show(number);
+      dnas.choose(ids.includes(dnas.chosen) ? ids[(ids.indexOf(dnas.chosen) + 1) % ids.length] : id);
     });
     plot.addEventListener("keydown", (event) => {
       const front = frontOf(dnas.run), here = front.indexOf(dnas.chosen);
@@ -156,25 +183,29 @@
   // Thousands of rows take their time: they are made when somebody opens them.
   const whenOpen = () => { if (dnas.at("front-rows").open) tabulate(dnas.run); else { rows = []; ids = []; } };
 
+  // As the cost asks for, until somebody has said otherwise.
+  const scale = () => { if (!dnas.at("logarithmic").dataset.said) dnas.at("logarithmic").checked = Boolean(unit().log); };
+
   dnas.frontOf = frontOf;
   dnas.views.push({
     draw: (run) => {
-      const names = [...new Map(dnas.report.runs.flatMap((each) => each.costs.map((cost) => [cost.name, cost.label])))];
-      if (!dnas.at("cost").options.length && run.x) dnas.offer(dnas.at("cost"), names, run.x);
-      else dnas.offer(dnas.at("cost"), names);
+      const offered = [...new Map(dnas.report.runs.flatMap((each) => each.costs.map((cost) => [cost.name, cost.label])))];
+      const first = !dnas.at("cost").options.length && run.x;
+      dnas.offer(dnas.at("cost"), offered, first || undefined);
+      if (first) scale();
       dnas.at("low").parentElement.hidden = dnas.report.runs.some((each) => each.floor === null);
       dnas.at("profiles").parentElement.hidden = !dnas.report.runs.some((each) => each.points.some((point) => point.kind === "switchable"));
       draw();
       whenOpen();
     },
     mark: (run, id) => {
-      if (run.points.length) Plotly.relayout(dnas.at("front-plot"), { shapes: shapes() });
+      if (run.points.length) aim();
       dnas.marked(rows, ids, id);
     },
   });
 
-  dnas.redraw = draw;
   for (const id of ["logarithmic", "bars", "controls", "profiles", "low"]) dnas.at(id).addEventListener("change", draw);
-  dnas.at("cost").addEventListener("change", () => { dnas.told(); draw(); whenOpen(); dnas.choose(dnas.chosen); });
-  dnas.at("front-rows").addEventListener("toggle", whenOpen);
+  dnas.at("logarithmic").addEventListener("change", (event) => { event.target.dataset.said = "yes"; });
+  dnas.at("cost").addEventListener("change", () => { scale(); dnas.told(); draw(); whenOpen(); dnas.choose(dnas.chosen); });
+  dnas.at("front-rows").addEventListener("toggle", () => { whenOpen(); dnas.reachable(); });
 })();

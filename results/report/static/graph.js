@@ -3,7 +3,7 @@
 
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const ROW = 30, LARGEST = 12, SMALLEST = 3;
+  const ROW = 30, TALL_ROW = 46, LARGEST = 12, SMALLEST = 3;
   let circles = [], labels = [], groups = [];
 
   const shape = (tag, attributes, ...children) => {
@@ -13,7 +13,9 @@
     return element;
   };
 
-  const place = (number) => ROW * number + 20;
+  // On a narrow page what is told of a layer stands below its name.
+  const narrow = () => innerWidth < 600;
+  const place = (number) => (narrow() ? TALL_ROW : ROW) * number + 20;
 
   // Wider the longer the way, so that arcs lie inside one another.
   const reach = (a, b) => Math.min(24 + 9 * Math.sqrt(Math.abs(b - a) * 6), 150);
@@ -36,12 +38,12 @@
     circles = []; labels = []; groups = [];
     const left = Math.max(30, ...edges.filter(([a, b]) => b !== a + 1).map(([a, b]) => reach(a, b) + 8));
     const longest = Math.max(...nodes.map((node) => node.name.length), 1);
-    const width = left + 40 + 7.5 * longest + 6.6 * 60, height = place(nodes.length);
+    const width = narrow() ? left + 30 + Math.max(7.5 * longest, 6.2 * 52) : left + 40 + 7.5 * longest + 6.6 * 60, height = place(nodes.length);
     const svg = shape("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "the layers of the network" });
     svg.append(...edges.map(([a, b]) => edge(left, a, b)));
     nodes.forEach((node, number) => {
       const circle = shape("circle", { class: node.kind === "join" || node.kind === "input" ? "node join" : "node", cx: left, cy: place(number), r: 5 });
-      const name = shape("text", { x: left + 22, y: place(number) + 4 }, node.name), label = shape("text", { x: left + 34 + 7.5 * longest, y: place(number) + 4 });
+      const name = shape("text", { x: left + 22, y: place(number) + 4 }, node.name), label = shape("text", narrow() ? { x: left + 22, y: place(number) + 20 } : { x: left + 34 + 7.5 * longest, y: place(number) + 4 });
       const group = shape("g", { tabindex: 0, role: "button" }, circle, name, label);
       group.addEventListener("click", () => tell(run, number));
       group.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); tell(run, number); } });

@@ -5,16 +5,14 @@
   const root = document.documentElement;
 
   dnas.told = () => {
-    const { fronts, complete, status } = dnas.run, front = fronts[dnas.at("cost").value || dnas.run.x];
-    const words = front ? front.take : [];
+    const { fronts, complete, status, points } = dnas.run, cost = dnas.at("cost").value || dnas.run.x;
+    const words = fronts[cost] ? fronts[cost].take : points.length ? [`this run does not tell ${cost}: choose another cost`] : [];
     const [first = "nothing is measured yet: there is no front to choose from", ...others] = words;
-    const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-    dnas.fill("take", dnas.make("strong", {}, complete || !words.length ? capital(first) : `So far (the job is ${status.state}): ${first}`), others.map(capital).join(". "));
+    dnas.fill("take", dnas.make("strong", {}, complete || !words.length ? dnas.capital(first) : `So far (the job is ${status.state}): ${first}`), others.map(dnas.capital).join(". "));
   };
 
-  const state = () => {
-    const { status, name } = dnas.run, at = status.epoch !== null ? `epoch ${status.epoch} of ${status.epochs ?? "?"}` : status.trial !== null ? `trial ${status.trial}` : "";
-    const place = status.state === "finished" ? "" : [status.stage, status.label, at].filter((each) => each).join(" ");
+  dnas.standing = () => {
+    const { status, name } = dnas.run, place = status.state === "finished" ? "" : status.place;
     dnas.at("state").textContent = [`${name}: ${status.state}`, place, status.message, status.updated ? `last sign ${new Date(1000 * status.updated).toISOString().slice(0, 19).replace("T", " ")} UTC` : ""].filter((each) => each).join("; ");
     dnas.list("problems", dnas.run.problems);
   };
@@ -32,9 +30,10 @@
     dnas.chosen = dnas.run.assignments.entries[id] ? id : best(dnas.run);
     dnas.views.forEach((view) => view.draw(dnas.run));
     dnas.told();
-    state();
+    dnas.standing();
     contents();
     if (dnas.chosen) dnas.choose(dnas.chosen);
+    dnas.reachable();
     root.dataset.shown = dnas.run.name;
   };
 

@@ -6,7 +6,7 @@
   const searchOf = (run) => run.searches.find((each) => each.label === dnas.at("which").value) || run.searches[0];
 
   const line = (name, x, y, more) => ({ type: "scatter", mode: "lines+markers", name, x, y, marker: { size: 5 }, ...more });
-  const epochs = (title, more) => ({ x: dnas.axis("epoch", { dtick: undefined, rangemode: "tozero" }), y: dnas.axis(title, more), hovermode: "x unified" });
+  const epochs = (title, more) => ({ x: dnas.axis("epoch", { rangemode: "tozero" }), y: dnas.axis(title, more), hovermode: "x unified" });
 
   const curves = (search) => {
     const x = search.epochs, accent = dnas.colour("accent"), mark = dnas.colour("mark");
@@ -31,7 +31,7 @@
     const table = dnas.make("table"), headings = ["decision", ...part.widths.map((width) => dnas.bitText(width)), "entropy"];
     const own = part.names.map(() => [...part.widths, null].map((width) => dnas.make("td", { class: width === null ? "number" : "cell" })));
     dnas.table(table, headings, part.names.map((name, row) => [name, ...own[row]]), {
-      caption: `${part.what}: ${part.exact ? "probability of each width, in %" : "the likeliest width; this run does not tell the probabilities"}`,
+      caption: `${dnas.capital(part.what)}: ${part.exact ? "probability of each width, in %" : "the likeliest width; this run does not tell the probabilities"}`,
     });
     return [table, own];
   };
@@ -56,7 +56,7 @@
   const show = (run) => {
     const search = searchOf(run);
     if (!search) return;
-    dnas.at("search-told").textContent = search.told;
+    dnas.tell("search-told", dnas.capital(search.told));
     dnas.list("search-notes", search.notes);
     curves(search);
     const parts = search.theta.filter((part) => part.widths.length).map(heat);

@@ -45,7 +45,7 @@
 
   const sensitivities = (run) => {
     dnas.at("sensitivity").hidden = !run.sensitivities.length;
-    const DECADES = 6;
+    const DECADES = 6, SENSITIVITIES = { hessian: "Expected, by the Hessian", measured: "Measured" };
     dnas.fill("sensitivities", ...run.sensitivities.flatMap((found) => {
       const values = found.parts.flatMap((part) => part.rows.flat()).filter((value) => value > 0), top = Math.log10(Math.max(...values, 1e-30));
       const cell = (value) => {
@@ -56,10 +56,10 @@
       };
       const tables = found.parts.map((part) => {
         const table = dnas.make("table");
-        dnas.table(table, ["layer", ...part.widths.map(dnas.bitText)], found.layers.map((layer, row) => [layer, ...part.rows[row].map(cell)]), { caption: `${part.what}: increase of the loss (nats), darker where it is larger` });
+        dnas.table(table, ["layer", ...part.widths.map(dnas.bitText)], found.layers.map((layer, row) => [layer, ...part.rows[row].map(cell)]), { caption: `${dnas.capital(part.what)}: increase of the loss (nats), darker where it is larger` });
         return boxed(table);
       });
-      return [dnas.make("h3", {}, found.kind), dnas.make("p", { class: "quiet" }, found.told), dnas.make("div", { class: "plots" }, ...tables)];
+      return [dnas.make("h3", {}, SENSITIVITIES[found.kind] || found.kind), dnas.make("p", { class: "quiet" }, dnas.capital(found.told)), dnas.make("div", { class: "plots" }, ...tables)];
     }));
   };
 
@@ -67,7 +67,7 @@
     dnas.at("trials").hidden = !run.trials.length && !run.ratios.length;
     const NAMES = { bayesian: "Bayesian optimization", random: "random trials" };
     const looks = { bayesian: ["accent", "solid", "circle"], random: ["quiet", "dash", "triangle-down"] };
-    dnas.fill("trial-plots", ...run.trials.map((each, number) => dnas.make("div", {}, dnas.make("h3", {}, `${each.run}: ${each.title}`), dnas.make("div", { class: "plot", id: `trial-${number}` }), dnas.make("p", { class: "quiet" }, each.told))));
+    dnas.fill("trial-plots", ...run.trials.map((each, number) => dnas.make("div", {}, dnas.make("h3", {}, `${each.run}: ${each.title}`), dnas.make("div", { class: "plot", id: `trial-${number}` }), dnas.make("p", { class: "quiet" }, dnas.capital(each.told)))));
     run.trials.forEach((each, number) => {
       const count = Math.max(...each.curves.map((curve) => curve.best.length));
       const traces = each.curves.map((curve) => {
@@ -96,7 +96,7 @@
   const settings = (run) => {
     const { runs, differences } = dnas.report, table = dnas.make("table");
     dnas.table(table, ["setting", ...runs.map((each) => each.name)], differences.map((row) => [row.key, ...row.values]));
-    dnas.fill("differences", ...(runs.length < 2 ? [] : [dnas.make("h3", {}, "settings that differ"), differences.length ? boxed(table) : dnas.make("p", {}, "none")]));
+    dnas.fill("differences", ...(runs.length < 2 ? [] : [dnas.make("h3", {}, "Settings that differ"), differences.length ? boxed(table) : dnas.make("p", {}, "None.")]));
     dnas.at("commands").textContent = run.commands.join("\n");
     dnas.at("job").textContent = run.job;
     dnas.table(dnas.at("environment"), ["", ""], Object.entries(run.environment));

@@ -8,16 +8,19 @@
     const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([each]) => seconds >= each) || [1, "s"];
     return `${Math.floor(seconds / size)} ${unit} ago`;
   };
-  const place = (run) => [run.stage, run.label, run.epoch !== null ? `epoch ${run.epoch} of ${run.epochs ?? "?"}` : "", run.trial !== null ? `trial ${run.trial}` : ""].filter((each) => each).join(" ");
+  const share = ({ progress }) => (progress ? dnas.make("td", {}, dnas.make("progress", { max: 1, value: progress.fraction, "aria-hidden": "true" }), ` ${progress.text}`) : "");
   const look = async () => {
+    await dnas.seen();
     try {
       const { runs } = await (await fetch("/runs.json")).json();
-      dnas.table(dnas.at("runs"), ["run", "state", "at", "last sign", "message"], runs.map((run) => [
-        dnas.make("a", { href: `/run/${encodeURIComponent(run.name)}` }, run.name), run.state, place(run), run.updated === null ? "" : ago(run.updated), dnas.make("td", { class: "words" }, run.message),
+      dnas.table(dnas.at("runs"), ["run", "state", "at", "done", "to take, or the best so far", "last sign", "message"], runs.map((run) => [
+        dnas.make("a", { href: `/run/${encodeURIComponent(run.name)}` }, run.name), run.state, run.place, share(run), run.best, run.updated === null ? "" : ago(run.updated), dnas.make("td", { class: "words" }, run.message),
       ]));
-      dnas.at("state").textContent = runs.length ? "" : "there is no run yet";
+      dnas.tell("state", runs.length ? "" : "there is no run yet; start one with: dnas search");
+      dnas.tell("trouble", "");
+      dnas.reachable();
     } catch {
-      dnas.at("state").textContent = "the server does not answer; this is what it last said";
+      dnas.tell("trouble", "the server does not answer; this is what it last said");
     }
     setTimeout(look, 1000 * SECONDS);
   };

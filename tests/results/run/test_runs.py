@@ -67,6 +67,19 @@ def test_create_and_open(run):
     assert list_runs(run.folder / "nowhere") == []
 
 
+def test_a_folder_that_somebody_keeps_to_himself_hides_no_other(run, monkeypatch):
+    (run.folder.parent / "private").mkdir()
+    is_file = Path.is_file
+
+    def asked(path):
+        if path.parent.name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", asked)
+    assert list_runs(run.folder.parent) == [run.folder]
+
+
 def test_what_is_opened_for_reading_is_never_written(run):
     reader = Run.open(run.folder)
     for call in (

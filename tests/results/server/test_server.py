@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import html
 import json
@@ -11,26 +12,31 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 import pytest
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from results.report.log import log_lines
 from results.report.runs import report_json
 from results.run.folder import Run
+from results.run.layout import PROGRESS, list_runs
 from results.run.locks import OWNER
+from results.run.lost import sound_events
 from results.run.stopping import stop
 from results.server import shelf as shelves
-from results.server.app import OWN, application, changes
+from results.server.app import OWN, application
 from results.server.guard import HEADERS
-from results.server.shelf import MOST_KEPT, Shelf
+from results.server.kept import Kept
+from results.server.shelf import MOST_REPORTS, Shelf
 from search_spaces.errors import InputError
-from tests.made_runs import made_run
+from tests.made_runs import LAYERS, made_network, made_run, made_sensitivities
 
 SECRET = "what lies beside the runs"
 WORK = """
@@ -73,7 +79,7 @@ class Visitor:
     """Asks a server as a connection would: an address goes in as it was written, nothing of it tidied up first."""
 
     def __init__(self, shelf: Shelf, **options: Any) -> None:
-        self.app: Starlette = application(shelf, hosts=("localhost", "[::1]"), **options)
+        self.app: ASGIApp = application(shelf, **options)
 
     def get(self, address: str, **headers: str) -> Answer:
         return self.ask("GET", address, **headers)
@@ -203,7 +209,26 @@ def test_a_run_of_any_name_is_shown_as_text(tmp_path: Path, name: str) -> None:
 
 def test_a_folder_that_is_named_by_its_parent_has_its_own_name(tmp_path: Path) -> None:
     folder = made_run(tmp_path / "made").folder
-    assert Shelf([folder / ".." / "made", folder / "assignments" / ".."]).runs().keys() == {"made", "made (2)"}
+    assert Shelf([folder / ".." / "made"]).runs().keys() == {"made"}
+
+
+def test_a_run_that_is_there_twice_is_one(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "runs" / "made").folder
+    (tmp_path / "runs" / "latest").symlink_to("made")
+    shelf = Shelf([folder, folder / "assignments" / ".."], tmp_path / "runs")
+    assert shelf.runs() == {"made": folder}
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"\xff<script>", "right\u202etfel".encode()])
+def test_a_run_whose_name_is_no_text_is_there(tmp_path: Path, name: bytes) -> None:
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/" + name))
+    made_run(folder)
+    client = Visitor(Shelf(parent=tmp_path))
+    [row] = client.get("/runs.json").json()["runs"]
+    assert "\ufffd" in row["name"]
+    address = f"/run/{quote(row['name'], safe='')}"
+    assert client.get(address).status == 200
+    assert client.get(f"{address}/report.json").json()["runs"][0]["name"] == row["name"]
 
 
 def test_runs_of_one_name_are_both_there(tmp_path: Path) -> None:
@@ -214,14 +239,24 @@ def test_runs_of_one_name_are_both_there(tmp_path: Path) -> None:
     assert Visitor(Shelf(folders)).get("/run/run%20(2)/report.json").json()["runs"][0]["name"] == "run (2)"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "[::2]"])
+FOREIGN = (
+    "evil.example",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example:80",
+    "",
+    "[evil.example]",
+    "localhost@evil.example",
+)
+
+
+@pytest.mark.parametrize("host", FOREIGN)
 def test_a_host_that_is_not_ours_is_not_answered(client: Visitor, host: str) -> None:
     answer = client.get("/runs.json", host=host)
     assert (answer.status, answer.guarded) == (400, True)
     assert "made" not in answer.text
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8600", "[::1]:1", "[::1]"])
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8600", "127.0.0.1", "10.1.2.3:8600", "[::1]:1", "[::1]"])
 def test_a_host_of_ours_is_answered(client: Visitor, host: str) -> None:
     assert client.get("/runs.json", host=host).status == 200
 
@@ -243,41 +278,108 @@ def test_reading_changes_nothing(client: Visitor, runs: Path) -> None:
     assert digests() == before
 
 
-def test_a_reader_hears_of_every_change_and_of_the_end(runs: Path) -> None:
+def test_a_reader_hears_of_every_change_and_of_the_end(client: Visitor, runs: Path) -> None:
+    def asked(tag: str = "") -> Answer:
+        return client.get("/run/made/state.json", if_none_match=tag)
+
+    first = asked()
+    assert asked(first.headers["etag"]).status == 304
+    with Run.open(runs / "made", write=True) as run:
+        run.journal.append({"event": "note", "text": "more"})
+        second = asked(first.headers["etag"])
+        assert (second.json()["state"], second.json()["place"]) == ("finished", "prune search-1 trial 4")
+    assert second.json()["version"] != first.json()["version"]
+    assert second.json()["log"][-1].endswith("more")
+    (runs / "made").rename(runs.parent / "elsewhere")
+    assert asked().status == 404
+
+
+CHANGES: dict[str, Callable[[Run], object]] = {
+    "a line of the journal": lambda run: run.journal.append({"event": "note", "text": "more"}),
+    "an assignment": lambda run: run.save_assignment(run.assignment("search-1")),
+    "a front": lambda run: run.save_front(run.load_front()),
+    "a network": lambda run: run.save_network(made_network(LAYERS)),
+    "sensitivities": lambda run: run.save_sensitivities(made_sensitivities(LAYERS)),
+    "the end of a process": Run.close,
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_whatever_a_page_shows_it_is_read_again_when_that_has_changed(runs: Path, what: str) -> None:
     shelf = Shelf(parent=runs)
+    with Run.open(runs / "made", write=True) as run:
+        before, same = (shelf.state("made")["version"] for _ in range(2))
+        assert before == same
+        CHANGES[what](run)
+        assert shelf.state("made")["version"] != before
 
-    async def heard() -> list[dict[str, Any]]:
-        events, found = changes(shelf, "made", 0.0), []
-        found.append(await anext(events))
-        with Run.open(runs / "made", write=True) as run:
-            run.journal.append({"event": "note", "text": "more"})
-        while len(found) < 2:
-            found += [text for text in [await anext(events)] if text.startswith("data")]
-        (runs / "made").rename(runs.parent / "elsewhere")
-        assert [text async for text in events if text.startswith("data")] == []
-        return [json.loads(text.removeprefix("data: ")) for text in found]
 
-    first, second = asyncio.run(heard())
-    assert first["version"] != second["version"]
-    assert second["log"][-1].endswith("more")
-    assert first["status"]["state"] == "finished"
+def test_how_far_a_job_is_stands_beside_its_place(client: Visitor, runs: Path) -> None:
+    (runs / "made" / PROGRESS).write_text(json.dumps({"fraction": 0.25, "seconds_left": 3.0, "time": 4e9}))
+
+    def told() -> list[Any]:
+        return [*client.get("/runs.json").json()["runs"], client.get("/run/made/state.json").json()]
+
+    assert [row["progress"] for row in told()] == [None, None], "nobody works on it: an old note tells nothing"
+    with Run.open(runs / "made", write=True) as run:
+        run.journal.append({"event": "resumed"})
+        assert [row["progress"] for row in told()] == 2 * [{"fraction": 0.25, "text": "25 % done, 3 s left"}]
+        assert {row["best"] for row in told()} == {"search-2 (7,500 B, 93.80 %)"}
+
+
+def test_what_is_sent_is_packed_where_the_reader_unpacks_it(client: Visitor) -> None:
+    for address in ("/static/plotly.js", "/run/made/report.json", "/runs.json"):
+        plain, packed = client.get(address), client.get(address, accept_encoding="gzip, br")
+        assert gzip.decompress(packed.body) == plain.body
+        assert (packed.headers["content-encoding"], "content-encoding" in plain.headers) == ("gzip", False)
+        assert packed.headers["vary"] == "Accept-Encoding"
+        assert client.get(address, if_none_match=plain.headers["etag"]).status == 304
 
 
 def test_a_run_is_read_again_only_when_it_has_changed_and_few_reports_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf, read = Shelf(parent=tmp_path), list[str]()
-    report, most = report_json, MOST_KEPT["report"]
-    monkeypatch.setattr(shelves, "report_json", lambda runs: read.append(runs[0].name) or report(runs))
-    for number in range(most + 1):
+    monkeypatch.setattr(shelves, "report_json", lambda runs: read.append(runs[0].name) or report_json(runs))
+    for number in range(MOST_REPORTS + 1):
         with Run.create(tmp_path / f"run{number}", "", {}) as run:
             run.journal.append({"event": "started"})
         shelf.report(f"run{number}")
         shelf.report(f"run{number}")
-    assert read == [f"run{number}" for number in range(most + 1)]
+    assert read == [f"run{number}" for number in range(MOST_REPORTS + 1)]
     shelf.report("run1")
     shelf.report("run0")
-    assert read[most + 1 :] == ["run0"]
+    assert read[MOST_REPORTS + 1 :] == ["run0"]
+
+
+def test_a_run_that_takes_long_to_read_holds_up_no_other() -> None:
+    kept, begun, go_on = Kept[str](), threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        assert go_on.wait(60)
+        return "slow"
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(kept.get, "large", "1", slow)
+        assert begun.wait(60)
+        again = pool.submit(kept.get, "large", "1", lambda: "read twice")
+        assert kept.get("small", "1", lambda: "quick") == "quick"
+        go_on.set()
+        assert (first.result(), again.result()) == ("slow", "slow")
+
+
+def test_where_all_runs_stand_is_read_once_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        with Run.create(tmp_path / f"run{number}", "", {}) as run:
+            run.journal.append({"event": "started"})
+    shelf, listed, read = Shelf(parent=tmp_path), list[Path](), list[Path]()
+    monkeypatch.setattr(shelves, "list_runs", lambda parent: listed.append(parent) or list_runs(parent))
+    monkeypatch.setattr(shelves, "sound_events", lambda run: read.append(run.folder) or sound_events(run))
+    assert len(shelf.rows()) == len(shelf.rows()) == 60
+    assert (len(listed), len(read)) == (2, 60)
 
 
 def test_a_log_has_a_line_for_every_kind_of_event(runs: Path) -> None:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser
 
-from dnas.commands import serving
 from dnas.config.file import dump_job, load_job
 from dnas.jobs.run import run_job
 from results.report.runs import report_json
 from results.run.folder import Run
-from results.server.app import application
-from results.server.running import Server
-from results.server.shelf import Shelf
-from tests.browsers import Visit, open_browser
+from results.run.progress import SECONDS_BETWEEN, noted
+from tests.browsers import Visit, serving_runs
 from tests.made_runs import LAYERS, epochs, made_assignment, made_run
 
 pytestmark = pytest.mark.slow
@@ -32,35 +29,6 @@ SMALL = (
     *("finetune.epochs=1", "finetune.seeds=1", "controls.uniform=[4]", "controls.ilp=false", "choice.enabled=false"),
     *("prune.enabled=false", "finalise.enabled=false"),
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as found:
-        yield found
-
-
-@contextmanager
-def serving_runs(runs: Path, token: str | None = None) -> Iterator[str]:
-    """The address of a server in a thread."""
-    app = application(Shelf(parent=runs), hosts=serving.LOOPBACK, token=token, interval=0.1)
-    server = Server(app)
-    with serving._listening("127.0.0.1", 0) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
-    found = Visit(browser)
-    yield found
-    assert found.complaints == []
-    found.context.close()
 
 
 def test_the_page_moves_and_keeps_what_is_chosen(visit: Visit, tmp_path: Path) -> None:
@@ -88,22 +56,27 @@ def test_the_page_moves_and_keeps_what_is_chosen(visit: Visit, tmp_path: Path) -
 def test_a_real_job_is_seen_from_its_first_epoch_to_its_front(visit: Visit, tmp_path: Path) -> None:
     config = load_job("digits", SMALL)
     with serving_runs(tmp_path) as address, Run.create(tmp_path / "small", dump_job(config), {}) as run:
-        states: list[str] = []
+        told = list[str]()
 
-        def look(event: object) -> None:
-            if len(states) < 3 and run.journal.records():
-                states.append(visit.text("#progress") or "-")
+        def look(event: Mapping[str, Any]) -> None:  # the job waits until the page has told of it
+            kind = event["event"]
+            if kind == "stage" and "stage" not in told:
+                visit.page.locator("#progress", has_text=event["stage"]).wait_for()
+            if kind == "progress" and told.count("progress") == 1:  # of which the first is noted by now
+                visit.page.locator("#share", has_text="% done").wait_for()
+            told.append(kind)
 
         run.journal.append({"event": "started", "version": 2})
         visit.page.goto(f"{address}/run/small")
         visit.page.locator("#progress", has_text="running").wait_for()
-        run_job(config, run, look)
+        with noted(run, look) as report:
+            run_job(config, run, report)
+        assert told.count("progress") > 1
         visit.until("dnas.run && dnas.run.complete")
-        shown = visit.page.evaluate("dnas.run.points")
-        assert shown == report_json([run])["runs"][0]["points"]
+        assert visit.page.evaluate("dnas.run.points") == report_json([run])["runs"][0]["points"]
         assert visit.page.evaluate("dnas.run.searches[0].theta[0].exact")
         assert visit.page.evaluate("dnas.run.network.edges.length") > 8
-        assert any("running" in state for state in states)
+        visit.page.locator("#progress", has_text="finished").wait_for()
 
 
 def test_the_list_leads_to_runs_of_any_name(visit: Visit, tmp_path: Path) -> None:
@@ -120,6 +93,69 @@ def test_the_list_leads_to_runs_of_any_name(visit: Visit, tmp_path: Path) -> Non
         assert page.locator("h1").inner_text() == name
     assert all(asked.startswith(address) for asked in visit.asked)
     visit.complaints[:] = [said for said in visit.complaints if "net::ERR" not in said]
+
+
+def test_how_far_a_job_is_moves_on_its_page_and_in_the_list(browser: Browser, visit: Visit, tmp_path: Path) -> None:
+    folder, later = made_run(tmp_path / "made", finished=False).folder, [0.0]
+    listed = Visit(browser)
+    with serving_runs(tmp_path) as address, Run.open(folder, write=True) as run:
+        page = visit.open(f"{address}/run/made")
+        listed.page.goto(address)
+        row = listed.page.locator("#runs tbody tr")
+        row.filter(has_text="running").wait_for()
+        assert page.locator("#share").is_hidden()
+        assert "% done" not in row.inner_text()
+        with noted(run, lambda event: None, clock=lambda: time.time() + later[0]) as report:
+            for share in (0.25, 0.5):
+                report({"event": "progress", "fraction": share, "seconds_left": 7200.0})
+                told = re.compile(rf"{100 * share:.0f} % done, \d h .* left")
+                page.locator("#share", has_text=told).wait_for()
+                row.filter(has_text=told).wait_for()
+                assert page.locator("#share progress").evaluate("(bar) => bar.value") == share
+                later[0] += SECONDS_BETWEEN
+        page.locator("#share").wait_for(state="hidden")
+        row.filter(has_not_text="% done").wait_for()
+        run.journal.append({"event": "measured", "assignment": "search-1", "seed": 0, "val_top1": 0.9})
+        row.filter(has_text="search-1 (90.00 %)").wait_for()
+    for each in (visit, listed):
+        each.complaints[:] = [said for said in each.complaints if "net::ERR" not in said]
+    assert listed.complaints == []
+
+
+def test_a_page_that_nobody_sees_asks_for_nothing(visit: Visit, tmp_path: Path) -> None:
+    made_run(tmp_path / "made")
+    hide = "(hidden) => { document.away = hidden; document.dispatchEvent(new Event('visibilitychange')); }"
+    visit.page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => document.away === true });")
+    with serving_runs(tmp_path) as address:
+        for place in ("/", "/run/made"):
+            page = visit.page
+            page.clock.install()
+            page.goto(f"{address}{place}")
+            page.get_by_text("finished").first.wait_for()
+            page.evaluate(hide, True)
+            page.clock.run_for(20_000)
+            asked = len(visit.asked)
+            page.clock.run_for(60_000)
+            assert len(visit.asked) == asked
+            with page.expect_request(re.compile(r"state\.json|runs\.json")):
+                page.evaluate(hide, False)
+                page.clock.run_for(20_000)
+
+
+def test_a_server_that_is_gone_is_told_and_so_is_a_run(visit: Visit, tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "made").folder
+    with serving_runs(tmp_path) as address:
+        page = visit.open(f"{address}/run/made")
+        folder.rename(tmp_path.parent / "elsewhere")
+        page.locator("#trouble", has_text="there is no such run").wait_for()
+        (tmp_path.parent / "elsewhere").rename(folder)
+        page.locator("#trouble:empty").wait_for(state="attached")
+        (folder / "journal.jsonl").write_text("nothing\nof a journal\n")
+        page.locator("#trouble", has_text="corrupt").wait_for()
+    page.locator("#trouble", has_text="the server does not answer").wait_for()
+    assert visit.chosen == "search-2"
+    expected = ("404", "409", "net::ERR")
+    visit.complaints[:] = [said for said in visit.complaints if not any(each in said for each in expected)]
 
 
 def test_a_token_stops_the_job_from_the_page(visit: Visit, tmp_path: Path) -> None:
