@@ -1,4 +1,4 @@
-"""A real browser, where there is one (the system's own, driven by playwright), and a server for it to visit."""
+"""A real browser, where there is one (the system's Chromium, driven by playwright), and a server for it to visit."""
 
 from __future__ import annotations
 
@@ -16,20 +16,14 @@ from dnas.commands import serving
 from results.server.app import application, server
 from results.server.shelf import Shelf
 
-NAMES = {
-    "chromium": ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
-    "firefox": ("firefox-esr", "firefox"),
-}
-"""What the packages of systems call them."""
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def open_browser(playwright: Playwright, kind: str = "chromium") -> Browser:
-    """Chromium or Firefox; the test is skipped where there is none."""
-    found = next((path for name in NAMES[kind] if (path := shutil.which(name))), None)
+def open_browser(playwright: Playwright) -> Browser:
+    """Chromium; the test is skipped where none is installed."""
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES[kind])} is installed (apt-get install {NAMES[kind][0]})")
-    if kind == "firefox":  # not playwright's own build: it is driven by WebDriver BiDi
-        return playwright.firefox.launch(executable_path=found, channel="moz-firefox")
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (apt-get install chromium)")
     return playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
 
 

@@ -41,12 +41,11 @@ class RunStatus:
         >>> RunStatus("running", "search", "search-1", epoch=3, epochs=5).place
         'search search-1 epoch 3/5'
         """
+        words: tuple[str | None, ...] = (self.stage, self.label)
         if self.trial is not None:
             words = (self.stage, (self.label or "").removeprefix("prune-"), f"trial {self.trial}")
         elif self.epoch is not None:
             words = (self.stage, self.label, f"epoch {self.epoch}/{self.epochs or '?'}")
-        else:
-            words = (self.stage, self.label)
         return " ".join(word for word in words if word)
 
 

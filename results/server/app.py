@@ -33,8 +33,15 @@ _PATIENCE_SECONDS = 3
 
 def server(app: ASGIApp) -> uvicorn.Server:
     """What listens for an application, until it is told to end."""
-    quiet = {"log_level": "warning", "access_log": False, "server_header": False}
-    return uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=_PATIENCE_SECONDS, lifespan="off", **quiet))
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_PATIENCE_SECONDS,
+    )
+    return uvicorn.Server(config)
 
 
 def application(shelf: Shelf, *, hosts: Collection[str] = ("localhost",), token: str | None = None) -> ASGIApp:

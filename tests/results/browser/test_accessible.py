@@ -48,6 +48,28 @@ def test_the_page_of_runs(browser: Browser, tmp_path: Path, scheme: str, width: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_printed_is_black_on_white_whatever_the_screen_shows(
+    browser: Browser, tmp_path: Path, scheme: str
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page_of(report_json([made_run(tmp_path / "one")])))
+    visit = Visit(browser, color_scheme=scheme)
+    page = visit.open(path)
+    for _ in range(2):
+        page.locator("#theme").click()
+        page.emulate_media(media="print")
+        colour = (
+            "(selector) => getComputedStyle(document.querySelector(selector))[selector === 'body' ? 'color' : 'fill']"
+        )
+        for selector in ("body", "#front-plot .xtick text", "#front-plot .legendtext", "#graph text"):
+            assert page.evaluate(colour, selector) == "rgb(0, 0, 0)", selector
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert wrong(page) == []
+        page.emulate_media(media="screen")
+    visit.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pages_of_a_server(browser: Browser, tmp_path: Path, scheme: str) -> None:
     folder = made_run(tmp_path / "made", finished=False).folder
     made_run(tmp_path / "other")

@@ -309,6 +309,8 @@ def test_it_is_read_on_a_telephone_in_the_dark_and_on_paper(browser: Browser, fi
     assert page.evaluate(shade) == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
     assert page.locator("#take").is_visible()
+    page.set_viewport_size({"width": 688, "height": 1000})  # 182 mm, an A4 page between its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 688
     assert len(page.pdf(format="A4")) > 10_000
     assert visit.complaints == []
 
