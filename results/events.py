@@ -15,7 +15,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from results.files import NAME
 from search_spaces.errors import InputError, nearest
 from search_spaces.metrics import ACCURACY
-from search_spaces.records import Record
+from search_spaces.records import Amount, Record
 
 VERSION = 2
 """Of the journal; version 1 called the ``request`` of ``withdrawn`` a ``wish``, and told no version."""
@@ -211,6 +211,21 @@ class Tested(Event, Scored):
     assignment: Name
     seed: int
     test: float
+
+
+class Timed(Event):
+    """A net of an assignment was timed ``where`` it will run (runtime, device and threads), on a ``processor``.
+
+    ``latency_ms`` is for one sample, over ``rounds`` calls; ``spread`` how far these lie apart, as a share.
+    """
+
+    tag = "timed"
+    assignment: Name
+    where: str
+    processor: str
+    latency_ms: Amount
+    spread: Amount
+    rounds: int
 
 
 class FloatMeasured(Event, Scored):

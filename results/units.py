@@ -9,6 +9,8 @@ from typing import TypeVar
 from search_spaces.metrics import Metric
 
 Item = TypeVar("Item")
+MEASURED_LATENCY = "measured_latency_ms"
+"""What a net took where it will run, beside ``latency_ms``, what the job's table says of it."""
 
 _STEPS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
     "size_bytes": ("size", ((1, "B"), (2**10, "KiB"), (2**20, "MiB"), (2**30, "GiB"))),
@@ -23,6 +25,7 @@ _STEPS: dict[str, tuple[str, tuple[tuple[float, str], ...]]] = {
     ),
     "macs": ("multiply-accumulates", ((1, "MACs"), (1e3, "kMACs"), (1e6, "MMACs"), (1e9, "GMACs"))),
     "latency_ms": ("latency", ((1, "ms"),)),
+    MEASURED_LATENCY: ("measured latency", ((1, "ms"),)),
 }
 
 

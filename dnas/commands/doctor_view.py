@@ -53,7 +53,7 @@ def _examined(
     if config is None:
         source = model or ""
         network = load_model(source).module
-        given = _input_shape(shape) or default_input_shape(network, source)
+        given = input_shape_of(shape) or default_input_shape(network, source)
         return examine(network, given, source=source, budgets=budgets)
     source = model or config.model.source
     own = source == config.model.source
@@ -61,7 +61,7 @@ def _examined(
     network = load_model(source, arguments=config.model.arguments if own else None, checkpoint=checkpoint).module
     return examine(
         network,
-        _input_shape(shape) or _data_shape(config),
+        input_shape_of(shape) or _data_shape(config),
         source=source,
         space=config.space,
         costs=config.costs,
@@ -77,7 +77,8 @@ def _data_shape(config: JobConfig) -> Shape:
         raise InputError(f"{error}; or give the shape of one image with --input-shape") from error
 
 
-def _input_shape(text: str | None) -> Shape | None:
+def input_shape_of(text: str | None) -> Shape | None:
+    """Read ``3,224,224`` or ``3x224x224``; None stays None."""
     if text is None:
         return None
     sides = text.replace("x", ",").split(",")

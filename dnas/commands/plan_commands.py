@@ -130,3 +130,36 @@ def rank(
     folder = run_folder(run)
     with trusting(folder, trust):
         rank_view.rank(folder, budget, assignments, epochs, as_json)
+
+
+@commands.command("bench-latency")
+@told
+def bench_latency(
+    subject: Annotated[
+        str, typer.Argument(metavar="MODEL|RUN", help="A network such as torchvision:resnet18, or a run.")
+    ],
+    runtime: Annotated[str, typer.Option(metavar="onnxruntime|openvino|torch|packed", help="Where nets will run.")],
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="On what.")] = "cpu",
+    threads: Annotated[int, typer.Option(metavar="N", help="With how many threads.")] = 1,
+    input_shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="Shape of one input.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="The table to write; latency-RUNTIME.json by default.")
+    ] = None,
+    nets: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Whole nets that calibrate it; as many again show its error.")
+    ] = 20,
+    rounds: Annotated[int, typer.Option(min=3, metavar="N", help="How often each is timed.")] = 30,
+    trust: TrustOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the layers of a network where it will run: a table for budgets in ms, and the widths that are worth it."""
+    from dnas.commands import latency_view
+    from dnas.latency.engines import Place
+    from dnas.latency.measure import Effort
+
+    out = out or Path(f"latency-{runtime}.json")
+    latency_view.check_out(out)
+    folder = run_folder(subject)
+    with trusting(folder, trust):
+        place, effort = Place(device, threads), Effort(rounds, nets, nets)
+        latency_view.bench(subject, folder, runtime, place, input_shape, out, effort, as_json)

@@ -107,7 +107,7 @@ class DataSection(Section):
 class CostsSection(Section):
     """Costs beyond size_bytes, bitops, macs and peak_activation_bytes, which are always there."""
 
-    latency_table: FilePath | None = Field(default=None, examples=["latency.csv"], description="CSV or JSON with columns layer, weight_bits, activation_bits, latency_ms; adds the cost `latency_ms`.")  # fmt: skip
+    latency_table: FilePath | None = Field(default=None, examples=["latency.csv"], description="What `dnas bench-latency` wrote, or CSV or JSON with columns layer, weight_bits, activation_bits, latency_ms; adds the cost `latency_ms`.")  # fmt: skip
     functions: dict[str, str] = Field(default={}, description="Your own costs: name = `package.module:name` of a `dnas.Cost`, or of a function(layer, weight_bits, activation_bits).")  # fmt: skip
 
 
@@ -205,7 +205,7 @@ class PruneSection(Section):
     enabled: bool = Field(default=False, description="Whether the job prunes; `dnas prune` does it later for any assignment.")  # fmt: skip
     assignments: Annotated[tuple[str, ...], OnceEach] = Field(default=("search-*",), description="Patterns over the ids of the assignments to prune.")  # fmt: skip
     at_most: AtLeastOne | None = Field(default=None, examples=[1], description="Prune only so many of them: the most accurate on validation.")  # fmt: skip
-    budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=({"size_bytes": "70%"},), description="Limits on any cost but latency; a plain % is of the assignment's own cost, else as in `search.budgets`. None: the whole front of size against accuracy.")  # fmt: skip
+    budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=({"size_bytes": "70%"},), description="Limits on any cost (on latency by a table of `dnas bench-latency` alone, which knows fewer channels); a plain % is of the assignment's own cost, else as in `search.budgets`. None: the whole front of size against accuracy.")  # fmt: skip
     trials: AtLeastOne = Field(default=40, description="Configurations tried for each budget.")
     batch: AtLeastOne = Field(default=1, description="Configurations asked for at once; results depend on it.")
     workers: AtLeastOne = Field(default=1, description="Kept from earlier versions: where the job's own `workers` is not given, the whole job has so many.")  # fmt: skip

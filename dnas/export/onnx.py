@@ -80,11 +80,7 @@ class OnnxNet:
             )
         if target.integer_operators:
             before = run_graph(model, x, [])
-            pads_before_quantizers(model)
-            if target.strided_integers:
-                strides_on_integers(model)
-            if target.ranges == "integers":
-                ranges_as_integers(model)
+            arrange(model, target)
             check_same_results(run_graph(model, x, []), before)
         run_graph(model, x[:1], [], optimized=True)  # as a user would: another batch size, every optimization
         return stored_layers(model, self.taps, self.layers, self.builder), notes
@@ -96,6 +92,15 @@ class OnnxNet:
         quantize_tensors(self.model, {name: before[name] for name in names}, self.builder.target.input_types)
         round_biases(self.model, self.taps, self.layers, self.builder)
         return _change(before, run_graph(self.model, x, []), len(names))
+
+
+def arrange(model: Any, target: Target) -> None:
+    """Move pads, strides and the limits of integers to where the target's runtime wants them, in place."""
+    pads_before_quantizers(model)
+    if target.strided_integers:
+        strides_on_integers(model)
+    if target.ranges == "integers":
+        ranges_as_integers(model)
 
 
 def _change(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], count: int) -> str:

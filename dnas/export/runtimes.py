@@ -62,26 +62,28 @@ def run_in_openvino(model: Any, x: np.ndarray) -> np.ndarray:
     return np.array(openvino_net(model)([x])[0])
 
 
-def onnxruntime_session(model: Any, *, optimized: bool, keep: Path | None = None) -> Any:
-    """A session on one thread; ``keep`` gets the graph that it runs."""
+def onnxruntime_session(
+    model: Any, *, optimized: bool, keep: Path | None = None, threads: int = 1, provider: str = "CPUExecutionProvider"
+) -> Any:
+    """A session; ``keep`` gets the graph that it runs."""
     runtime = need_runtime("onnxruntime")
     options = runtime.SessionOptions()
     levels = runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_ENABLE_BASIC
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4 if keep else 3
     if keep is not None:
         options.optimized_model_filepath = str(keep)
     try:
-        return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(model.SerializeToString(), options, providers=[provider])
     except Exception as error:
         raise _cannot("ONNX Runtime", str(error).strip().splitlines()[0]) from error
 
 
-def openvino_net(model: Any) -> Any:
-    """The net compiled for the CPU, on one thread, in fp32 where it is not in integers."""
+def openvino_net(model: Any, threads: int = 1) -> Any:
+    """The net compiled for the CPU, in fp32 where it is not in integers."""
     core = need_runtime("openvino").Core()
-    told = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    told = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     try:
         return core.compile_model(core.read_model(model.SerializeToString()), "CPU", told)
     except Exception as error:

@@ -29,6 +29,7 @@ from dnas.jobs.stages.pretrain import Pretrain
 from dnas.jobs.stages.prune import PruneMore
 from dnas.jobs.stages.prune_requests import PruneRequest, check_request, requested, trial_workers
 from dnas.jobs.stages.testing import Test
+from dnas.jobs.stages.timing import Time, table_of
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.quantization.proof import check_twin
@@ -200,7 +201,7 @@ def job_stages(context: JobContext) -> list[Stage]:
     stages += compression_of(context.job.config).stages(context, measurer)
     stages += [PruneMore(context, measurer)] if requested(context.log) else []
     stages += [Finalise(context, measurer)] if sections(context) else []
-    return [*stages, Test(context, measurer)]
+    return [*stages, *([Time(context, measurer)] if table_of(context.job.config) else []), Test(context, measurer)]
 
 
 def check_job(config: JobConfig) -> None:

@@ -19,8 +19,10 @@ from results.events import (
     Note,
     StageEvent,
     Tested,
+    Timed,
     Trial,
 )
+from results.units import amount_text
 from search_spaces.metrics import metric_named
 
 MOST_LINES = 200
@@ -61,6 +63,10 @@ def _tested(event: Tested) -> str:
     return f"tested {event.assignment}, seed {event.seed}: {metric_named(event.metric).text(event.test)}"
 
 
+def _timed(event: Timed) -> str:
+    return f"timed {event.assignment} in {event.where}: {amount_text('latency_ms', event.latency_ms)}"
+
+
 def _float(event: FloatMeasured) -> str:
     return f"float network: {metric_named(event.metric).text(event.val)} on validation"
 
@@ -82,6 +88,7 @@ _TOLD: Mapping[type[Event], Callable[[Any], str]] = {
     Note: lambda event: event.text,
     Measured: _measured,
     Tested: _tested,
+    Timed: _timed,
     FloatMeasured: _float,
     Decoded: lambda event: f"found {event.assignment}",
     Judged: _judged,

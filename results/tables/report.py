@@ -10,7 +10,7 @@ from typing import Any
 from results.kinds import POINT_KINDS
 from results.pareto import COSTS, FLOAT, FloatReference, ParetoFront
 from results.tables.plain import PlainTable
-from results.units import measured, scaled_unit
+from results.units import MEASURED_LATENCY, measured, scaled_unit
 from search_spaces.metrics import ACCURACY, Metric
 
 KIBIBYTE = 1024
@@ -91,7 +91,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTab
     The column "front" is left out where all points are on it.
     "÷fp32" is how many times smaller than in fp32 the network is, "no index" the same without what says where
     weights are; "over" marks a point over its budget. Beside the size stand the bit operations (unless an index is told
-    apart: they do not know of zeros) and every other cost that a budget limits.
+    apart: they do not know of zeros), every other cost that a budget limits, and the latency as it was measured.
     """
     # Only a long id is ever folded: the usual costs fit into 80 columns.
     table = PlainTable(title)
@@ -143,7 +143,8 @@ def _shown_costs(rows: Sequence[Mapping[str, Any]], indexed: bool) -> list[_Cost
     limited = dict.fromkeys(name for row in rows for name in row["limits"])
     nets = [row for row in rows if row["kind"] != FLOAT] or rows  # fp32 has a line, not a say in the unit
     columns = []
-    for name in dict.fromkeys(["size_bytes", *([] if indexed else ["bitops"]), *limited]):
+    timed = [MEASURED_LATENCY] if any(MEASURED_LATENCY in row["costs"] for row in rows) else []
+    for name in dict.fromkeys(["size_bytes", *([] if indexed else ["bitops"]), *limited, *timed]):
         values = [row["costs"][name] for row in nets if row["costs"].get(name)]
         unit = scaled_unit(name, min(values, default=0.0))
         heading = unit.symbol if name in COSTS else f"{unit.quantity} {unit.symbol}".rstrip()

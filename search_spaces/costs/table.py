@@ -7,8 +7,6 @@ folded to one scale and one shift per channel; everything else in fp32. 32 bits 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,15 +17,14 @@ import numpy as np
 
 from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.errors import InputError, check_type, nearest, one_line, unreadable
+from search_spaces.costs.latency import read_latencies
+from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
-from search_spaces.plain_json import parse_json
 from search_spaces.registry import importable_working_directory, imported
 from search_spaces.returned import refuse_other
 from search_spaces.spaces import PrecisionSpace
-from search_spaces.user_files import read_regular
 
 LayerCost = Callable[[LayerSpec, int, int], float]
 """A cost of one layer at (weight bits, activation bits); a skipped layer is never asked for."""
@@ -119,35 +116,12 @@ PEAK_ACTIVATION_BYTES = Cost("peak_activation_bytes", "bytes", _input_bytes, com
 
 
 def latency_table(path: Path) -> Cost:
-    """A latency measured elsewhere, read from CSV or JSON rows (layer, weight_bits, activation_bits, latency_ms)."""
-    try:
-        text = read_regular(path).decode("utf-8")
-        rows = parse_json(text) if path.suffix == ".json" else csv.DictReader(io.StringIO(text))
-        table = {
-            (str(row["layer"]), int(row["weight_bits"]), int(row["activation_bits"])): float(row["latency_ms"])
-            for row in rows
-        }
-    except OSError as error:
-        raise InputError(f"latency table {path}: {unreadable(error)}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"latency table {path} must have the columns layer, weight_bits, activation_bits, latency_ms: {error!r}"
-        ) from error
+    """A latency that was measured, as ``dnas bench-latency`` writes it, or in rows that a user wrote: CSV or JSON.
 
-    layer = partial(_latency_ms, path=path, table=table)
-    return Cost("latency_ms", "ms", layer, shrinks=False)  # its rows are of whole layers
-
-
-def _latency_ms(
-    spec: LayerSpec, weight_bits: int, activation_bits: int, *, path: Path, table: Mapping[tuple[str, int, int], float]
-) -> float:
-    try:
-        return table[spec.name, weight_bits, activation_bits]
-    except KeyError:
-        raise InputError(
-            f"latency table {path} has no row for layer '{spec.name}' at {weight_bits} weight bits and "
-            f"{activation_bits} activation bits"
-        ) from None
+    Where the table has no rows of fewer channels, pruning cannot meet a budget on it.
+    """
+    found = read_latencies(path)
+    return Cost("latency_ms", "ms", found.of_layer, network=found.of_rest, shrinks=found.shrinks)
 
 
 def user_cost(name: str, given: str | LayerCost | Cost) -> Cost:

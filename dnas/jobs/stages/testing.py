@@ -11,6 +11,7 @@ from dnas.jobs.normalisation import preprocessing_of
 from dnas.jobs.progress import FORWARD, FORWARD_QUANTIZED, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer
+from dnas.jobs.stages.timing import table_of, with_measured_latency
 from dnas.jobs.stored_nets import net_file
 from results.events import FloatMeasured, Tested
 from results.pareto import FLOAT, Estimate, FloatReference, ParetoFront
@@ -46,6 +47,7 @@ class Test(Stage):
         self.context.tasks.announce([*left, *(() if log.events(FloatMeasured) else (self._float_task(),))])
         values = [Estimate.from_values(self._test(assignment)) for assignment in found]
         tested = [replace(point, test=test) for point, test in zip(findings.points, values, strict=True)]
+        tested = with_measured_latency(tested, log.history, table_of(self.context.job.config))
         x = next(iter(plan.budgets[0].limits)) if plan.budgets else "size_bytes"
         front = ParetoFront.from_points(tested, x, self._float_reference(), preprocessing_of(self.context.job.data))
         log.run.save_front(front)

@@ -1,0 +1,140 @@
+"""The command that measures latencies: its table as a file, the capability file beside it, what it tells of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import nn
+
+from dnas.commands.display import open_display, share_text
+from dnas.commands.doctor_view import input_shape_of
+from dnas.commands.options import check_file
+from dnas.commands.terminal import show, show_json, tell
+from dnas.config.file import load_job
+from dnas.jobs.doctor import Shape, default_input_shape
+from dnas.jobs.job import data_shape, load_network
+from dnas.jobs.stages.timing import time_run
+from dnas.latency.engines import FLOAT, Place, find_engine
+from dnas.latency.measure import Effort, measure_table
+from dnas.latency.sums import capability_of, predicted_ms
+from results.files import write_json
+from results.pictures.plot_data import bit_text
+from results.run.folder import Run
+from results.run.layout import FRONT_JSON, is_run
+from results.tables.plain import PlainTable
+from results.units import number_text
+from search_spaces.assignments import LayerBits
+from search_spaces.costs.latency import LatencyTable
+from search_spaces.errors import InputError
+from search_spaces.fields import Pair
+from search_spaces.layers import LayerGraph
+from search_spaces.models.load import load_model
+from search_spaces.network.graph import read_graph
+
+_SECONDS_BETWEEN_LINES = 2.0
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file to write whose name does not end in .json, as it is read by its name."""
+    if out.suffix != ".json":
+        raise InputError(f"the table {out} must be a file whose name ends in .json")
+    check_file(out)
+
+
+def bench(
+    subject: str, folder: Path, runtime: str, place: Place, shape: str | None, out: Path, effort: Effort, as_json: bool
+) -> None:
+    """Measure the network of a source or of the run in ``folder``; write the table and its capability file."""
+    engine = find_engine(runtime, place)
+    network, given = _subject(subject, folder, shape)
+    graph = read_graph(network, given)
+    progress = _progress()
+    table = measure_table(network, graph, engine, place, model=subject, effort=effort, progress=progress)
+    capability = out.with_name(f"{out.stem}.capability.json")
+    write_json(out, table.to_json())
+    write_json(capability, capability_of(table, graph))
+    timed = _timed(folder, table, graph, as_json) if (folder / FRONT_JSON).is_file() else {}
+    if as_json:
+        show_json({**table.to_json(), "file": str(out), "capability": str(capability), "nets": timed})
+        return
+    show(_widths(table, graph), "", *_sentences(table), f"written: {out} and {capability}")
+    if timed:
+        show("", _nets(timed), f"kept in {folder}")
+
+
+def _timed(folder: Path, table: LatencyTable, graph: LayerGraph, as_json: bool) -> dict[str, dict[str, float]]:
+    """The nets of a run, timed, beside what the table says of them; kept in the run."""
+    with Run.open(folder, write=True) as run, open_display(as_json) as display:
+        measured = time_run(run, table, display.report)
+        layers = {name: run.assignment(name).layers for name in measured}
+    return {
+        name: {"predicted_ms": predicted_ms(table, graph, layers[name]), "measured_ms": ms}
+        for name, ms in measured.items()
+    }
+
+
+def _nets(timed: Mapping[str, Mapping[str, float]]) -> PlainTable:
+    shown = PlainTable()
+    shown.add_column("assignment", fold=True)
+    for heading in ("ms by the table", "ms measured"):
+        shown.add_column(heading, right=True)
+    for name, ms in timed.items():
+        shown.add_row(name, *map(number_text, ms.values()))
+    return shown
+
+
+def _subject(subject: str, folder: Path, shape: str | None) -> tuple[nn.Module, Shape]:
+    """The network in eval mode, and the shape of one input."""
+    given = input_shape_of(shape)
+    if is_run(folder):
+        config = load_job(Run.open(folder).job_file())
+        return load_network(config).module.eval(), given or data_shape(config)
+    network = load_model(subject).module.eval()
+    return network, given or default_input_shape(network, subject)
+
+
+def _progress() -> Callable[[str, float], None]:
+    """Tells on stderr how far it is, now and then."""
+    start, last = time.monotonic(), [0.0]
+
+    def told(what: str, share: float) -> None:
+        now = time.monotonic()
+        if now - last[0] >= _SECONDS_BETWEEN_LINES and share > 0:
+            last[0] = now
+            tell(f"{what}: {share_text(share, (now - start) * (1 - share) / share)}")
+
+    return told
+
+
+def _widths(table: LatencyTable, graph: LayerGraph) -> PlainTable:
+    """Each width in every layer: what the net takes."""
+    shown = PlainTable(f"{table.model} in {table.where}, {table.processor}", underlined=False)
+    shown.add_column("every layer at")
+    for heading in ("ms", "times faster"):
+        shown.add_column(heading, right=True)
+    times = {pair: predicted_ms(table, graph, _uniform(graph, pair)) for pair in table.pairs}
+    for pair, ms in sorted(times.items(), key=lambda item: -item[1]):
+        shown.add_row(_pair(pair), number_text(ms), f"{times[FLOAT] / ms:.2f}")
+    return shown
+
+
+def _uniform(graph: LayerGraph, pair: Pair) -> dict[str, LayerBits]:
+    return {spec.name: LayerBits(*pair) for spec in graph.layers}
+
+
+def _sentences(table: LatencyTable) -> list[str]:
+    words = []
+    if table.useless:
+        words.append(f"no faster than wider widths: {', '.join(map(_pair, table.useless))}")
+    error, rank = table.median_error, table.rank_correlation
+    told = f"median error {100 * (error or 0):.1f} %"
+    told += "" if rank is None else f", rank correlation {rank:.2f}"
+    words.append(f"{len(table.checked)} nets of random widths and filters, of which it was not made: {told}")
+    words.append(f"times of a net lie {100 * table.spread:.0f} % apart between the 10 % and the 90 % of rounds")
+    return words
+
+
+def _pair(pair: Pair) -> str:
+    return "fp32" if pair == FLOAT else f"W{bit_text(pair[0])}/A{bit_text(pair[1])}"

@@ -1,0 +1,223 @@
+"""A latency table by measuring: each distinct layer shape alone, then whole nets of random widths and filters.
+
+Some of the whole nets calibrate the layers' times (:mod:`dnas.latency.fit`); the others are kept for looking at how
+far the table's sums are off.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+from dnas.latency.clock import Clock, take_turns
+from dnas.latency.engines import EIGHT, FLOAT, Engine, Loader, Place, Run, clock_of, processor_name
+from dnas.latency.nets import NetMaker, random_layers
+from dnas.latency.shapes import LAYER, Alone, LayerShape, pruned_sides, shapes_by_layer, small_input
+from dnas.latency.sums import GAIN, calibrated, predicted_ms
+from search_spaces.assignments import LayerBits
+from search_spaces.costs.latency import CheckedNet, LatencyRow, LatencyTable
+from search_spaces.fields import Pair
+from search_spaces.layers import LayerGraph
+from search_spaces.network.graph import read_graph
+
+Layers = Mapping[str, LayerBits]
+Size = tuple[int, int]
+Progress = Callable[[str, float], None]
+"""Told what is done, and the share of all work that is behind it."""
+
+_AT_ONCE = 8
+"""Whole nets that are in memory together."""
+_NET_WORK = 8.0
+"""Work of a whole net, where that of one layer is 1."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: rounds of each, whole nets that calibrate, and whole nets that are only looked at."""
+
+    rounds: int = 30
+    nets: int = 16
+    checks: int = 20
+    seed: int = 0
+
+
+def measure_table(
+    network: nn.Module,
+    graph: LayerGraph,
+    engine: Engine,
+    place: Place,
+    *,
+    model: str,
+    effort: Effort | None = None,
+    progress: Progress = lambda what, share: None,
+    clock: Clock | None = None,
+) -> LatencyTable:
+    """Make the table of a float ``network`` (in eval mode, left untouched) in a runtime.
+
+    ``model`` names the network in the table. Raises :class:`InputError` for a net that the runtime cannot run.
+    """
+    return _Measurement(network, graph, engine, place, effort or Effort(), progress, clock or clock_of(place)).table(
+        model
+    )
+
+
+@dataclass
+class _Measurement:
+    """One table in the making."""
+
+    network: nn.Module
+    graph: LayerGraph
+    engine: Engine
+    place: Place
+    effort: Effort
+    progress: Progress
+    clock: Clock
+    done: float = 0.0
+    spreads: list[float] = field(default_factory=list)
+
+    @cached_property
+    def maker(self) -> NetMaker:
+        return NetMaker(self.network, self.graph)
+
+    @cached_property
+    def load(self) -> Loader:
+        return self.engine.loader(self.maker.stored(self.maker.uniform(EIGHT)), self.place)
+
+    @cached_property
+    def shapes(self) -> dict[str, LayerShape]:
+        return shapes_by_layer(self.maker.stored(self.maker.uniform(FLOAT)).network, self.graph)
+
+    @cached_property
+    def layers_of(self) -> dict[LayerShape, list[str]]:
+        found: dict[LayerShape, list[str]] = {}
+        for name, shape in self.shapes.items():
+            found.setdefault(shape, []).append(name)
+        return found
+
+    def table(self, model: str) -> LatencyTable:
+        """Everything, in order."""
+        self._plan()
+        uniform = self._whole([self.maker.uniform(pair) for pair in self._tried], "uniform nets")
+        whole = dict(zip(self._tried, uniform, strict=True))
+        useless = tuple(pair for pair in self.engine.narrower if not _gains(whole, pair))
+        self.pairs = tuple(pair for pair in self._tried if pair not in useless)
+        alone = self._table(model, useless)
+        draw = random.Random(self.effort.seed)
+        nets = [self._random(draw) for _ in range(self.effort.nets)]
+        times = [*(whole[pair] for pair in self.pairs), *self._whole(nets, "whole nets")]
+        nets = [*(self.maker.uniform(pair) for pair in self.pairs), *nets]
+        return self._checked(calibrated(alone, self.graph, list(self.layers_of.values()), nets, times), draw)
+
+    def _table(self, model: str, useless: tuple[Pair, ...]) -> LatencyTable:
+        """The table of layers alone."""
+        rows = self._rows(self._alone())
+        return LatencyTable(
+            runtime=self.engine.name,
+            version=self.engine.version(),
+            device=self.place.device,
+            processor=processor_name(self.place),
+            threads=self.place.threads,
+            model=model,
+            input_shape=tuple(self.graph.input_shape),
+            rounds=self.effort.rounds,
+            spread=float(np.median(self.spreads)),
+            rest_ms=0.0,
+            rows=tuple(rows),
+            useless=useless,
+        )
+
+    def _plan(self) -> None:
+        sizes = sum(len(self._sizes(shape)) for shape in self.layers_of)
+        nets = len(self._tried) + self.effort.nets + self.effort.checks
+        self.work = sizes * len(self.engine.pairs) + _NET_WORK * nets
+
+    @property
+    def _tried(self) -> list[Pair]:
+        return [*self.engine.pairs, *self.engine.narrower]
+
+    def _sizes(self, shape: LayerShape) -> list[Size]:
+        return shape.sizes(*pruned_sides(self.graph, self.layers_of[shape]))
+
+    def _tell(self, what: str, work: float) -> None:
+        self.done += work
+        self.progress(what, min(1.0, self.done / self.work))
+
+    def _alone(self) -> dict[tuple[LayerShape, Pair, Size], float]:
+        """Milliseconds of each shape at each size and width, without what is around it."""
+        found = {}
+        for number, shape in enumerate(self.layers_of, start=1):
+            sizes = self._sizes(shape)
+            load = self._small(shape)
+            around = sorted({(inputs, 0) for inputs, _ in sizes}, reverse=True)
+            runs: dict[tuple[Pair | None, Size], Run] = {(None, size): load(None, size) for size in around}
+            for pair in self.pairs:
+                runs |= {(pair, size): load(pair, size) for size in sizes}
+                self._tell(f"layer shape {number} of {len(self.layers_of)}", len(sizes))
+            times = take_turns(runs, self.effort.rounds, self.clock)
+            calls = self.graph[self.layers_of[shape][0]].calls
+            for pair in self.pairs:
+                for size in sizes:
+                    ms = times[pair, size].ms - times[None, (size[0], 0)].ms
+                    found[shape, pair, size] = calls * max(ms, 0.01 * times[pair, size].ms)
+        return found
+
+    def _small(self, shape: LayerShape) -> Callable[[Pair | None, Size], Run]:
+        """What loads a shape alone, at some widths (None: what is around it) and size."""
+        loaders: dict[bool, Loader] = {}
+
+        def load(pair: Pair | None, size: Size) -> Run:
+            inputs, filters = size
+            net = Alone(shape.module(inputs, filters) if pair else None, shape, inputs).eval()
+            maker = NetMaker(net, read_graph(net, small_input(shape, inputs)))
+            specs = maker.graph.layers
+            if (pair is None) not in loaders:
+                base = {spec.name: LayerBits(*(EIGHT if spec.name == LAYER else FLOAT)) for spec in specs}
+                loaders[pair is None] = self.engine.loader(maker.stored(base), self.place)
+            layers = {spec.name: LayerBits(*(pair if pair and spec.name == LAYER else FLOAT)) for spec in specs}
+            return loaders[pair is None](maker.stored(layers), maker.images[:1].numpy())
+
+        return load
+
+    def _rows(self, alone: Mapping[tuple[LayerShape, Pair, Size], float]) -> list[LatencyRow]:
+        return [
+            LatencyRow(layer=name, inputs=i, filters=f, weight_bits=w, activation_bits=a, latency_ms=ms)
+            for (shape, (w, a), (i, f)), ms in alone.items()
+            for name in self.layers_of[shape]
+        ]
+
+    def _random(self, draw: random.Random) -> Layers:
+        return random_layers(self.graph, self.pairs, draw, prunes=bool(self.graph.channels.groups))
+
+    def _whole(self, nets: Sequence[Layers], what: str) -> list[float]:
+        """Milliseconds of whole nets."""
+        found: list[float] = []
+        image = self.maker.images[:1].numpy()
+        for start in range(0, len(nets), _AT_ONCE):
+            runs = {}
+            for number, layers in enumerate(nets[start : start + _AT_ONCE], start=start):
+                runs[number] = self.load(self.maker.stored(layers), image)
+                self._tell(what, _NET_WORK)
+            times = take_turns(runs, self.effort.rounds, self.clock)
+            found += [timing.ms for timing in times.values()]
+            self.spreads += [timing.spread for timing in times.values()]
+        return found
+
+    def _checked(self, table: LatencyTable, draw: random.Random) -> LatencyTable:
+        nets = [self._random(draw) for _ in range(self.effort.checks)]
+        measured = self._whole(nets, "nets to look at")
+        checked = tuple(
+            CheckedNet(predicted_ms=predicted_ms(table, self.graph, layers), measured_ms=ms)
+            for layers, ms in zip(nets, measured, strict=True)
+        )
+        return table.model_copy(update={"checked": checked, "spread": float(np.median(self.spreads))})
+
+
+def _gains(whole: Mapping[Pair, float], pair: Pair) -> bool:
+    """Whether a net of these widths is faster than those of all wider ones."""
+    wider = [ms for other, ms in whole.items() if other != pair and other[0] >= pair[0] and other[1] >= pair[1]]
+    return whole[pair] < (1 - GAIN) * min(wider)

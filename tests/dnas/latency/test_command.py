@@ -1,0 +1,91 @@
+"""`dnas bench-latency`: what it writes is what a job reads; wrong input is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dnas.commands.cli import app
+from search_spaces.costs.latency import read_table
+from search_spaces.costs.table import CostTable, build_costs
+from search_spaces.models.zoo import tiny_resnet
+from search_spaces.network.graph import read_graph
+from search_spaces.options import SpaceOptions, read_capability
+from search_spaces.spaces import build_space
+
+FAST = ("--rounds", "3", "--nets", "2")
+
+
+def bench(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["bench-latency", *arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_what_is_written_prices_a_space(tmp_path: Path) -> None:
+    out = tmp_path / "t.json"
+    code, told, _ = bench("zoo:tiny_resnet", "--runtime", "torch", "--out", str(out), *FAST)
+    assert code == 0
+    assert "in torch on cpu with 1 thread" in told
+    assert "no faster than wider widths: W8/A8" in told
+    table, capability = read_table(out), tmp_path / "t.capability.json"
+    assert (table.runtime, table.threads, table.model, len(table.checked)) == ("torch", 1, "zoo:tiny_resnet", 2)
+    assert read_capability(capability) == {"*": ((32, 32),)}
+    graph = read_graph(tiny_resnet(), table.input_shape)
+    ends = {"first_layer": "search", "last_layer": "search"}
+    space = build_space(graph, SpaceOptions((8, 32), (8, 32), capability=str(capability), **ends))
+    costs = CostTable(graph, space, build_costs(latency=out))
+    whole = {name: max(r.latency_ms for r in table.rows if r.layer == name) for name in graph.by_name}
+    assert costs.uniform(32)["latency_ms"] == pytest.approx(sum(whole.values()) + table.rest_ms)
+    assert costs.uniform(4)["latency_ms"] == costs.uniform(32)["latency_ms"]  # nobody is credited with less
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("zoo:tiny_resnet", "--runtime", "tvm"), "unknown runtime 'tvm'"),
+        (("zoo:tiny_resnet", "--runtime", "torch", "--device", "tpu"), "unknown device 'tpu'"),
+        (("zoo:tiny_resnet", "--runtime", "packed", "--device", "cuda"), "take --device cpu"),
+        (("zoo:tiny_resnet", "--runtime", "torch", "--threads", "0"), "--threads 0"),
+        (("zoo:tiny_resnt", "--runtime", "torch"), "tiny_resnt"),
+        (("runs/nowhere", "--runtime", "torch"), "is not of the form"),
+        (("zoo:tiny_resnet", "--runtime", "torch", "--out", "table.csv"), "ends in .json"),
+        (("zoo:tiny_resnet", "--runtime", "torch", "--out", "nowhere/t.json"), "there is no folder nowhere"),
+        (("zoo:tiny_resnet", "--runtime", "torch", "--input-shape", "3,8,8"), "does not run on an input of shape"),
+        (("zoo:tiny_resnet", "--runtime", "torch", "--input-shape", "big"), "is not a shape"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, error = bench(*arguments, *FAST)
+    assert code == 2
+    assert told in error
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dnas.latency import measure
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "take_turns", interrupted)
+    code, _, error = bench("zoo:tiny_resnet", "--runtime", "torch", "--out", str(tmp_path / "t.json"), *FAST)
+    assert (code, error.splitlines()[-1]) == (130, "interrupted")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_one_document(tmp_path: Path) -> None:
+    out = tmp_path / "t.json"
+    code, told, _ = bench("zoo:tiny_resnet", "--runtime", "torch", "--out", str(out), *FAST, "--json")
+    found = json.loads(told)
+    assert code == 0
+    assert found["file"] == str(out)
+    assert found["rows"] == json.loads(out.read_text())["rows"]
+    assert found["nets"] == {}
