@@ -34,10 +34,21 @@ def squantizer_options(config: JobConfig) -> SpaceOptions:
 
 
 def sparse_budgets(config: JobConfig, table: CostTable) -> tuple[Budget, ...]:
-    """The budgets of ``[squantizer]``; :class:`InputError` for a cost that does not depend on σ."""
+    """The budgets of ``[squantizer]``; :class:`InputError` for one that limits no cost that depends on σ.
+
+    Another cost beside it, such as a latency, is what the widths make of it, and must be within its limit.
+    """
     budgets = tuple(parse_budget(entry, table) for entry in section_of(config).budgets)
     for budget in budgets:
-        for name in budget.limits:
-            if name not in STORED:
-                raise InputError(f"squantizer.budgets: sparsity does not change '{name}'; limit {' or '.join(STORED)}")
+        others = [name for name in budget.limits if name not in STORED]
+        if len(others) == len(budget.limits):
+            raise InputError(f"squantizer.budgets: sparsity does not change '{others[0]}'; limit {' or '.join(STORED)}")
+        for bits in section_of(config).weight_bits:
+            costs = table.price(table.space.uniform(bits), others)
+            for name in others:
+                if costs[name] > budget.limits[name]:
+                    raise InputError(
+                        f"squantizer.budgets: sparsity does not change '{name}', which is {costs[name]:.6g} at {bits} "
+                        f"bits and over '{budget.label}'; raise that limit, or choose other widths"
+                    )
     return budgets

@@ -21,7 +21,7 @@ class SquantizerSection(CompressionSection):
     activation_bits: SomeBits = Field(default=4, description="Bits of input activations (`quantizer.activations`), from the first training step on.")  # fmt: skip
     sigma: Annotated[tuple[Sigma, ...], OnceEach] = Field(default=(0.0,), description="σ of the threshold, mean magnitude + σ × standard deviation of the magnitudes; one net for each, besides those of `budgets`.")  # fmt: skip
     sigmas: dict[str, Sigma] = Field(default={}, description="σ of single layers, whatever the others get: pattern = σ; the last pattern that fits counts.")  # fmt: skip
-    budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=(), description="Limits on size_bytes or weight_bits, written as in `search.budgets`; σ is chosen for each.")  # fmt: skip
+    budgets: Annotated[tuple[WrittenBudget, ...], OnceEach] = Field(default=(), description="Limits on size_bytes or weight_bits, written as in `search.budgets`; σ is chosen for each. Another cost beside them, such as latency_ms, is what the widths make of it, and is checked first.")  # fmt: skip
     trials: Count = Field(default=0, description="Trials of a σ for each layer, by Bayesian optimization within each budget; the net with one σ for all layers stands beside it (0: that net alone).")  # fmt: skip
     delay: Annotated[float, Field(ge=0, lt=1)] = Field(default=1 / 3, description="Share of the training steps with dense float weights, before sparsity and quantization start.")  # fmt: skip
     order: Literal["sparsify-first", "quantize-first"] = Field(default="sparsify-first", description="What comes first; `quantize-first` is there to compare with.")  # fmt: skip

@@ -113,7 +113,7 @@ class SigmaSpace:
 
         def cost(counts: Mapping[str, int]) -> dict[str, float]:
             added = [steps[name][count - 1] for name, count in counts.items()]
-            return {name: base[name] + sum(step[name] for step in added) for name in STORED}
+            return {**base, **{name: base[name] + sum(step[name] for step in added) for name in STORED}}
 
         names = tuple(self.sigmas)
         self.ratios = RatioSpace(names, (STEPS,) * len(names), cost, max_ratio=1 - 1 / STEPS)

@@ -157,3 +157,25 @@ def test_a_table_of_another_network_is_refused_before_any_training(
     job = smaller(*SETTINGS, "model.arguments={width=24}", written(tmp_path, table_of()))
     with pytest.raises(InputError, match="and not of one with 24 and 24"):
         carried_out(job, tmp_path / "run")
+
+
+def test_sparse_nets_are_priced_by_their_widths_and_timed(
+    smaller: Job, carried_out: CarriedOut, tmp_path: Path
+) -> None:
+    settings = (
+        "compression=squantizer",
+        "search.budgets=[]",
+        f"model.arguments={{width={WIDTH}}}",
+        "squantizer.weight_bits=[3]",
+        "squantizer.sigma=[]",
+        "squantizer.trials=2",
+        "squantizer.budgets=[{size_bytes='30%',latency_ms='95% of fp32'}]",
+        "finetune.epochs=0",
+        "controls.uniform=[]",
+        "squantizer.activation_bits=8",
+        written(tmp_path, table_of()),
+    )
+    points = carried_out(smaller(*settings), tmp_path / "run").load_front().points
+    assert {point.assignment for point in points} == {"sq3-budget1", "sq3-layers1"}
+    assert len({point.cost("latency_ms") for point in points}) == 1
+    assert all(point.feasible and point.cost(MEASURED_LATENCY) > 0 for point in points)
