@@ -15,7 +15,7 @@ from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import load_job
 from dnas.jobs.doctor import Shape, default_input_shape
 from dnas.jobs.job import data_shape, load_network
-from dnas.jobs.stages.timing import time_run
+from dnas.jobs.stages.timing import table_of, time_run
 from dnas.latency.engines import FLOAT, Place, find_engine
 from dnas.latency.measure import Effort, measure_table
 from dnas.latency.sums import capability_of, predicted_ms
@@ -61,7 +61,7 @@ def bench(
         return
     show(_widths(table, graph), "", *_sentences(table), f"written: {out} and {capability}")
     if timed:
-        show("", _nets(timed), f"kept in {folder}")
+        show("", _nets(timed), _kept(folder, table))
 
 
 def _timed(folder: Path, table: LatencyTable, graph: LayerGraph, as_json: bool) -> dict[str, dict[str, float]]:
@@ -73,6 +73,13 @@ def _timed(folder: Path, table: LatencyTable, graph: LayerGraph, as_json: bool) 
         name: {"predicted_ms": predicted_ms(table, graph, layers[name]), "measured_ms": ms}
         for name, ms in measured.items()
     }
+
+
+def _kept(folder: Path, table: LatencyTable) -> str:
+    """Whether the run shows these times on its front, which has those where its own table was made."""
+    own = table_of(load_job(Run.open(folder).job_file()))
+    other = own is not None and own.where != table.where
+    return f"kept in {folder}" + (f", whose front shows those in {own.where}, as its table" if own and other else "")
 
 
 def _nets(timed: Mapping[str, Mapping[str, float]]) -> PlainTable:
