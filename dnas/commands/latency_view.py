@@ -18,7 +18,9 @@ from dnas.jobs.job import data_shape, load_network
 from dnas.jobs.stages.timing import table_of, time_run
 from dnas.latency.engines import FLOAT, Place, find_engine
 from dnas.latency.measure import Effort, measure_table
+from dnas.latency.nets import CHOICE
 from dnas.latency.sums import capability_of, predicted_ms
+from dnas.quantization.conversion import QuantizerChoice
 from results.files import write_json
 from results.pictures.plot_data import bit_text
 from results.run.folder import Run
@@ -48,10 +50,10 @@ def bench(
 ) -> None:
     """Measure the network of a source or of the run in ``folder``; write the table and its capability file."""
     engine = find_engine(runtime, place)
-    network, given = _subject(subject, folder, shape)
+    network, given, choice = _subject(subject, folder, shape)
     graph = read_graph(network, given)
     progress = _progress()
-    table = measure_table(network, graph, engine, place, model=subject, effort=effort, progress=progress)
+    table = measure_table(network, graph, engine, place, model=subject, choice=choice, effort=effort, progress=progress)
     capability = out.with_name(f"{out.stem}.capability.json")
     write_json(out, table.to_json())
     write_json(capability, capability_of(table, graph))
@@ -92,14 +94,16 @@ def _nets(timed: Mapping[str, Mapping[str, float]]) -> PlainTable:
     return shown
 
 
-def _subject(subject: str, folder: Path, shape: str | None) -> tuple[nn.Module, Shape]:
-    """The network in eval mode, and the shape of one input."""
+def _subject(subject: str, folder: Path, shape: str | None) -> tuple[nn.Module, Shape, QuantizerChoice]:
+    """The network in eval mode, the shape of one input, and the quantizers: those of a run's job, or the usual ones."""
     given = input_shape_of(shape)
     if is_run(folder):
         config = load_job(Run.open(folder).job_file())
-        return load_network(config).module.eval(), given or data_shape(config)
+        own = config.quantizer
+        choice = QuantizerChoice(own.weights, own.activations, own.per_channel)
+        return load_network(config).module.eval(), given or data_shape(config), choice
     network = load_model(subject).module.eval()
-    return network, given or default_input_shape(network, subject)
+    return network, given or default_input_shape(network, subject), CHOICE
 
 
 def _progress() -> Callable[[str, float], None]:

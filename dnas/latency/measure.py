@@ -16,9 +16,10 @@ from torch import nn
 
 from dnas.latency.clock import Clock, take_turns
 from dnas.latency.engines import EIGHT, FLOAT, Engine, Loader, Place, Run, clock_of, processor_name
-from dnas.latency.nets import NetMaker, random_layers
+from dnas.latency.nets import CHOICE, NetMaker, random_layers
 from dnas.latency.shapes import LAYER, Alone, LayerShape, pruned_sides, shapes_by_layer, small_input
 from dnas.latency.sums import GAIN, calibrated, predicted_ms
+from dnas.quantization.conversion import QuantizerChoice
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.latency import CheckedNet, LatencyRow, LatencyTable
 from search_spaces.fields import Pair
@@ -53,17 +54,18 @@ def measure_table(
     place: Place,
     *,
     model: str,
+    choice: QuantizerChoice = CHOICE,
     effort: Effort | None = None,
     progress: Progress = lambda what, share: None,
     clock: Clock | None = None,
 ) -> LatencyTable:
     """Make the table of a float ``network`` (in eval mode, left untouched) in a runtime.
 
-    ``model`` names the network in the table. Raises :class:`InputError` for a net that the runtime cannot run.
+    ``model`` names the network in the table, ``choice`` the quantizers of its nets. Raises :class:`InputError` for a net that the runtime cannot run.
     """
-    return _Measurement(network, graph, engine, place, effort or Effort(), progress, clock or clock_of(place)).table(
-        model
-    )
+    return _Measurement(
+        network, graph, engine, place, choice, effort or Effort(), progress, clock or clock_of(place)
+    ).table(model)
 
 
 @dataclass
@@ -74,6 +76,7 @@ class _Measurement:
     graph: LayerGraph
     engine: Engine
     place: Place
+    choice: QuantizerChoice
     effort: Effort
     progress: Progress
     clock: Clock
@@ -82,7 +85,7 @@ class _Measurement:
 
     @cached_property
     def maker(self) -> NetMaker:
-        return NetMaker(self.network, self.graph)
+        return NetMaker(self.network, self.graph, self.choice)
 
     @cached_property
     def load(self) -> Loader:
@@ -173,7 +176,7 @@ class _Measurement:
         def load(pair: Pair | None, size: Size) -> Run:
             inputs, filters = size
             net = Alone(shape.module(inputs, filters) if pair else None, shape, inputs).eval()
-            maker = NetMaker(net, read_graph(net, small_input(shape, inputs)))
+            maker = NetMaker(net, read_graph(net, small_input(shape, inputs)), self.choice)
             specs = maker.graph.layers
             if (pair is None) not in loaders:
                 base = {spec.name: LayerBits(*(EIGHT if spec.name == LAYER else FLOAT)) for spec in specs}

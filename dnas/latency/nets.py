@@ -20,7 +20,8 @@ from search_spaces.groups import kept_rows, kept_units
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import copy_network
 
-CHOICE = QuantizerChoice("nested", "pact", per_channel=True)
+CHOICE = QuantizerChoice("lsq", "pact", per_channel=True)
+"""The usual quantizers: nested weights of 8 bits are odd integers, which no runtime has 8 bits for."""
 _IMAGES = 2
 _FEWEST = 0.25
 """The share of its filters that a group keeps at least in a random net: fewer were not measured."""
