@@ -61,11 +61,11 @@ def measure_table(
 ) -> LatencyTable:
     """Make the table of a float ``network`` (in eval mode, left untouched) in a runtime.
 
-    ``model`` names the network in the table, ``choice`` the quantizers of its nets. Raises :class:`InputError` for a net that the runtime cannot run.
+    ``model`` names the network in the table, ``choice`` the quantizers of its nets. Raises :class:`InputError` for a
+    net that the runtime cannot run.
     """
-    return _Measurement(
-        network, graph, engine, place, choice, effort or Effort(), progress, clock or clock_of(place)
-    ).table(model)
+    made = _Measurement(network, graph, engine, place, choice, effort or Effort(), progress, clock or clock_of(place))
+    return made.table(model)
 
 
 @dataclass
