@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from dnas.commands.display import open_display, share_text
+from dnas.commands.display import open_display
 from dnas.commands.doctor_view import input_shape_of
 from dnas.commands.options import check_file
 from dnas.commands.terminal import show, show_json, tell
@@ -26,7 +26,7 @@ from results.pictures.plot_data import bit_text
 from results.run.folder import Run
 from results.run.layout import FRONT_JSON, is_run
 from results.tables.plain import PlainTable
-from results.units import number_text
+from results.units import number_text, share_text
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.latency import LatencyTable
 from search_spaces.errors import InputError
