@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -54,19 +55,21 @@ def search_bits(
     seed: int = 0,
     device: AnyDevice = CPU,
     task: AnyTask = CLASSIFICATION,
+    latency: Path | str | None = None,
 ) -> list[BitAssignment]:
     """Search the bits of a trained ``model`` under each budget, such as ``{"size_bytes": "12%"}``.
 
     ``data`` are splits, as of :func:`dnas.load_data`, or what people have at hand: a DataLoader, a dataset of torch, or
     several of them as (training, validation). ``task`` says what the model is trained for: a :class:`dnas.Task`, its
-    name, or ``job.task``. The model is left untouched. Raises :class:`InputError`, before any
-    training, for a budget that cannot be met, and for a network or data that cannot be trained.
+    name, or ``job.task``. ``latency`` is a latency table, for budgets on ``latency_ms``. The model is left untouched.
+    Raises :class:`InputError`, before any training, for a budget that cannot be met, and for a network or data that
+    cannot be trained.
     """
     data, device, task = data_splits(data), Device.of(device), task_of(task)
     quantizers = quantizers or QuantizerChoice()
     graph = read_graph(model, data.input_shape)
     precision_space = build_space(graph, space or SpaceOptions())
-    table = CostTable(graph, precision_space, build_costs(quantizers.per_channel))
+    table = CostTable(graph, precision_space, build_costs(quantizers.per_channel, latency))
     limits = read_budgets([budgets] if isinstance(budgets, Mapping | Budget) else budgets, table)
     section = section or SearchSection()
     check_type(section, SearchSection, "the section of a search", "give SearchSection(epochs=...) or job.search")

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from dnas.commands.cli import app
 from dnas.config.file import load_job
-from dnas.config.job import JobConfig
+from dnas.config.job import JobConfig, SearchSection
+from dnas.jobs.api import search_bits
+from dnas.jobs.job import load_splits
 from dnas.jobs.run import run_job
 from dnas.latency.engines import Place, processor_name
 from results.events import Note, Timed
@@ -22,6 +24,7 @@ from search_spaces.costs.latency import LatencyRow, LatencyTable, channels_of
 from search_spaces.errors import InputError
 from search_spaces.models.zoo import tiny_resnet
 from search_spaces.network.graph import read_graph
+from search_spaces.options import SpaceOptions
 
 Job = Callable[..., JobConfig]
 CarriedOut = Callable[..., Run]
@@ -149,6 +152,28 @@ def test_nets_are_not_timed_elsewhere_and_that_is_told(
     assert told in note
     assert f"dnas bench-latency {run.folder} --runtime {changes.get('runtime', 'torch')}" in note
     assert not any(MEASURED_LATENCY in point.costs for point in run.load_front().points)
+
+
+def test_a_search_from_python_takes_the_table(tmp_path: Path) -> None:
+    written(tmp_path, table_of())
+    section, space = SearchSection(warmup_epochs=0, epochs=1), SpaceOptions((8, 32), (8, 32))
+    budget = {"latency_ms": "60% of fp32"}
+    data = load_job("digits", ["data.train_limit=80", "data.test_limit=40"])
+    (found,) = search_bits(
+        tiny_resnet(width=WIDTH),
+        load_splits(data),
+        budget,
+        space=space,
+        section=section,
+        latency=tmp_path / "latency.json",
+    )
+    assert found.cost["latency_ms"] <= 0.6 * sum(r.latency_ms for r in whole_rows(table_of(), (32, 32))) + 0.006
+
+
+def whole_rows(table: LatencyTable, pair: tuple[int, int]) -> list[LatencyRow]:
+    """The rows of whole layers at these widths."""
+    own = [row for row in table.rows if (row.weight_bits, row.activation_bits) == pair]
+    return [row for row in own if row.latency_ms == max(r.latency_ms for r in own if r.layer == row.layer)]
 
 
 def test_a_table_of_another_network_is_refused_before_any_training(
