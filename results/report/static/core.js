@@ -114,7 +114,9 @@ dnas.axis = (title, more) => ({
 dnas.plot = (id, traces, { x, y, ...layout }) => {
   const ink = dnas.colour("ink"), narrow = innerWidth < 600 && dnas.at(id).classList.contains("tall");
   const legend = narrow ? { yanchor: "top", y: -0.2, entrywidth: 0.48, entrywidthmode: "fraction" } : { yanchor: "bottom", y: 1.02 };
+  const width = document.documentElement.classList.contains("paper") ? dnas.at(id).clientWidth : undefined;
   return Plotly.react(dnas.at(id), traces, {
+    width, autosize: true,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: 12 },
     margin: { l: 10, r: 10, t: 10, b: 10 },
     xaxis: x, yaxis: y, legend: { orientation: "h", x: 0, ...legend }, hoverlabel: { namelength: -1 }, uirevision: id, ...layout,

@@ -54,7 +54,15 @@
   const again = () => { told(); if (dnas.run) dnas.show(dnas.report.runs.indexOf(dnas.run), dnas.chosen); };
   dnas.at("theme").addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; again(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
-  matchMedia("print").addEventListener("change", again);
+  // Paper has colours and a width of its own (page.css); what is drawn by script does not follow by itself.
+  const print = (begins) => {
+    if (root.classList.contains("paper") === begins) return;
+    root.classList.toggle("paper", begins);
+    again();
+  };
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
+  matchMedia("print").addEventListener("change", ({ matches }) => print(matches));
   dnas.at("run").addEventListener("change", (event) => dnas.show(Number(event.target.value)));
   told();
 

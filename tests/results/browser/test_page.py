@@ -309,10 +309,28 @@ def test_it_is_read_on_a_telephone_in_the_dark_and_on_paper(browser: Browser, fi
     assert page.evaluate(shade) == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
     assert page.locator("#take").is_visible()
-    page.set_viewport_size({"width": 688, "height": 1000})  # 182 mm, an A4 page between its margins
-    assert page.evaluate("document.documentElement.scrollWidth") <= 688
+    page.emulate_media(media="screen")
     assert len(page.pdf(format="A4")) > 10_000
     assert visit.complaints == []
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_plots_are_as_wide_as_an_a4_page_while_it_is_printed(browser: Browser, file: Path, width: int) -> None:
+    visit = Visit(browser, viewport={"width": width, "height": 900}, color_scheme="dark")
+    page = visit.open(file)
+    widths = (
+        "[...document.querySelectorAll('.plot:not(:empty)')].map((plot) => [plot._fullLayout.width, plot.clientWidth])"
+    )
+    before = page.evaluate(widths)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    drawn = page.evaluate(widths)
+    assert max(width for width, _ in drawn) == pytest.approx(182 / 25.4 * 96, abs=1)
+    assert all(width == own for width, own in drawn)
+    assert page.evaluate("getComputedStyle(document.querySelector('#front-plot .xtick text')).fill") == "rgb(0, 0, 0)"
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(widths) == before
+    assert visit.complaints == []
+    visit.context.close()
 
 
 def large(path: Path, count: int) -> Path:
