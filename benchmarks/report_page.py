@@ -44,11 +44,23 @@ def main() -> None:
 def in_browser(browser: Browser, path: Path) -> str:
     """When the page was there, and what choices in it take."""
     visit = Visit(browser)
+    session = visit.context.new_cdp_session(visit.page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def cpu_seconds() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+
     page = visit.open(path)
-    there = page.evaluate("performance.now()")
-    taken = [page.evaluate(CHOOSE, (number + 0.5) / CHOICES) for number in range(CHOICES)]
+    there, wall, cpu = page.evaluate("performance.now()") / 1000, [], []
+    loaded = cpu_seconds()
+    for number in range(CHOICES):
+        before = cpu_seconds()
+        wall.append(page.evaluate(CHOOSE, (number + 0.5) / CHOICES))
+        cpu.append(1000 * (cpu_seconds() - before))
     visit.context.close()
-    return f"there after {there / 1000:.1f} s, a choice {median(taken):.0f} ms (at most {max(taken):.0f} ms)"
+    told = f"{median(cpu):.0f} ms CPU (at most {max(cpu):.0f}), {median(wall):.0f} ms wall (at most {max(wall):.0f})"
+    return f"there after {loaded:.1f} s CPU, {there:.1f} s wall; a choice {told}"
 
 
 if __name__ == "__main__":

@@ -55,8 +55,10 @@ def _kind_json(name: str, kind: PointKind) -> dict[str, Any]:
 
 
 def costs_of(front: ParetoFront) -> list[str]:
-    """All costs that any point has, the usual ones first."""
-    return list(dict.fromkeys([*COSTS, *(name for point in front.points for name in point.extra_costs)]))
+    """All costs that any point has, the usual ones first; what was measured stands beside what was foretold of it."""
+    names = dict.fromkeys([*COSTS, *(name for point in front.points for name in point.extra_costs)])
+    beside = {f"measured_{name}" for name in names}
+    return [each for name in names if name not in beside for each in (name, f"measured_{name}") if each in names]
 
 
 def points_json(front: ParetoFront) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import tomllib
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 
 from dnas.config.file import load_job
 from results.events import Event, FinaliseRequested, PruneRequested, read_event
+from results.pareto import ParetoFront
 from results.report.assignments import Parts
 from results.report.network import network_json
+from results.report.points import points_json
 from results.report.repeat import _toml, commands, differences, stage_seconds
 from results.report.runs import report_json
 from results.run.folder import Run
@@ -49,6 +52,24 @@ def test_the_points_of_every_front_are_those_that_no_other_one_beats(shown: dict
         assert set(shown["fronts"][name]["front"]) == set(pairs) - beaten
         first = shown["fronts"][name]["take"][0]
         assert f"'{shown['fronts'][name]['taken']}'" in first
+
+
+def test_a_cost_that_some_points_tell_is_theirs_alone_and_what_was_measured_stands_beside_it(run: Run) -> None:
+    front = run.load_front()
+    timed = [
+        replace(point, extra_costs={**point.extra_costs, "energy": 1.0, "measured_latency_ms": 7.5})
+        if point.kind == "search"
+        else point
+        for point in front.points
+    ]
+    told = points_json(ParetoFront.from_points(timed, reference=front.reference))
+    names = [cost["name"] for cost in told["costs"]]
+    assert names == ["size_bytes", "bitops", "macs", "latency_ms", "measured_latency_ms", "energy"]
+    for point in told["points"]:
+        known = point["kind"] == "search"
+        assert point["costs"][4:] == ([7.5, 1.0] if known else [None, None])
+        assert bool(point["cost_texts"][4]) is known
+    assert told["fronts"]["measured_latency_ms"]["front"] == ["search-2"]
 
 
 def test_figures_are_told_as_numbers_and_with_their_units(shown: dict[str, Any]) -> None:

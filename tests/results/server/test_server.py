@@ -196,6 +196,30 @@ def test_no_address_reaches_a_file(client: Visitor, address: str) -> None:
     assert "set-cookie" not in answer.headers
 
 
+KEPT = ("journal.jsonl", "job.toml", "front.json", "environment.json", "network.json", "sensitivity-hessian.json")
+
+
+@pytest.mark.parametrize("name", [*KEPT, "assignments/search-1.json", "assignments", PROGRESS])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_nothing_is_read_through_a_link_and_no_pipe_is_waited_for(
+    client: Visitor, runs: Path, name: str, kind: str
+) -> None:
+    path, elsewhere = runs / "made" / name, runs.parent / "elsewhere"
+    told = {"progress": SECRET, "fraction": 0.25, "seconds_left": None, "time": 0, "text": SECRET, "python": SECRET}
+    if path.exists():
+        path.rename(elsewhere)
+        if elsewhere.is_file() and name.endswith("json"):
+            elsewhere.write_text(json.dumps({**json.loads(elsewhere.read_text()), **told}))
+    else:
+        elsewhere.write_text(json.dumps(told))
+    path.symlink_to(elsewhere) if kind == "link" else os.mkfifo(path)
+    for address in ("/runs.json", "/run/made/state.json", "/run/made/report.json"):
+        answer = client.get(address)
+        assert answer.status in (200, 404, 409)
+        assert SECRET not in answer.text
+        assert "25 %" not in answer.text
+
+
 @pytest.mark.parametrize("name", ["<script>alert(1)<|script>", '"><img src=x onerror=alert(1)>', "a b#c?d", "%2e%2e"])
 def test_a_run_of_any_name_is_shown_as_text(tmp_path: Path, name: str) -> None:
     made_run(tmp_path / name)
