@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from results.events import Decoded, Event, Judged, Pool
 from search_spaces.assignments import BitAssignment
 
-OF_THETA = ("theta", "draw-", "search-", "refined-")
+OF_THETA = ("theta", "draw-", "search-", "refined-", "learned-")
 """How sources begin that are the search's: its likeliest, its draws, other budgets' likeliest, what it refined.
 
 All others are free."""

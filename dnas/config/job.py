@@ -195,6 +195,7 @@ class ChoiceSection(Section):
     draws: Count = Field(default=3, description="Proposals drawn from P(θ).")
     programs: Annotated[int, Field(ge=0, le=100)] = Field(default=2, description="Proposals of each integer program, over expected and over measured losses; each differs in a quarter of the decisions from those before it.")  # fmt: skip
     refined: Annotated[int, Field(ge=0, le=100)] = Field(default=0, description="So many proposals, the best by the loss of the supernet, are refined: the exact program over what single steps of a width do to that loss, time and again.")  # fmt: skip
+    learned: Annotated[int, Field(ge=0, le=100)] = Field(default=0, description="Proposals that are learned, one after the other, from what was judged in the first round, of this budget and those before it: the best by a Gaussian process. They are judged as the first round is, and go on with the rest.")  # fmt: skip
     epochs: AtLeastOne = Field(default=1, description="Epochs of fine-tuning in the first round, on the images that train the weights of the search; twice as many in each further one. Judged is the loss on the images of θ, `search.theta_fraction` of the training data.")  # fmt: skip
     rounds: Annotated[int, Field(ge=1, le=16)] = Field(default=2, description="Rounds of successive halving: the better half of a pool, by the mean loss over all rounds so far, goes on to the next round; the best of the last one is chosen.")  # fmt: skip
 

@@ -9,7 +9,6 @@ reported is of them.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +29,7 @@ from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
 from dnas.jobs.stages.search import THETA, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.search.budgets import in_search_order
+from dnas.search.learning import Seen
 from dnas.search.pool import Widths
 from dnas.search.ranking import LEAST_ASSIGNMENTS, rank_correlation
 from dnas.training.processes import ALONE
@@ -57,6 +57,7 @@ class Choose(Stage):
         super().__init__(context)
         self.job, self.log, self.measurer = context.job, context.log, measurer
         self.section = context.job.config.choice
+        self._seen: list[Seen] = []
 
     def foresee(self, before: Foreseen) -> Foreseen:
         """The chosen ones by the names of their searches, and everything that is no proposal."""
@@ -85,6 +86,7 @@ class Choose(Stage):
         labels = search_labels(self.job, pruned=False)
         chosen: dict[str, BitAssignment] = {}
         settle(self.context, self._kinds)
+        self._seen = []
         bound: Widths | None = None
         ordered = in_search_order(labels, plan.table, monotone)
         pools = Pools(self.context, findings.found)
@@ -93,10 +95,7 @@ class Choose(Stage):
             assert budget is not None  # the job's file is refused without any
             if monotone:
                 proposed |= self._begun(pools.of([label], bound))
-            pool = self._kept(label, proposed[label])
-            self.context.progress.correct(-1, self._work(self._most))
-            self.context.progress.correct(1, self._work(len(pool)))
-            chosen[label] = self._chosen(label, budget, pool)
+            chosen[label] = self._chosen(label, budget, self._judged_once(label, pools, proposed[label], bound))
             bound = plan.space.pairs_of(chosen[label].layers) if monotone else None
         others = [found for found in findings.found if found.provenance.kind != PROPOSAL]
         findings.found = [*(chosen[label] for label in labels), *others]
@@ -108,15 +107,48 @@ class Choose(Stage):
                 self._announce([each.assignment for each in pool], 1, epochs)
         return pools
 
-    def _kept(self, label: str, pool: Sequence[Proposed]) -> list[BitAssignment]:
-        """The proposals for a budget, saved and journaled."""
-        log = self.log
-        kept = [log.keep_made(each.assignment) for each in pool]
-        if not any(event.run == label for event in log.events(Pool)):
-            told = {each.assignment.id: each.sources for each in pool}
+    def _keep(self, label: str, pool: Sequence[Proposed]) -> None:
+        """Save and journal the pool of a budget; one that has grown is journaled anew."""
+        log, told = self.log, {each.assignment.id: each.sources for each in pool}
+        for each in pool:
+            log.keep_made(each.assignment)
+        if not any(event.run == label and len(event.proposals) == len(told) for event in log.events(Pool)):
             losses = {each.assignment.id: each.loss for each in pool if each.loss is not None}
             log.write(Pool(run=label, proposals=told, images=len(self.job.search_data.theta), supernet=losses))
-        return kept
+
+    def _judged_once(
+        self, label: str, pools: Pools, pool: Sequence[Proposed], bound: Widths | None
+    ) -> dict[str, list[Judged]]:
+        """The pool of a budget after its first round, with what that and those of earlier budgets teach."""
+        self._keep(label, pool)
+        self.context.progress.correct(-1, self._work(self._most))
+        self.context.progress.correct(1, self._work(len(pool) + self.section.learned))
+        judged: dict[str, list[Judged]] = {each.assignment.id: [] for each in pool}
+        for _, epochs in list(rounds(len(pool), self.section))[:1]:
+            self._judge([each.assignment for each in pool], 1, epochs, judged)
+            self._note(label, pool, judged)
+            while new := pools.learned(label, pool, self._seen, bound):
+                pool = [*pool, new]
+                self._keep(label, pool)
+                self._judge([new.assignment], 1, epochs, judged)
+                self._note(label, [new], judged)
+        return judged
+
+    def _note(self, label: str, pool: Sequence[Proposed], judged: Mapping[str, Sequence[Judged]]) -> None:
+        """Let others learn from a first round."""
+        space = self.job.plan.space
+        for each in pool:
+            cells = space.cells_of(space.pairs_of(each.assignment.layers))
+            loss = judged[each.assignment.id][0].loss
+            if loss is not None:
+                self._seen.append(Seen(cells, label, loss))
+
+    def _judge(self, left: Sequence[BitAssignment], number: int, epochs: int, judged: dict[str, list[Judged]]) -> None:
+        """Judge what is not judged yet in a round."""
+        new = [each for each in left if len(judged.setdefault(each.id, [])) < number]
+        self._announce(new, number, epochs)
+        for each in new:
+            judged[each.id].append(self._judged(each, number, epochs))
 
     def _announce(self, pool: Sequence[BitAssignment], number: int, epochs: int) -> None:
         """Let a round begin."""
@@ -124,23 +156,21 @@ class Choose(Stage):
         left = [each for each in pool if (each.id, number) not in known]
         self.context.tasks.announce(self._task(each, number, epochs) for each in left)
 
-    def _chosen(self, label: str, budget: Budget, pool: Sequence[BitAssignment]) -> BitAssignment:
-        """The best of a pool by successive halving, saved under the name of its search."""
-        left, judged = list(pool), defaultdict[str, list[Judged]](list)
-        for number, (count, epochs) in enumerate(rounds(len(pool), self.section), start=1):
+    def _chosen(self, label: str, budget: Budget, judged: dict[str, list[Judged]]) -> BitAssignment:
+        """The best of a pool by successive halving after its first round, saved under the name of its search."""
+        left = [self.log.run.assignment(name) for name in judged]
+        for number, (count, epochs) in enumerate(rounds(len(judged), self.section), start=1):
             left = left[:count]
-            self._announce(left, number, epochs)
-            for each in left:
-                judged[each.id].append(self._judged(each, number, epochs))
+            self._judge(left, number, epochs, judged)
             left.sort(key=lambda each: mean_loss(judged[each.id]))  # stable: of equal ones the first in the pool
         best = left[0]
         made = Provenance(kind=SEARCH, run=best.id)
-        self.log.tell_once([_sentence(label, best.id, judged, len(pool), len(self.job.search_data.theta))])
+        self.log.tell_once([_sentence(label, best.id, judged, len(judged), len(self.job.search_data.theta))])
         self.log.tell_once(_ranked(label, self._supernet_losses(label), judged))
         return self.log.keep(label, best.layers, made, budget)
 
     def _supernet_losses(self, label: str) -> Mapping[str, float]:
-        return next((event.supernet for event in self.log.events(Pool) if event.run == label), {})
+        return {k: v for event in self.log.events(Pool) if event.run == label for k, v in event.supernet.items()}
 
     def _judged(self, proposal: BitAssignment, number: int, epochs: int) -> Judged:
         """A proposal after its fine-tuning in one round; journaled."""
@@ -169,7 +199,7 @@ class Choose(Stage):
         """As many proposals as a budget can have."""
         controls = self.job.config.controls
         free = 2 * self.section.programs + controls.ilp + controls.measured_ilp + controls.random + len(controls.own)
-        return 1 + self.section.draws + free + 2 + 2 + self.section.refined
+        return 1 + self.section.draws + free + 2 + 2 + self.section.refined + self.section.learned
 
     def _work(self, count: int) -> Work:
         """Work of choosing from so many proposals."""
@@ -266,12 +296,12 @@ def _ranked(label: str, losses: Mapping[str, float], judged: Mapping[str, Sequen
 
 def _sentence(label: str, best: str, judged: Mapping[str, Sequence[Judged]], count: int, images: int) -> str:
     """What was chosen of how many, beside what θ says."""
-    if not judged:
+    if not judged[best]:
         return f"{label}: everything proposes the same"
     own = proposal_id(label, THETA)
     last = judged[best][-1]
     told = f"{label}: {best} is chosen of {count} proposals, loss {judged_text(last)} in the last round"
     told += f" on {images} images"
-    if best == own or own not in judged:
+    if best == own or not judged.get(own):
         return told
     return f"{told}; {own}: {judged_text(judged[own][-1])} in round {judged[own][-1].round}"

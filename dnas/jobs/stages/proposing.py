@@ -6,18 +6,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Work
 from dnas.jobs.stages.refining import REFINE, refining_task, refining_units
 from dnas.jobs.stages.search import THETA, proposal_id, search_labels
+from dnas.search.learning import Learned, Seen
 from dnas.search.pool import Proposal, Proposers, Widths, joined
+from dnas.training.schedules import derived_seed
 from results.events import Pool
 from search_spaces.allocation.monotone import from_largest
+from search_spaces.allocation.program import dominated
+from search_spaces.allocation.widening import allocate_widest
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, PROPOSAL, RANDOM, Provenance
 
+LEARNED = "learned-"
+_TRIES = 8  # draws, of which each may be known
 _CONTROLS = (ILP, MEASURED_ILP, RANDOM, CONTROL)
 
 
@@ -50,7 +58,7 @@ class Pools:
     def _known(self, label: str) -> list[Proposed] | None:
         """The pool of a budget as an earlier process left it."""
         log = self.context.log
-        known = next((event for event in log.events(Pool) if event.run == label), None)
+        *_, known = [None, *(event for event in log.events(Pool) if event.run == label)]
         if known is None or not set(known.proposals) <= set(log.decoded):
             return None
         self.context.progress.recall(refining_work(self.context, len(known.proposals)))
@@ -68,6 +76,29 @@ class Pools:
         new = range(1, 1 + len(measured) - len(pool))
         sources = [*(each.sources for each in pool), *((f"refined-{n}",) for n in new)]
         return joined(Proposal(widths, source, loss) for (widths, loss), source in zip(measured, sources, strict=True))
+
+    def learned(
+        self, label: str, pool: Sequence[Proposed], seen: Sequence[Seen], bound: Widths | None
+    ) -> Proposed | None:
+        """What losses that were ``seen`` propose for a budget beside its pool; None where that has enough of them.
+
+        It is the best by the posterior mean, or where that is known the best by a draw.
+        """
+        job, budget, section = self.context.job, self._budget(label), self.context.job.config.choice
+        number = 1 + sum(source.startswith(LEARNED) for each in pool for source in each.sources)
+        if number > section.learned:
+            return None
+        evidence = self.context.sensitivities.evidence
+        learned = Learned(job.plan.space, seen, [evidence.sensitivities, evidence.measured] if section.programs else [])
+        known = [job.plan.space.pairs_of(each.assignment.layers) for each in pool]
+        generator = np.random.default_rng(derived_seed(job.config.seed, label, LEARNED, number))
+        closed = dominated(job.plan.table, budget, bound)
+        for draws in [None, *[generator] * _TRIES] if learned.is_enough else []:
+            worth = np.where(closed, -np.inf, learned.worth(label, draws))
+            widths = [job.plan.space.pair(*cell) for cell in allocate_widest(worth, job.plan.table, budget, bound)]
+            if widths not in known:
+                return self._described(label, [Proposal(tuple(widths), (f"{LEARNED}{number}",))])[0]
+        return None
 
     def _described(self, label: str, pool: Sequence[Proposal]) -> list[Proposed]:
         """Proposals as assignments, the same in all processes."""

@@ -33,6 +33,7 @@ Job = Callable[..., JobConfig]
 CHOOSING = (
     "choice.enabled=true",
     "choice.refined=2",
+    "choice.learned=2",
     "space.activation_bits=[8]",
     "space.weight_bits=[1,2,4,8]",
     "search.budgets=[{size_bytes='10%'},{size_bytes='8%'}]",
@@ -84,7 +85,8 @@ def judged_by_round(run: Run, pool: Pool) -> dict[int, dict[str, Judged]]:
 
 
 def pools_of(run: Run) -> list[Pool]:
-    return [event for event in run.journal.events() if isinstance(event, Pool)]
+    """The pools as they were in the end."""
+    return list({event.run: event for event in run.journal.events() if isinstance(event, Pool)}.values())
 
 
 def test_the_chosen_was_judged_no_worse_than_anything_over_the_rounds_of_both(run: Run) -> None:
@@ -116,6 +118,7 @@ def test_every_control_of_a_budget_is_in_its_pool_once_and_all_meet_it(run: Run)
         assert {"theta", "draw-1", "draw-2", "draw-3", other, *named} <= set(sources)
         assert sum(source.startswith("uniform-") for source in sources) == 2
         assert sum(source.startswith("refined-") for source in sources) == 2
+        assert sum(source.startswith("learned-") for source in sources) <= 2
         proposals = [found[name] for name in pool.proposals]
         assert len({tuple(each.pairs.items()) for each in proposals}) == len(proposals)
         for name, proposed in pool.proposals.items():
