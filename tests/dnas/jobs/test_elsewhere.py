@@ -39,7 +39,7 @@ SMALL = [
 JOBS = {
     "every stage": [
         "prune.enabled=true", 'prune.assignments=["search-1"]', "prune.controls=[]", "prune.finalists=1",
-        "finalise.enabled=true", 'finalise.profiles=["search-1","w4a4"]', "controls.sensitivity_images=16",
+        "finalise.enabled=true", 'finalise.profiles=["search-1-pruned-1","w4a4"]', "controls.sensitivity_images=16",
     ],
     "branches": [
         "search.engine=branches", "prune.enabled=false", "finalise.enabled=false", "finetune.start=pretrained",
