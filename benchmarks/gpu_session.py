@@ -90,16 +90,23 @@ def feed(device: str, tiny: bool) -> list[Step]:
 
 
 def jobs(device: str, data: Path | None, folder: Path, tiny: bool) -> list[Step]:
-    """A whole job, then as many seeds of a longer one as there is time for; each is shown, finished or not."""
+    """A whole job, shown whether it finished or not."""
     if tiny:
-        return [*_job("job", 600, folder / "job", ("digits", "threads=1", *TINY, f"device={device}"))]
-    if data is None:
-        return []
-    root, checkpoint = (json.dumps(str(path)) for path in (data, data / CHECKPOINT))
-    own = f"device={device}", f"data.root={root}", f"model.checkpoint={checkpoint}"
-    job = "benchmarks/cifar10_gpu.toml", *own
-    seeds = [_job("proof", 600, folder / f"proof-{seed}", (*job, f"seed={seed}", *PROOF)) for seed in range(3)]
-    return [*_job("job", 240, folder / "job", job), *(step for steps in seeds for step in steps)]
+        return _job(600, folder / "job", ("digits", "threads=1", *TINY, f"device={device}"))
+    return _job(240, folder / "job", ("benchmarks/cifar10_gpu.toml", *_own(device, data))) if data else []
+
+
+def proof(device: str, data: Path | None, folder: Path, tiny: bool) -> list[Step]:
+    """As many seeds as there is time for of the job that shows what a search is worth; each is told as it ends."""
+    settings = *_own(device, data), *PROOF
+    words = "-m", "benchmarks.proof", "weights", str(folder / "proof"), "--seeds", "3", "--set", *settings
+    return [Step("proof", 840, words)] if data and not tiny else []
+
+
+def _own(device: str, data: Path | None) -> tuple[str, ...]:
+    """The settings of a job that depend on where it is run."""
+    root, checkpoint = (json.dumps(str(path)) for path in (data, (data or Path()) / CHECKPOINT))
+    return f"device={device}", f"data.root={root}", f"model.checkpoint={checkpoint}"
 
 
 TINY = (
@@ -108,17 +115,17 @@ TINY = (
     "prune.enabled=false", "choice.enabled=false",
 )  # fmt: skip
 PROOF = (
-    "search.warmup_epochs=5", "search.epochs=5", "finetune.epochs=5", "finetune.seeds=1", "controls.random=3",
-    "controls.measured_ilp=true",
+    "threads=4", "data.train_limit=50000", "data.test_limit=10000", "data.batch_size=128", "data.workers=12",
+    "pretrain.epochs=0",
 )  # fmt: skip
 
 
-def _job(part: str, seconds: float, run: Path, job: Sequence[str]) -> list[Step]:
+def _job(seconds: float, run: Path, job: Sequence[str]) -> list[Step]:
     source, *settings = job
     sets = [word for setting in settings for word in ("--set", setting)]
     return [
-        Step(part, seconds, ("-m", "dnas", "search", source, "--run", str(run), *sets)),
-        Step(part, 60, ("-m", "dnas", "show", str(run)), brief=True),
+        Step("job", seconds, ("-m", "dnas", "search", source, "--run", str(run), *sets)),
+        Step("job", 60, ("-m", "dnas", "show", str(run)), brief=True),
     ]
 
 
@@ -215,23 +222,27 @@ def planned(options: argparse.Namespace, folder: Path) -> list[Step]:
     if data and not (data / "train").is_dir() and not tiny and {"job", "proof"} & set(options.only):
         steps += unpacked(data, folder / "data")
         data = folder / "data"
-    found = jobs(device, data, folder, tiny)
     parts = [
         *suite(tiny),
         *tables(device, tiny),
-        *(step for step in found if step.part == "job"),
+        *jobs(device, data, folder, tiny),
         *feed(device, tiny),
-        *(step for step in found if step.part == "proof"),
+        *proof(device, data, folder, tiny),
     ]
     return [*steps, *(step for step in parts if step.part in options.only)]
+
+
+def _path(text: str) -> Path:
+    """A path that steps find, wherever they run."""
+    return Path(text).resolve()
 
 
 def main() -> None:
     """Run a session, or collect what one needs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="for the results, or for the wheels with --collect")
-    parser.add_argument("--data", type=Path, help="JPEG CIFAR-10 and the checkpoint")
-    parser.add_argument("--wheels", type=Path, help="packages that are missing here")
+    parser.add_argument("--data", type=_path, help="JPEG CIFAR-10 and the checkpoint")
+    parser.add_argument("--wheels", type=_path, help="packages that are missing here")
     parser.add_argument("--minutes", type=float, default=14.0, help="for all of it")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="as little of everything as can be")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import feed, gpu_session, step_cost
+from benchmarks import feed, gpu_session, proof, step_cost
 from benchmarks.gpu_session import PARTS, ROOT, Step, planned, session
 from dnas.commands.cli import app
 from dnas.config.file import load_job
@@ -69,12 +69,15 @@ def test_the_jobs_are_ones_that_can_be_loaded(tiny: bool, tmp_path: Path, monkey
     (tmp_path / "train").mkdir()
     commands = [step.words[2:] for step in plan(tmp_path, tiny=tiny) if step.words[:2] == ("-m", "dnas")]
     searches = [words for words in commands if words[0] == "search"]
-    assert len(searches) == len(commands) / 2 == (1 if tiny else 4)
+    assert len(searches) == len(commands) / 2 == 1
     for words in searches:
         job = load_job(words[1], [setting for flag, setting in pairwise(words) if flag == "--set"])
         assert job.device == "cuda"
         assert tiny or (len(job.search.budgets) == 4 and job.data.train_limit is None)
     assert CliRunner().invoke(app, ["show", "--help"]).exit_code == 0
+    for step in plan(tmp_path, ("proof",), tiny=tiny)[1:]:
+        settings = step.words[step.words.index("--set") + 1 :]
+        assert load_job(proof.JOB, [*proof.PROOFS["weights"], *settings]).data.train_limit == 50000
 
 
 def test_at_most_eight_files_come_of_a_session(tmp_path: Path) -> None:
