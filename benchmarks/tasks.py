@@ -1,8 +1,8 @@
 """Detection and segmentation of the generated shapes: what a search finds beside uniform widths and integer programs.
 
-All at equal bytes, over seeds. ``python -m benchmarks.tasks segmentation-shapes`` runs the preset in a folder of its
-own and prints, for each budget, the metric of the search and its controls with their sizes; ``--set KEY=VALUE`` changes
-the job (``--set finetune.seeds=3``).
+All at equal bytes, over seeds. ``python -m benchmarks.tasks segmentation-shapes --set finetune.seeds=3 --run FOLDER``
+runs the preset, or goes on with the run in that folder, and prints, for each budget, the metric of the search and its
+controls with their sizes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=("detection-shapes", "segmentation-shapes"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--run", type=Path, help="the run folder (a temporary one)")
+    parser.add_argument("--run", type=Path, help="the run folder, which a later call goes on with (a temporary one)")
     arguments = parser.parse_args()
     settings = ["controls.measured_ilp=true", "prune.enabled=false", "finalise.enabled=false", *arguments.set]
-    job = load_job(arguments.preset, settings)
     with tempfile.TemporaryDirectory() as folder:
-        with Run.create(arguments.run or Path(folder) / "run", dump_job(job), {}) as run:
-            front = run_job(job, run, lambda event: None)
+        with run_of(arguments.run or Path(folder) / "run", arguments.preset, settings) as run:
+            front = run_job(load_job(run.job_file()), run, lambda event: None)
     for line in lines(front):
         print(line)
+
+
+def run_of(folder: Path, preset: str, settings: list[str]) -> Run:
+    """A run of the preset in a folder; the one that is there already, whatever the settings."""
+    if folder.exists():
+        return Run.open(folder, write=True)
+    return Run.create(folder, dump_job(load_job(preset, settings)), {})
 
 
 def lines(front: ParetoFront) -> list[str]:

@@ -23,6 +23,7 @@ from search_spaces.plain_json import parse_json
 from search_spaces.provenance import Provenance, read_provenance
 from search_spaces.records import Amount, Count, Index, Record, check_schema
 from search_spaces.schemes import WeightScheme, read_scheme
+from search_spaces.signature import Signature
 
 SCHEMA = "dnas.assignment/1"
 
@@ -64,14 +65,36 @@ class LayerBits:
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Which network an assignment belongs to: its source, the checkpoint's checksum, the shape of one input."""
+    """Which network an assignment belongs to: its source, the checkpoint's checksum, the shape of one input.
+
+    ``signature`` says what it is called with, where that is something else than one tensor of floats.
+    """
 
     source: str
     input_shape: tuple[int, ...]
     checkpoint_sha256: str | None = None
+    signature: Signature | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", tuple(self.input_shape))
+
+    @property
+    def example(self) -> tuple[int, ...] | Signature:
+        """What the network is called with: its signature, or the shape of its one input."""
+        return self.signature or self.input_shape
+
+    def called_as(self, graph: LayerGraph) -> ModelReference:
+        """The reference with what ``graph`` says the network is called with, where it tells nothing of it itself."""
+        return self if self.signature else replace(self, signature=graph.signature)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its object in the file of an assignment."""
+        told = {
+            "source": self.source,
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "input_shape": list(self.input_shape),
+        }
+        return {**told, "signature": self.signature.to_json()} if self.signature else told
 
 
 @dataclass(frozen=True)
@@ -127,11 +150,7 @@ class BitAssignment:
         return {
             "schema": SCHEMA,
             "id": self.id,
-            "model": {
-                "source": self.model.source,
-                "checkpoint_sha256": self.model.checkpoint_sha256,
-                "input_shape": list(self.model.input_shape),
-            },
+            "model": self.model.to_json(),
             "layers": {
                 name: {
                     "weight_bits": bits.weight_bits,
@@ -156,7 +175,7 @@ class BitAssignment:
         check_schema(data, SCHEMA, "an assignment file")
         try:
             file = _File.read(data)
-            model = ModelReference(file.model.source, file.model.input_shape, file.model.checkpoint_sha256)
+            model = file.model.reference()
             layers = {name: entry.bits(name) for name, entry in file.layers.items()}
             check_metrics(file.metrics)
         except InputError as error:
@@ -200,6 +219,12 @@ class _Model(Record):
     source: str
     input_shape: tuple[Count, ...]
     checkpoint_sha256: str | None
+    signature: dict[str, Any] | None = None
+
+    def reference(self) -> ModelReference:
+        """What it stands for."""
+        signature = None if self.signature is None else Signature.from_json(self.signature)
+        return ModelReference(self.source, self.input_shape, self.checkpoint_sha256, signature)
 
 
 class _Layer(Record):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from search_spaces.groups import ChannelGroups
+from search_spaces.signature import Signature
 
 FLOAT_BITS = 32
 
@@ -89,6 +90,7 @@ class LayerGraph:
     ``flows`` are pairs of which the second reads what the first gave: layers, "" (the input of the network), or an
     operation in which several meet, whose name begins with a dot.
     ``couplings_unknown`` says why residual branches and flows could not be read; empty where they could.
+    ``signature`` says what the network is called with, where that is something else than one tensor of floats.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -104,9 +106,15 @@ class LayerGraph:
     couplings_unknown: str = ""
     parameters: tuple[ParameterSpec, ...] = ()
     unused: frozenset[str] = frozenset()
+    signature: Signature | None = None
 
     def __getitem__(self, name: str) -> LayerSpec:
         return self.by_name[name]
+
+    @property
+    def example(self) -> tuple[int, ...] | Signature:
+        """What the network is called with: its signature, or the shape of its one input."""
+        return self.signature or self.input_shape
 
     @property
     def by_name(self) -> dict[str, LayerSpec]:

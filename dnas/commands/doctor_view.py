@@ -24,10 +24,12 @@ from dnas.jobs.doctor import (
     default_input_shape,
     examine,
 )
-from dnas.jobs.job import data_shape
+from dnas.jobs.job import data_shape, example_of, load_splits
+from dnas.training.task import task_of
 from results.tables.plain import PlainTable
 from search_spaces.errors import InputError
 from search_spaces.models.load import load_model
+from search_spaces.network.examples import Example
 
 MOST_TIES = 12
 MOST_GROUPS = 40
@@ -61,7 +63,7 @@ def _examined(
     network = load_model(source, arguments=config.model.arguments if own else None, checkpoint=checkpoint).module
     return examine(
         network,
-        input_shape_of(shape) or _data_shape(config),
+        input_shape_of(shape) or _example(config),
         source=source,
         space=config.space,
         costs=config.costs,
@@ -70,8 +72,11 @@ def _examined(
     )
 
 
-def _data_shape(config: JobConfig) -> Shape:
+def _example(config: JobConfig) -> Example:
+    """What the job calls its network with; of a task of the user's own the first image tells it."""
     try:
+        if ":" in config.task.kind:
+            return example_of(load_splits(config), task_of(config.task))
         return data_shape(config)
     except InputError as error:
         raise InputError(f"{error}; or give the shape of one image with --input-shape") from error

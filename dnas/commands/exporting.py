@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
 from dnas.export.fixed_layers import ExportedFile
@@ -20,6 +18,8 @@ from dnas.jobs.job import load_network, load_splits
 from dnas.jobs.normalisation import stored_preprocessing
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.quantization.conversion import QuantizerChoice
+from dnas.training.task import task_of
+from dnas.training.trainer import inputs_of
 from results.events import Measured
 from results.run.folder import Run
 from results.tables.export import EXPORTERS, export_assignment
@@ -131,7 +131,7 @@ def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path, seed: in
     _check_seed(profile, seed)
     config = load_job(run.job_file())
     network = load_network(config).module
-    net = stored_switchable(run, network, read_graph(network, profile.model.input_shape), name, seed)
+    net = stored_switchable(run, network, read_graph(network, profile.model.example), name, seed)
     model = {"source": config.model.source, "arguments": config.model.arguments}
     packed = save_packed(out, net, model=model, preprocessing=stored_preprocessing(run))
     largest = max(item.cost("size_bytes") for item in net.profiles.values())
@@ -210,9 +210,11 @@ def _score_of(run: Run, assignment: BitAssignment, seed: int) -> float | None:
     return next((event.val for event in found if event.assignment in names and event.seed == seed), None)
 
 
-def _images(run: Run) -> Tensor:
-    """Validation images (N, C, H, W) of the run's job, whose ranges stand for all."""
-    return next(iter(load_splits(load_job(run.job_file())).val.batches(_IMAGES)))[0]
+def _images(run: Run) -> Any:
+    """Inputs of validation images of the run's job, whose ranges stand for all."""
+    config = load_job(run.job_file())
+    (inputs,) = inputs_of(load_splits(config).val.batches(_IMAGES), 1, task=task_of(config.task))
+    return inputs
 
 
 def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet:
@@ -223,7 +225,7 @@ def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet
     choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
     if assignment.provenance.net:  # a profile of a switchable net, which has quantizers of its own
         choice = QuantizerChoice.of(assignment)
-    graph = read_graph(network, assignment.model.input_shape)
+    graph = read_graph(network, assignment.model.example)
     check_fits(assignment, graph)
     stored = stored_net(run, network, graph, assignment, choice, seed)
     score = _score_of(run, assignment, seed)

@@ -82,7 +82,7 @@ def _read(network: nn.Module, graph: LayerGraph) -> list[tuple[Tensor, int]]:
     network.eval()
     try:
         with reading:
-            ran = outputs_on_noise(network, graph.input_shape) is not None
+            ran = outputs_on_noise(network, graph.example) is not None
     finally:
         for module, training in modes:
             module.training = training

@@ -131,11 +131,6 @@ def fixed_layers(network: nn.Module) -> dict[str, FixedLayer]:
     return {name: FixedLayer(name, _weight(name, layer), _input(name, layer)) for name, layer in found}
 
 
-def input_shape_of(assignment: BitAssignment) -> tuple[int, ...]:
-    """The shape of one input of the assignment's network."""
-    return tuple(assignment.model.input_shape)
-
-
 def ideal_bytes(assignment: BitAssignment) -> int | None:
     """What the assignment's weights, scales and biases take when they are packed; None where it was never priced."""
     size = assignment.cost.get("size_bytes")

@@ -41,11 +41,11 @@ def check_folded(network: nn.Module, graph: LayerGraph) -> None:
         for name, norm in network.named_modules()
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name not in graph.unused
     ]
-    expected = outputs_on_noise(_folded(network, ()), graph.input_shape) if norms else None
-    if expected is None or agree(outputs_on_noise(_folded(network, norms), graph.input_shape), expected):
+    expected = outputs_on_noise(_folded(network, ()), graph.example) if norms else None
+    if expected is None or agree(outputs_on_noise(_folded(network, norms), graph.example), expected):
         return
     for name in norms:
-        if not agree(outputs_on_noise(_folded(network, [name]), graph.input_shape), expected):
+        if not agree(outputs_on_noise(_folded(network, [name]), graph.example), expected):
             raise InputError(
                 f"the network reads the weight or the statistics of the BatchNorm '{name}' itself, and a packed file "
                 "holds them folded into a scale and a shift; let the code read a parameter or a buffer of its own"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
+from dnas.export.calls import call_on, feeds_of
 from dnas.export.detectors import before_boxes
 from dnas.export.fixed_layers import (
     ExportedFile,
@@ -16,10 +18,9 @@ from dnas.export.fixed_layers import (
     StoredLayer,
     fixed_layers,
     ideal_bytes,
-    input_shape_of,
 )
-from dnas.export.onnx_check import check_inputs, check_same, tensor_names
-from dnas.export.onnx_normalisation import normalised, pixels_of, take_pixels
+from dnas.export.onnx_check import check_same, tensor_names
+from dnas.export.onnx_normalisation import image_among, pixels_of, take_pixels
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import Tap, trace
 from dnas.export.parts import deployed_copy
@@ -27,6 +28,8 @@ from dnas.export.stored import StoredNet
 from results.files import encode_json, write_bytes
 
 ASSIGNMENT_KEY, PREPROCESSING_KEY = "dnas.assignment", "dnas.preprocessing"
+Feeds = Mapping[str, np.ndarray]
+_SAMPLES = 3
 
 
 class WrittenGraph(Protocol):
@@ -40,11 +43,11 @@ class WrittenGraph(Protocol):
     def taps(self) -> Sequence[Tap]:
         """The tensors of every layer call."""
 
-    def run(self, x: np.ndarray, names: list[str]) -> Mapping[str, np.ndarray]:
-        """The graph's outputs, its input and the tensors ``names`` for ``x`` (N, ...)."""
+    def run(self, feeds: Feeds, names: list[str]) -> Mapping[str, np.ndarray]:
+        """The graph's outputs, its inputs and the tensors ``names`` for inputs (N, ...) by name."""
 
-    def finish(self, x: np.ndarray) -> tuple[Mapping[str, StoredLayer], Sequence[str]]:
-        """Change what leaves the values of ``x`` as they are, or was asked for: how layers are stored, and notes."""
+    def finish(self, feeds: Feeds) -> tuple[Mapping[str, StoredLayer], Sequence[str]]:
+        """Change what leaves the values for ``feeds`` as they are, or was asked for: how layers are stored, notes."""
 
 
 class GraphFormat(Protocol):
@@ -78,21 +81,21 @@ def export_graph(path: Path, format: GraphFormat, net: StoredNet, *, normalise: 
     net that the format cannot hold, :class:`JobError` naming the first layer that differs; nothing is written then.
     """
     need(format.name, *format.packages)
-    shape = input_shape_of(net.assignment)
-    network = before_boxes(deployed_copy(net.network), shape)
+    network, example = before_boxes(deployed_copy(net.network), net.graph.input_shape), net.graph.example
     layers = fixed_layers(network)
-    model = trace(network, [spec.name for spec in net.graph.layers], shape, format.opset, batch=format.batch)
+    model = trace(network, [spec.name for spec in net.graph.layers], example, format.opset, batch=format.batch)
+    call = call_on(net.graph, network, net.images, _SAMPLES)
+    feeds = feeds_of([entry.name for entry in model.graph.input], call)
     if normalise:
-        take_pixels(model, net.preprocessing)
+        image = image_among(feeds, net.preprocessing)
+        take_pixels(model, net.preprocessing, image)
+        feeds[image] = pixels_of(torch.from_numpy(feeds[image]), net.preprocessing).numpy()
     written = format.write(model, network, layers)
     describe(written.model, net, normalise)
-    x = check_inputs(shape) if net.images is None else net.images.cpu().float()
-    x = pixels_of(x, net.preprocessing) if normalise and net.images is not None else x
-    found = written.run(x.numpy(), tensor_names(written.taps))
+    found = written.run(feeds, tensor_names(written.taps))
     results = {output.name: found[output.name] for output in written.model.graph.output}
-    given = normalised(x, net.preprocessing) if normalise else x
-    check_same(network, layers, written.taps, found, given, results)
-    stored, notes = written.finish(x.numpy())
+    check_same(network, layers, written.taps, found, call, results)
+    stored, notes = written.finish(feeds)
     size = write_model(path, written.model)
     return ExportedFile(path, format.name, size, ideal_bytes(net.assignment), layers=stored, notes=notes)
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from dnas.export.calls import rows_of
 from dnas.export.fixed_layers import FixedLayer, StoredLayer
-from dnas.export.graph_export import ASSIGNMENT_KEY
+from dnas.export.graph_export import ASSIGNMENT_KEY, Feeds
 from dnas.export.onnx_biases import place_biases, round_biases
 from dnas.export.onnx_check import check_same_results
 from dnas.export.onnx_folding import fold
@@ -20,7 +21,7 @@ from dnas.export.onnx_nodes import OnnxBuilder
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_ranges import pads_before_quantizers, ranges_as_integers, strides_on_integers
 from dnas.export.onnx_residuals import RESIDUAL_BITS, quantize_tensors, unquantized
-from dnas.export.onnx_tracing import INPUT, Tap, replace_marks
+from dnas.export.onnx_tracing import Tap, replace_marks
 from dnas.export.runtimes import extra_of, is_installed, run_graph
 from dnas.export.targets import DEFAULT_TARGET, Target, find_target
 from search_spaces.assignments import BitAssignment
@@ -65,33 +66,35 @@ class OnnxNet:
     builder: OnnxBuilder
     residuals: bool
 
-    def run(self, x: np.ndarray, names: list[str]) -> Mapping[str, np.ndarray]:
+    def run(self, feeds: Feeds, names: list[str]) -> Mapping[str, np.ndarray]:
         """In ONNX Runtime, without what changes values."""
-        return run_graph(self.model, x, names)
+        return run_graph(self.model, feeds, names)
 
-    def finish(self, x: np.ndarray) -> tuple[Mapping[str, StoredLayer], Sequence[str]]:
+    def finish(self, feeds: Feeds) -> tuple[Mapping[str, StoredLayer], Sequence[str]]:
         """Quantize sums if asked, move the limits of integers, and look what the target's runtime makes of it."""
         model, target = self.model, self.builder.target
-        notes = [self._quantize_sums(x)] if self.residuals else []
+        notes = [self._quantize_sums(feeds)] if self.residuals else []
         if target.integer_operators and target.runtime is not None and not is_installed(target.runtime):
             notes.append(
                 f"what runs in integers was not looked at: {target.runtime} is not there; "
                 f"pip install 'dnas[{extra_of(target.runtime)}]'"
             )
         if target.integer_operators:
-            before = run_graph(model, x, [])
+            before = run_graph(model, feeds, [])
             arrange(model, target)
-            check_same_results(run_graph(model, x, []), before)
-        run_graph(model, x[:1], [], optimized=True)  # as a user would: another batch size, every optimization
+            check_same_results(run_graph(model, feeds, []), before)
+        first = rows_of(feeds)[0]
+        run_graph(model, first, [], optimized=True)  # as a user would: another batch size, every optimization
         return stored_layers(model, self.taps, self.layers, self.builder), notes
 
-    def _quantize_sums(self, x: np.ndarray) -> str:
+    def _quantize_sums(self, feeds: Feeds) -> str:
         """Quantize what nothing else does, by its range on ``x``, and tell what that changes."""
         names = unquantized(self.model, self.taps, self.builder)
-        before = run_graph(self.model, x, names)
+        before = run_graph(self.model, feeds, names)
         quantize_tensors(self.model, {name: before[name] for name in names}, self.builder.target.input_types)
         round_biases(self.model, self.taps, self.layers, self.builder)
-        return _change(before, run_graph(self.model, x, []), len(names))
+        after = run_graph(self.model, feeds, [])
+        return _change(before, {name: values for name, values in after.items() if name not in feeds}, len(names))
 
 
 def arrange(model: Any, target: Target) -> None:
@@ -105,16 +108,16 @@ def arrange(model: Any, target: Target) -> None:
 
 def _change(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], count: int) -> str:
     """What ``count`` more quantized tensors do to the results, in words."""
-    results = [name for name in after if name != INPUT]
-    off = max(float(np.abs(after[name] - before[name]).max()) for name in results)
-    largest = max(float(np.abs(before[name]).max()) for name in results)
+    off = max(float(np.abs(values - before[name]).max()) for name, values in after.items())
+    largest = max(float(np.abs(before[name]).max()) for name in after)
     told = (
         f"{count} sums and outputs in {RESIDUAL_BITS} bits move results by up to {off:.3g} where {largest:.3g} is most"
     )
-    first = before[results[0]]
+    name = next(iter(after))
+    first = before[name]
     if first.ndim != 2:
         return told
-    same = int((first.argmax(1) == after[results[0]].argmax(1)).sum())
+    same = int((first.argmax(1) == after[name].argmax(1)).sum())
     return f"{told}; the largest output is the same for {same} of {len(first)} images"
 
 

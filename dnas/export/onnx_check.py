@@ -21,21 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dnas.export.calls import tensors_of
 from dnas.export.fixed_layers import DenseWeight, FixedLayer, Levels, as_tensor
 from dnas.export.onnx_tracing import Tap
 from dnas.quantization.layers import QuantizedLayer
 from search_spaces.errors import JobError
 from search_spaces.network.calls import first_input, with_first_input
+from search_spaces.network.examples import Call
 
 Found = Mapping[str, np.ndarray]
 _TOLERANCE = 1e-4
 _STEP_TOLERANCE = 0.02
 _EPSILON = float(np.finfo(np.float32).eps)
-
-
-def check_inputs(shape: Sequence[int], count: int = 3) -> Tensor:
-    """Seeded inputs (count, ...) to compare with."""
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def tensor_names(taps: Sequence[Tap]) -> list[str]:
@@ -44,14 +41,14 @@ def tensor_names(taps: Sequence[Tap]) -> list[str]:
 
 
 def check_same(
-    network: nn.Module, layers: Mapping[str, FixedLayer], taps: Sequence[Tap], found: Found, x: Tensor, results: Found
+    network: nn.Module, layers: Mapping[str, FixedLayer], taps: Sequence[Tap], found: Found, call: Call, results: Found
 ) -> None:
     """Raise :class:`JobError` naming the first layer of ``network`` that differs from the tensors ``found``.
 
     ``results`` are the graph's outputs in order.
     """
     with torch.no_grad(), _forced(network, layers, taps, found):
-        outputs = _flat(network(x))
+        outputs = tensors_of(call.run(network))
     for name, expected in zip(results, outputs, strict=True):
         _same(results[name], expected, f"the exported net's {name}")
 
@@ -202,11 +199,3 @@ def _same_shape(given: np.ndarray, wanted: np.ndarray, what: str) -> None:
 
 def _refuse(what: str, how: str) -> None:
     raise JobError(f"the exported file would not compute what the net does: {what} differs ({how}); nothing is written")
-
-
-def _flat(output: Any) -> list[Tensor]:
-    """The tensors of a network's output."""
-    if isinstance(output, Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, Mapping) else output
-    return [tensor for part in parts for tensor in _flat(part)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,48 +10,59 @@ from torch import Tensor
 
 from dnas.export.fixed_layers import as_tensor
 from dnas.export.onnx_packages import need
-from dnas.export.onnx_tracing import INPUT
 from results.preprocessing import Preprocessing
 from search_spaces.errors import InputError
 
-_NORMALISED = f"{INPUT}.normalised"
+
+def image_among(feeds: Mapping[str, np.ndarray], preprocessing: Preprocessing | None) -> str:
+    """The name of the input that is the image; :class:`InputError` where none or several can be."""
+    if len(feeds) == 1:
+        return next(iter(feeds))
+    shape = tuple(_known(preprocessing).input_shape)
+    images = [name for name, values in feeds.items() if values.shape[1:] == shape and values.dtype.kind == "f"]
+    if len(images) != 1:
+        raise InputError(
+            f"of the inputs {', '.join(feeds)} {'none has' if not images else 'several have'} the shape of an image, "
+            f"{shape}, so the file cannot tell which to normalise; export it without normalising in the file"
+        )
+    return images[0]
 
 
-def take_pixels(model: Any, preprocessing: Preprocessing | None) -> None:
-    """Put the two nodes in front of the graph of ``model``, in place; its input is then pixels in [0, 1]."""
+def take_pixels(model: Any, preprocessing: Preprocessing | None, image: str) -> None:
+    """Put the two nodes in front of the graph of ``model``, in place; its ``image`` is then pixels in [0, 1]."""
     onnx, numpy_helper = need("onnx", "onnx", "onnx.numpy_helper")
+    normalised = f"{image}.normalised"
     for node in model.graph.node:
         for at, name in enumerate(node.input):
-            node.input[at] = _NORMALISED if name == INPUT else name
+            node.input[at] = normalised if name == image else name
     scale, shift = _scale_and_shift(preprocessing)
-    for name, values in ((f"{INPUT}.scale", scale), (f"{INPUT}.shift", shift)):
+    for name, values in ((f"{image}.scale", scale), (f"{image}.shift", shift)):
         model.graph.initializer.append(numpy_helper.from_array(values, name))
-    scaled = f"{INPUT}.scaled"
+    scaled = f"{image}.scaled"
     nodes = [
-        onnx.helper.make_node("Mul", [INPUT, f"{INPUT}.scale"], [scaled], name=f"{scaled}_node"),
-        onnx.helper.make_node("Add", [scaled, f"{INPUT}.shift"], [_NORMALISED], name=f"{_NORMALISED}_node"),
+        onnx.helper.make_node("Mul", [image, f"{image}.scale"], [scaled], name=f"{scaled}_node"),
+        onnx.helper.make_node("Add", [scaled, f"{image}.shift"], [normalised], name=f"{normalised}_node"),
     ]
     others = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *others])
 
 
-def normalised(pixels: Tensor, preprocessing: Preprocessing | None) -> Tensor:
-    """What the network itself is to be given for these pixels (N, C, H, W)."""
-    scale, shift = map(as_tensor, _scale_and_shift(preprocessing))
-    return pixels * scale + shift
-
-
 def pixels_of(inputs: Tensor, preprocessing: Preprocessing | None) -> Tensor:
-    """The pixels (N, C, H, W) that :func:`normalised` makes these inputs of."""
+    """The pixels (N, C, H, W) that are normalised to these inputs."""
     scale, shift = map(as_tensor, _scale_and_shift(preprocessing))
     return (inputs - shift) / scale
 
 
-def _scale_and_shift(preprocessing: Preprocessing | None) -> tuple[np.ndarray, np.ndarray]:
-    """Both (C, 1, 1), or as many axes as an input has."""
+def _known(preprocessing: Preprocessing | None) -> Preprocessing:
     if preprocessing is None:
         raise InputError("how to normalise is not known for this net; export it without normalising in the file")
+    return preprocessing
+
+
+def _scale_and_shift(preprocessing: Preprocessing | None) -> tuple[np.ndarray, np.ndarray]:
+    """Both (C, 1, 1), or as many axes as an input has."""
+    preprocessing = _known(preprocessing)
     mean, std = (np.array(values, dtype=np.float64) for values in (preprocessing.mean, preprocessing.std))
     shape = (-1, *[1] * (len(preprocessing.input_shape) - 1))
     return tuple(values.astype(np.float32).reshape(shape) for values in (1 / std, -mean / std))  # type: ignore[return-value]

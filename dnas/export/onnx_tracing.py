@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dnas.export.calls import Flattened, input_names, output_names
 from dnas.export.fixed_layers import FixedLayer
 from dnas.export.onnx_packages import need
 from dnas.quantization.branches import SkippedLayer
@@ -24,9 +25,10 @@ from dnas.quantization.layers import QuantizedLayer
 from search_spaces.errors import InputError
 from search_spaces.models.copies import copy_network
 from search_spaces.network.calls import first_input, with_first_input
+from search_spaces.network.examples import Call, drawn
+from search_spaces.signature import Signature
 
 _DOMAIN = "dnas"
-INPUT, OUTPUT = "input", "output"
 
 
 @dataclass(frozen=True)
@@ -72,30 +74,38 @@ class NodeBuilder(Protocol):
 
 
 def trace(
-    network: nn.Module, names: Iterable[str], input_shape: Sequence[int], opset: int, *, batch: int | None
+    network: nn.Module,
+    names: Iterable[str],
+    example: Sequence[int] | Signature,
+    opset: int,
+    *,
+    batch: int | None,
 ) -> Any:
     """An ONNX model of ``network`` with marks at the layers ``names``; ``batch`` None leaves the batch size open.
 
-    Raises :class:`InputError` where PyTorch cannot write the network.
+    ``example`` is the shape of its one input, or its signature: then a graph takes all tensors by the names that the
+    forward pass has for them. Raises :class:`InputError` where PyTorch cannot write the network.
     """
     need("onnx", "onnx", "onnxscript")
-    example = torch.zeros(batch or 2, *input_shape)
-    twin = _marked(network, names, example)
-    dynamic = ({0: torch.export.Dim.DYNAMIC},) if batch is None else None
+    call, plain = drawn(example, batch or 2, network), not isinstance(example, Signature)
+    open_batch = batch is None and (plain or cast(Signature, example).batched)
+    twin, given = _marked(network, names, call)
+    axis = {0: torch.export.Dim.DYNAMIC}
+    dynamic = (axis,) if plain else (tuple(axis for _ in call.tensors),)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # The exporter's own uses of what it deprecates; nothing that a user could do about them.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             program = torch.onnx.export(
-                twin,
-                (example,),
+                twin if plain else Flattened(twin, call).eval(),
+                tuple(call.tensors),
                 dynamo=True,
-                dynamic_shapes=dynamic,
+                dynamic_shapes=dynamic if open_batch else None,
                 opset_version=opset,
                 verbose=False,
-                input_names=[INPUT],
-                output_names=list(getattr(network, "output_names", (OUTPUT,))),
+                input_names=input_names(network, call, plain),
+                output_names=output_names(network, given),
             )
     except Exception as error:
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
@@ -205,10 +215,11 @@ class _Zeros(nn.Module):
         return x.new_zeros((x.shape[0], *self._shapes[tuple(int(size) for size in x.shape[1:])]))
 
 
-def _marked(network: nn.Module, names: Iterable[str], example: Tensor) -> nn.Module:
-    """A copy of ``network`` for the exporter, on the CPU, in eval mode, with marks for quantizers."""
+def _marked(network: nn.Module, names: Iterable[str], call: Call) -> tuple[nn.Module, Any]:
+    """A copy of ``network`` for the exporter, in eval mode, with marks for quantizers; and what it gives."""
     twin = copy_network(network).cpu().float().eval()
-    for name, shapes in _skipped_shapes(twin, example).items():
+    skipped, given = _skipped_shapes(twin, call)
+    for name, shapes in skipped.items():
         parent, _, key = name.rpartition(".")
         setattr(twin.get_submodule(parent), key, _Zeros(shapes))
     for name in names:
@@ -226,7 +237,7 @@ def _marked(network: nn.Module, names: Iterable[str], example: Tensor) -> nn.Mod
     for name, module in twin.named_modules():
         if isinstance(module, _BatchNorm):
             module.register_forward_hook(_marking_output(_Mark(name, "norm")))
-    return twin
+    return twin, given
 
 
 def _marking_input(mark: nn.Module) -> Any:
@@ -240,8 +251,8 @@ def _marking_output(mark: nn.Module) -> Any:
     return lambda module, inputs, output: mark(output)
 
 
-def _skipped_shapes(twin: nn.Module, example: Tensor) -> dict[str, dict[tuple[int, ...], tuple[int, ...]]]:
-    """Skipped layer → shape of one input → shape of one output."""
+def _skipped_shapes(twin: nn.Module, call: Call) -> tuple[dict[str, dict[tuple[int, ...], tuple[int, ...]]], Any]:
+    """Skipped layer → shape of one input → shape of one output; and what the network gives."""
     found: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {}
     handles = []
 
@@ -254,12 +265,11 @@ def _skipped_shapes(twin: nn.Module, example: Tensor) -> dict[str, dict[tuple[in
     for name, module in twin.named_modules():
         if isinstance(module, SkippedLayer):
             handles.append(module.register_forward_hook(noting(found.setdefault(name, {}))))
-    if found:
-        with torch.no_grad():
-            twin(example)
+    with torch.no_grad():
+        given = call.run(twin)
     for handle in handles:
         handle.remove()
-    return found
+    return found, given
 
 
 def _forget_where_it_was_made(model: Any) -> None:

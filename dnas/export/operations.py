@@ -43,6 +43,8 @@ def operations_of(
     if isinstance(getattr(network, "transform", None), GeneralizedRCNNTransform):
         return {"refused": "a detector chooses its boxes by the values of tensors, which no list of steps can tell"}
     try:
+        if graph.signature is not None:
+            return {"refused": "the network is called with something else than one tensor of floats"}
         return _Recorder(deployed_copy(network), graph, parameters).record(graph.input_shape)
     except InputError as error:
         return {"refused": str(error)}

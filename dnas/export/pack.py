@@ -60,7 +60,8 @@ def pack_fixed(
     """Write the fixed net ``network`` to ``path``, with ``more`` in its description; see :func:`save_packed`."""
     check_fits(assignment, graph)
     network = with_plain_layers(on_cpu(network), graph)
-    assignment = replace(assignment, layers=as_stored(network, assignment.layers))
+    layers, reference = as_stored(network, assignment.layers), assignment.model.called_as(graph)
+    assignment = replace(assignment, layers=layers, model=reference)
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     packer = _Packer(network, pruned_graph(graph, kept) if kept else graph, assignment)
     packer.pack()

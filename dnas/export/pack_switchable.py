@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,7 +98,9 @@ class _SharedPacker:
         """Go through the profiles, and within each through layers, BatchNorms and everything else."""
         for name, profile in self.net.profiles.items():
             check_skipped(self.net.graph, profile.assignment)
-            described: dict[str, Any] = {"assignment": profile.assignment.to_json(), "layers": {}, "norms": {}}
+            own = profile.assignment
+            told = replace(own, model=own.model.called_as(self.net.graph)).to_json()
+            described: dict[str, Any] = {"assignment": told, "layers": {}, "norms": {}}
             self.profiles[name] = {**described, "parts": {}}
         for spec in self.net.graph.layers:
             users = self._users(spec)

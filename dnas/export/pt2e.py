@@ -8,6 +8,7 @@ XNNPACK find a layer by these neighbours. ``torch.export.load`` reads the file; 
 
 from __future__ import annotations
 
+import inspect
 import io
 import warnings
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # registers the operators
+from torch.utils._pytree import tree_map
 
+from dnas.export.calls import call_on, plain, tensors_of
 from dnas.export.detectors import before_boxes
 from dnas.export.fixed_layers import (
     DenseWeight,
@@ -26,9 +29,8 @@ from dnas.export.fixed_layers import (
     Levels,
     fixed_layers,
     ideal_bytes,
-    input_shape_of,
 )
-from dnas.export.onnx_check import check_inputs, same_steps
+from dnas.export.onnx_check import same_steps
 from dnas.export.parts import deployed_copy
 from dnas.export.pt2e_norms import fold_norms
 from dnas.export.stored import StoredNet
@@ -36,10 +38,12 @@ from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.schemes import GappedWeight
 from results.files import encode_json, write_bytes
 from search_spaces.errors import InputError, JobError, one_line
+from search_spaces.network.examples import Call
 
 FORMAT = "pt2e"
 _OPERATORS = torch.ops.quantized_decomposed
 _SAME = 0.01
+_SAMPLES = 4
 _OF_THE_MAKER = ("stack_trace", "from_node")
 """What PyTorch notes of each node: lines of source with the paths of this machine, which no reader needs."""
 __all__ = ["FORMAT", "export_pt2e", "_decomposed"]
@@ -51,15 +55,16 @@ def export_pt2e(path: Path, net: StoredNet) -> ExportedFile:
     Raises :class:`InputError` for a net that has no such operators, :class:`JobError` where the program computes
     something else; nothing is written then.
     """
-    shape = input_shape_of(net.assignment)
-    network = before_boxes(deployed_copy(net.network), shape)
-    x = check_inputs(shape, 4) if net.images is None else net.images.cpu().float()
-    twin = _twin(network, x)
-    program = _exported(twin, x)
+    network = before_boxes(deployed_copy(net.network), net.graph.input_shape)
+    call = call_on(net.graph, network, net.images, _SAMPLES)
+    batched = net.graph.signature is None or net.graph.signature.batched
+    twin = _twin(network, call)
+    twin.register_forward_hook(lambda module, inputs, output: plain(output))
+    program = _exported(twin, call, batched)
     module = program.module()
     fold_norms(module)
-    folded = _exported(module, x)
-    _check_results(folded, network, x)
+    folded = _exported(module, call, batched)
+    _check_results(folded, network, call)
     for node in folded.graph.nodes:
         for key in _OF_THE_MAKER:
             node.meta.pop(key, None)
@@ -126,10 +131,10 @@ class _RequantizedInput(nn.Module):
         return found * self.gain if self.gain != 1 else found
 
 
-def _twin(network: nn.Module, x: Tensor) -> nn.Module:
+def _twin(network: nn.Module, call: Call) -> nn.Module:
     """A copy of ``network`` whose quantizers are those operators, compared with the net's own one by one."""
     twin, layers = deployed_copy(network), fixed_layers(network)
-    seen = _inputs_of(network, x)
+    seen = _inputs_of(network, call)
     for name, layer in layers.items():
         own, made = network.get_submodule(name), twin.get_submodule(name)
         assert isinstance(own, QuantizedLayer)
@@ -171,31 +176,34 @@ def _check_quantizers(name: str, layer: FixedLayer, own: QuantizedLayer, made: Q
             same_steps(found, wanted, layer.weight.levels, f"the weight of layer '{name}'", None, layer.weight)
 
 
-def _exported(module: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
-    """The program of ``module`` with an open batch size; :class:`InputError` where PyTorch cannot trace it."""
+def _exported(module: nn.Module, call: Call, batched: bool) -> torch.export.ExportedProgram:
+    """The program of ``module``, of ``batched`` inputs with an open batch size.
+
+    Raises :class:`InputError` where PyTorch cannot trace it.
+    """
+    axes = {0: torch.export.Dim.AUTO} if batched else None
+    some = call.mapped(lambda tensor: tensor[:2]) if batched else call
     try:
+        arguments = inspect.signature(module.forward).bind(*some.args, **some.kwargs).arguments
+        shapes = tree_map(lambda leaf: axes if isinstance(leaf, Tensor) else None, dict(arguments))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer's own; nothing that a user could do about them
-            return torch.export.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+            return torch.export.export(module, some.args, dict(some.kwargs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise InputError(f"PyTorch cannot export this network as a program: {one_line(error)}") from error
 
 
-def _check_results(program: torch.export.ExportedProgram, network: nn.Module, x: Tensor) -> None:
+def _check_results(program: torch.export.ExportedProgram, network: nn.Module, call: Call) -> None:
     """Raise :class:`JobError` where most results differ; a value at a threshold may move some behind it."""
     with torch.no_grad():
-        pairs = zip(_flat(program.module()(x)), _flat(network(x)), strict=True)
+        pairs = zip(tensors_of(call.run(program.module())), tensors_of(call.run(network)), strict=True)
     for found, wanted in pairs:
         if float((found - wanted).abs().median()) > _SAME * float(wanted.abs().max()):
             raise JobError("the exported program would not compute what the net does; nothing is written")
 
 
-def _flat(output: Any) -> list[Tensor]:
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _inputs_of(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What each quantized layer gets when ``network`` runs on ``x``."""
+def _inputs_of(network: nn.Module, call: Call) -> dict[str, Tensor]:
+    """What each quantized layer gets when ``network`` runs on ``call``."""
     seen: dict[str, Tensor] = {}
     layers = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
 
@@ -207,7 +215,7 @@ def _inputs_of(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
     handles = [layer.quantize_input.register_forward_pre_hook(seeing(name)) for name, layer in layers.items()]
     with torch.no_grad():
-        network(x)
+        call.run(network)
     for handle in handles:
         handle.remove()
     return seen

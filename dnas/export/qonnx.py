@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from dnas.export.calls import rows_of
 from dnas.export.fixed_layers import FixedLayer, Levels, StoredLayer
+from dnas.export.graph_export import Feeds
 from dnas.export.onnx_folding import fold
 from dnas.export.onnx_nodes import Initializers
 from dnas.export.onnx_packages import need
-from dnas.export.onnx_tracing import INPUT, Tap, replace_marks
+from dnas.export.onnx_tracing import Tap, replace_marks
 from dnas.quantization.schemes import GappedWeight
 from search_spaces.errors import InputError
 
@@ -60,11 +62,11 @@ class QonnxNet:
     model: Any
     taps: Sequence[Tap]
 
-    def run(self, x: np.ndarray, names: list[str]) -> Mapping[str, np.ndarray]:
+    def run(self, feeds: Feeds, names: list[str]) -> Mapping[str, np.ndarray]:
         """In QONNX's executor."""
-        return run_qonnx(self.model, x, names)
+        return run_qonnx(self.model, feeds, names)
 
-    def finish(self, x: np.ndarray) -> tuple[Mapping[str, StoredLayer], Sequence[str]]:
+    def finish(self, feeds: Feeds) -> tuple[Mapping[str, StoredLayer], Sequence[str]]:
         """Nothing is left to do."""
         return {}, ()
 
@@ -80,20 +82,21 @@ def with_shapes(model: Any) -> Any:
         random.setstate(drawn)
 
 
-def run_qonnx(model: Any, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-    """Run ``model`` on each of ``x`` (N, ...) in QONNX's executor: its input, outputs, and the tensors ``names``."""
+def run_qonnx(model: Any, feeds: Feeds, names: list[str]) -> dict[str, np.ndarray]:
+    """Run ``model`` on each sample of its inputs in QONNX's executor: these, outputs, and the tensors ``names``."""
     wrapper, executor = need("qonnx", "qonnx.core.modelwrapper", "qonnx.core.onnx_exec")
     wrapped = wrapper.ModelWrapper(model)
     made = {name for node in model.graph.node for name in node.output}
     wanted = [name for name in dict.fromkeys([*names, *(out.name for out in model.graph.output)]) if name in made]
     fixed = {name for name in wanted if name.endswith(".weight.dequantized")}
     with _readable_versions(executor):
-        runs = [executor.execute_onnx(wrapped, {INPUT: one[None]}, return_full_exec_context=True) for one in x]
+        samples = rows_of(feeds)
+        runs = [executor.execute_onnx(wrapped, sample, return_full_exec_context=True) for sample in samples]
     found = {
         name: np.array(runs[0][name]) if name in fixed else np.concatenate([np.asarray(run[name]) for run in runs])
         for name in wanted
     }
-    return {INPUT: x, **found}
+    return {**feeds, **found}
 
 
 @contextmanager

@@ -40,8 +40,10 @@ def integer_nodes(runtime: str, model: Any) -> set[str]:
     return {name for name in names if any(_same_node(name, found) for found in compiled)}
 
 
-def run_graph(model: Any, x: np.ndarray, names: list[str], *, optimized: bool = False) -> dict[str, np.ndarray]:
-    """Run ``model`` on ``x`` in ONNX Runtime: its outputs, its input, and the tensors ``names``."""
+def run_graph(
+    model: Any, feeds: Mapping[str, np.ndarray], names: list[str], *, optimized: bool = False
+) -> dict[str, np.ndarray]:
+    """Run ``model`` on inputs by name in ONNX Runtime: its outputs, its inputs, and the tensors ``names``."""
     (onnx,) = need("onnx", "onnx")
     seen = copy.deepcopy(model)
     made = {name for node in seen.graph.node for name in node.output} - {output.name for output in seen.graph.output}
@@ -49,12 +51,12 @@ def run_graph(model: Any, x: np.ndarray, names: list[str], *, optimized: bool = 
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name in made
     )
     session = onnxruntime_session(seen, optimized=optimized)
-    entry, outputs = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
+    outputs = [output.name for output in session.get_outputs()]
     try:
-        found = dict(zip(outputs, session.run(outputs, {entry: x}), strict=True))
+        found = dict(zip(outputs, session.run(outputs, dict(feeds)), strict=True))
     except Exception as error:
         raise _cannot("ONNX Runtime", str(error).strip().splitlines()[0]) from error
-    return {entry: x, **found}
+    return {**feeds, **found}
 
 
 def run_in_openvino(model: Any, x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from dnas.quantization.conversion import QuantizerChoice
 from results.preprocessing import Preprocessing
@@ -19,7 +19,8 @@ class StoredNet:
     """The trained net of an assignment, in eval mode, with the graph of its float network.
 
     ``model`` names the network as a job does (``source``, ``arguments``); ``preprocessing`` is None where nobody knows.
-    ``images`` (N, C, H, W) are normalised inputs of the real thing, None where there are none at hand.
+    ``images`` are real inputs of it, normalised (N, C, H, W) or what its task makes of a batch; None where there are
+    none at hand.
     """
 
     network: nn.Module
@@ -31,4 +32,4 @@ class StoredNet:
     seed: int = 0
     score: float | None = None
     """The metric on validation; None where it is not known."""
-    images: Tensor | None = None
+    images: Any = None

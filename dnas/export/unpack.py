@@ -99,7 +99,7 @@ def _unpack(
     """One profile as a fixed net."""
     profile = packed.description["profiles"][name]
     assignment = BitAssignment.from_json(profile["assignment"])
-    graph = read_graph(model, assignment.model.input_shape)
+    graph = read_graph(model, assignment.model.example)
     profile = _norms_moved(profile, graph)
     check_fits(assignment, graph)
     choice = _choice_of(packed)
@@ -126,7 +126,7 @@ def _unpack_all(packed: PackedFile, model: nn.Module) -> SwitchableNet:
     """All profiles over one set of weights."""
     told = packed.description["profiles"]
     assignments = {name: BitAssignment.from_json(profile["assignment"]) for name, profile in told.items()}
-    graph = read_graph(model, next(iter(assignments.values())).model.input_shape)
+    graph = read_graph(model, next(iter(assignments.values())).model.example)
     choice = _choice_of(packed)
     told = {name: _norms_moved(profile, graph) for name, profile in told.items()}
     model, graph = with_held_weights(model, graph)

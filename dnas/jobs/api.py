@@ -17,6 +17,7 @@ from dnas.config.fields import Amount
 from dnas.config.job import FinetuneSection, SearchSection
 from dnas.data.augmentation import Augmentation
 from dnas.data.given import GivenSplits, data_splits
+from dnas.jobs.job import example_of
 from dnas.jobs.planning import read_budgets
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, apply
@@ -67,7 +68,7 @@ def search_bits(
     """
     data, device, task = data_splits(data), Device.of(device), task_of(task)
     quantizers = quantizers or QuantizerChoice()
-    graph = read_graph(model, data.input_shape)
+    graph = read_graph(model, example_of(data, task))
     precision_space = build_space(graph, space or SpaceOptions())
     table = CostTable(graph, precision_space, build_costs(quantizers.per_channel, latency))
     limits = read_budgets([budgets] if isinstance(budgets, Mapping | Budget) else budgets, table)
@@ -103,7 +104,7 @@ def search_bits(
         for _ in trainer(label=label).search(budget):
             pass
 
-    reference = ModelReference(type(model).__name__, data.input_shape)
+    reference = ModelReference(type(model).__name__, data.input_shape, signature=graph.signature)
     found: dict[str, BitAssignment] = {}
     for label, cells in search_budgets(supernet, ordered, train, monotone=section.monotone):
         layers = precision_space.layers_of(cells)
@@ -138,7 +139,7 @@ def finetune(
     trains = section.epochs > 0
     smoothed(task, section.label_smoothing)
     rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=trains, task=task)
-    network = apply(model, assignment).to(device.place)
+    network = apply(model, assignment, example=example_of(data, task)).to(device.place)
     batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place)
     images = inputs_of(batches, _BATCHNORM_BATCHES, device, task)
     calibrate(network, images[:_CALIBRATION_BATCHES])

@@ -25,7 +25,7 @@ from dnas.training.device import CPU, Device
 from dnas.training.distillation import Teacher
 from dnas.training.processes import Processes
 from dnas.training.schedules import derived_seed
-from dnas.training.task import Task, task_of
+from dnas.training.task import Task, placed_by, task_of
 from dnas.training.trainer import Measurement, inputs_of, measure
 from search_spaces.assignments import ModelReference
 from search_spaces.errors import InputError
@@ -64,9 +64,12 @@ class Job:
         if device.place.type == "cuda":
             torch.cuda.set_device(device.place)  # for libraries that ask for the current one
         choice = QuantizerChoice(section.weights, section.activations, section.per_channel)
+        data = load_splits(config)  # before the network, whose weights may have to be fetched
         loaded = load_network(config)
-        data = load_splits(config)
         plan = plan_job(config, loaded.module, example_of(data, task), task.exact_layers)
+        reference = ModelReference(
+            config.model.source, data.input_shape, loaded.checkpoint_sha256, plan.graph.signature
+        )
         _check_widths(config, plan, choice)
         augmentation, search_data = _images(config, data)
         device.processes.check_batch(config.data.batch_size, min(len(search_data.weights), len(search_data.theta)))
@@ -80,7 +83,7 @@ class Job:
             network=loaded.module.to(device.place),
             data=data,
             plan=plan,
-            reference=ModelReference(config.model.source, data.input_shape, loaded.checkpoint_sha256),
+            reference=reference,
             augmentation=augmentation,
             search_data=search_data,
             compiles=not has_kernels(device.place) and {"on": True, "off": False}.get(config.search.compile, pays),
@@ -129,7 +132,7 @@ class Job:
 def example_of(data: DataSplits, task: Task) -> Example:
     """What the task calls a network with: the shape of an image, or the inputs of the first one where they are more."""
     batch = next(iter(data.train.subset(torch.arange(1)).batches(1)))
-    inputs, _ = task.placed(batch, CPU)
+    inputs, _ = placed_by(task, batch, CPU)
     return data.input_shape if isinstance(inputs, Tensor) else inputs
 
 

@@ -24,7 +24,7 @@ def priced_by_layer(run: Run, assignment: BitAssignment) -> dict[str, dict[str, 
         raise InputError(f"the network is {job.model.source}, which is not run to show something")
     named = described_network(job.model.source, job.model.arguments)
     network = load_described(named, assignment.model.input_shape, int(assignment.cost.get("size_bytes", 0)), {})
-    graph = read_graph(network, assignment.model.input_shape)
+    graph = read_graph(network, assignment.model.example)
     ours = job.costs.model_copy(update={"functions": {}})
     table = cost_table(graph, build_space(graph, job.space), ours, job.quantizer.per_channel)
     return costs_by_layer(table, assignment.layers)

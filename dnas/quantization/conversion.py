@@ -179,10 +179,11 @@ def apply(
 
     Ranges are those of uncalibrated quantizers: call :func:`dnas.calibrate` on the result with training batches, or
     load weights trained at these bits. The quantizers are those that the assignment was made with, unless ``choice``
-    names others. A network that one input shape does not describe is read on ``example``, as in :func:`read_graph`.
+    names others. The network is read on what the assignment says it is called with, or on ``example``, as in
+    :func:`read_graph`.
     Raises :class:`InputError` when the assignment is for another network.
     """
     check_type(assignment, BitAssignment, "an assignment", "read a file of one by BitAssignment.loads(text)")
-    graph = read_graph(model, assignment.model.input_shape if example is None else example)
+    graph = read_graph(model, assignment.model.example if example is None else example)
     check_fits(assignment, graph)
     return quantize_fixed(model, graph, assignment.layers, choice or QuantizerChoice.of(assignment))

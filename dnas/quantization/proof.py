@@ -21,6 +21,8 @@ from dnas.quantization.layers import TensorQuantizer, quantize_layer, shapes_of
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models.copies import copy_network, fresh_copy
+from search_spaces.network.examples import drawn
+from search_spaces.signature import Signature
 
 _TOLERANCE = 1e-4
 """Relative to the largest output; unfolded attention sums in another order."""
@@ -29,8 +31,8 @@ _TOLERANCE = 1e-4
 def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str], *, branched: bool = False) -> None:
     """Raise :class:`InputError` that names the first of the layers whose quantized twin is not the network's.
 
-    Nothing is proven where the network does not run on one input of the graph's shape (one on the meta device, or one
-    that takes several inputs). ``branched`` proves layers of several branches.
+    Nothing is proven where the network does not run on one random input (one on the meta device). ``branched`` proves
+    layers of several branches.
     """
     if _agree(model, graph, names, branched):
         return
@@ -76,8 +78,8 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: 
                 quantize_layer(layer, *quantizers, shapes_of(spec))
         for weight in weights.values():
             weight.copy_(_other(weight))
-    expected = outputs_on_noise(network, graph.input_shape)
-    return expected is None or agree(outputs_on_noise(twin, graph.input_shape), expected)
+    expected = outputs_on_noise(network, graph.example)
+    return expected is None or agree(outputs_on_noise(twin, graph.example), expected)
 
 
 def _change_computed(layer: nn.Module) -> None:
@@ -106,15 +108,14 @@ def _other(weight: Tensor) -> Tensor:
     return weight * factors.to(weight.dtype).view(weight.shape)
 
 
-def outputs_on_noise(network: nn.Module, input_shape: tuple[int, ...]) -> list[Tensor] | None:
-    """All tensors that the network returns for one random input; None where it cannot run."""
+def outputs_on_noise(network: nn.Module, example: tuple[int, ...] | Signature) -> list[Tensor] | None:
+    """All tensors that the network returns for one random sample; None where it cannot run."""
     like = next(network.parameters(), torch.empty(0))
     devices = [like.device] if like.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        x = torch.randn(1, *input_shape).to(like)
         try:
-            found = network(x)
+            found = drawn(example, 1, network).run(network)
         except Exception:  # code of a foreign network
             return None
     return [leaf.detach() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]

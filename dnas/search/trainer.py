@@ -195,7 +195,7 @@ class SupernetTrainer:
                 own = partial(self._loss, len(samples))
                 (loss,) = self.passes.train(("weights", len(samples)), own, given, part, self._lending)
                 with self.supernet.sampled(sample):
-                    losses.add(loss, self.supernet.network, batch[0], partial(self.task.run, targets=batch[1]))
+                    losses.add(loss, self.supernet.network, batch, self.task.run)
 
         self.weights.step(*place, add_gradients)
 
@@ -218,7 +218,7 @@ class SupernetTrainer:
                 loss = loss_of(task_loss, sample, progress)
             (loss * part).backward()
             with self.supernet.sampled(sample):
-                losses.add(loss, self.supernet.network, batch[0], partial(self.task.run, targets=batch[1]))
+                losses.add(loss, self.supernet.network, batch, self.task.run)
 
         self.theta.step(0, 1, progress, add_gradients)
 

@@ -122,13 +122,13 @@ def accumulate_gradients(
 
     if section.teacher == "ensemble":
         (loss,) = passes.train(("ensemble", *names), loss_of_all, (x, y), part)
-        losses.add(loss, network.view_of(names[0]), x, partial(task.run, targets=y))
+        losses.add(loss, network.view_of(names[0]), (x, y), task.run)
         return
     teacher = told
     for name in names:
         given = (x, y) if teacher is None else (x, y, teacher)
         loss, outputs = passes.train((name, len(names)), partial(loss_of, name), given, part)
-        losses.add(loss, network.view_of(name), x, partial(task.run, targets=y))
+        losses.add(loss, network.view_of(name), (x, y), task.run)
         if section.teacher == "next" or (section.teacher == "widest" and teacher is None):
             teacher = outputs
 

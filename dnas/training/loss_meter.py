@@ -22,8 +22,8 @@ from search_spaces.errors import JobError
 from search_spaces.network.examples import run_on
 
 Result = TypeVar("Result")
-Run = Callable[[nn.Module, Any], Any]
-"""Runs a network on a batch of inputs."""
+Run = Callable[[nn.Module, Any, Any], Any]
+"""Runs a network on a batch of inputs, with its targets at hand."""
 
 STEPS_BETWEEN_LOOKS = 20  # where a look waits for a device or for other processes
 
@@ -39,8 +39,8 @@ class LossMeter:
         self.every, self.latest, self.count, self.processes = every, 0.0, 0, device.processes
         self.total = widened(torch.zeros((), device=device.place))
 
-    def add(self, loss: Tensor, network: nn.Module, inputs: Any, run: Run = run_on) -> None:
-        """Add the loss () of ``network`` on a batch of inputs, which ``run`` runs it on.
+    def add(self, loss: Tensor, network: nn.Module, batch: tuple[Any, Any], run: Run) -> None:
+        """Add the loss () of ``network`` on a batch of inputs and targets, which ``run`` runs it on.
 
         Raises :class:`JobError` that names the first layer to blame when it is not finite, if every loss is looked
         at; else :class:`NotFinite`.
@@ -51,7 +51,7 @@ class LossMeter:
         if self.count % self.every == 0:
             self.latest, total = self.processes.mean(torch.stack([value, self.total])).tolist()
             if not math.isfinite(total):
-                raise self._error(value.item(), network, inputs, run)
+                raise self._error(value.item(), network, batch, run)
 
     def sum(self) -> float:
         """All that was added, a mean over processes; :class:`NotFinite` where that is no number."""
@@ -60,11 +60,11 @@ class LossMeter:
             raise NotFinite(f"the loss became {total}")
         return total
 
-    def _error(self, value: float, network: nn.Module, inputs: Any, run: Run) -> JobError:
+    def _error(self, value: float, network: nn.Module, batch: tuple[Any, Any], run: Run) -> JobError:
         if self.every > 1:
             return NotFinite("a loss of the last steps is not finite")
         # Every process looks, for a forward pass may need them all; the first with a reason is heard.
-        reason = f"the loss became {value}: {first_non_finite(network, inputs, run)}"
+        reason = f"the loss became {value}: {first_non_finite(network, *batch, run)}"
         reasons = self.processes.gathered("" if math.isfinite(value) else reason)
         return JobError(
             f"{next(filter(None, reasons), reason)}; the last good checkpoint is kept, "
@@ -99,8 +99,12 @@ def watched_epoch(trainer: Resumable, every: int, run: Callable[[int], Result]) 
         return run(1)
 
 
-def first_non_finite(network: nn.Module, inputs: Any, run: Run = run_on) -> str:
-    """Say which module first gives a value that is not finite on a batch of inputs."""
+def _run(network: nn.Module, inputs: Any, targets: Any) -> Any:
+    return run_on(network, inputs)
+
+
+def first_non_finite(network: nn.Module, inputs: Any, targets: Any = None, run: Run = _run) -> str:
+    """Say which module first gives a value that is not finite on a batch of inputs, or that its targets are none."""
     blamed: list[str] = []
     handles = []
 
@@ -117,15 +121,23 @@ def first_non_finite(network: nn.Module, inputs: Any, run: Run = run_on) -> str:
             handles.append(module.register_forward_hook(watch(name)))
     try:
         with torch.no_grad():
-            run(network, inputs)
+            run(network, inputs, targets)
     except Exception:
         pass  # a supernet outside its sample, code that minds NaN: the parameters below still tell
     finally:
         for handle in handles:
             handle.remove()
     bad = next((name for name, p in network.named_parameters() if not p.isfinite().all()), None)
-    if not all(leaf.isfinite().all() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)):
+    if not _are_finite(inputs):
         return "the input images hold values that are not finite"
     if blamed:
         return f"layer '{blamed[0]}' is the first whose output is not finite"
-    return f"parameter '{bad}' is not finite" if bad else "every layer's output is finite, the gradient is not"
+    if bad:
+        return f"parameter '{bad}' is not finite"
+    if not _are_finite(targets):
+        return "every layer's output is finite, the targets of this batch are not"
+    return "every layer's output is finite, the gradient is not"
+
+
+def _are_finite(structure: Any) -> bool:
+    return all(bool(leaf.isfinite().all()) for leaf in tree_leaves(structure) if isinstance(leaf, Tensor))

@@ -22,7 +22,7 @@ from dnas.training.checkpointing import refuse_reentrant
 from dnas.training.device import CPU, Device, is_out_of_memory
 from dnas.training.passes import detached
 from dnas.training.processes import Processes
-from dnas.training.task import CLASSIFICATION, Task, outputs_of
+from dnas.training.task import CLASSIFICATION, Task, outputs_of, placed_by
 from search_spaces.errors import InputError, one_line
 from search_spaces.models.copies import fresh_copy
 from search_spaces.network.examples import rows_of
@@ -65,7 +65,7 @@ def rehearse(
     task.check_targets(named_splits(data), twin)
     with device.own_randomness(0):
         few = min(_IMAGES, _rows(data.train, batch_size, device.processes))
-        x, y = _placed(task, first_images("training", data.train, few, augmentation, device.place), device)
+        x, y = placed_by(task, first_images("training", data.train, few, augmentation, device.place), device)
         with torch.no_grad():
             task.check(named_splits(data), _outputs(task, twin.eval(), x, y, "eval"))
         outputs = _outputs(task, twin.train(), x, y, "training")
@@ -141,17 +141,11 @@ def _check_rows(
     steps = {_rows(images, batch_size, device.processes): name for name, images in training.items()}
     with torch.no_grad():
         for size, name in whole.items():
-            batch = _placed(task, first_images(name, measured[name], size, device=device.place), device)
+            batch = placed_by(task, first_images(name, measured[name], size, device=device.place), device)
             _outputs(task, twin.eval(), *batch, "eval")
         for size, name in steps.items():
-            batch = _placed(task, first_images(name, training[name], size, augmentation, device.place), device)
+            batch = placed_by(task, first_images(name, training[name], size, augmentation, device.place), device)
             _outputs(task, twin.train(), *batch, "training")
-
-
-def _placed(task: Task, batch: tuple[Tensor, Any], device: Device) -> tuple[Any, Any]:
-    """Inputs and targets of a batch; what the user's own task raises is told in a sentence."""
-    with _told(lambda reason: f"task {type(task).__name__} cannot place a batch: {reason}"):
-        return task.placed(batch, device)
 
 
 def _outputs(task: Task, twin: nn.Module, inputs: Any, targets: Any, mode: str) -> Any:

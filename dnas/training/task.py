@@ -20,7 +20,7 @@ from dnas.config.job import TaskSection
 from dnas.data.checks import check_classes
 from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
-from dnas.training.device import Device, widened
+from dnas.training.device import Device, is_out_of_memory, widened
 from dnas.training.metrics import Gauge, Meter, gauges_of
 from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.metrics import ACCURACY, Metric
@@ -34,8 +34,8 @@ class Task:
     ``metric`` decides; ``beside`` it others are measured. ``exact_layers`` are patterns over the names of layers that
     stay in fp32 unless the job says otherwise, ``auxiliary_layers`` over those that only serve training.
 
-    *Inputs* are what a network is called with: images (N, C, H, W), several tensors by name, or a
-    :class:`search_spaces.network.examples.Call`. *Outputs* are what :meth:`outputs` makes of what it returns: a tensor
+    *Inputs* are what a network is called with: images (N, C, H, W), or several arguments, by name in a dict or by
+    position in a tuple. *Outputs* are what :meth:`outputs` makes of what it returns: a tensor
     with a row for each image, or a structure of such. *Targets* are as the data have them: a tensor (N, ...), or a list
     of N structures of tensors.
     """
@@ -260,6 +260,18 @@ def _measuring(task: Task, section: TaskSection) -> Task:
     for name, value in said.items():
         object.__setattr__(changed, name, value)  # a task may be frozen
     return changed
+
+
+def placed_by(task: Task, batch: tuple[Tensor, Any], device: Device) -> tuple[Any, Any]:
+    """Inputs and targets of a batch; what the user's own task raises is told in a sentence."""
+    try:
+        return task.placed(batch, device)
+    except InputError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(f"task {type(task).__name__} cannot place a batch: {one_line(error)}") from error
 
 
 def outputs_of(task: Task, network: Callable[..., Any], inputs: Any, targets: Any = None) -> Any:

@@ -28,7 +28,7 @@ from dnas.training.task import CLASSIFICATION, AnyTask, MeanMeter, Task, outputs
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.models.load import check_finite
-from search_spaces.network.examples import rows_of
+from search_spaces.network.examples import call_of, rows_of
 
 StepReport = Callable[[int, int, float], None]
 """(steps done, steps of this epoch, loss)"""
@@ -245,7 +245,7 @@ class Trainer:
     def _gradients(self, x: Any, y: Any, losses: LossMeter, part: float) -> None:
         """Add ``part`` of the gradients of the loss on a batch of inputs and targets, and the loss itself."""
         (loss,) = self.passes.train("images", self._loss, (x, y), part)
-        losses.add(loss, self.network, x, partial(self.task.run, targets=y))
+        losses.add(loss, self.network, (x, y), self.task.run)
 
     def _loss(self, x: Any, y: Any) -> tuple[Tensor]:
         with self.device.computing():
@@ -320,7 +320,8 @@ def inputs_of(
 ) -> list[Any]:
     """The inputs of the first ``most`` batches, but for a last one of a single image, useless to BatchNorm."""
     inputs = [task.placed(batch, device)[0] for _, batch in zip(range(most), batches, strict=False)]
-    return [x for x in inputs if rows_of(x) > 1] or inputs
+    calls = [call_of(x) if isinstance(x, tuple | list) else x for x in inputs]  # a tuple is elsewhere a batch
+    return [x for x in calls if rows_of(x) > 1] or calls
 
 
 def without_single(images: int, batch_size: int) -> int:

@@ -1,4 +1,4 @@
-"""What a network is called with while it is read: zeros of a shape, or the caller's own example."""
+"""What a network is called with while it is read or proven: the caller's own example, or one drawn for a signature."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
 from search_spaces.errors import InputError
+from search_spaces.network.calls import input_name
+from search_spaces.signature import LARGEST_WHOLE, Signature, TensorSpec
 
 _NUMBERS = (int, float, np.integer, np.floating)
 
@@ -39,9 +41,10 @@ class Call:
 
     def on(self, device: torch.device) -> Call:
         """The same call with copies of its tensors on ``device``; those on the meta device have no values."""
-        return self._map(lambda tensor: tensor.detach().to(device, copy=True))
+        return self.mapped(lambda tensor: tensor.detach().to(device, copy=True))
 
-    def _map(self, change: Any) -> Call:
+    def mapped(self, change: Callable[[Tensor], Any]) -> Call:
+        """The same call with every tensor changed."""
         args, kwargs = tree_map(
             lambda value: change(value) if isinstance(value, Tensor) else value, (self.args, dict(self.kwargs))
         )
@@ -52,19 +55,28 @@ class Call:
         batches = {tensor.shape[0] if tensor.dim() else None for tensor in self.tensors}
         if len(batches) > 1 or None in batches or 0 in batches:
             return self
-        return self._map(lambda tensor: tensor[:1])
+        return self.mapped(lambda tensor: tensor[:1])
 
 
-Example = Sequence[int] | Tensor | Sequence[Any] | Mapping[str, Any] | Call
+Example = Sequence[int] | Tensor | Sequence[Any] | Mapping[str, Any] | Call | Signature
 """The shape of one input (no batch dimension), or what the network is called with: one tensor, a sequence of
-positional arguments, a mapping of keyword arguments, or a call; tensors with their batch dimension first."""
+positional arguments, a mapping of keyword arguments, a call, or the signature of one; tensors with their batch
+dimension first."""
+
+
+def call_of(inputs: Any) -> Call:
+    """The call for a batch of inputs: one tensor, several by name (a mapping) or by position, or a call itself."""
+    if isinstance(inputs, Call):
+        return inputs
+    if isinstance(inputs, Mapping):
+        return Call((), dict(inputs))
+    return Call(tuple(inputs)) if isinstance(inputs, tuple | list) else Call((inputs,))
 
 
 def run_on(model: Callable[..., Any], inputs: Any) -> Any:
-    """What ``model`` gives for a batch of inputs: one tensor, several by name (a mapping), or a :class:`Call`."""
-    if isinstance(inputs, Call):
-        return model(*inputs.args, **inputs.kwargs)
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    """What ``model`` gives for a batch of inputs, as :func:`call_of` has them."""
+    call = call_of(inputs)
+    return model(*call.args, **call.kwargs)
 
 
 def rows_of(inputs: Any) -> int:
@@ -75,18 +87,14 @@ def rows_of(inputs: Any) -> int:
 def read_example(example: Example, model: nn.Module) -> Call:
     """The call that ``example`` stands for; :class:`InputError` for anything else.
 
-    A shape becomes zeros of the type of the network's parameters, on their device.
+    A shape becomes zeros of the type of the network's parameters, on their device; for a signature inputs are drawn.
     """
     if isinstance(example, (tuple, list)) and example and all(isinstance(side, _NUMBERS) for side in example):
         call = Call((_zeros(example, model),))
-    elif isinstance(example, Call):
-        call = example
-    elif isinstance(example, (tuple, list)):
-        call = Call(tuple(example))
-    elif isinstance(example, Tensor):
-        call = Call((example,))
-    elif isinstance(example, Mapping):
-        call = Call((), dict(example))
+    elif isinstance(example, Signature):
+        call = drawn(example, 1, model)
+    elif isinstance(example, (Call, tuple, list, Tensor, Mapping)):
+        call = call_of(example)
     else:
         raise InputError(
             f"{type(example).__name__} is no example of a network's input; give the shape of one input such as "
@@ -96,7 +104,7 @@ def read_example(example: Example, model: nn.Module) -> Call:
         raise InputError(
             "the example holds no tensor with a batch dimension; give the tensors that the network is called with"
         )
-    return call.first_sample()
+    return call
 
 
 def _zeros(shape: Sequence[Any], model: nn.Module) -> Tensor:
@@ -111,6 +119,55 @@ def _zeros(shape: Sequence[Any], model: nn.Module) -> Tensor:
         return torch.zeros(sides, device=parameter.device, dtype=parameter.dtype)
     except (RuntimeError, TypeError) as error:  # sides that overflow, or an allocator of some device
         raise InputError(f"an input of shape {sides[1:]} does not fit into memory; give a smaller one") from error
+
+
+def signature_of(call: Call, model: nn.Module) -> Signature | None:
+    """What ``model`` is called with; None where that is one tensor of floats, which its shape describes."""
+    first = input_name(type(model))
+    given = {first: call.args[0], **call.kwargs} if call.args else call.kwargs
+    only = given.get(first) if [*given] == [first] and len(call.args) < 2 else None
+    if isinstance(only, Tensor) and only.is_floating_point():
+        return None
+    counts = {tensor.shape[0] if tensor.dim() else None for tensor in call.tensors}
+    batched = len(counts) == 1 and None not in counts
+    args, kwargs = tree_map(lambda leaf: _spec(leaf, batched), (call.args, dict(call.kwargs)))
+    return Signature(args, kwargs, batched)
+
+
+def _spec(leaf: Any, batched: bool) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    shape, dtype = tuple(leaf.shape[1:] if batched else leaf.shape), str(leaf.dtype).removeprefix("torch.")
+    if leaf.is_floating_point() or leaf.is_complex() or leaf.is_meta or not leaf.numel():
+        return TensorSpec(shape, dtype)
+    limits = (max(-LARGEST_WHOLE, min(LARGEST_WHOLE, int(limit))) for limit in (leaf.min(), leaf.max()))
+    return TensorSpec(shape, dtype, *limits)
+
+
+def drawn(
+    example: Sequence[int] | Signature, rows: int, model: nn.Module, generator: torch.Generator | None = None
+) -> Call:
+    """Random inputs of ``rows`` samples for ``model``, floats of its type, on its device.
+
+    Whole numbers lie between the least and the greatest that the signature tells. Without a generator they follow from
+    seed 0.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    like = next(model.parameters(), torch.empty(0))
+    signature = example if isinstance(example, Signature) else Signature((TensorSpec(tuple(example)),))
+    return Call(*signature.map(lambda leaf: _tensor(leaf, rows if signature.batched else None, like, generator)))
+
+
+def _tensor(leaf: Any, rows: int | None, like: Tensor, generator: torch.Generator) -> Any:
+    if not isinstance(leaf, TensorSpec):
+        return leaf
+    shape = leaf.shape if rows is None else (rows, *leaf.shape)
+    dtype = getattr(torch, leaf.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(like)
+    if dtype.is_complex:
+        return torch.randn(shape, generator=generator, dtype=dtype).to(like.device)
+    return torch.randint(leaf.least, leaf.most + 1, shape, generator=generator).to(like.device, dtype)
 
 
 register_pytree_node(

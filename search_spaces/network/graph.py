@@ -23,10 +23,11 @@ from search_spaces.models.copies import copy_network
 from search_spaces.models.multiplied import is_standard
 from search_spaces.network.couplings import Couplings, read_couplings, unknown_couplings
 from search_spaces.network.dense_part import dense_part
-from search_spaces.network.examples import Call, Example, read_example
+from search_spaces.network.examples import Call, Example, read_example, signature_of
 from search_spaces.network.makings import Making, read_makings
 from search_spaces.network.observation import LayerRecord, Observation, memory, observe
 from search_spaces.network.parameters import account, other_bytes, unused_names
+from search_spaces.signature import Signature
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -56,8 +57,9 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     """
     _check_network(model)
     with torch.inference_mode(False):
-        call = read_example(example, model)
-        twin, call, seen = _observe(model, call)
+        given = read_example(example, model)
+        signature = example if isinstance(example, Signature) else signature_of(given, model)
+        twin, call, seen = _observe(model, given.first_sample())
     making = read_makings(model, seen)
     specs, unsupported = _describe(twin, seen, making)
     serving = {spec.name: _serving(twin, spec, making) for spec in specs}
@@ -80,6 +82,7 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
         couplings_unknown=couplings.unknown,
         parameters=parameters,
         unused=unused,
+        signature=signature,
     )
 
 

@@ -73,7 +73,7 @@ def test_qonnx_normalises_too(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).random((1, 1, 6, 6), dtype=np.float32)
     with torch.no_grad():
         expected = network(torch.from_numpy((pixels - 0.25) / 0.5)).numpy()
-    found = run_qonnx(onnx.load(tmp_path / "a"), pixels, [])
+    found = run_qonnx(onnx.load(tmp_path / "a"), {"input": pixels}, [])
     np.testing.assert_allclose(found["output"], expected, rtol=1e-4, atol=1e-4)
 
 

@@ -23,7 +23,7 @@ from dnas.commands.cli import app
 from dnas.export import graph_export
 from dnas.export.fixed_layers import fixed_layers
 from dnas.export.onnx import read_assignment
-from dnas.export.onnx_check import check_inputs, check_same, same_steps, tensor_names
+from dnas.export.onnx_check import check_same, same_steps, tensor_names
 from dnas.export.onnx_nodes import OnnxBuilder
 from dnas.export.onnx_tracing import replace_marks
 from dnas.export.runtimes import run_graph
@@ -36,6 +36,7 @@ from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
 from search_spaces.layers import LayerGraph
+from search_spaces.network.examples import Call, drawn
 from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.exported_nets import (
     INPUTS,
@@ -249,15 +250,16 @@ def test_the_same_net_gives_the_same_bytes_and_a_broken_disk_nothing(tmp_path: P
         export_onnx(tmp_path / "nowhere" / "a", network, graph, assignment)
 
 
-def checked() -> tuple[nn.Module, dict[str, Any], list[Any], dict[str, np.ndarray], Tensor]:
+def checked() -> tuple[nn.Module, dict[str, Any], list[Any], dict[str, np.ndarray], Call]:
     """The small net, its layers, its taps, and the graph's tensors."""
     network, graph, _ = small_net()
     layers = fixed_layers(network)
     model = traced_once(network, (), (), 25, batch=None)
     taps = replace_marks(model, layers, OnnxBuilder(find_target("compact")))
     model.ir_version = 10
-    x = check_inputs(graph.input_shape)
-    return network, layers, taps, run_graph(model, x.numpy(), tensor_names(taps)), x
+    call = drawn(graph.example, 3, network)
+    feeds = {"input": call.tensors[0].numpy()}
+    return network, layers, taps, run_graph(model, feeds, tensor_names(taps)), call
 
 
 def compare(found: dict[str, np.ndarray], parts: tuple[Any, ...]) -> None:

@@ -112,7 +112,7 @@ def test_a_net_of_several_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     x = inputs_for(graph, 3)
     with torch.no_grad():
         expected = network(x)
-    found = run_qonnx(model, x.numpy(), [])["output"]
+    found = run_qonnx(model, {"input": x.numpy()}, [])["output"]
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
 

@@ -117,7 +117,7 @@ def in_runtime(runtime: str | None, model: Any, x: Tensor) -> np.ndarray:
     return (
         run_in_openvino(model, x.numpy())
         if runtime == "openvino"
-        else run_graph(model, x.numpy(), [], optimized=True)["output"]
+        else run_graph(model, {"input": x.numpy()}, [], optimized=True)["output"]
     )
 
 
@@ -137,7 +137,7 @@ def test_a_mixed_net_for_every_target(tmp_path: Path, name: str, families: tuple
         expected = net.network(x)
     target = find_target(name)
     file, model = exported(tmp_path / "net.onnx", net, target)
-    assert_close(run_graph(model, x.numpy(), [])["output"], expected, 1e-4)
+    assert_close(run_graph(model, {"input": x.numpy()}, [])["output"], expected, 1e-4)
     integers = integer_nodes(target.runtime, model) if name in RUN else set()
     promised = {layer for layer, told in file.layers.items() if told.runs == "integers"}
     integers &= set(file.layers)

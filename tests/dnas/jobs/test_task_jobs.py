@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnas import Metric, Run, Task, dump_job, load_job, run_job
+from dnas import Metric, Run, Task, dump_job, evaluate, load, load_job, run_job
+from dnas.commands.exporting import export
+from dnas.export.formats import ExportOptions
 from dnas.jobs.job import Job
 from dnas.jobs.run import auxiliary_sentences, evaluate_assignment
 from results.pareto import ParetoFront
@@ -74,8 +77,7 @@ KINDS = {
         f"task.kind={__name__}:Beside",
         f"model.source={__name__}:TwoInputs",
         f"data.source={__name__}:pairs",
-        "prune.enabled=false",
-        "finalise.enabled=false",
+        "prune.trials=1",
     ),
 }
 SIZES = {
@@ -183,6 +185,22 @@ def test_a_whole_job_ends_with_a_front_of_its_metric(kind: str, tmp_path: Path) 
     again = evaluate_assignment(Run.open(run.folder), "search-1", "val", lambda event: None)
     point = next(point for point in front.points if point.assignment == "search-1")
     assert again[NAMES[kind]]["mean"] == point.val.mean
+
+
+def test_a_network_of_two_inputs_goes_all_the_way_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, front = run_of("inputs", tmp_path)
+    pruned = next(point.assignment for point in front.points if point.kind == "pruned")
+    for name in ("search-1", pruned, None):
+        export(run.folder, name, "packed", tmp_path / f"{name}.dnas", as_json=True)
+    export(run.folder, "search-1", "onnx", tmp_path / "net.onnx", True, options=ExportOptions(residual_bits=8))
+    export(run.folder, pruned, "pt2e", tmp_path / "net.pt2", as_json=True)
+    for name in ("search-1", "None"):
+        net = load(tmp_path / f"{name}.dnas", TwoInputs())
+        found = evaluate(net, Job.of(load_job(run.job_file())).data.val, task=Beside())
+        told = run.assignment(net.profiles[net.active].assignment.id).metrics["val_mae"]["mean"]
+        assert found.mae == pytest.approx(told, rel=0.02)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == ["image", "gain"]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from dnas.search.trainer import SupernetTrainer
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import CPU, Device
 from dnas.training.loss_meter import LossMeter, NotFinite, looks_every
+from dnas.training.task import CLASSIFICATION
 from dnas.training.trainer import Trainer
 from search_spaces.errors import JobError
 from tests.dnas.search.test_trainer import budget
@@ -135,7 +136,7 @@ def overflow_on(model: nn.Module, image: Tensor) -> None:
 def test_the_sum_is_that_of_all_losses_and_its_look_the_last() -> None:
     meter = LossMeter(CPU, 2)
     for value in (1.0, 2.0, 4.0):
-        meter.add(torch.tensor(value), network(), torch.zeros(1))
+        meter.add(torch.tensor(value), network(), (torch.zeros(1), None), CLASSIFICATION.run)
     assert (meter.sum(), meter.latest, meter.count) == (7.0, 2.0, 3)
     meter.total = meter.total * math.nan
     with pytest.raises(NotFinite):

@@ -7,6 +7,7 @@ import io
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -343,6 +344,17 @@ def test_every_family_of_torchvision_is_searched_quantized_and_pruned(family: st
     assert math.isfinite(loss)
 
 
+@pytest.mark.parametrize("family", ["ssd", "retinanet", "fcos", "faster_rcnn"])
+def test_a_batch_without_a_box_is_learned_from(family: str) -> None:
+    network, x = of_family(family).train(), shapes(2, 64).images / 255
+    outputs = outputs_of(TASK, network, x, [NOTHING, NOTHING])
+    loss = TASK.loss(outputs, [NOTHING, NOTHING])
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert len(outputs.boxes) == 2
+
+
 def test_operations_without_a_second_derivative_are_told_before_training() -> None:
     drawn = shapes(4, 64)
     sets = TargetImages.of(HeldItems(drawn.images, drawn.targets))
@@ -352,20 +364,31 @@ def test_operations_without_a_second_derivative_are_told_before_training() -> No
         rehearse(of_family("faster_rcnn"), data, {"training": sets}, 2, task=TASK, curved=True)
 
 
+@dataclass(frozen=True)
+class Published:
+    """Arguments of a network of torchvision without its weights, and the side of the images that it is given here."""
+
+    size: int
+    arguments: dict[str, Any]
+
+
+NO_WEIGHTS = {"num_classes": 4, "weights": None, "weights_backbone": None}
+SMALL_SIDES = {"min_size": 64, "max_size": 64}
+DETECTORS = {
+    "ssdlite320_mobilenet_v3_large": Published(64, NO_WEIGHTS),  # both are stretched to the side that they are made for
+    "ssd300_vgg16": Published(64, NO_WEIGHTS),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": Published(64, {**NO_WEIGHTS, **SMALL_SIDES}),
+    "retinanet_resnet50_fpn": Published(64, {**NO_WEIGHTS, **SMALL_SIDES}),
+    "fcos_resnet50_fpn": Published(64, {**NO_WEIGHTS, **SMALL_SIDES}),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ssdlite320_mobilenet_v3_large",
-        "fasterrcnn_mobilenet_v3_large_320_fpn",
-        "retinanet_resnet50_fpn",
-        "fcos_resnet50_fpn",
-        "ssd300_vgg16",
-    ],
-)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_torchvisions_detectors_are_searched_quantized_and_pruned_unedited(name: str) -> None:
     torch.manual_seed(0)
-    reached, left, loss = searched(load_model(f"torchvision:{name}", arguments={"num_classes": 4}).module, 64)
+    network = load_model(f"torchvision:{name}", arguments=DETECTORS[name].arguments).module
+    reached, left, loss = searched(network, DETECTORS[name].size)
     assert reached > 0
     assert 0 < left < 1
     assert math.isfinite(loss)

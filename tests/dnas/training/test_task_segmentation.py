@@ -7,17 +7,28 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models._utils import IntermediateLayerGetter
 
+from dnas import QuantizerChoice, build_costs, build_space, calibrate, quantize_fixed, read_graph
 from dnas.config.training import TrainingSection
 from dnas.data.image_sets import DataSplits
+from dnas.data.shapes import shapes
 from dnas.data.target_images import TargetImages, held_images
+from dnas.search.supernet import Supernet
 from dnas.training.rehearsal import rehearse
-from dnas.training.task import smoothed, task_of
+from dnas.training.task import outputs_of, smoothed, task_of
 from dnas.training.task_segmentation import Confusion, Segmentation
 from dnas.training.trainer import Trainer, evaluate
+from search_spaces import CostTable, SpaceOptions
+from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import InputError
+from search_spaces.models.dense_zoo import TinyBackbone
+from search_spaces.models.load import load_model
+from search_spaces.spaces import matches
+from tests.dnas.training.test_task_detection import Published
 
 TASK = Segmentation()
 SHAPE = (3, 8, 8)
@@ -145,3 +156,66 @@ def test_what_cannot_be_a_segmentation_is_told_before_training() -> None:
 def test_it_is_made_of_a_jobs_words() -> None:
     found = task_of("segmentation")
     assert (found.metric.name, [gauge.metric.name for gauge in found.beside]) == ("miou", ["pixel_accuracy"])
+
+
+def segmenter_of(family: str) -> nn.Module:
+    """torchvision's own class of a family, on a backbone of five convolutions."""
+    torch.manual_seed(0)
+    known, body = torchvision.models.segmentation, TinyBackbone(3, 4)
+    if family == "lraspp":
+        levels = IntermediateLayerGetter(body, {"level1": "low", "level3": "high"})
+        return known.LRASPP(levels, 8, 16, 4, inter_channels=8)
+    levels = IntermediateLayerGetter(body, {"level2": "aux", "level3": "out"})
+    auxiliary = known.fcn.FCNHead(16, 4)
+    if family == "deeplabv3":
+        return known.DeepLabV3(levels, known.deeplabv3.DeepLabHead(16, 4, (1, 2, 3)), auxiliary)
+    return known.FCN(levels, known.fcn.FCNHead(16, 4), auxiliary)
+
+
+NO_WEIGHTS = {"num_classes": 4, "weights": None, "weights_backbone": None}
+SEGMENTERS = {
+    "lraspp_mobilenet_v3_large": Published(64, NO_WEIGHTS),
+    "deeplabv3_mobilenet_v3_large": Published(64, {**NO_WEIGHTS, "aux_loss": True}),
+    "fcn_resnet50": Published(64, {**NO_WEIGHTS, "aux_loss": True}),
+}
+
+
+def searched(network: nn.Module, size: int) -> None:
+    """Read, search, quantize and prune a segmenter; every step of it learns."""
+    drawn = shapes(4, size)
+    found = held_images(drawn.images, drawn.maps, (0.5,) * 3, (0.25,) * 3)
+    x, maps = next(iter(found.batches(4)))
+    graph = read_graph(network, (3, size, size))
+    assert not graph.channels.unknown
+    space = build_space(graph, SpaceOptions((4, 8), (4, 8)))
+    supernet = Supernet(network, graph, space, CostTable(graph, space, build_costs()), QuantizerChoice())
+    calibrate(supernet.network, [x])
+    supernet.train()
+    with supernet.sampled(supernet.sample(1.0, "gumbel", torch.Generator().manual_seed(0))):
+        TASK.loss(outputs_of(TASK, supernet, x), maps).backward()
+    gradients = [parameter.grad for parameter in supernet.theta.parameters()]
+    assert all(gradient is not None and bool(gradient.isfinite().all()) for gradient in gradients)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0
+    fixed = quantize_fixed(network, graph, space.uniform(4))
+    calibrate(fixed, [x])
+    group = max(graph.channels.groups, key=lambda group: group.units)
+    smaller = remove_filters(fixed, graph.channels, {group.name: tuple(range(group.units // 2))})
+    for each in (fixed.eval(), smaller.eval()):
+        outputs = outputs_of(TASK, each, x)
+        assert outputs["out"].shape == (4, 4, size, size)
+        assert TASK.loss(outputs, maps).isfinite()
+    auxiliary = sum(spec.weight_elements for spec in graph.layers if matches(TASK.auxiliary_layers, spec))
+    assert (auxiliary > 0) == hasattr(network, "aux_classifier")
+
+
+@pytest.mark.parametrize("family", ["lraspp", pytest.param("deeplabv3", marks=pytest.mark.slow), "fcn"])
+def test_every_family_of_torchvision_is_searched_quantized_and_pruned(family: str) -> None:
+    searched(segmenter_of(family), 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_torchvisions_segmenters_are_searched_quantized_and_pruned_unedited(name: str) -> None:
+    torch.manual_seed(0)
+    known = SEGMENTERS[name]
+    searched(load_model(f"torchvision:{name}", arguments=known.arguments).module, known.size)

@@ -179,6 +179,7 @@ def test_an_input_that_is_not_finite_is_blamed_itself() -> None:
 def test_finite_outputs_leave_the_gradient_to_blame() -> None:
     model = Net()
     assert "the gradient is not" in first_non_finite(model, inputs())
+    assert "the targets of this batch are not" in first_non_finite(model, inputs(), [{"mean": torch.tensor(math.nan)}])
     assert not any(module._forward_hooks for module in model.modules())
 
 
