@@ -160,7 +160,7 @@ def _coco_image(
     boxes, labels, crowds = [], [], []
     for annotation in annotations:
         where = f"'{path}', annotation {annotation.get('id', '?')}"
-        x, y, width, height = (float(value) for value in annotation["bbox"])
+        x, y, width, height = _numbers(where, annotation["bbox"])
         boxes.append(checked_box(where, (x, y, x + width, y + height), image["width"], image["height"]))
         if annotation["category_id"] not in numbers:
             raise InputError(f"{where} is of category {annotation['category_id']}, which the training split has not")
@@ -168,6 +168,13 @@ def _coco_image(
         crowds.append(bool(annotation.get("iscrowd", 0)))
     file = _inside(folder, image["file_name"])
     return Annotated(str(file), image["width"], image["height"], tuple(boxes), tuple(labels), tuple(crowds))
+
+
+def _numbers(where: str, bbox: Any) -> list[float]:
+    whole = isinstance(bbox, list) and len(bbox) == 4
+    if not whole or any(isinstance(value, bool) or not isinstance(value, int | float) for value in bbox):
+        raise InputError(f"{where}: bbox {bbox!r:.60} is not x, y, width and height; correct or remove it")
+    return [float(value) for value in bbox]
 
 
 def checked_box(

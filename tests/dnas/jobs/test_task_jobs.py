@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dnas import Metric, Run, Task, dump_job, evaluate, load, load_job, run_job
 from dnas.commands.exporting import export
 from dnas.export.formats import ExportOptions
+from dnas.jobs import job as job_module
 from dnas.jobs.job import Job
 from dnas.jobs.run import auxiliary_sentences, evaluate_assignment
 from results.pareto import ParetoFront
@@ -229,6 +230,15 @@ def test_a_detectors_box_regressors_stay_in_fp32_unless_the_job_says_otherwise(s
 def test_an_unknown_metric_is_told_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"task.metric = 'map' is none of map50_95"):
         Job.of(job_of("detection", "task.metric=map"))
+
+
+def test_a_folder_that_is_not_there_is_told_before_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job_module, "load_network", lambda config: pytest.fail("the network was made"))
+    with pytest.raises(InputError, match=r"^dataset 'coco': root 'data/coco' does not exist .*; give the folder"):
+        Job.of(load_job("squantizer-ssdlite-coco-4bit"))
 
 
 class Auxiliary(nn.Module):

@@ -17,7 +17,7 @@ from dnas.training.rehearsal import rehearse
 from dnas.training.task import smoothed, task_of
 from dnas.training.task_values import AveragePrecision, MultiLabel, Regression
 from dnas.training.trainer import Trainer, evaluate
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError
 
 SHAPE = (3, 6, 6)
 
@@ -132,3 +132,12 @@ def test_a_loss_that_is_nan_is_told_before_training() -> None:
 
     with pytest.raises(InputError, match="the loss of task Roots is NaN on training images before any training"):
         check(Roots(), -torch.rand(8, 3))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_target_that_makes_the_loss_nan_is_blamed_where_it_is_met(bad: float) -> None:
+    targets = given().labels.clone()
+    targets[20, 1] = bad
+    trainer = Trainer(Pooled(), TrainingSection(), images=given(targets), batch_size=8, task="regression")
+    with pytest.raises(JobError, match=r"every layer's output is finite, the targets of this batch are not"):
+        next(trainer.epochs())
