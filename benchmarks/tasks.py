@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from dnas import Run, dump_job, load_job, run_job
-from results.pareto import FrontPoint, ParetoFront
+from results.pareto import Estimate, FrontPoint, ParetoFront
+from search_spaces.metrics import Metric
 
 KINDS = ("search", "ilp", "measured-ilp", "uniform")
 
@@ -39,29 +40,34 @@ def run_of(folder: Path, preset: str, settings: list[str]) -> Run:
 
 
 def lines(front: ParetoFront) -> list[str]:
-    """What to print: the float network, then for each budget what was found within it, and the widths below it."""
-    val = front.reference.val if front.reference else None
-    told = [front.metric.label if val is None else f"{front.metric.label}; float: {front.metric.text(val)}"]
-    for budget in sorted({point.budget for point in front.points if point.kind == "search" and point.budget}):
-        limit = next(point.limits["size_bytes"] for point in front.points if point.budget == budget)
+    """A table: the float network, then for each budget what was found within it, and the widths below it."""
+    name = front.metric.label
+    told = [f"| within | net | bytes | val {name} | test {name} |", "|---|---|---|---|---|"]
+    if front.reference is not None:
+        measured = (Estimate(value) for value in (front.reference.val, front.reference.test) if value is not None)
+        figures = " | ".join(figure_of(front.metric, each) for each in measured)
+        told.append(f"| | float | {front.reference.size_bytes:,.0f} | {figures} |")
+    limits = {point.budget: point.limits["size_bytes"] for point in front.points if point.kind == "search"}
+    for budget, limit in sorted(limits.items(), key=lambda item: item[1]):
         rows = [point for point in front.points if point.kind in KINDS and fits(point, budget, limit)]
-        told.append(f"budget {budget} ({limit:,.0f} B)")
-        told += [row_of(point) for point in sorted(rows, key=lambda point: KINDS.index(point.kind))]
+        told += [row_of(f"{limit:,.0f}", point) for point in sorted(rows, key=lambda point: KINDS.index(point.kind))]
     return told
 
 
-def fits(point: FrontPoint, budget: str, limit: float) -> bool:
+def fits(point: FrontPoint, budget: str | None, limit: float) -> bool:
     return point.budget == budget or (point.kind == "uniform" and point.size_bytes <= limit)
 
 
-def row_of(point: FrontPoint) -> str:
-    metric, val = point.metric, point.val
-    spread = f" ± {metric.number(val.std)}" if val.n > 1 else ""
-    test = "" if point.test is None else f", test {metric.number(point.test.mean)}"
-    return (
-        f"  {point.assignment:<16} {point.size_bytes:>9,.0f} B  val {metric.number(val.mean)}{spread}{test} "
-        f"({val.n} seed{'s' if val.n > 1 else ''})"
-    )
+def row_of(within: str, point: FrontPoint) -> str:
+    measured = (figure_of(point.metric, figures) for figures in (point.val, point.test))
+    return f"| {within} | {point.assignment} | {point.size_bytes:,.0f} | {' | '.join(measured)} |"
+
+
+def figure_of(metric: Metric, measured: Estimate | None) -> str:
+    """The mean, and the sample standard deviation over seeds where there are several."""
+    if measured is None:
+        return ""
+    return metric.number(measured.mean) + (f" ± {metric.number(measured.std)}" if measured.n > 1 else "")
 
 
 if __name__ == "__main__":
