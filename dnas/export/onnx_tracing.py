@@ -111,6 +111,8 @@ def trace(
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"PyTorch cannot write this network as ONNX: {reason}") from error
     model = cast(Any, program).model_proto
+    if not plain:
+        _name_as_the_network_does(model)
     _forget_where_it_was_made(model)
     return model
 
@@ -270,6 +272,16 @@ def _skipped_shapes(twin: nn.Module, call: Call) -> tuple[dict[str, dict[tuple[i
     for handle in handles:
         handle.remove()
     return found, given
+
+
+def _name_as_the_network_does(model: Any) -> None:
+    """Take the name of the network inside :class:`Flattened` off the parameters."""
+    names = {tensor.name: tensor.name.removeprefix("network.") for tensor in model.graph.initializer}
+    for tensor in model.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in model.graph.node:
+        for at, name in enumerate(node.input):
+            node.input[at] = names.get(name, name)
 
 
 def _forget_where_it_was_made(model: Any) -> None:

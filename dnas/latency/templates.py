@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from dnas.export.detectors import before_boxes
-from dnas.export.fixed_layers import fixed_layers, input_shape_of
+from dnas.export.fixed_layers import fixed_layers
 from dnas.export.graph_export import export_graph
 from dnas.export.onnx import OnnxFormat, OnnxNet, arrange
 from dnas.export.onnx_biases import round_biases
@@ -38,9 +38,9 @@ class Template:
 
     def __init__(self, base: StoredNet, target: Target, residual_bits: int | None) -> None:
         self.target, self.residual_bits = target, residual_bits
-        names, shape = [spec.name for spec in base.graph.layers], input_shape_of(base.assignment)
+        names, example = [spec.name for spec in base.graph.layers], base.graph.example
         network = _graph_part(base)
-        self.model = trace(network, names, shape, self.target.opset, batch=1)
+        self.model = trace(network, names, example, self.target.opset, batch=1)
         self.weights = {tensor.name for tensor in self.model.graph.initializer} & set(network.state_dict())
         _free_reshapes(self.model)
 
@@ -86,7 +86,7 @@ def _format(net: StoredNet, target: Target, residual_bits: int | None) -> OnnxFo
 
 
 def _graph_part(net: StoredNet) -> nn.Module:
-    return before_boxes(deployed_copy(net.network), input_shape_of(net.assignment))
+    return before_boxes(deployed_copy(net.network), net.graph.input_shape)
 
 
 def _quantize_sums(written: OnnxNet) -> None:

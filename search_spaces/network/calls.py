@@ -18,7 +18,11 @@ def input_name(kind: type[nn.Module]) -> str:
     told = getattr(kind, "_first_argument", None)  # of a class whose forward takes whatever another one takes
     if told is not None:
         return str(told)
-    return next((name for name in inspect.signature(kind.forward).parameters if name != "self"), "input")
+    try:
+        parameters = inspect.signature(kind.forward).parameters
+    except (AttributeError, TypeError, ValueError):  # of a scripted module, which has no forward of its own class
+        return "input"
+    return next((name for name in parameters if name != "self"), "input")
 
 
 def first_input(module: nn.Module, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> Any:

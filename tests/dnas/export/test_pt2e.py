@@ -22,6 +22,7 @@ from dnas.quantization.conversion import QuantizerChoice
 from dnas.switchable.net import SwitchableNet
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError, JobError
+from search_spaces.network.examples import call_of
 from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.dnas.training.test_task_detection import of_family
 from tests.exported_nets import INPUTS, WEIGHTS, fixed_net
@@ -82,7 +83,7 @@ def test_every_family_and_width(tmp_path: Path, part: str) -> None:
         pair = (bits, 8) if part == "weights" else (4, bits)
         network, graph, _ = fixed_net("residual", pair, choice)
         x = inputs_for(graph, 4)
-        twin = pt2e._twin(network, x)  # raises where a quantizer differs
+        twin = pt2e._twin(network, call_of(x))  # raises where a quantizer differs
         with torch.no_grad():
             assert (twin(x) - network(x)).abs().median() <= 1e-4 * network(x).abs().max()
 
