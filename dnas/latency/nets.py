@@ -15,6 +15,7 @@ from dnas.quantization.conversion import QuantizerChoice, fixed_copy
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference, kept_rows_of
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.costs.latency import LANES
+from search_spaces.errors import InputError
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_rows, kept_units
 from search_spaces.layers import LayerGraph
@@ -35,6 +36,11 @@ class NetMaker:
     """
 
     def __init__(self, network: nn.Module, graph: LayerGraph, choice: QuantizerChoice = CHOICE) -> None:
+        if graph.signature is not None:
+            raise InputError(
+                "times are measured of networks that take one tensor of floats, and this one takes something else; give "
+                "a table of its own (costs.latency_table) or a cost function"
+            )
         self.graph, self.choice, self.shape = graph, choice, tuple(graph.input_shape)
         self.network = _with_weights_of_their_own(network)
         self._calibrated: dict[Pair, nn.Module] = {}
