@@ -38,7 +38,7 @@ class NetMaker:
     def __init__(self, network: nn.Module, graph: LayerGraph, choice: QuantizerChoice = CHOICE) -> None:
         if graph.signature is not None:
             raise InputError(
-                "times are measured of networks that take one tensor of floats, and this one takes something else; give "
+                "times are measured of networks that take one tensor of floats, and this one does not; give "
                 "a table of its own (costs.latency_table) or a cost function"
             )
         self.graph, self.choice, self.shape = graph, choice, tuple(graph.input_shape)
