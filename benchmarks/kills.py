@@ -32,12 +32,14 @@ from dnas.commands.cli import app
 from results.run.checkpoints import read_checkpoint
 
 SMALL = (
-    *("device=cpu", "threads=1", "model.arguments={width=4}", "data.train_limit=200", "data.test_limit=60"),
-    *("data.batch_size=32", "pretrain.epochs=2", "search.warmup_epochs=1", "search.epochs=2", "finetune.epochs=2"),
-    *("search.budgets=[{size_bytes='20%'},{size_bytes='30%'}]", "finetune.seeds=2", "controls.uniform=[4]"),
-    *("prune.enabled=true", "prune.at_most=1", "prune.trials=4", "prune.finalists=1", "finalise.epochs=2"),
+    *("device=cpu", "threads=1", "model.arguments={width=4}", "data.train_limit=120", "data.test_limit=60"),
+    *("data.batch_size=32", "space.weight_bits=[2,4,8]", "space.activation_bits=[2,4,8]", "pretrain.epochs=2"),
+    *("search.warmup_epochs=1", "search.epochs=2", "search.budgets=[{size_bytes='20%'},{size_bytes='25%'}]"),
+    *("choice.draws=1", "choice.programs=0", "choice.rounds=1", "finetune.epochs=1", "finetune.seeds=2"),
+    *("controls.uniform=[2,4]", "controls.random=1", "prune.enabled=true", "prune.at_most=1", "prune.trials=3"),
+    *("prune.finalists=1", "finalise.epochs=1"),
 )
-LATEST = 0.02, 0.45
+LATEST = 0.02, 0.3
 """Of the time of the whole job: when a process is killed."""
 VARIES = ("time", "seconds", "version")
 LASTING = ("epoch", "decoded", "searched", "pool", "judged", "measured", "tested", "trial", "finalist", "finished")
@@ -66,7 +68,7 @@ def main() -> None:
         while kills < given.kills:
             folder = Path(parent) / f"run-{runs}"
             runs += 1
-            most = min(draw.randint(2, 12), given.kills - kills)
+            most = min(draw.randint(8, 20), given.kills - kills)
             for place in killed_often(folder, [*command, *workers], draw, seconds, most):
                 kills += 1
                 places[place] += 1
