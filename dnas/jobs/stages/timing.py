@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
 from dnas.export.stored import StoredNet
@@ -58,9 +60,11 @@ def time_assignments(context: JobContext, measurer: Measurer, table: LatencyTabl
 
     def made(assignment: BitAssignment) -> StoredNet:
         choice = QuantizerChoice.of(assignment) if assignment.provenance.net else job.choice
-        images = job.calibration_images()[0][:2].cpu()
+        images = job.calibration_images()[0]
+        if not isinstance(images, Tensor):
+            raise InputError("its network takes more than one tensor of images")
         network = measurer.stored(assignment, 0)
-        return StoredNet(network, job.plan.graph, assignment, choice, images=images)
+        return StoredNet(network, job.plan.graph, assignment, choice, images=images[:2].cpu())
 
     def refused(name: str, error: InputError) -> None:
         log.tell_once([f"{name} is not timed: {error}"])
