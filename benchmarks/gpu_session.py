@@ -191,7 +191,10 @@ def installing(wheels: Path, site: Path) -> Step:
 
 
 def collect(wheels: Path, python: str, there: Sequence[str]) -> None:
-    """Fill a folder with the wheels that the session needs of a machine with this Python, without PyTorch's own."""
+    """Fill a folder with the wheels that the session needs of a machine with this Python, without PyTorch's own.
+
+    To find out which, pip may have to fetch PyTorch itself: that is some gigabytes where an index tells no metadata.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *(name for extra in EXTRAS for name in project["optional-dependencies"][extra])]
     target = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]

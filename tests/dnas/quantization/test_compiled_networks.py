@@ -44,6 +44,7 @@ def found(network: nn.Module, run: Callable[[Tensor], Tensor]) -> dict[str, Tens
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo asks what is lent
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch 2.9 itself
 @pytest.mark.parametrize(
     ("make", "choice"),
     [(fixed, QuantizerChoice()), (searched, QuantizerChoice("lsq", "lsq", True))],
