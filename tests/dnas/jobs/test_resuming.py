@@ -164,3 +164,13 @@ def test_a_process_of_its_own_can_be_interrupted(smaller: Job, smaller_run: Run,
         run_job(smaller(), run, lambda event: None)
     assert history(run) == history(smaller_run)
     assert outcome(run) == outcome(smaller_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_processes_that_are_killed_at_random_moments_end_as_one_that_never_was(workers: int) -> None:
+    """Twenty kills over all stages and exports; the benchmark of a hundred compares fronts, nets and journals."""
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "20", "--workers", str(workers)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\n20 kills, " in done.stdout
