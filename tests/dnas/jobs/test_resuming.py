@@ -49,6 +49,8 @@ def busy(smaller: Job) -> JobConfig:
         "choice.enabled=true",
         "choice.draws=1",
         "choice.programs=1",
+        "choice.refined=1",
+        "choice.learned=1",
         "search.budgets=[{size_bytes='12%'}]",
     )
 
