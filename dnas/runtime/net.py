@@ -17,7 +17,7 @@ from dnas.export.reference_net import run_net, told_operations
 from dnas.runtime.compiled import NoLibrary, library
 from results.packed.file import PackedFile, read_packed
 from results.packed.header import header_of, is_compact
-from results.packed.weights import FLOAT, PLANES, stored_weight
+from results.packed.weights import FLOAT, stored_weight
 from search_spaces.errors import InputError, JobError, check_type, nearest, one_line
 
 _MOST_MEMORY_STATUS = 8
@@ -115,7 +115,7 @@ def _checked(packed: PackedFile, profile: str) -> tuple[tuple[int, ...], tuple[i
             continue
         name = step["name"]
         storage = stored_weight(packed, name)["storage"]
-        if storage not in (PLANES, FLOAT):
+        if ":" in storage:  # a weight scheme of somebody's own
             raise InputError(
                 f"the weight of layer '{name}' is stored as '{storage}', which dnas.load reads and no runtime"
             )

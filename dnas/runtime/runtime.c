@@ -16,6 +16,11 @@
 
 #if !defined(DNAS_PORTABLE) && defined(__AVX2__)
 #include <immintrin.h>
+#if !defined(__AVX512F__) || !defined(__AVX512VPOPCNTDQ__)
+#define HAS_TABLES
+#endif
+#elif !defined(DNAS_PORTABLE) && defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 typedef enum {
@@ -303,12 +308,19 @@ typedef struct {
     uint32_t *row, *column;
 } Part;
 
-typedef enum { PLANES, BYTES, DEPTHWISE, FLOATS } Storage;
+typedef enum { PLANES, TABLES, BYTES, DEPTHWISE, FLOATS } Storage;
 
 typedef struct {
     double step, start;
     float scale, offset, top;
 } Grid;
+
+/* Codes of which many are zero: in which format, with how many bits, and what makes them values. */
+typedef struct {
+    int format, index_bits, bits, dense_bits;
+    size_t nonzeros;
+    float start, step;
+} Sparse;
 
 typedef struct {
     Node name, owner, stored, told, told_input, bias_name;
@@ -323,6 +335,7 @@ typedef struct {
     Storage storage;
     int weight_bits, input_bits, input_planes;
     Grid weight_grid, input_grid;
+    Sparse sparse;
     bool is_quantized, has_input_codes;
     float input_low, input_clip;
     uint64_t *weights;
@@ -632,13 +645,48 @@ static dnas_status plan_sources(dnas_net *net, Layer *layer) {
     return DNAS_OK;
 }
 
-/* Plane pairs up to which counting bits is quicker than products of bytes, and channels from which their planes fill
- * words; measured, see benchmarks/README.md. */
-enum { MOST_PAIRS = 6, LEAST_CHANNELS = 64, SPREAD_AT_ONCE = 1 << 18 };
+/* Plane pairs up to which counting bits is quicker than products of bytes, channels from which their planes fill
+ * words, and planes of weights up to which tables are quicker than both; measured, see benchmarks/README.md. */
+#ifdef HAS_TABLES
+enum { MOST_PAIRS = 1, MOST_TABLES = 3 };
+#else
+enum { MOST_PAIRS = 6, MOST_TABLES = 0 };
+#endif
+enum { LEAST_CHANNELS = 64, SPREAD_AT_ONCE = 1 << 18 };
+enum { OCTET = 8, FILTERS = 32, LOOKED = 4, MOST_LOOKED_BITS = 5 }; /* of tables: see below */
 enum { MOST_DEPTHWISE = 1 << 15 }; /* taps whose products of bytes fit into 32 bits */
 enum { SIDE = 8, TILE = 8, MOST_POSITIONS = 64, GATHERED_BYTES = 49152 };
 
 static size_t divided_up(size_t count, size_t by) { return (count + by - 1) / by; }
+
+/* Whether looking sums up is the quickest, where channels and filters fill the tables and the vectors well enough. */
+static bool is_looked_up(const Layer *layer) {
+    size_t filled = divided_up(layer->group_filters, FILTERS) * FILTERS * divided_up(layer->group_channels, OCTET) * OCTET;
+    return layer->input_bits <= MOST_LOOKED_BITS &&
+           (size_t)layer->weight_bits * filled <= MOST_TABLES * layer->group_filters * layer->group_channels;
+}
+
+/* Bytes of the tables of one position and group, or of its plane of 32 filters. */
+static size_t table_bytes(const Layer *layer) { return divided_up(layer->group_channels, OCTET) * FILTERS; }
+
+/* A layer whose sums are looked up: 32 filters side by side, tables for each input position, and where they lie. */
+static dnas_status plan_tables(Layer *layer) {
+    size_t inside = positions_of(&layer->in), row = table_bytes(layer), rows = layer->groups;
+    layer->storage = TABLES;
+    layer->blocks = divided_up(layer->group_filters, FILTERS) * (FILTERS / SIDE);
+    layer->weight_words = row / 8 * layer->taps;
+    CHECK(multiplied(&layer->weight_words, layer->groups * layer->blocks / (FILTERS / SIDE)), DNAS_MEMORY);
+    CHECK(multiplied(&layer->weight_words, (size_t)layer->weight_bits), DNAS_MEMORY);
+    CHECK(multiplied(&rows, inside), DNAS_MEMORY);
+    layer->image_bytes = row;
+    CHECK(multiplied(&layer->image_bytes, rows + 2), DNAS_MEMORY);
+    layer->image_bytes = divided_up(layer->image_bytes + rows * sizeof(int32_t), ALIGNMENT) * ALIGNMENT;
+    layer->positions = GATHERED_BYTES / (2 * layer->taps * sizeof(void *)) / TILE * TILE;
+    if (layer->positions < TILE) layer->positions = TILE;
+    if (layer->positions > MOST_POSITIONS) layer->positions = MOST_POSITIONS;
+    layer->gather_bytes = divided_up(layer->positions * 2 * layer->taps * sizeof(void *), ALIGNMENT) * ALIGNMENT;
+    return DNAS_OK;
+}
 
 /* How the weight is kept and multiplied, and the memory that a call needs. */
 static dnas_status plan_storage(Layer *layer) {
@@ -646,6 +694,7 @@ static dnas_status plan_storage(Layer *layer) {
     bool bytes = layer->is_quantized && layer->weight_bits <= 8 && layer->has_input_codes && layer->input_bits <= 8;
     bool depthwise = bytes && layer->group_channels == 1 && layer->group_filters == 1 && layer->taps <= MOST_DEPTHWISE;
     bool planes = bytes && !depthwise && layer->weight_bits < 8;
+    if (planes && is_looked_up(layer)) return plan_tables(layer);
     layer->storage = planes ? PLANES : depthwise ? DEPTHWISE : bytes ? BYTES : FLOATS;
     layer->spreads = planes && (layer->weight_bits * layer->input_bits > MOST_PAIRS ||
                                 (layer->group_channels < LEAST_CHANNELS && layer->taps > 1));
@@ -674,12 +723,40 @@ static dnas_status plan_storage(Layer *layer) {
     return DNAS_OK;
 }
 
+enum { NOT_SPARSE, DENSE, BITMASK, CSR, RELATIVE, LEAST_INDEX_BITS = 2, MOST_INDEX_BITS = 16 };
+
+static dnas_status read_sparse(dnas_net *net, Layer *layer) {
+    static const char *const formats[] = {
+        "dense",       "bitmask",     "csr",         "relative-2",  "relative-3",  "relative-4",
+        "relative-5",  "relative-6",  "relative-7",  "relative-8",  "relative-9",  "relative-10",
+        "relative-11", "relative-12", "relative-13", "relative-14", "relative-15", "relative-16"};
+    enum { FORMATS = sizeof formats / sizeof *formats };
+    const Values *values = &net->values;
+    Node stored = layer->stored, format = field(values, stored, "storage");
+    int64_t bits, dense_bits, nonzeros;
+    float *levels;
+    size_t mark = net->arena.used;
+    int which = 0;
+    while (which < FORMATS && !text_is(values, format, formats[which])) which++;
+    CHECK(which < FORMATS, DNAS_UNSUPPORTED);
+    CHECK(within(values, field(values, stored, "bits"), 1, 8, &bits), DNAS_DAMAGED);
+    CHECK(within(values, field(values, stored, "dense_bits"), bits, bits + 1, &dense_bits), DNAS_DAMAGED);
+    CHECK(within(values, field(values, stored, "nonzeros"), 0, (int64_t)LARGEST, &nonzeros), DNAS_DAMAGED);
+    TRY(read_vector(net, field(values, layer->told, "levels"), 2, &levels));
+    int known = which + DENSE < RELATIVE ? which + DENSE : RELATIVE;
+    int index_bits = which + DENSE - RELATIVE + LEAST_INDEX_BITS;
+    layer->sparse = (Sparse){known, index_bits, (int)bits, (int)dense_bits, (size_t)nonzeros, levels[0], levels[1]};
+    net->arena.used = mark;
+    return DNAS_OK;
+}
+
 static dnas_status read_weight_told(dnas_net *net, Layer *layer) {
     const Values *values = &net->values;
-    layer->is_quantized = kind_of(values, layer->told) != V_NULL;
-    bool planes = text_is(values, field(values, layer->stored, "storage"), "planes");
-    CHECK(planes || text_is(values, field(values, layer->stored, "storage"), "float32"), DNAS_UNSUPPORTED);
+    Node storage = field(values, layer->stored, "storage");
+    bool planes = text_is(values, storage, "planes");
     layer->clips = 0;
+    if (!planes && !text_is(values, storage, "float32")) return read_sparse(net, layer);
+    layer->is_quantized = kind_of(values, layer->told) != V_NULL;
     if (!layer->is_quantized) return planes ? DNAS_DAMAGED : DNAS_OK;
     CHECK(planes || field(values, layer->told, "transform") == NONE, DNAS_UNSUPPORTED);
     TRY(read_bits(values, layer->told, &layer->weight_bits));
@@ -776,11 +853,13 @@ static dnas_status open_weight(dnas_net *net, const Layer *layer, Source *source
     source->tensor = tensor_of(net, name);
     source->planes = text_is(values, field(values, layer->stored, "storage"), "planes");
     source->plane_bytes = divided_up(whole[0] * columns, 8);
-    CHECK(source->tensor != NULL && source->tensor->is_float != source->planes, DNAS_DAMAGED);
+    bool sparse = layer->sparse.format != NOT_SPARSE;
+    CHECK(source->tensor != NULL && source->tensor->is_float != (source->planes || sparse), DNAS_DAMAGED);
     size_t needed = source->planes ? source->plane_bytes * (size_t)layer->weight_bits : 4 * whole[0] * columns;
-    CHECK(source->tensor->bytes >= needed, DNAS_DAMAGED);
+    CHECK(sparse || source->tensor->bytes >= needed, DNAS_DAMAGED);
     CHECK(!source->planes || source->tensor->bytes == source->tensor->rows * source->plane_bytes, DNAS_DAMAGED);
     TRY(read_part(net, name, whole[0], columns, &source->part));
+    CHECK(!sparse || (source->part.row == NULL && source->part.column == NULL), DNAS_UNSUPPORTED);
     size_t used = layer->transposed ? layer->in.channels : layer->out.channels;
     size_t across = (layer->transposed ? layer->group_filters : layer->group_channels) * layer->taps;
     return source->part.rows == used && source->part.columns == across ? DNAS_OK : DNAS_DAMAGED;
@@ -841,11 +920,28 @@ static uint64_t plane_of(const uint8_t *codes, size_t count, int plane) {
     return word;
 }
 
+/* The same, as bytes of eight channels' bits: filters f and f + 16 of 32 lie side by side. */
+static void store_for_tables(const Layer *layer, size_t g, size_t f, size_t m, const uint8_t *codes, size_t count) {
+    size_t row = g * (layer->blocks * SIDE / FILTERS) + f / FILTERS, plane_bytes = table_bytes(layer) * layer->taps;
+    size_t side = f % (FILTERS / 2) * 2 + f % FILTERS / (FILTERS / 2);
+    uint8_t *bytes = (uint8_t *)layer->weights + row * plane_bytes * (size_t)layer->weight_bits + side;
+    for (size_t at = m; at < m + count; at++) {
+        size_t c = at % layer->group_channels, place = at / layer->group_channels * table_bytes(layer) + c / OCTET * FILTERS;
+        for (int plane = 0; plane < layer->weight_bits; plane++, place += plane_bytes) {
+            bytes[place] |= (uint8_t)((codes[at - m] >> plane & 1) << c % OCTET);
+        }
+    }
+}
+
 static bool in_planes(const Layer *layer) { return layer->storage == PLANES && !layer->spreads; }
 
 /* Up to 64 codes of a filter, from position `m` of its window on, into the memory of its layer. */
 static void store(const Layer *layer, size_t g, size_t f, size_t m, const uint8_t *codes, size_t count) {
     size_t row = g * layer->blocks + f / SIDE, side = f % SIDE;
+    if (layer->storage == TABLES) {
+        store_for_tables(layer, g, f, m, codes, count);
+        return;
+    }
     if (layer->storage == PLANES) {
         uint64_t *word = layer->weights + (row * (size_t)layer->weight_bits * layer->words + m / 64) * SIDE + side;
         for (int plane = 0; plane < layer->weight_bits; plane++, word += layer->words * SIDE) {
@@ -890,12 +986,119 @@ static void fill_codes(const Layer *layer, const Source *source, size_t g, size_
     layer->sums[(g * layer->blocks + f / SIDE) * SIDE + f % SIDE] = (int32_t)sum;
 }
 
+/* Bits of a tensor, the first the highest of its byte. */
+typedef struct {
+    const uint8_t *data;
+    size_t bits, at;
+    bool failed;
+} Bits;
+
+static uint64_t take_bits(Bits *bits, int width) {
+    uint64_t found = 0;
+    if (bits->at > bits->bits || (size_t)width > bits->bits - bits->at) bits->failed = true;
+    for (; !bits->failed && width > 0; width--, bits->at++) {
+        found = 2 * found + (bits->data[bits->at / 8] >> (7 - bits->at % 8) & 1);
+    }
+    return found;
+}
+
+static int bit_length(size_t number) {
+    int length = 0;
+    for (; number > 0; number >>= 1) length++;
+    return length;
+}
+
+/* A code that is not zero (1, 2, 3, 4 for -1, 1, -2, 2), at its place in the stored weight. */
+static void put_sparse(const Layer *layer, size_t place, uint64_t symbol) {
+    size_t across = (layer->transposed ? layer->group_filters : layer->group_channels) * layer->taps;
+    size_t row = place / across, column = place % across;
+    size_t g = row / layer->group_filters, f = row % layer->group_filters, m = column;
+    if (layer->transposed) {
+        g = row / layer->group_channels, f = column / layer->taps;
+        m = row % layer->group_channels * layer->taps + layer->taps - 1 - column % layer->taps;
+    }
+    float size = layer->sparse.start + ((float)((symbol + 1) / 2) - 1.0f) * layer->sparse.step;
+    float *to = (float *)layer->weights + (g * layer->blocks + f / SIDE) * layer->window * SIDE + f % SIDE;
+    to[m * SIDE] = symbol % 2 ? -size : size;
+}
+
+static dnas_status fill_marked(const Layer *layer, Bits index, Bits values, size_t count) {
+    size_t left = layer->sparse.nonzeros;
+    bool masked = layer->sparse.format == BITMASK;
+    values.at = count;
+    for (size_t place = 0; place < count; place++) {
+        uint64_t symbol = take_bits(&index, masked ? 1 : layer->sparse.dense_bits);
+        CHECK(!index.failed, DNAS_DAMAGED);
+        if (symbol == 0) continue;
+        CHECK(left-- > 0, DNAS_DAMAGED);
+        if (masked) symbol = take_bits(&values, layer->sparse.bits) + 1;
+        put_sparse(layer, place, symbol);
+    }
+    return left > 0 || (masked && values.failed) ? DNAS_DAMAGED : DNAS_OK;
+}
+
+static dnas_status fill_rows(const Layer *layer, Bits ends, Bits values, size_t rows, size_t columns) {
+    int wide = bit_length(rows * columns), narrow = bit_length(columns - 1);
+    Bits index = values;
+    size_t at = 0, nonzeros = layer->sparse.nonzeros;
+    index.at = rows * (size_t)wide, values.at = index.at + nonzeros * (size_t)narrow;
+    for (size_t row = 0; row < rows; row++) {
+        size_t end = (size_t)take_bits(&ends, wide);
+        CHECK(!ends.failed && end <= nonzeros, DNAS_DAMAGED);
+        for (; at < end; at++) {
+            size_t column = (size_t)take_bits(&index, narrow);
+            CHECK(!index.failed && column < columns, DNAS_DAMAGED);
+            put_sparse(layer, row * columns + column, take_bits(&values, layer->sparse.bits) + 1);
+        }
+    }
+    return at < nonzeros || values.failed ? DNAS_DAMAGED : DNAS_OK;
+}
+
+/* The next code's place, behind the fillers before it; `place` is that of the one before, plus 1. */
+static bool next_place(Bits *index, int width, size_t count, size_t *place) {
+    uint64_t filler = (UINT64_C(1) << width) - 1, found = filler;
+    while (found == filler && !index->failed && *place < count) {
+        found = take_bits(index, width);
+        *place += (size_t)found;
+    }
+    return found != filler && !index->failed && *place < count;
+}
+
+static dnas_status fill_relative(const Layer *layer, Bits index, Bits values, size_t count) {
+    size_t place = 0;
+    values.at = 0;
+    for (size_t at = 0; at < layer->sparse.nonzeros; at++, place++) { /* to where the values begin */
+        CHECK(next_place(&values, layer->sparse.index_bits, count, &place), DNAS_DAMAGED);
+    }
+    place = 0;
+    for (size_t at = 0; at < layer->sparse.nonzeros; at++, place++) {
+        CHECK(next_place(&index, layer->sparse.index_bits, count, &place), DNAS_DAMAGED);
+        put_sparse(layer, place, take_bits(&values, layer->sparse.bits) + 1);
+    }
+    return values.failed ? DNAS_DAMAGED : DNAS_OK;
+}
+
+/* A sparse weight, as the values that it is in fp32. */
+static dnas_status fill_sparse(const Layer *layer, const Source *source) {
+    size_t rows = source->part.rows, columns = source->part.columns, count = rows * columns;
+    Bits bits = {source->tensor->data, source->tensor->bytes * 8, 0, false};
+    CHECK(layer->sparse.nonzeros <= count, DNAS_DAMAGED);
+    if (layer->sparse.format == CSR) return fill_rows(layer, bits, bits, rows, columns);
+    if (layer->sparse.format == RELATIVE) return fill_relative(layer, bits, bits, count);
+    return fill_marked(layer, bits, bits, count);
+}
+
 static dnas_status fill_layer(dnas_net *net, const Layer *layer) {
     Source source;
     size_t mark = net->arena.used;
     TRY(open_weight(net, layer, &source));
     memset(layer->weights, 0, layer->weight_words * 8);
     memset(layer->sums, 0, layer->groups * layer->blocks * SIDE * sizeof(int32_t));
+    if (layer->sparse.format != NOT_SPARSE) {
+        dnas_status status = fill_sparse(layer, &source);
+        net->arena.used = mark;
+        return status;
+    }
     for (size_t g = 0; g < layer->groups; g++) {
         for (size_t f = 0; f < layer->group_filters; f++) {
             (layer->storage == FLOATS ? fill_values : fill_codes)(layer, &source, g, f);
@@ -926,6 +1129,13 @@ static inline Lanes add_ones(Lanes total, Lanes bits) {
     return (Lanes)_mm256_add_epi8((__m256i)total, ones);
 }
 static inline Lanes summed(Lanes total) { return (Lanes)_mm256_sad_epu8((__m256i)total, _mm256_setzero_si256()); }
+#elif !defined(DNAS_PORTABLE) && defined(__ARM_NEON)
+enum { LANES = 2, COUNTED = 31 };
+typedef uint64_t Lanes __attribute__((vector_size(16)));
+static inline Lanes add_ones(Lanes total, Lanes bits) {
+    return (Lanes)vaddq_u8((uint8x16_t)total, vcntq_u8((uint8x16_t)bits));
+}
+static inline Lanes summed(Lanes total) { return (Lanes)vpaddlq_u32(vpaddlq_u16(vpaddlq_u8((uint8x16_t)total))); }
 #else
 enum { LANES = 2, COUNTED = 31 };
 typedef uint64_t Lanes __attribute__((vector_size(16)));
@@ -964,9 +1174,11 @@ INLINE void add_counts(const uint64_t *w, const uint64_t *x, size_t words, size_
     }
 }
 
-/* Adds the products of bytes, signed ones of weights with unsigned ones of windows. */
+/* Adds the products of bytes, signed ones of weights with unsigned ones of windows; `room`: see room_of. */
 #if !defined(DNAS_PORTABLE) && defined(__AVX512VNNI__)
-INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, size_t stride, Sums *sums, int count) {
+INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, size_t stride, size_t room, Sums *sums,
+                         int count) {
+    (void)room;
     __m512i total[TILE];
     for (int t = 0; t < count; t++) total[t] = _mm512_setzero_si512();
     for (size_t m = 0; m < words; m++) {
@@ -984,8 +1196,9 @@ INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, siz
     }
 }
 #elif !defined(DNAS_PORTABLE) && defined(__AVX2__)
-INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, size_t stride, Sums *sums, int count) {
-    for (int part = 0; part < SIDE; part += 2) { /* two filters: 16 bytes of weights as 16 products */
+/* In 32 bits: two filters, 16 bytes of weights, as 16 products. */
+INLINE void add_wide_products(const uint64_t *w, const uint64_t *x, size_t words, size_t stride, Sums *sums, int count) {
+    for (int part = 0; part < SIDE; part += 2) {
         __m256i total[TILE];
         for (int t = 0; t < count; t++) total[t] = _mm256_setzero_si256();
         for (size_t m = 0; m < words; m++) {
@@ -1003,8 +1216,59 @@ INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, siz
         }
     }
 }
+
+/* In 16 bits, which hold the sums of `room` words: eight filters, 64 bytes of weights, in two halves. */
+INLINE void add_narrow_products(const uint64_t *w, const uint64_t *x, size_t words, size_t stride, size_t room, Sums *sums,
+                                int count) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i total[TILE / 2][2];
+    for (int t = 0; t < count; t++) total[t][0] = total[t][1] = _mm256_setzero_si256();
+    for (size_t m = 0; m < words;) {
+        size_t end = words - m > room ? m + room : words;
+        __m256i some[TILE / 2][2];
+        for (int t = 0; t < count; t++) some[t][0] = some[t][1] = _mm256_setzero_si256();
+        for (; m < end; m++) {
+            __m256i first = _mm256_loadu_si256((const __m256i *)(w + m * SIDE));
+            __m256i second = _mm256_loadu_si256((const __m256i *)(w + m * SIDE + SIDE / 2));
+            for (int t = 0; t < count; t++) {
+                __m256i codes = _mm256_set1_epi64x((int64_t)x[(size_t)t * stride + m]);
+                some[t][0] = _mm256_add_epi16(some[t][0], _mm256_maddubs_epi16(codes, first));
+                some[t][1] = _mm256_add_epi16(some[t][1], _mm256_maddubs_epi16(codes, second));
+            }
+        }
+        for (int t = 0; t < count; t++) {
+            for (int half = 0; half < 2; half++) {
+                total[t][half] = _mm256_add_epi32(total[t][half], _mm256_madd_epi16(some[t][half], ones));
+            }
+        }
+    }
+    for (int t = 0; t < count; t++) {
+        for (int half = 0; half < 2; half++) { /* two numbers of 32 bits as their sum in 64 */
+            __m256i both = _mm256_add_epi32(total[t][half], _mm256_shuffle_epi32(total[t][half], 0xf5));
+            __m256i sign = _mm256_shuffle_epi32(_mm256_srai_epi32(both, 31), 0xa0);
+            uint64_t found[4], *to = (uint64_t *)sums[t] + half * (SIDE / 2);
+            both = _mm256_blend_epi32(both, sign, 0xaa);
+            memcpy(found, &both, sizeof found);
+            for (int at = 0; at < 4; at++) to[at] += found[at];
+        }
+    }
+}
+
+INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, size_t stride, size_t room, Sums *sums,
+                         int count) {
+    if (room == 0) {
+        add_wide_products(w, x, words, stride, sums, count);
+    } else if (count == TILE) {
+        add_narrow_products(w, x, words, stride, room, sums, TILE / 2);
+        add_narrow_products(w, x + TILE / 2 * stride, words, stride, room, sums + TILE / 2, TILE / 2);
+    } else {
+        add_narrow_products(w, x, words, stride, room, sums, 1);
+    }
+}
 #else
-INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, size_t stride, Sums *sums, int count) {
+INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, size_t stride, size_t room, Sums *sums,
+                         int count) {
+    (void)room;
     typedef int8_t Bytes __attribute__((vector_size(16)));
     typedef uint8_t Codes __attribute__((vector_size(16)));
     typedef int16_t Products __attribute__((vector_size(32)));
@@ -1032,17 +1296,23 @@ INLINE void add_products(const uint64_t *w, const uint64_t *x, size_t words, siz
 
 enum { MOST_PRODUCTS = 4096 }; /* words of bytes whose products fit into 32 bits */
 
+/* Words of bytes of which 16 bits hold the sums of products, two and two; 0: not even of one. */
+static size_t room_of(const Layer *layer) {
+    uint32_t weight = layer->storage == BYTES ? 128 : (1u << layer->weight_bits) - 1;
+    return INT16_MAX / (2 * weight * ((1u << layer->input_bits) - 1));
+}
+
 /* The sums of `count` windows (up to TILE) with one block of weights: `planes` of each, or bytes. */
 static void add_block(const uint64_t *w, const uint64_t *x, size_t words, int weight_planes, int planes, size_t stride,
-                      Sums *sums, int count) {
+                      size_t room, Sums *sums, int count) {
     if (weight_planes == 0) {
         for (size_t begin = 0; begin < words; begin += MOST_PRODUCTS) {
             size_t some = words - begin > MOST_PRODUCTS ? MOST_PRODUCTS : words - begin;
             const uint64_t *left = w + begin * SIDE, *right = x + begin;
             if (count == TILE) {
-                add_products(left, right, some, stride, sums, TILE);
+                add_products(left, right, some, stride, room, sums, TILE);
             } else {
-                for (int t = 0; t < count; t++) add_products(left, right + (size_t)t * stride, some, stride, sums + t, 1);
+                for (int t = 0; t < count; t++) add_products(left, right + (size_t)t * stride, some, stride, room, sums + t, 1);
             }
         }
         return;
@@ -1330,6 +1600,213 @@ INLINE void write_values(const Scales *scales, InputScale x, const Doubles *prod
     }
 }
 
+#ifdef HAS_TABLES
+/* ---- Product sums by tables (as T-MAC does, arXiv 2407.00088) ----
+ * Four codes of an input have 16 subsets, and a table holds the sum of each in a byte. The four bits of a filter's plane
+ * at these places are an index into it, so one instruction looks the sums of 32 filters up, whatever the input's width.
+ * Tables of an input position serve every window that it is in; padding has a table of zeros. */
+
+/* The tables of eight codes: of the lower four, then of the upper. */
+static inline __m256i tables_of(uint64_t codes) {
+    const __m256i which = _mm256_set_m128i(_mm_set1_epi8(4), _mm_setzero_si128()), one = _mm256_set1_epi8(1);
+    const __m256i subset = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    __m256i all = _mm256_set1_epi64x((int64_t)codes), total = _mm256_setzero_si256(), at = which, bit = one;
+    for (int code = 0; code < 4; code++) {
+        __m256i chosen = _mm256_cmpeq_epi8(_mm256_and_si256(subset, bit), bit);
+        total = _mm256_add_epi8(total, _mm256_and_si256(_mm256_shuffle_epi8(all, at), chosen));
+        at = _mm256_add_epi8(at, one), bit = _mm256_add_epi8(bit, bit);
+    }
+    return total;
+}
+
+/* Where, behind the tables of all positions, those of zeros and of ones are, and then the sum of each position. */
+static uint8_t *other_tables(const Layer *layer, uint8_t *image) {
+    return image + positions_of(&layer->in) * layer->groups * table_bytes(layer);
+}
+
+/* The tables of `count` codes, a row of them; their sum. */
+static int32_t write_tables(const uint8_t *codes, size_t count, uint8_t *tables) {
+    int32_t total = 0;
+    for (size_t at = 0; at < count; at += OCTET, tables += FILTERS) {
+        uint64_t eight = 0;
+        memcpy(&eight, codes + at, count - at < OCTET ? count - at : OCTET);
+        _mm256_store_si256((__m256i *)(void *)tables, tables_of(eight));
+        total += (int32_t)(eight * UINT64_C(0x0101010101010101) >> 56);
+    }
+    return total;
+}
+
+/* The whole input as tables. */
+static void encode_tables(const Layer *layer, const float *x, uint8_t *image) {
+    size_t channels = layer->group_channels, rows = positions_of(&layer->in) * layer->groups, row_bytes = table_bytes(layer);
+    size_t many = channels < ENCODED ? ENCODED / channels : 1;
+    uint8_t codes[ENCODED], *others = other_tables(layer, image);
+    int32_t *sums = (int32_t *)(void *)(others + 2 * row_bytes);
+    memset(others, 0, row_bytes);
+    memset(codes, 1, OCTET);
+    for (size_t at = 0; at < row_bytes; at += FILTERS) write_tables(codes, OCTET, others + row_bytes + at);
+    for (size_t row = 0; row < rows; row += many) {
+        size_t some = rows - row < many ? rows - row : many;
+        for (size_t at = 0; at < some; at++) sums[row + at] = 0;
+        for (size_t first = 0; first < channels; first += ENCODED) {
+            size_t length = channels - first < ENCODED ? channels - first : ENCODED;
+            encode_row(layer, x + row * channels + first, some * length, codes);
+            for (size_t at = 0; at < some; at++) {
+                uint8_t *to = image + (row + at) * row_bytes + first / OCTET * FILTERS;
+                sums[row + at] += write_tables(codes + at * length, length, to);
+            }
+        }
+    }
+}
+
+/* The tables that `count` outputs from `begin` on read at each tap, LOOKED outputs side by side; `masks`: those of ones
+ * where there is an input. */
+static void find_tables(const Layer *layer, uint8_t *image, const uint8_t **tables, const uint8_t **masks, Windows *windows,
+                        size_t group, size_t begin, size_t count) {
+    size_t out[AXES], row_bytes = table_bytes(layer);
+    const uint8_t *zeros = other_tables(layer, image), *base = image + group * row_bytes;
+    const int32_t *sums = (const int32_t *)(const void *)(zeros + 2 * row_bytes) + group;
+    place_at(&layer->out, begin, out);
+    for (size_t t = 0; t < divided_up(count, LOOKED) * LOOKED; t++) {
+        size_t at = t / LOOKED * layer->taps * LOOKED + t % LOOKED, inside = 0;
+        int64_t total = 0;
+        const int32_t *thirds = layer->sources[2] + out[2] * layer->kernel[2];
+        for (size_t a = 0; a < layer->kernel[0]; a++) {
+            int64_t first = layer->sources[0][out[0] * layer->kernel[0] + a];
+            for (size_t b = 0; b < layer->kernel[1]; b++) {
+                int64_t second = layer->sources[1][out[1] * layer->kernel[1] + b];
+                int64_t line = (first * (int64_t)layer->in.space[1] + second) * (int64_t)layer->in.space[2];
+                bool is_padding = first < 0 || second < 0 || t >= count;
+                for (size_t c = 0; c < layer->kernel[2]; c++, at += LOOKED) {
+                    bool outside = is_padding || thirds[c] < 0;
+                    size_t source = outside ? 0 : (size_t)(line + thirds[c]) * layer->groups;
+                    tables[at] = outside ? zeros : base + source * row_bytes;
+                    masks[at] = outside ? zeros : zeros + row_bytes;
+                    total += outside ? 0 : sums[source];
+                    inside += !outside;
+                }
+            }
+        }
+        if (t >= count) continue;
+        windows->inputs[t] = total, windows->ones[t] = (double)(inside * layer->group_channels);
+        windows->at_border[t] = !is_whole(layer, out);
+        if (++out[2] == layer->out.space[2]) place_at(&layer->out, (begin + t + 1) % positions_of(&layer->out), out);
+    }
+}
+
+typedef int32_t Totals[LOOKED][FILTERS];
+
+/* Adds the 16-bit sums of the first 16 filters and of the others, times 2^shift. */
+INLINE void add_halves(__m256i first, __m256i second, int shift, int32_t *totals) {
+    for (int quarter = 0; quarter < 4; quarter++) {
+        __m256i half = quarter < 2 ? first : second;
+        __m128i eight = quarter % 2 ? _mm256_extracti128_si256(half, 1) : _mm256_castsi256_si128(half);
+        __m256i *to = (__m256i *)(void *)(totals + 8 * quarter);
+        __m256i wide = _mm256_sll_epi32(_mm256_cvtepu16_epi32(eight), _mm_cvtsi32_si128(shift));
+        _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), wide));
+    }
+}
+
+/* Adds what the tables say of one plane of 32 filters, times 2^shift; a byte holds the sums of `most` pairs of tables. */
+static void look_up(const uint8_t *w, const uint8_t *const *tables, size_t taps, size_t pairs, size_t most, int shift,
+                    Totals totals) {
+    enum { WIDENED = 256 }; /* bytes whose sum 16 bits hold */
+    const __m256i nibble = _mm256_set1_epi8(15), low = _mm256_set1_epi16(255), zero = _mm256_setzero_si256();
+    __m256i bytes[LOOKED], first[LOOKED], second[LOOKED];
+    size_t left = most, widened = 0;
+    for (int t = 0; t < LOOKED; t++) bytes[t] = first[t] = second[t] = zero;
+    for (size_t tap = 0; tap < taps; tap++, tables += LOOKED) {
+        const uint8_t *table[LOOKED] = {tables[0], tables[1], tables[2], tables[3]};
+        for (size_t done = 0; done < pairs;) {
+            size_t end = pairs - done < left ? pairs : done + left;
+            left -= end - done;
+            for (; done < end; done++, w += FILTERS) {
+                __m256i both = _mm256_loadu_si256((const __m256i *)(const void *)w);
+                __m256i lower = _mm256_and_si256(both, nibble), upper = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+                for (int t = 0; t < LOOKED; t++) {
+                    const __m128i *at = (const __m128i *)(const void *)(table[t] + done * FILTERS);
+                    bytes[t] = _mm256_add_epi8(bytes[t], _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(at[0]), lower));
+                    bytes[t] = _mm256_add_epi8(bytes[t], _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(at[1]), upper));
+                }
+            }
+            if (left > 0 && (tap + 1 < taps || done < pairs)) continue;
+            left = most, widened++;
+            for (int t = 0; t < LOOKED; t++) {
+                first[t] = _mm256_add_epi16(first[t], _mm256_and_si256(bytes[t], low));
+                second[t] = _mm256_add_epi16(second[t], _mm256_srli_epi16(bytes[t], 8));
+                bytes[t] = zero;
+            }
+            if (widened < WIDENED) continue;
+            widened = 0;
+            for (int t = 0; t < LOOKED; t++) {
+                add_halves(first[t], second[t], shift, totals[t]);
+                first[t] = second[t] = zero;
+            }
+        }
+    }
+    for (int t = 0; t < LOOKED; t++) add_halves(first[t], second[t], shift, totals[t]);
+}
+
+static void look_up_planes(const Layer *layer, const uint8_t *w, const uint8_t *const *tables, int input_bits, Totals totals) {
+    size_t pairs = table_bytes(layer) / FILTERS, most = 255 / (OCTET * ((1u << input_bits) - 1));
+    memset(totals, 0, sizeof(Totals));
+    for (int plane = 0; plane < layer->weight_bits; plane++, w += layer->taps * table_bytes(layer)) {
+        look_up(w, tables, layer->taps, pairs, most, plane, totals);
+    }
+}
+
+INLINE void eight_as_doubles(const int32_t *totals, Doubles *found) {
+    typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+    for (int part = 0; part < PARTS; part++) {
+        Ints some;
+        memcpy(&some, totals + part * LANES, sizeof some);
+        found[part] = __builtin_convertvector(some, Doubles);
+    }
+}
+
+/* The outputs of 32 filters, or what there is of them, at `count` (up to LOOKED) positions from `t0` on. */
+static void run_looked_up(const Layer *layer, const Windows *windows, const uint8_t *w, const uint8_t *const *tables,
+                          const uint8_t *const *masks, const Scales *scales, size_t t0, size_t count, size_t filters,
+                          float *out) {
+    InputScale scale = input_scale(layer);
+    Totals totals, inside;
+    bool at_border = false;
+    look_up_planes(layer, w, tables, layer->input_bits, totals);
+    for (size_t t = 0; t < count; t++) at_border |= windows->at_border[t0 + t] && scale.start != 0;
+    if (at_border) look_up_planes(layer, w, masks, 1, inside);
+    for (size_t t = 0; t < count; t++) {
+        for (size_t block = 0; block * SIDE < filters && block < FILTERS / SIDE; block++) {
+            Doubles products[PARTS], weights[PARTS];
+            eight_as_doubles(totals[t] + block * SIDE, products);
+            if (at_border) eight_as_doubles(inside[t] + block * SIDE, weights);
+            write_values(&scales[block], scale, products, at_border ? weights : scales[block].sums,
+                         (double)windows->inputs[t0 + t], windows->ones[t0 + t], filters - block * SIDE,
+                         out + t * layer->out.channels + block * SIDE);
+        }
+    }
+}
+
+/* The outputs of all groups at `count` positions from `begin` on. */
+static void run_tables(const Layer *layer, uint8_t *image, const uint8_t **tables, size_t begin, size_t count, float *out) {
+    const uint8_t **masks = tables + layer->positions * layer->taps, *w = (const uint8_t *)layer->weights;
+    Windows windows;
+    for (size_t group = 0; group < layer->groups; group++) {
+        find_tables(layer, image, tables, masks, &windows, group, begin, count);
+        for (size_t block = 0; block < layer->blocks; block += FILTERS / SIDE) {
+            size_t filters = layer->group_filters - block * SIDE;
+            Scales scales[FILTERS / SIDE];
+            for (size_t at = 0; at < FILTERS / SIDE; at++) scales_of(layer, group, block + at, &scales[at]);
+            for (size_t t = 0; t < count; t += LOOKED) {
+                size_t some = count - t < LOOKED ? count - t : LOOKED, at = t * layer->taps;
+                run_looked_up(layer, &windows, w, tables + at, masks + at, scales, t, some, filters,
+                              out + (begin + t) * layer->out.channels + group * layer->group_filters + block * SIDE);
+            }
+            w += table_bytes(layer) * layer->taps * (size_t)layer->weight_bits;
+        }
+    }
+}
+#endif
+
 /* Bits of eight codes as the lowest bits of eight bytes. */
 static inline uint64_t spread_bits(uint64_t byte) {
 #if !defined(DNAS_PORTABLE) && defined(__BMI2__)
@@ -1339,6 +1816,15 @@ static inline uint64_t spread_bits(uint64_t byte) {
     return (picked + UINT64_C(0x7f7f7f7f7f7f7f7f)) >> 7 & UINT64_C(0x0101010101010101);
 #endif
 }
+
+#if !defined(DNAS_PORTABLE) && defined(__AVX2__) && !defined(__AVX512BW__)
+/* 32 bits as bytes of all ones or zeros. */
+static inline __m256i spread_word(uint32_t bits) {
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((int64_t)UINT64_C(0x8040201008040201));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int32_t)bits), byte), bit), bit);
+}
+#endif
 
 /* A block of bit planes as bytes. */
 static void spread_block(const Layer *layer, const uint64_t *planes, uint64_t *bytes) {
@@ -1356,6 +1842,22 @@ static void spread_block(const Layer *layer, const uint64_t *planes, uint64_t *b
             uint64_t found[8];
             memcpy(found, &codes, sizeof found);
             for (size_t m = 0; m < left; m++) bytes[(word * 8 + m) * SIDE + side] = found[m];
+        }
+    }
+    return;
+#elif !defined(DNAS_PORTABLE) && defined(__AVX2__)
+    for (size_t half = 0; half * 4 < used; half++) { /* of a word */
+        size_t left = used - half * 4 < 4 ? used - half * 4 : 4;
+        for (size_t side = 0; side < SIDE; side++) {
+            const uint64_t *bits = planes + half / 2 * SIDE + side;
+            __m256i codes = _mm256_setzero_si256();
+            for (int plane = 0; plane < layer->weight_bits; plane++, bits += layer->words * SIDE) {
+                __m256i spread = spread_word((uint32_t)(*bits >> half % 2 * 32));
+                codes = _mm256_or_si256(codes, _mm256_and_si256(spread, _mm256_set1_epi8((char)(1 << plane))));
+            }
+            uint64_t found[4];
+            memcpy(found, &codes, sizeof found);
+            for (size_t m = 0; m < left; m++) bytes[(half * 4 + m) * SIDE + side] = found[m];
         }
     }
     return;
@@ -1387,15 +1889,17 @@ static void run_tile(const Layer *layer, const Windows *windows, const uint64_t 
     uint64_t less = layer->storage == BYTES ? 128 : 0;
     Sums sums[TILE];
     memset(sums, 0, sizeof sums);
+    size_t room = weight_planes > 0 ? 0 : room_of(layer);
     add_block(w, windows->x + t0 * windows->stride, windows->words, weight_planes, layer->input_planes, windows->stride,
-              sums, count);
+              room, sums, count);
     for (size_t t = 0; t < (size_t)count; t++) {
         Doubles products[PARTS], inside[PARTS];
         const Doubles *weights = scales->sums;
         to_doubles(sums[t], less * (uint64_t)windows->inputs[t0 + t], products);
         if (windows->at_border[t0 + t] && scale.start != 0) {
             Sums some = {{0}};
-            add_block(w, windows->mask + (t0 + t) * windows->words, windows->words, weight_planes, 1, windows->words, &some, 1);
+            add_block(w, windows->mask + (t0 + t) * windows->words, windows->words, weight_planes, 1, windows->words, room,
+                      &some, 1);
             to_doubles(some, less * (uint64_t)windows->ones[t0 + t], inside);
             weights = inside;
         }
@@ -1686,11 +2190,31 @@ static void reshape(const Value *in, const Value *out) {
     }
 }
 
+/* Whether a layer's sums are looked up; if so, its outputs are written, and what goes on with them. */
+static bool ran_by_tables(const dnas_net *net, size_t index, const float *x, float *out) {
+#ifdef HAS_TABLES
+    const Layer *layer = net->steps[index].layer;
+    size_t positions = positions_of(&layer->out), some;
+    if (layer->storage != TABLES) return false;
+    encode_tables(layer, x, net->scratch);
+    for (size_t begin = 0; begin < positions; begin += some) {
+        some = positions - begin < layer->positions ? positions - begin : layer->positions;
+        run_tables(layer, net->scratch, (const uint8_t **)(void *)(net->scratch + layer->image_bytes), begin, some, out);
+        finish(net, index, begin, some);
+    }
+    return true;
+#else
+    (void)net, (void)index, (void)x, (void)out;
+    return false;
+#endif
+}
+
 static void run_layer(const dnas_net *net, size_t index) {
     const Layer *layer = net->steps[index].layer;
     const float *x = net->slots[net->steps[index].inputs[0]].data;
     float *out = net->slots[index + 1].data;
     uint8_t *image = net->scratch;
+    if (ran_by_tables(net, index, x, out)) return;
     Windows windows;
     windows.words = in_planes(layer) ? layer->words : divided_up(layer->window, 8);
     windows.stride = windows.words * (size_t)layer->input_planes;

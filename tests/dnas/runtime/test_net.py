@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,25 @@ from dnas.export.save import save_packed
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.runtime import Runtime, compiled
 from dnas.runtime.compiled import FLAGS, NoLibrary, find_compiler, library
-from results.packed.file import read_packed, write_packed
+from results.packed.file import PackedFile, read_packed, write_packed
+from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
-from search_spaces.network.graph import read_graph
+from search_spaces.sparse_weights.codes import INDEX_BITS, decode, encode
+from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.dnas.export.test_integer_reference import FAMILIES, layers, packed_layer
 from tests.dnas.export.test_operations import FUNCTIONS, REFUSED, packed
 from tests.dnas.switchable.test_net import CHOICES, NESTED, WIDTHS, assignments, net_of, pruned
-from tests.packed_nets import CASES, assignment_of, inputs_for, packed_net
-from tests.sparse_nets import quantized, sparse_layers
-from tests.toys import Net, seeded
+from tests.own_schemes import Ternary
+from tests.packed_nets import CASES, Packed, inputs_for, packed_net
+from tests.toys import seeded
 
 RUN = [name for name in CASES if name not in ("own forward", "own parameter", "attention")]
 QUICK = tuple("-O1" if flag == "-O3" else flag for flag in FLAGS)  # to compile
 BUILDS = {"native": FLAGS, "portable": ("-DDNAS_PORTABLE", *QUICK)}
 if "avx512f" in compiled._processor().split():
     BUILDS["AVX2"] = (*QUICK, "-mno-avx512f")
+UNSEEN = ("relative-3", "none")
+"""Damage of sparse codes that nothing in the file contradicts."""
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -58,6 +63,16 @@ def test_whole_nets(tmp_path: Path, name: str, build: str) -> None:
     for bits in [(1, 1), (2, 2), (7, 3), (8, 8), (4, 16), (32, 32)]:
         found = packed_net(tmp_path / "a", name, bits)
         check(found.path, inputs_for(found.graph))
+
+
+@pytest.mark.parametrize("bits", [(3, 7), (5, 5), (7, 7), (8, 4), (8, 7), (8, 8)])
+def test_products_of_bytes(tmp_path: Path, bits: tuple[int, int], build: str) -> None:
+    """Of codes that are the largest, so that the sums of a narrow type would overflow where they could."""
+    layer = nn.Conv2d(64, 16, 5, padding=2)
+    nn.init.ones_(layer.weight)
+    nn.init.constant_(layer.weight[::2], -1.0)
+    packed_layer(tmp_path / "a", layer, (64, 7, 7), bits, QuantizerChoice("lsq", "pact", True))
+    check(tmp_path / "a", np.full((1, 64, 7, 7), 10, np.float32))
 
 
 @SETTINGS
@@ -87,6 +102,26 @@ def test_more_channels_than_a_word_has_bits(tmp_path: Path, kind: str, bits: tup
     shape = () if kind == "long" else (layer.in_channels, 5, 6)
     graph, *_ = packed_layer(tmp_path / "a", layer, shape, bits, choice)
     check(tmp_path / "a", 3 * torch.rand(2, *graph.input_shape, generator=seeded(1)))
+
+
+@pytest.mark.parametrize("bits", [(1, 1), (1, 5), (2, 4), (3, 3)])
+@pytest.mark.parametrize("kind", ["wide", "odd", "grouped", "transposed", "line", "long"])
+def test_sums_that_are_looked_up_in_tables(tmp_path: Path, kind: str, bits: tuple[int, int], build: str) -> None:
+    """Of few bits, many filters: channels that fill no table, borders, groups, sums beyond 16 bits."""
+    layer: nn.Module = {
+        "wide": lambda: nn.Conv2d(40, 64, 3, padding=1),
+        "odd": lambda: nn.Conv2d(21, 45, 3, padding=(2, 1), stride=2, dilation=2, bias=False),
+        "grouped": lambda: nn.Conv2d(32, 64, (2, 3), padding=(1, 1), groups=2),
+        "transposed": lambda: nn.ConvTranspose2d(48, 64, 3, stride=2, padding=1, groups=2),
+        "line": lambda: nn.Conv1d(16, 33, 5, padding=2, padding_mode="circular"),
+        "long": lambda: nn.Linear(70_000, 32),
+    }[kind]()
+    if kind == "long":
+        nn.init.ones_(layer.weight)  # so that every code is the largest
+    shape = {"long": (), "line": (16, 9)}.get(kind) or (getattr(layer, "in_channels", 1), 5, 7)
+    packed_layer(tmp_path / "a", layer, shape, bits, QuantizerChoice("nested", "nested", True))
+    sizes = (70_000,) if kind == "long" else shape
+    check(tmp_path / "a", 3 * torch.rand(2, *sizes, generator=seeded(1)))
 
 
 @pytest.mark.parametrize("bits", [(8, 8), (7, 8)])
@@ -275,10 +310,68 @@ def test_what_is_no_net_is_refused_in_one_sentence(tmp_path: Path) -> None:
             Runtime(tmp_path / "c")
 
 
-def test_sparse_weights_are_refused(tmp_path: Path) -> None:
-    model = Net()
-    graph = read_graph(model, (1, 6, 6))
-    entries = sparse_layers(model)
-    save_packed(tmp_path / "a", quantized(model).eval(), graph, assignment_of(graph, entries, QuantizerChoice()))
-    with pytest.raises(InputError, match=r"which dnas\.load reads and no runtime"):
+def sparse_net(path: Path, name: str) -> Packed:
+    """A case whose weights are all sparse, stored as it is smallest."""
+    scheme = SparseWeights(0.3)
+    return packed_net(
+        path, name, lambda graph: {s.name: LayerBits(3, 4, s.out_channels, scheme=scheme) for s in graph.layers}
+    )
+
+
+def in_format(file: PackedFile, format: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The description and the tensors of a sparse net with all its codes in one format."""
+    described, tensors = copy.deepcopy(dict(file.description)), dict(file.tensors)
+    for layer in described["layers"].values():
+        stored = layer["weight"]
+        if stored["storage"] != "shared":
+            widths = stored["nonzeros"], stored["bits"], stored["dense_bits"]
+            codes = decode(tensors[stored["tensor"]].tobytes(), stored["storage"], tuple(layer["shape"]), *widths)
+            data = encode(codes, format, *widths[1:])
+            tensors[stored["tensor"]], stored["storage"] = np.frombuffer(data, np.uint8), format
+    return described, tensors
+
+
+@pytest.mark.parametrize("name", ["shapes", "cube", "shared"])
+def test_sparse_weights_in_every_format(tmp_path: Path, name: str) -> None:
+    found = sparse_net(tmp_path / "a", name)
+    x = inputs_for(found.graph).numpy()
+    expected = run_net(found.file, x)
+    for format in ("dense", "bitmask", "csr", *(f"relative-{bits}" for bits in INDEX_BITS)):
+        write_packed(tmp_path / "b", *in_format(found.file, format))
+        for engine in ("c", "numpy"):
+            assert_same_bits(Runtime(tmp_path / "b", engine=engine)(x), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.tensor(expected), found.network(torch.tensor(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["dense", "bitmask", "csr", "relative-3"])
+@pytest.mark.parametrize("wrong", ["short", "more", "none", "bits", "ones"])
+def test_sparse_codes_that_make_no_sense_are_refused(tmp_path: Path, format: str, wrong: str) -> None:
+    described, tensors = in_format(sparse_net(tmp_path / "a", "residual").file, format)
+    stored = described["layers"]["second"]["weight"]
+    if wrong in ("short", "ones"):
+        data = tensors[stored["tensor"]]
+        tensors[stored["tensor"]] = data[: len(data) // 3] if wrong == "short" else np.full_like(data, 255)
+    else:
+        stored.update(
+            {"more": {"nonzeros": stored["nonzeros"] + 1}, "none": {"nonzeros": 0}, "bits": {"bits": 9}}[wrong]
+        )
+    write_packed(tmp_path / "b", described, tensors)
+    if (format, wrong) == UNSEEN:
+        Runtime(tmp_path / "b", engine="c")
+    else:
+        with pytest.raises(InputError, match=r"b[: ]"):
+            Runtime(tmp_path / "b", engine="c")
+
+
+def test_weights_of_a_scheme_that_no_runtime_reads_are_refused(tmp_path: Path) -> None:
+    found = packed_net(
+        tmp_path / "a",
+        "residual",
+        lambda graph: {s.name: LayerBits(2, 4, s.out_channels, scheme=Ternary()) for s in graph.layers},
+    )
+    assert found.path.is_file()
+    with pytest.raises(
+        InputError, match=r"is stored as 'tests\.own_schemes:Ternary', which dnas\.load reads and no runtime"
+    ):
         Runtime(tmp_path / "a")
