@@ -1,7 +1,8 @@
 """The levels of a fixed quantized net as AIMET encodings, version 1.0.0: two lists of (name, width, scale, offset).
 
 In these encodings ``value = scale * (code + offset + zero_point_shift)`` with codes from 0 to 2^bw - 1, and a value is
-rounded to the nearest level.
+rounded to the nearest level. A tensor without one is not quantized. The specification (AIMET's documentation, "Encoding
+Format Specification") has widths of 4 to 32; AIMET itself takes fewer, and ``zero_point_shift`` is a key of its code.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from search_spaces.layers import FLOAT_BITS
 from search_spaces.models.computed import computed_names
 
 FORMAT = "aimet"
+_LEAST_BITS = 4
+"""Of the specification."""
 
 
 def export_aimet(
@@ -43,12 +46,13 @@ def export_aimet(
     _check_held(network)
     found = fixed_layers(network)
     layers = found.values()
+    inputs = [{"name": f"{layer.name}.input", **_encoding(layer.input)} for layer in layers if layer.input]
+    weights = [{"name": f"{layer.name}.weight", **_weight(layer)} for layer in layers if layer.weight]
     data = {
         "version": "1.0.0",
-        "activation_encodings": [
-            {"name": f"{layer.name}.input", **(_encoding(layer.input) if layer.input else _float())} for layer in layers
-        ],
-        "param_encodings": [{"name": f"{layer.name}.weight", **_weight(layer)} for layer in layers],
+        "activation_encodings": inputs,
+        "param_encodings": weights,
+        "quantizer_args": _quantizer_args(inputs, weights),
         "excluded_layers": [name for name in assignment.layers if name not in found],
         "producer": "dnas",
         "dnas.assignment": assignment.to_json(),
@@ -56,7 +60,30 @@ def export_aimet(
     }
     text = indented_json(data, what=str(path))
     write_text(path, text)
-    return ExportedFile(path, FORMAT, len(text.encode()), ideal_bytes(assignment))
+    narrow = [encoding["name"] for encoding in (*weights, *inputs) if encoding["bw"] < _LEAST_BITS]
+    return ExportedFile(path, FORMAT, len(text.encode()), ideal_bytes(assignment), notes=_notes(narrow))
+
+
+def _notes(narrow: list[str]) -> list[str]:
+    """What to know of encodings that AIMET's specification has no width for."""
+    if not narrow:
+        return []
+    some = ", ".join(narrow[:3]) + (f" and {len(narrow) - 3} more" if len(narrow) > 3 else "")
+    return [
+        f"fewer bits than the {_LEAST_BITS} that AIMET's specification begins with, which AIMET itself takes: {some}"
+    ]
+
+
+def _quantizer_args(inputs: list[dict[str, Any]], weights: list[dict[str, Any]]) -> dict[str, Any]:
+    """Arguments of AIMET's simulation that are near to these encodings, which alone count for readers."""
+    return {
+        "activation_bitwidth": max((encoding["bw"] for encoding in inputs), default=FLOAT_BITS),
+        "param_bitwidth": max((encoding["bw"] for encoding in weights), default=FLOAT_BITS),
+        "dtype": "int",
+        "is_symmetric": True,
+        "per_channel_quantization": any(encoding["enc_type"] == "PER_CHANNEL" for encoding in weights),
+        "quant_scheme": "post_training_tf",
+    }
 
 
 def _check_held(network: nn.Module) -> None:
@@ -74,8 +101,7 @@ def _weight(layer: FixedLayer) -> dict[str, Any]:
         raise InputError(
             f"layer '{layer.name}' has {layer.weight.words}, whose levels are not evenly spaced; AIMET cannot hold them"
         )
-    if layer.weight is None:
-        return _float()
+    assert layer.weight is not None
     return _encoding(layer.weight.levels, layer.weight)
 
 
@@ -93,7 +119,3 @@ def _encoding(levels: Levels, weight: DenseWeight | None = None) -> dict[str, An
         "offset": [lowest] * rows,
     }
     return {**encoding, "zero_point_shift": [levels.centre] * rows} if levels.centre else encoding
-
-
-def _float() -> dict[str, Any]:
-    return {"dtype": "FLOAT", "bw": FLOAT_BITS, "enc_type": "PER_TENSOR"}

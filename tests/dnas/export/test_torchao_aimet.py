@@ -25,6 +25,7 @@ from results.run.folder import Run
 from search_spaces.assignments import BitAssignment, LayerBits
 from search_spaces.errors import InputError
 from search_spaces.sparse_weights.scheme import SparseWeights
+from tests.aimet_specification import check_encodings
 from tests.exported_nets import fixed_net, small_net
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph, same_bits
 
@@ -130,6 +131,9 @@ def test_aimet_weights_lie_on_the_levels_of_their_encoding(
     told = json.loads(file.path.read_text())
     assert (file.file_bytes, told["version"]) == (file.path.stat().st_size, "1.0.0")
     assert BitAssignment.from_json(told["dnas.assignment"]) == assignment
+    counts = {f"{name}.weight": len(network.get_submodule(name).weight) for name in assignment.layers}  # type: ignore[arg-type]
+    check_encodings(told, counts, least_bits=min(bits, 4))
+    assert bool(file.notes) == (bits < 4)
     encodings = {encoding["name"]: encoding for encoding in told["param_encodings"]}
     assert list(encodings) == ["stem.weight", "first.weight", "second.weight", "head.weight"]
     for name, encoding in encodings.items():
@@ -146,7 +150,12 @@ def test_aimet_weights_lie_on_the_levels_of_their_encoding(
 
 def test_aimet_inputs(tmp_path: Path) -> None:
     network, _, assignment = small_net()
-    told = json.loads(export_aimet(tmp_path / "a.json", network, assignment).path.read_text())
+    file = export_aimet(tmp_path / "a.json", network, assignment)
+    told = json.loads(file.path.read_text())
+    assert list(file.notes) == [
+        "fewer bits than the 4 that AIMET's specification begins with, which AIMET itself takes: "
+        "first.weight, second.weight, first.input and 1 more"
+    ]
     encodings = {encoding["name"]: encoding for encoding in told["activation_encodings"]}
     assert [(name, encoding["bw"]) for name, encoding in encodings.items()] == [
         ("stem.input", 8),
@@ -162,16 +171,16 @@ def test_aimet_inputs(tmp_path: Path) -> None:
     np.testing.assert_allclose(encodings["first.input"]["scale"][0] * 7, top, rtol=1e-6)
 
 
-def test_aimet_leaves_fp32_to_float_and_refuses_sparse_weights(tmp_path: Path) -> None:
+def test_aimet_leaves_fp32_out_and_refuses_sparse_weights(tmp_path: Path) -> None:
     def bits(graph: Any) -> dict[str, LayerBits]:
         found = {spec.name: LayerBits(4, 4, spec.out_channels) for spec in graph.layers}
         return {**found, "stem": LayerBits(32, 4, 5), "second": LayerBits(4, 32, 5), "head": LayerBits(32, 32, 3)}
 
     network, graph, assignment = fixed_net("residual", bits)
     told = json.loads(export_aimet(tmp_path / "a.json", network, assignment).path.read_text())
-    entries = [entry for part in ("param", "activation") for entry in told[f"{part}_encodings"]]
-    floats = [entry["name"] for entry in entries if entry["dtype"] == "FLOAT"]
-    assert floats == ["stem.weight", "second.input"]
+    check_encodings(told, {})
+    names = {part: [encoding["name"] for encoding in told[f"{part}_encodings"]] for part in ("param", "activation")}
+    assert names == {"param": ["first.weight", "second.weight"], "activation": ["stem.input", "first.input"]}
     assert told["excluded_layers"] == ["head"]
 
     def sparse(graph: Any) -> dict[str, LayerBits]:
