@@ -121,6 +121,32 @@ def in_runtime(runtime: str | None, model: Any, x: Tensor) -> np.ndarray:
     )
 
 
+def assert_tensorrt_reads(model: Any) -> None:
+    """What NVIDIA's documentation asks of explicit quantization ("Working with Quantized Types")."""
+    known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    quantized = {node.output[0]: node for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    readers = {name: node for node in model.graph.node for name in node.input}
+    restored = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert restored
+    for node in (*quantized.values(), *restored):
+        scale, zero_point = known[node.input[1]], known[node.input[2]]
+        assert (zero_point.dtype, zero_point.any()) == (np.int8, False)
+        assert scale.dtype == np.float32
+        assert (scale > 0).all()
+        weight = known.get(node.input[0])
+        assert scale.size == 1 or weight is not None, "one scale for each filter is for weights alone"
+        if weight is not None:
+            assert weight.dtype == np.int8
+            axis = next((found.i for found in node.attribute if found.name == "axis"), 1)
+            assert scale.size in (1, weight.shape[axis])
+            reader = readers[node.output[0]]
+            assert reader.op_type in ("Conv", "Gemm", "MatMul", "Transpose"), "read where it is dequantized"
+            assert reader.op_type != "Conv" or axis == 0
+        elif node.op_type == "DequantizeLinear":
+            pair = quantized[node.input[0]]
+            assert known[pair.input[1]] == scale, "one scale for a pair"
+
+
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("name", "families"),
@@ -153,6 +179,8 @@ def test_a_mixed_net_for_every_target(tmp_path: Path, name: str, families: tuple
     assert ("INT2" in kinds) == (name == "compact"), "2-bit types only where asked"
     assert kinds.isdisjoint({"INT4"} if name in (*RUN, "tensorrt") else ())
     assert kinds.isdisjoint({"UINT8", "UINT16"} if name == "tensorrt" else ())
+    if name == "tensorrt":
+        assert_tensorrt_reads(model)
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
     assert bool(norms) == (name == "tensorrt"), "scales are positive there"
 
