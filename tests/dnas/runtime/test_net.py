@@ -118,7 +118,7 @@ def test_sums_that_are_looked_up_in_tables(tmp_path: Path, kind: str, bits: tupl
     }[kind]()
     if kind == "long":
         nn.init.ones_(layer.weight)  # so that every code is the largest
-    shape = {"long": (), "line": (16, 9)}.get(kind) or (getattr(layer, "in_channels", 1), 5, 7)
+    shape = {"long": (), "line": (16, 9)}.get(kind, (getattr(layer, "in_channels", 1), 5, 7))
     packed_layer(tmp_path / "a", layer, shape, bits, QuantizerChoice("nested", "nested", True))
     sizes = (70_000,) if kind == "long" else shape
     check(tmp_path / "a", 3 * torch.rand(2, *sizes, generator=seeded(1)))
