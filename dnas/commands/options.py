@@ -77,9 +77,14 @@ def run_folder(run: str) -> Path:
 
 def check_file(path: Path | None) -> None:
     """Refuse a file to write that is a folder, a link or a device, or lies in no folder."""
-    if path is not None and path.is_dir() and not path.is_symlink():
+    if path is None:
+        return
+    try:
+        is_folder, has_folder = path.is_dir() and not path.is_symlink(), path.parent.is_dir()
+    except OSError as error:  # a name that is too long, a folder that cannot be looked into
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another file") from error
+    if is_folder:
         raise InputError(f"{path} is a folder; name a file in it")
-    if path is not None and not path.parent.is_dir():
+    if not has_folder:
         raise InputError(f"there is no folder {path.parent} to write {path.name} into")
-    if path is not None:
-        refuse_special(path)
+    refuse_special(path)
