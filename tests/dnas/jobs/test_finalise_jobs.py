@@ -17,9 +17,10 @@ from dnas.config.file import load_job
 from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import load_network, load_splits
+from dnas.jobs.packed_nets import PackedNet
 from dnas.jobs.planning import plan_job
 from dnas.jobs.profile_names import uniform_layers
-from dnas.jobs.run import run_job
+from dnas.jobs.run import evaluate_assignment, run_job
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.training.trainer import evaluate
@@ -93,6 +94,19 @@ def test_the_stored_net_reaches_what_the_front_says(finalised: Run) -> None:
         x = torch.randn(2, *data.input_shape)
         assert torch.equal(alone(x), view(x))
     assert net.best() in net.profiles
+
+
+def test_profiles_are_measured_as_they_are_shipped(finalised: Run, tmp_path: Path) -> None:
+    """One packed file of all of them, switched at run time, reaches what each was measured to reach."""
+    job = load_job(str(finalised.folder / "job.toml"))
+    result = command("export", str(finalised.folder), "--format", "packed", "--out", str(tmp_path / "net.dnas"))
+    assert result.exit_code == 0, result.output
+    net, told = dnas.Runtime(tmp_path / "net.dnas"), {point["assignment"]: point for point in points(finalised)}
+    for name in (*net.profiles, net.profiles[0]):
+        found = evaluate(PackedNet(net.switch(name)), load_splits(job).val).top1
+        assert found == pytest.approx(told[f"switchable-1-{name}"]["val_top1"]["mean"], abs=0.02)
+    again = evaluate_assignment(finalised, "switchable-1-w3a4", "val", lambda event: None, packed=True)
+    assert again["top1"]["mean"] == pytest.approx(told["switchable-1-w3a4"]["val_top1"]["mean"], abs=0.02)
 
 
 def test_a_net_killed_at_any_entry_ends_the_same(smaller: Job, finalised: Run, tmp_path: Path) -> None:

@@ -221,6 +221,8 @@ def test_the_stored_net_of_a_pruned_assignment_is_the_smaller_one(whole: Run) ->
         assert evaluate(fresh.eval(), images, 32).top1 == point[f"{split}_top1"]["mean"]
         again = evaluate_assignment(whole, assignment.id, split, lambda event: None)
         assert again["top1"]["mean"] == point[f"{split}_top1"]["mean"]
+        packed = evaluate_assignment(whole, assignment.id, split, lambda event: None, packed=True)
+        assert packed["top1"]["mean"] == pytest.approx(again["top1"]["mean"], abs=0.02)
 
 
 def test_fine_tuning_starts_from_the_parents_trained_net(whole: Run) -> None:
