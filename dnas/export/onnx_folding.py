@@ -40,7 +40,7 @@ def fold(
     written, folds = dict(layers), {}
     for name, layer in layers.items():
         view = GraphView(model)
-        operators = _operators(view, name)
+        operators = operators_with(view, name)
         if not operators or not isinstance(layer.weight, DenseWeight):
             continue
         written[name], folds[name] = _with_gain(layer)
@@ -53,7 +53,7 @@ def fold(
     return written, folds
 
 
-def _operators(view: GraphView, name: str) -> list[Any]:
+def operators_with(view: GraphView, name: str) -> list[Any]:
     """The operators that multiply with the weight of a layer; none where one of them is not the layer's own.
 
     A Transpose may stand in between.

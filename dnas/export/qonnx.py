@@ -24,6 +24,7 @@ from dnas.export.onnx_folding import fold
 from dnas.export.onnx_nodes import Initializers
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import Tap, replace_marks
+from dnas.export.qonnx_operators import move_scales_behind, with_known_operators
 from dnas.quantization.schemes import GappedWeight
 from search_spaces.errors import InputError
 
@@ -49,9 +50,12 @@ class QonnxFormat:
                     "export it as onnx or packed"
                 )
         written, folds = fold(model, layers, network, norms=False)
+        move_scales_behind(model, written, folds)
         taps = replace_marks(model, written, QonnxBuilder(), folds)
         model.opset_import.append(need(self.name, "onnx")[0].helper.make_opsetid(_DOMAIN, 1))
         model.ir_version = _IR_VERSION
+        model = with_shapes(model)
+        with_known_operators(model)
         return QonnxNet(with_shapes(model), taps)
 
 
@@ -132,7 +136,8 @@ class QonnxBuilder(Initializers):
         if levels.centre:  # the odd integers, by half the step
             bits, step = 1 if _is_sign(levels) else levels.bits + 1, levels.level_step / 2
             levels = replace(levels, bits=bits, low=2 * levels.low + 1, high=2 * levels.high + 1, level_step=step)
-        scale = self.constant(f"{name}.scale", found.along_axis(levels.level_step))
+        steps = found.along_axis(levels.level_step)  # of one number, hls4ml wants a list of one
+        scale = self.constant(f"{name}.scale", steps if steps.ndim else steps[None])
         return [self._quant(values, scale, levels, "ROUND", target)]
 
     def input(self, layer: FixedLayer, source: str, target: str) -> list[Any]:
@@ -141,8 +146,8 @@ class QonnxBuilder(Initializers):
         assert levels is not None
         threshold, step = float(levels.threshold_step[0]), float(levels.level_step[0])
         if _is_sign(levels):
-            return [self._quant(source, self.constant(f"{name}.scale", step / 2), levels, "ROUND", target)]
-        scale = self.constant(f"{name}.scale", threshold)
+            return [self._quant(source, self.constant(f"{name}.scale", [step / 2]), levels, "ROUND", target)]
+        scale = self.constant(f"{name}.scale", [threshold])
         behind = [("Mul", [self.constant(f"{name}.gain", step / threshold)])] if step != threshold else []
         behind += [("Add", [self.constant(f"{name}.half_step", step / 2)])] if levels.centre else []
         quantized = f"{target}.quantized" if behind else target
@@ -150,7 +155,7 @@ class QonnxBuilder(Initializers):
         return [node, *(self.chain(quantized, target, behind) if behind else [])]
 
     def _quant(self, source: str, scale: str, levels: Levels, rounding: str, target: str) -> Any:
-        zero, bits = self.constant("quant.zero", 0.0), self.constant(f"quant.bits.{levels.bits}", levels.bits)
+        zero, bits = self.constant("quant.zero", [0.0]), self.constant(f"quant.bits.{levels.bits}", [levels.bits])
         signed = int(levels.low < 0)
         narrow = int(levels.bits > 1 and levels.low == 1 - 2 ** (levels.bits - 1))
         return self._node(
