@@ -1,7 +1,8 @@
 """A fixed quantized net as QONNX: Quant with the width of each tensor, for FPGA tools.
 
 The batch size is 1, as these tools want shapes that are known. Zero points are 0 and scales are inside Quant, as tools
-take a tensor for fp32 behind any other node: the gain of an input is in the next weight. A sign is a Quant of 1 bit.
+take a tensor for fp32 behind any other node: the gain of an input is in the next weight. Scales of single filters stand
+behind the layer, whose weights are integers then. A sign is a Quant of 1 bit.
 Weights that have no zero among their levels are the odd integers, of one bit more; such inputs are a Quant that floors
 and half a step added behind it.
 """

@@ -3,7 +3,7 @@
 hls4ml and qonnx's own step to channels last have no Slice and no ReduceMean. A strided slice from the first pixel on
 (the option-A shortcut) is a MaxPool of single pixels; a mean over all of space is GlobalAveragePool. And hls4ml 1.3
 cannot move a scale for each filter past a convolution of inputs that have one scale (its ScaleDownConv multiplies
-matrices of which one is a number), so such scales are a Mul behind the layer, and its weights integers.
+matrices of which one is a number), so such scales stand behind the layer, and its weights are integers.
 """
 
 from __future__ import annotations
@@ -108,25 +108,33 @@ def move_scales_behind(model: Any, layers: dict[str, FixedLayer], folds: dict[st
         levels = dataclasses.replace(weight.levels, level_step=np.ones(1))
         layers[name] = dataclasses.replace(layer, weight=DenseWeight(weight.codes, levels, None))
         folds[name] = dataclasses.replace(folds[name], scale=1 / steps, axis=0)
-        shaped = steps.reshape(-1) if weight.codes.ndim == 2 else steps.reshape(1, -1, *[1] * (weight.codes.ndim - 2))
         behind = {}
         for operator in operators:
-            nodes = _scaled_nodes(model, view, operator, shaped)
+            nodes = _scaled_nodes(model, view, operator, steps)
             behind[operator.output[0]] = nodes
         replace_nodes(model, [found for node in model.graph.node for found in (node, *behind.get(node.output[0], ()))])
 
 
 def _scaled_nodes(model: Any, view: GraphView, operator: Any, steps: np.ndarray) -> list[Any]:
-    """Mul by ``steps`` (1, F, ...), then Add of the operator's bias where it has one; the operator is changed."""
+    """What makes the output of ``operator`` (N, F, ...), which is changed, one of ``steps`` (F,) and of its own bias.
+
+    A BatchNormalization, as qonnx has no Mul of channels last; behind MatMul, whose channels are the last, Mul and Add.
+    """
     onnx, numpy_helper = need("onnx", "onnx", "onnx.numpy_helper")
-    target, bias = operator.output[0], view.constant(operator.input[2]) if len(operator.input) > 2 else None
-    constants = [("Mul", steps), *([] if bias is None else [("Add", bias)])]
-    operator.output[0], nodes = f"{target}.unscaled", []
+    target, count = operator.output[0], len(steps)
+    bias = view.constant(operator.input[2]) if len(operator.input) > 2 else None
+
+    def held(kind: str, values: Any) -> str:
+        array = np.broadcast_to(np.asarray(values, np.float32), (count,)).copy()
+        model.graph.initializer.append(numpy_helper.from_array(array, f"{target}.{kind}"))
+        return f"{target}.{kind}"
+
+    operator.output[0] = source = f"{target}.unscaled"
     del operator.input[2:]
-    for at, (kind, values) in enumerate(constants):
-        shaped = values.reshape(steps.shape).astype(np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(shaped, f"{target}.{kind.lower()}"))
-        out = target if at == len(constants) - 1 else f"{target}.scaled"
-        source = nodes[-1].output[0] if nodes else operator.output[0]
-        nodes.append(onnx.helper.make_node(kind, [source, f"{target}.{kind.lower()}"], [out], name=f"{out}_node"))
-    return nodes
+    scale = held("scale", steps)
+    if operator.op_type == "MatMul":
+        return [onnx.helper.make_node("Mul", [source, scale], [target], name=f"{target}_scaled")]
+    if operator.op_type == "Gemm":  # qonnx's step to MatMul wants a bias
+        operator.input.append(held("zeros", 0))
+    told = [source, scale, held("shift", 0 if bias is None else bias.reshape(-1)), held("mean", 0), held("variance", 1)]
+    return [onnx.helper.make_node("BatchNormalization", told, [target], name=f"{target}_scaled", epsilon=0.0)]

@@ -662,7 +662,7 @@ static size_t divided_up(size_t count, size_t by) { return (count + by - 1) / by
 /* Whether looking sums up is the quickest, where channels and filters fill the tables and the vectors well enough. */
 static bool is_looked_up(const Layer *layer) {
     size_t filled = divided_up(layer->group_filters, FILTERS) * FILTERS * divided_up(layer->group_channels, OCTET) * OCTET;
-    return layer->input_bits <= MOST_LOOKED_BITS &&
+    return layer->input_bits <= MOST_LOOKED_BITS && layer->group_channels >= 2 * OCTET &&
            (size_t)layer->weight_bits * filled <= MOST_TABLES * layer->group_filters * layer->group_channels;
 }
 

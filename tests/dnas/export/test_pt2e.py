@@ -70,7 +70,13 @@ def test_the_net_and_its_operators(tmp_path: Path, families: tuple[str, str], bi
     assert floats < 200, "the fp32 weights are gone"
 
 
-@pytest.mark.parametrize("name", ["shapes", "line", "shared", "own forward", "attention"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shapes",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("line", "shared", "own forward", "attention")),
+    ],
+)
 def test_other_kinds_of_nets(tmp_path: Path, name: str) -> None:
     net = StoredNet(*fixed_net(name, (5, 7), QuantizerChoice("lsq", "pact")))
     assert_same(program_of(tmp_path, net), net)

@@ -59,7 +59,7 @@ def widths(nodes: list[Any], initializers: list[Any]) -> list[int]:
     """The width of every quantizer among the nodes."""
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in initializers}
     found = [node for node in nodes if node.domain == DOMAIN]
-    return [int(known[node.input[3]]) for node in found]
+    return [int(known[node.input[3]].item()) for node in found]
 
 
 @pytest.mark.parametrize(("family", "bits"), WEIGHTS)
@@ -93,7 +93,7 @@ def test_inputs_of_every_family_width_and_sign(family: str, bits: int, signed: b
     assert steps.max() < 1.02
     assert (steps[-4:] < 0.02).all(), "zero, and what is far outside"
     assert widths(nodes, constants) == [bits]
-    zero_points = {float(numpy_helper.to_array(tensor)) for tensor in constants if tensor.name == "quant.zero"}
+    zero_points = {numpy_helper.to_array(tensor).item() for tensor in constants if tensor.name == "quant.zero"}
     assert zero_points <= {0.0}
 
 

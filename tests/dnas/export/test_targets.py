@@ -223,15 +223,17 @@ def test_biases_behind_their_layers_keep_convolutions_in_fp32(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("traced_once")
-def test_nested_weights_are_odd_integers_up_to_7_bits(tmp_path: Path) -> None:
-    for bits in range(1, 9):
-        net = tiny(((bits, 8),), "nested", "pact")
-        file, model = exported(tmp_path / "net.onnx", net, "openvino")
-        even = [tensor for tensor in model.graph.initializer if tensor.name.endswith("half_step")]
-        assert bool(even) == (bits == 8)
-        assert {told.runs for told in file.layers.values()} == ({"integers"} if bits < 8 else {"fp32"})
-        if bits == 8:
-            assert "8-bit levels stand between integers of 8 bits" in file.layers["conv1"].why
+@pytest.mark.parametrize(
+    "bits", [pytest.param(bits, marks=[] if bits > 6 else pytest.mark.slow) for bits in range(1, 9)]
+)
+def test_nested_weights_are_odd_integers_up_to_7_bits(tmp_path: Path, bits: int) -> None:
+    net = tiny(((bits, 8),), "nested", "pact")
+    file, model = exported(tmp_path / "net.onnx", net, "openvino")
+    even = [tensor for tensor in model.graph.initializer if tensor.name.endswith("half_step")]
+    assert bool(even) == (bits == 8)
+    assert {told.runs for told in file.layers.values()} == ({"integers"} if bits < 8 else {"fp32"})
+    if bits == 8:
+        assert "8-bit levels stand between integers of 8 bits" in file.layers["conv1"].why
 
 
 @pytest.mark.parametrize("runtime", RUN)
@@ -294,19 +296,22 @@ def test_what_openvino_does_not_read_is_told_in_a_sentence(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("traced_once")
-def test_a_gain_is_in_the_weight_and_pairs_have_one_scale(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(name, marks=[] if name == "onnxruntime" else pytest.mark.slow) for name in sorted(target_names())],
+)
+def test_a_gain_is_in_the_weight_and_pairs_have_one_scale(tmp_path: Path, target: str) -> None:
     net = tiny(((4, 4),), "lsq", "lsq")
     entries = {name: layer.input for name, layer in fixed_layers(net.network).items()}
     gains = {name: float(x.level_step[0] / x.threshold_step[0]) for name, x in entries.items() if x is not None}
     assert any(abs(gain - 1) > 1e-3 for gain in gains.values())
-    for target in target_names():
-        _, model = exported(tmp_path / "net.onnx", net, target)
-        scales = {node.input[0]: node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-        pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-        assert len(pairs) == len(gains)
-        limited = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
-        for node in pairs:
-            assert scales[limited.get(node.output[0], node.output[0])] == node.input[1]
+    _, model = exported(tmp_path / "net.onnx", net, target)
+    scales = {node.input[0]: node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(pairs) == len(gains)
+    limited = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "Clip"}
+    for node in pairs:
+        assert scales[limited.get(node.output[0], node.output[0])] == node.input[1]
 
 
 def test_unknown_targets_and_capability_files(tmp_path: Path) -> None:

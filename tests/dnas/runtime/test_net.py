@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,16 @@ from dnas.export.save import save_packed
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.runtime import Runtime, compiled
 from dnas.runtime.compiled import FLAGS, NoLibrary, find_compiler, library
-from results.packed.file import PackedFile, read_packed, write_packed
+from results.packed.file import read_packed, write_packed
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
-from search_spaces.sparse_weights.codes import INDEX_BITS, decode, encode
-from search_spaces.sparse_weights.scheme import SparseWeights
+from search_spaces.sparse_weights.codes import INDEX_BITS
 from tests.dnas.export.test_integer_reference import FAMILIES, layers, packed_layer
 from tests.dnas.export.test_operations import FUNCTIONS, REFUSED, packed
 from tests.dnas.switchable.test_net import CHOICES, NESTED, WIDTHS, assignments, net_of, pruned
 from tests.own_schemes import Ternary
-from tests.packed_nets import CASES, Packed, inputs_for, packed_net
+from tests.packed_nets import CASES, inputs_for, packed_net
+from tests.sparse_nets import sparse_net, stored_as
 from tests.toys import seeded
 
 RUN = [name for name in CASES if name not in ("own forward", "own parameter", "attention")]
@@ -39,6 +40,14 @@ if "avx512f" in compiled._processor().split():
     BUILDS["AVX2"] = (*QUICK, "-mno-avx512f")
 UNSEEN = ("relative-3", "none")
 """Damage of sparse codes that nothing in the file contradicts."""
+LAYERS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "wide": (lambda: nn.Conv2d(40, 64, 3, padding=1), (40, 5, 7)),
+    "odd": (lambda: nn.Conv2d(21, 45, 3, padding=(2, 1), stride=2, dilation=2, bias=False), (21, 5, 7)),
+    "grouped": (lambda: nn.Conv2d(32, 64, (2, 3), padding=(1, 1), groups=2), (32, 5, 7)),
+    "transposed": (lambda: nn.ConvTranspose2d(48, 64, 3, stride=2, padding=1, groups=2), (48, 5, 7)),
+    "line": (lambda: nn.Conv1d(16, 33, 5, padding=2, padding_mode="circular"), (16, 9)),
+    "long": (lambda: nn.Linear(70_000, 32), ()),
+}
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -58,11 +67,45 @@ def check(path: Path, x: Any, profile: str = "default") -> None:
     assert_same_bits(Runtime(path, profile, engine="c")(x), run_net(read_packed(path), np.asarray(x), profile))
 
 
+Expected = tuple[Path, np.ndarray, np.ndarray]
+"""A file, inputs for it, and what the reference gives."""
+
+
+@pytest.fixture(scope="module")
+def of_net(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[int, int]], Expected]:
+    """A case at some widths, packed and run by the reference once for all builds."""
+
+    @functools.cache
+    def make(name: str, bits: tuple[int, int]) -> Expected:
+        found = packed_net(tmp_path_factory.mktemp("net") / "a", name, bits)
+        x = inputs_for(found.graph).numpy()
+        return found.path, x, run_net(found.file, x)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def of_layer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[int, int]], Expected]:
+    """The same of one layer of :data:`LAYERS`."""
+
+    @functools.cache
+    def make(kind: str, bits: tuple[int, int]) -> Expected:
+        layer, shape = LAYERS[kind][0](), LAYERS[kind][1]
+        if kind == "long":
+            nn.init.ones_(layer.weight)  # type: ignore[arg-type]  # so that every code is the largest
+        path = tmp_path_factory.mktemp("layer") / "a"
+        graph, *_ = packed_layer(path, layer, shape, bits, QuantizerChoice("nested", "nested", True))
+        x = (3 * torch.rand(2, *graph.input_shape, generator=seeded(1))).numpy()
+        return path, x, run_net(read_packed(path), x)
+
+    return make
+
+
 @pytest.mark.parametrize("name", RUN)
-def test_whole_nets(tmp_path: Path, name: str, build: str) -> None:
+def test_whole_nets(of_net: Callable[..., Expected], name: str, build: str) -> None:
     for bits in [(1, 1), (2, 2), (7, 3), (8, 8), (4, 16), (32, 32)]:
-        found = packed_net(tmp_path / "a", name, bits)
-        check(found.path, inputs_for(found.graph))
+        path, x, expected = of_net(name, bits)
+        assert_same_bits(Runtime(path, engine="c")(x), expected)
 
 
 @pytest.mark.parametrize("bits", [(3, 7), (5, 5), (7, 7), (8, 4), (8, 7), (8, 8)])
@@ -104,24 +147,19 @@ def test_more_channels_than_a_word_has_bits(tmp_path: Path, kind: str, bits: tup
     check(tmp_path / "a", 3 * torch.rand(2, *graph.input_shape, generator=seeded(1)))
 
 
-@pytest.mark.parametrize("bits", [(1, 1), (1, 5), (2, 4), (3, 3)])
-@pytest.mark.parametrize("kind", ["wide", "odd", "grouped", "transposed", "line", "long"])
-def test_sums_that_are_looked_up_in_tables(tmp_path: Path, kind: str, bits: tuple[int, int], build: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [
+        *((kind, bits) for kind in ("wide", "odd", "grouped", "transposed", "line") for bits in ((1, 1), (2, 4))),
+        *(("grouped", (1, 5)), ("odd", (3, 3)), ("long", (1, 5))),
+    ],
+)
+def test_sums_that_are_looked_up_in_tables(
+    of_layer: Callable[..., Expected], kind: str, bits: tuple[int, int], build: str
+) -> None:
     """Of few bits, many filters: channels that fill no table, borders, groups, sums beyond 16 bits."""
-    layer: nn.Module = {
-        "wide": lambda: nn.Conv2d(40, 64, 3, padding=1),
-        "odd": lambda: nn.Conv2d(21, 45, 3, padding=(2, 1), stride=2, dilation=2, bias=False),
-        "grouped": lambda: nn.Conv2d(32, 64, (2, 3), padding=(1, 1), groups=2),
-        "transposed": lambda: nn.ConvTranspose2d(48, 64, 3, stride=2, padding=1, groups=2),
-        "line": lambda: nn.Conv1d(16, 33, 5, padding=2, padding_mode="circular"),
-        "long": lambda: nn.Linear(70_000, 32),
-    }[kind]()
-    if kind == "long":
-        nn.init.ones_(layer.weight)  # so that every code is the largest
-    shape = {"long": (), "line": (16, 9)}.get(kind, (getattr(layer, "in_channels", 1), 5, 7))
-    packed_layer(tmp_path / "a", layer, shape, bits, QuantizerChoice("nested", "nested", True))
-    sizes = (70_000,) if kind == "long" else shape
-    check(tmp_path / "a", 3 * torch.rand(2, *sizes, generator=seeded(1)))
+    path, x, expected = of_layer(kind, bits)
+    assert_same_bits(Runtime(path, engine="c")(x), expected)
 
 
 @pytest.mark.parametrize("bits", [(8, 8), (7, 8)])
@@ -310,34 +348,13 @@ def test_what_is_no_net_is_refused_in_one_sentence(tmp_path: Path) -> None:
             Runtime(tmp_path / "c")
 
 
-def sparse_net(path: Path, name: str) -> Packed:
-    """A case whose weights are all sparse, stored as it is smallest."""
-    scheme = SparseWeights(0.3)
-    return packed_net(
-        path, name, lambda graph: {s.name: LayerBits(3, 4, s.out_channels, scheme=scheme) for s in graph.layers}
-    )
-
-
-def in_format(file: PackedFile, format: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The description and the tensors of a sparse net with all its codes in one format."""
-    described, tensors = copy.deepcopy(dict(file.description)), dict(file.tensors)
-    for layer in described["layers"].values():
-        stored = layer["weight"]
-        if stored["storage"] != "shared":
-            widths = stored["nonzeros"], stored["bits"], stored["dense_bits"]
-            codes = decode(tensors[stored["tensor"]].tobytes(), stored["storage"], tuple(layer["shape"]), *widths)
-            data = encode(codes, format, *widths[1:])
-            tensors[stored["tensor"]], stored["storage"] = np.frombuffer(data, np.uint8), format
-    return described, tensors
-
-
 @pytest.mark.parametrize("name", ["shapes", "cube", "shared"])
 def test_sparse_weights_in_every_format(tmp_path: Path, name: str) -> None:
     found = sparse_net(tmp_path / "a", name)
     x = inputs_for(found.graph).numpy()
     expected = run_net(found.file, x)
     for format in ("dense", "bitmask", "csr", *(f"relative-{bits}" for bits in INDEX_BITS)):
-        write_packed(tmp_path / "b", *in_format(found.file, format))
+        write_packed(tmp_path / "b", *stored_as(found.file, format))
         for engine in ("c", "numpy"):
             assert_same_bits(Runtime(tmp_path / "b", engine=engine)(x), expected)
     with torch.inference_mode():
@@ -347,7 +364,7 @@ def test_sparse_weights_in_every_format(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("format", ["dense", "bitmask", "csr", "relative-3"])
 @pytest.mark.parametrize("wrong", ["short", "more", "none", "bits", "ones"])
 def test_sparse_codes_that_make_no_sense_are_refused(tmp_path: Path, format: str, wrong: str) -> None:
-    described, tensors = in_format(sparse_net(tmp_path / "a", "residual").file, format)
+    described, tensors = stored_as(sparse_net(tmp_path / "a", "residual").file, format)
     stored = described["layers"]["second"]["weight"]
     if wrong in ("short", "ones"):
         data = tensors[stored["tensor"]]

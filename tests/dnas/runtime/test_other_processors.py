@@ -36,7 +36,7 @@ pytestmark = [
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("arm") / "runner"
     more = ("-DDNAS_PORTABLE",) if request.param == "portable" else ()
-    compile_to(path, str(COMPILER), [str(Path(__file__).with_name("runner.c"))], (*FLAGS, *more))
+    compile_to(path, [str(COMPILER)], [str(Path(__file__).with_name("runner.c"))], (*FLAGS, *more))
     return path
 
 
