@@ -31,7 +31,7 @@ def with_known_operators(model: Any) -> None:
     for node in model.graph.node:
         shape = shapes.get(node.input[0]) if node.input else None
         rule = _RULES.get(node.op_type) if node.domain == "" else None
-        made = rule(node, shape, view) if rule and shape and len(shape) > 2 else None
+        made = rule(node, shape, view) if rule and shape and all(shape) and len(shape) > 2 else None
         nodes += made or [node]
     replace_nodes(model, _merged(nodes))
 
