@@ -137,8 +137,7 @@ class QonnxBuilder(Initializers):
         if levels.centre:  # the odd integers, by half the step
             bits, step = 1 if _is_sign(levels) else levels.bits + 1, levels.level_step / 2
             levels = replace(levels, bits=bits, low=2 * levels.low + 1, high=2 * levels.high + 1, level_step=step)
-        steps = found.along_axis(levels.level_step)  # of one number, hls4ml wants a list of one
-        scale = self.constant(f"{name}.scale", steps if steps.ndim else steps[None])
+        scale = self.constant(f"{name}.scale", found.along_axis(levels.level_step))
         return [self._quant(values, scale, levels, "ROUND", target)]
 
     def input(self, layer: FixedLayer, source: str, target: str) -> list[Any]:
@@ -147,8 +146,8 @@ class QonnxBuilder(Initializers):
         assert levels is not None
         threshold, step = float(levels.threshold_step[0]), float(levels.level_step[0])
         if _is_sign(levels):
-            return [self._quant(source, self.constant(f"{name}.scale", [step / 2]), levels, "ROUND", target)]
-        scale = self.constant(f"{name}.scale", [threshold])
+            return [self._quant(source, self.constant(f"{name}.scale", step / 2), levels, "ROUND", target)]
+        scale = self.constant(f"{name}.scale", threshold)
         behind = [("Mul", [self.constant(f"{name}.gain", step / threshold)])] if step != threshold else []
         behind += [("Add", [self.constant(f"{name}.half_step", step / 2)])] if levels.centre else []
         quantized = f"{target}.quantized" if behind else target
@@ -156,7 +155,7 @@ class QonnxBuilder(Initializers):
         return [node, *(self.chain(quantized, target, behind) if behind else [])]
 
     def _quant(self, source: str, scale: str, levels: Levels, rounding: str, target: str) -> Any:
-        zero, bits = self.constant("quant.zero", [0.0]), self.constant(f"quant.bits.{levels.bits}", [levels.bits])
+        zero, bits = self.constant("quant.zero", 0.0), self.constant(f"quant.bits.{levels.bits}", levels.bits)
         signed = int(levels.low < 0)
         narrow = int(levels.bits > 1 and levels.low == 1 - 2 ** (levels.bits - 1))
         return self._node(
