@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,48 @@ def environment(seed: int | None = None, device: str | None = None) -> dict[str,
 
 
 def git_revision(folder: Path) -> dict[str, Any] | None:
-    """The commit of the repository around a folder, and whether tracked files differ from it; None without either."""
-    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    """The commit of the repository around a folder, and whether tracked files differ from it; None without either.
+
+    What lies in submodules is not looked at.
+    """
+    commit = _git(folder, {}, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    words = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+    changed = _git(folder, _without_filters(folder), *words)
     return {"commit": commit.strip(), "changed": changed is None or bool(changed.strip())}
 
 
-def _git(folder: Path, *words: str) -> str | None:
+_STARTS_NOTHING = {
+    "GIT_OPTIONAL_LOCKS": "0",  # a refreshed index would be written, which runs a hook
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+_NO_PROGRAMS = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
+
+
+def _without_filters(folder: Path) -> dict[str, str]:
+    """Settings that switch the filters off which the repository's configuration names."""
+    told = _git(folder, {}, "config", "--null", "--name-only", "--get-regexp", r"^filter\.")
+    names = {key.rpartition(".")[0] for key in (told or "").split("\0") if key}
+    off = {"clean": "", "smudge": "", "process": "", "required": "false"}
+    return {f"{name}.{key}": value for name in names for key, value in off.items()}
+
+
+def _git(folder: Path, settings: Mapping[str, str], *words: str) -> str | None:
     """What git prints; None where it cannot tell. The repository's own configuration must not start programs."""
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
+    environment = {**os.environ, **_STARTS_NOTHING}
+    given = {**_NO_PROGRAMS, **settings}
+    environment["GIT_CONFIG_COUNT"] = str(len(given))
+    for number, (key, value) in enumerate(given.items()):
+        environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words]  # the option for git before 2.31
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=GIT_SECONDS, check=False, env=environment
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):  # no git, or what it prints is no text
         return None
     return done.stdout if done.returncode == 0 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,56 @@ def test_the_revision_of_the_users_own_repository(tmp_path: Path, monkeypatch: p
     assert (found["seed"], found["device"]) == (7, "cuda:1")
     monkeypatch.setenv("PATH", "")
     assert git_revision(tmp_path) is None, "where there is no git"
+
+
+def test_a_repository_starts_no_program_when_its_revision_is_asked_for(tmp_path: Path) -> None:
+    """Its configuration names some for every occasion: a monitor, filters, a hook, and those of a submodule."""
+    repository, marks = tmp_path / "repository", tmp_path / "marks"
+    marks.mkdir()
+
+    def git(*words: str, where: Path = repository) -> None:
+        own = ("-c", "user.name=n", "-c", "user.email=e", "-c", "protocol.file.allow=always")
+        subprocess.run(["git", *own, "-C", str(where), *words], check=True, capture_output=True)
+
+    def program(name: str, rest: str = "") -> str:
+        path = tmp_path / f"{name}.sh"
+        path.write_text(f"#!/bin/sh\ntouch {marks / name}\n{rest}")
+        path.chmod(0o755)
+        return str(path)
+
+    for path in (repository, tmp_path / "inner"):
+        path.mkdir()
+        git("init", where=path)
+        (path / "file").write_text("one\n")
+        (path / ".gitattributes").write_text("file filter=a=b\nother filter=slow\n")
+        (path / "other").write_text("two\n")
+        git("add", ".", where=path)
+        git("commit", "-m", "first", where=path)
+    git("submodule", "add", str(tmp_path / "inner"), "inner")
+    git("commit", "-m", "second")
+    for path in (repository, repository / "inner"):
+        git("config", "core.fsmonitor", program("monitor"), where=path)
+        git("config", "filter.a=b.clean", program("clean", "cat"), where=path)
+        git("config", "filter.slow.process", program("process"), where=path)
+        git("config", "filter.slow.required", "true", where=path)
+        hooks = tmp_path / "hooks"
+        hooks.mkdir(exist_ok=True)
+        (hooks / "post-index-change").write_text(f"#!/bin/sh\ntouch {marks / 'hook'}\n")
+        (hooks / "post-index-change").chmod(0o755)
+        git("config", "core.hooksPath", str(hooks), where=path)
+        for name in ("file", "other"):
+            os.utime(path / name, (1, 1))  # git has to look into them
+    told = git_revision(repository)
+    assert told is not None
+    assert told["changed"] is False
+    assert [path.name for path in marks.iterdir()] == []
+    (repository / "file").write_text("changed\n")
+    told = git_revision(repository)
+    assert told is not None
+    assert told["changed"] is True
+    assert [path.name for path in marks.iterdir()] == []
+    subprocess.run(["git", "-C", str(repository), "status"], check=False, capture_output=True)
+    for path in (repository, repository / "inner"):  # whose program speaks no protocol, which ended it all
+        git("config", "--remove-section", "filter.slow", where=path)
+    git("status")
+    assert {path.name for path in marks.iterdir()} >= {"monitor", "process", "clean", "hook"}  # the trap is a trap
