@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,6 +15,7 @@ from dnas.commands.terminal import show, show_json, tell
 from dnas.commands.viewing import shown_ids
 from results.events import Searched
 from results.files import write_text
+from results.pareto import ParetoFront
 from results.pictures.bits import draw_bit_map
 from results.pictures.curve_data import search_curves
 from results.pictures.curves import draw_search_curves
@@ -102,7 +103,13 @@ def _check_cost(runs: Mapping[str, Run], x: str) -> None:
     """Refuse a cost that a front does not have before anything is written; a run without a front says so later."""
     for run in runs.values():
         if (run.folder / FRONT_JSON).exists():
-            run.load_front().by_cost(x)
+            _front(run).by_cost(x)
+
+
+@lru_cache(maxsize=8)
+def _front(run: Run) -> ParetoFront:
+    """The front of a run, read once for all its pictures."""
+    return run.load_front()
 
 
 def _opened(folders: Sequence[Path]) -> dict[str, Run]:
@@ -134,13 +141,13 @@ def _pictures(runs: Mapping[str, Run], x: str, kinds: Sequence[str]) -> tuple[li
 
 
 def _front_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
-    picture = front_picture({name: run.load_front() for name, run in runs.items()}, x)
+    picture = front_picture({name: _front(run) for name, run in runs.items()}, x)
     yield Picture("front", partial(draw_front_picture, picture), partial(front_rows, picture))
 
 
 def _bit_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
     for name, run in runs.items():
-        ids, count = shown_ids(run, run.load_front().by_cost(x))
+        ids, count = shown_ids(run, _front(run).by_cost(x))
         found = run.assignments(ids)
         chosen = [found[id] for id in ids if id in found]
         if not chosen:

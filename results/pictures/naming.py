@@ -73,7 +73,8 @@ def name_points(figure: Figure, axes: Axes, picture: FrontPicture) -> None:
     for label, point in zip(picture.labels, points, strict=True):
         boxes = _boxes(point, _extent(figure, label.text), figure.dpi / 72)
         inside = (boxes[:, :2] >= within[:2]).all(axis=1) & (boxes[:, 2:] <= within[2:]).all(axis=1)
-        fitting = np.flatnonzero(inside & room.free(boxes) & _unbroken(point, boxes, names))
+        empty = np.flatnonzero(inside & room.free(boxes))
+        fitting = empty[_unbroken(point, boxes[empty], names)] if empty.size else empty
         for place in fitting[:1]:
             box = boxes[place : place + 1]
             names.take(box)
