@@ -18,6 +18,7 @@ from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import load_job
 from results.events import StageEvent
 from results.files import refuse_special
+from results.run.folder import Run
 from results.run.journal import Journal
 from results.run.layout import JOURNAL, LOG, RUNS, is_run, refuse_occupied
 from search_spaces.errors import InputError
@@ -28,7 +29,7 @@ LAST_LINES = 20
 
 
 def search_detached(source: str | None, overrides: Sequence[str], folder: Path | None, as_json: bool) -> None:
-    """Start this command line in a session of its own, and return once its first stage has begun.
+    """Start a search in a session of its own, and return once its first stage has begun.
 
     What the job is refused for is told here, and ends this process with that one's exit code.
     """
@@ -36,32 +37,72 @@ def search_detached(source: str | None, overrides: Sequence[str], folder: Path |
     folder = folder or RUNS / load_job(source, overrides).name
     refuse_occupied(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    with _log(folder) as log:
-        own = [argument for argument in sys.argv[1:] if argument not in (OPTION, "--json")]
-        command = [sys.executable, "-m", "dnas", *own, *([] if named else ["--run", str(folder)])]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = _code_or_begun(process, folder)
-        except KeyboardInterrupt:
-            code = None
-        if code:
-            _tell_end(log, folder, missing)
-            raise typer.Exit(code)
-    if as_json:
-        show_json({"run": str(folder), "pid": process.pid, "log": str(folder / LOG)})
-        return
-    show(
-        f"{folder} goes on without this terminal (pid {process.pid}); what it prints is in {folder / LOG}",
-        f"look after it: dnas status {folder}, dnas logs {folder} --follow, dnas stop {folder}",
+    with _log(folder, anew=True) as log:
+        process, code = _begun(folder, log, [] if named else ["--run", str(folder)])
+        if code and not is_run(folder):
+            (folder / LOG).unlink(missing_ok=True)
+            for path in missing:
+                with contextlib.suppress(OSError):  # somebody else has put something there
+                    path.rmdir()
+    _tell_begun(folder, process, code, as_json)
+
+
+def resume_detached(folder: Path, as_json: bool) -> None:
+    """Go on with a run in a session of its own, and return once a stage has begun, or the job has ended."""
+    Run.open(folder)  # what is no run is told before a log is written there
+    with _log(folder, anew=False) as log:
+        process, code = _begun(folder, log, [])
+    _tell_begun(folder, process, code, as_json)
+
+
+def _begun(folder: Path, log: IO[bytes], more: Sequence[str]) -> tuple[subprocess.Popen[bytes], int | None]:
+    """Our command line in a session of its own, once a stage has begun: the process, and its exit code if it ended.
+
+    What it printed is told where it ended.
+    """
+    start, stages = log.seek(0, os.SEEK_END), _stages(folder)
+    own = [argument for argument in sys.argv[1:] if argument not in (OPTION, "--json")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dnas", *own, *more],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
+    code: int | None = None
+    with contextlib.suppress(KeyboardInterrupt):
+        while (code := process.poll()) is None and _stages(folder) <= stages:
+            time.sleep(POLL_SECONDS)
+    if code is not None:
+        log.seek(start)
+        tell("\n".join(log.read().decode(errors="replace").splitlines()[-LAST_LINES:]))
+    return process, code
 
 
-def _log(folder: Path) -> IO[bytes]:
-    """The log of a run that is still to be made, opened to be written and read.
+def _stages(folder: Path) -> int:
+    """How many stages were begun in a run, as far as it can be read."""
+    with contextlib.suppress(InputError):
+        return sum(isinstance(event, StageEvent) for event in Journal(folder / JOURNAL, read_only=True).events())
+    return 0
 
-    It is locked as long as the process that prints into it lives: nobody else may begin a run here meanwhile.
+
+def _tell_begun(folder: Path, process: subprocess.Popen[bytes], code: int | None, as_json: bool) -> None:
+    """Say how to look after a job that goes on; end as one that has ended did."""
+    if code:
+        raise typer.Exit(code)
+    if as_json:
+        show_json({"run": str(folder), "pid": process.pid, "log": str(folder / LOG), "running": code is None})
+    elif code is None:
+        show(
+            f"{folder} goes on without this terminal (pid {process.pid}); what it prints is in {folder / LOG}",
+            f"look after it: dnas status {folder}, dnas logs {folder} --follow, dnas stop {folder}",
+        )
+
+
+def _log(folder: Path, anew: bool) -> IO[bytes]:
+    """The log of a run, opened to be written and read: ``anew`` of one that is still to be made, else behind its end.
+
+    It is locked as long as the process that prints into it lives: nobody else may begin here meanwhile.
     """
     path = folder / LOG
     refuse_special(path)
@@ -70,36 +111,17 @@ def _log(folder: Path) -> IO[bytes]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         why = error.strerror or str(error)
-        raise InputError(f"{folder} cannot hold a run: {why}; choose another folder with --run") from error
+        what = f"{folder} cannot hold a run: {why}; choose another folder with --run"
+        raise InputError(what if anew else f"{path} cannot be written: {why}; resume without {OPTION}") from error
     log = os.fdopen(descriptor, "r+b")
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         log.close()
-        raise InputError(f"another search has just begun in {folder}; choose another folder with --run") from error
+        what = f"another search has just begun in {folder}; choose another folder with --run"
+        raise InputError(what if anew else f"a detached process works on {folder}; see it with: dnas status") from error
     except OSError:
         pass  # a disk without locks
-    log.truncate(0)
+    if anew:
+        log.truncate(0)
     return log
-
-
-def _code_or_begun(process: subprocess.Popen[bytes], folder: Path) -> int | None:
-    """The exit code of a process that has ended; None once its first stage has begun."""
-    while (code := process.poll()) is None:
-        with contextlib.suppress(InputError):
-            if any(isinstance(event, StageEvent) for event in Journal(folder / JOURNAL, read_only=True).events()):
-                return None
-        time.sleep(POLL_SECONDS)
-    return code
-
-
-def _tell_end(log: IO[bytes], folder: Path, missing: Sequence[Path]) -> None:
-    """Tell what the process printed last; where it left no run, nothing of it stays."""
-    log.seek(0)
-    tell("\n".join(log.read().decode(errors="replace").splitlines()[-LAST_LINES:]))
-    if is_run(folder):
-        return
-    (folder / LOG).unlink(missing_ok=True)
-    for path in missing:
-        with contextlib.suppress(OSError):  # somebody else has put something there
-            path.rmdir()

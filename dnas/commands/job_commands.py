@@ -12,6 +12,7 @@ import typer
 
 from dnas.commands.exits import told
 from dnas.commands.options import (
+    DetachOption,
     ExecutorOption,
     JsonOption,
     ProcessesOption,
@@ -48,9 +49,7 @@ def search(
     serve: Annotated[
         bool, typer.Option("--serve", help="Show the run in a browser meanwhile, at an address that is told.")
     ] = False,
-    detach: Annotated[
-        bool, typer.Option("--detach", help="Go on without this terminal; look after it with dnas status, logs, stop.")
-    ] = False,
+    detach: DetachOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a job and show the front it measured."""
@@ -77,6 +76,7 @@ def resume(
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
+    detach: DetachOption = False,
     take_over: TakeOverOption = False,
     trust: TrustOption = False,
     as_json: JsonOption = False,
@@ -84,6 +84,11 @@ def resume(
     """Go on with an interrupted job, from its journal and checkpoints."""
     from dnas.commands import launching
 
+    if detach:
+        from dnas.commands.detaching import resume_detached
+
+        resume_detached(run_folder(run), as_json)
+        return
     if launching.in_processes(nproc_per_node):
         return
     folder = run_folder(run)

@@ -63,6 +63,9 @@ TrustOption = Annotated[
 TakeOverOption = Annotated[
     bool, typer.Option("--take-over", help="The process of another host that worked on the run is gone.")
 ]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", help="Go on without this terminal; look after it with dnas status, logs, stop.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everything else goes to stderr.")]
 
 

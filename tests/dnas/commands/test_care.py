@@ -295,13 +295,13 @@ def test_a_detached_search_returns_once_its_first_stage_has_begun(fake: type[Fak
 
 def test_two_detached_searches_do_not_begin_in_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with detaching._log(folder) as log:
+    with detaching._log(folder, anew=True) as log:
         log.write(b"begun\n")
         log.flush()
         with pytest.raises(InputError, match="another search has just begun in"):
-            detaching._log(folder)
+            detaching._log(folder, anew=True)
         assert (folder / LOG).read_bytes() == b"begun\n"
-    with detaching._log(folder):
+    with detaching._log(folder, anew=True):
         assert (folder / LOG).read_bytes() == b""
 
 
@@ -318,6 +318,52 @@ def test_a_detached_search_that_is_refused_leaves_nothing(fake: type[FakeProcess
     assert "no preset 'nothing'" in dnas("search", "nothing", "--detach").stderr
 
 
+def test_a_detached_resume_returns_once_a_stage_has_begun_again_and_keeps_the_log(
+    fake: type[FakeProcess], started: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dnas", "resume", str(started), "--detach", "--workers", "2"])
+    (started / LOG).write_text("what was printed before\n")
+    asked: list[Sequence[str]] = []
+
+    def go_on(command: Sequence[str], log: Any) -> None:
+        asked.append(command)
+        log.write(b"resumed\n")
+        log.flush()
+        if len(asked) > 1:  # the stage of the process before is none of this one's
+            with Run.open(started, write=True) as run:
+                run.journal.append(StageEvent(stage="measure").to_json())
+
+    fake.work = staticmethod(go_on)
+    result = dnas("resume", started, "--detach", "--workers", "2")
+    assert result.exit_code == 0, result.stderr
+    assert len(asked) == 2
+    assert asked[0] == [sys.executable, "-m", "dnas", "resume", str(started), "--workers", "2"]
+    assert f"{started} goes on without this terminal (pid 4242)" in result.stdout
+    assert (started / LOG).read_text() == "what was printed before\nresumed\nresumed\n"
+
+
+def test_a_detached_resume_that_ends_at_once_tells_what_it_printed(fake: type[FakeProcess], started: Path) -> None:
+    codes = [2, 0]
+    (started / LOG).write_text("before\n")
+
+    def end(command: Sequence[str], log: Any) -> int:
+        log.write(b"error: what is wrong\n" if codes[0] else b"nothing is left to do\n")
+        log.flush()
+        return codes.pop(0)
+
+    fake.work = staticmethod(end)
+    result = dnas("resume", started, "--detach")
+    assert (result.exit_code, result.stderr) == (2, "error: what is wrong\n")
+    result = dnas("resume", started, "--detach", "--json")
+    assert (result.exit_code, result.stderr) == (0, "nothing is left to do\n")
+    told = {"run": str(started), "pid": 4242, "log": str(started / LOG), "running": False}
+    assert json.loads(result.stdout) == told
+    with detaching._log(started, anew=False):
+        assert "a detached process works on" in dnas("resume", started, "--detach").stderr
+    assert "there is no run at" in dnas("resume", started / "none", "--detach").stderr
+    assert not (started / "none").exists()
+
+
 @pytest.mark.slow  # two real processes
 def test_a_job_goes_on_without_its_terminal(tmp_path: Path) -> None:
     folder = tmp_path / "away"
@@ -328,3 +374,7 @@ def test_a_job_goes_on_without_its_terminal(tmp_path: Path) -> None:
     assert dnas("stop", folder).exit_code == 0
     assert json.loads(dnas("status", folder, "--json").stdout)[0]["state"] == "interrupted"
     assert "interrupted; go on with" in (folder / LOG).read_text()
+    words = ["resume", str(folder), "--detach"]
+    subprocess.run([sys.executable, "-m", "dnas", *words], capture_output=True, text=True, check=True)
+    assert json.loads(dnas("status", folder, "--json").stdout)[0]["state"] == "running"
+    assert dnas("stop", folder).exit_code == 0
