@@ -76,31 +76,68 @@ def run_trials(
     have followed. A loss that is not finite fails the trial and the search goes on; :class:`JobError` after three such
     in a row.
     """
-    if batch < 1 or total < 0:
-        raise InputError(f"total = {total} trials, {batch} at a time: ask for 0 or more, at least 1 at a time")
-    whole = len(known) // batch * batch
-    proposer.restore((trial.proposal, math.nan if trial.loss is None else trial.loss) for trial in known[:whole])
-    begun, done = list(known[whole:]), whole
-    failures = _last_failures(known)
-    while done < total and (asked := proposer.ask(min(batch, total - done))):
-        for proposal, trial in zip(asked, begun, strict=False):
+    course = TrialCourse(proposer, total=total, batch=batch, known=known)
+    while asked := course.ask():
+        measured = iter(evaluate([proposal.counts for proposal in asked]))
+        for _ in asked:
+            yield course.tell(next(measured))
+            course.check()
+
+
+class TrialCourse:
+    """The loop of :func:`run_trials` taken apart, for callers who do other things while trials are measured."""
+
+    def __init__(self, proposer: Proposer, *, total: int, batch: int = 1, known: Sequence[PruningTrial] = ()) -> None:
+        if batch < 1 or total < 0:
+            raise InputError(f"total = {total} trials, {batch} at a time: ask for 0 or more, at least 1 at a time")
+        self._proposer, self._total, self._batch = proposer, total, batch
+        self._done = len(known) // batch * batch
+        proposer.restore((trial.proposal, _told(trial)) for trial in known[: self._done])
+        self._begun = list(known[self._done :])
+        self._asked: list[Proposal] = []
+        self._failures, self._why = _last_failures(known), known[-1].failed if known else ""
+
+    def ask(self) -> list[Proposal]:
+        """The proposals to measure next, in order, but for those that were told; none where the search is over."""
+        while not self._asked and self._done < self._total:
+            self._asked = list(self._proposer.ask(min(self._batch, self._total - self._done)))
+            if not self._asked:
+                break
+            self._done += len(self._asked)
+            self._take_up()
+        return list(self._asked)
+
+    def tell(self, measured: Measured) -> PruningTrial:
+        """The trial of the first proposal that is asked for."""
+        trial = _trial(self._proposer, self._asked[0], measured)
+        self._failures, self._why = self._failures + 1 if trial.failed else 0, trial.failed
+        self._note(trial)
+        return trial
+
+    def check(self) -> None:
+        """Raise :class:`JobError` after three failures in a row: called once the last trial is safe."""
+        if self._failures >= MOST_FAILURES:  # more where a resumed search fails again
+            raise JobError(f"{self._failures} trials in a row failed: {self._why}")
+
+    def _take_up(self) -> None:
+        """Take what an interrupted run knows of a batch that it had begun."""
+        for proposal, trial in zip(self._asked, self._begun, strict=False):
             if proposal != trial.proposal:
                 raise JobError(
                     f"trial {trial.proposal.number} of the journal is not what the proposer asks now; "
                     "was the job changed, or are other versions installed?"
                 )
-        measured = iter(evaluate([proposal.counts for proposal in asked[len(begun) :]]))
-        for proposal in asked:
-            if begun:
-                trial = begun.pop(0)
-            else:
-                trial = _trial(proposer, proposal, next(measured))
-                yield trial
-                failures = failures + 1 if trial.failed else 0
-                if failures >= MOST_FAILURES:  # more where a resumed search fails again
-                    raise JobError(f"{failures} trials in a row failed: {trial.failed}")
-            proposer.tell(proposal, math.nan if trial.loss is None else trial.loss)
-        done += len(asked)
+        begun, self._begun = self._begun, []
+        for trial in begun:
+            self._note(trial)
+
+    def _note(self, trial: PruningTrial) -> None:
+        self._proposer.tell(self._asked.pop(0), _told(trial))
+
+
+def _told(trial: PruningTrial) -> float:
+    """The loss as a proposer is told it."""
+    return math.nan if trial.loss is None else trial.loss
 
 
 def _trial(proposer: Proposer, proposal: Proposal, measured: Measured) -> PruningTrial:
