@@ -18,7 +18,7 @@ from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.returned import refuse_borrowed, refuse_other, refuse_pythons_own
 
 Thing = TypeVar("Thing")
-_EXTRAS = ("onnx", "optuna", "ray", "timm", "torchmetrics")
+_EXTRAS = ("mlflow", "onnx", "optuna", "ray", "tensorboard", "timm", "torchmetrics")
 FETCHING = frozenset(
     (
         *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "weights", "weights_backbone", "checkpoint_path"),

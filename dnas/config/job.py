@@ -263,6 +263,18 @@ class RaySection(Section):
     num_gpus: NonNegative = Field(default=0.0, description="GPUs of each task; a fraction lets several share one.")
 
 
+class LogSection(Section):
+    """Logs of a job in other tools, beside its run folder; what they say is what the journal says."""
+
+    tensorboard: bool = Field(default=False, description="Write scalars, the front and every assignment for TensorBoard, into the folder `tensorboard` of the run (extra `tensorboard`).")  # fmt: skip
+    mlflow: bool = Field(default=False, description="Send scalars, the job's keys and the files of the front and the assignments to MLflow, at the address that `MLFLOW_TRACKING_URI` names (extra `mlflow`).")  # fmt: skip
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are asked for."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name))
+
+
 class JobConfig(Section):
     """One job, wholly described."""
 
@@ -295,6 +307,7 @@ class JobConfig(Section):
     squantizer: SquantizerSection = SquantizerSection()
     ray: RaySection = RaySection()
     finalise: FinaliseSection = FinaliseSection()
+    log: LogSection = LogSection()
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -43,6 +43,7 @@ from results.run.environment import environment
 from results.run.folder import Run
 from results.run.layout import CHECKPOINTS, ENVIRONMENT
 from results.run.lost import lost_files, standing, unasked_checkpoints, unknown_files
+from results.tracking.tracker import check_trackers, open_trackers, tracked
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.spaces import matches
 
@@ -62,20 +63,22 @@ def run_job(
         torch.set_num_threads(config.threads)
     _give_up_lost(run, report)
     processes = Processes.here()
-    context = processes.all_accept(lambda: JobContext(config, run, report))
-    if isinstance(request, FinaliseRequest):
-        context.log.write(check_finalise_request(context, request).event())
-    elif request:
-        context.log.write(check_request(context, request).event())
-    try:
-        with processes.watched(), deterministic(config.deterministic), compiled_mixture(context.job.compiles):
-            return _run(context)
-    except BrokenPipeError:
-        raise  # nobody listens any more: an interruption, not a failure
-    except Exception as error:
-        with contextlib.suppress(JobError):  # the journal's own disk may be what failed
-            context.log.write(Failed(message=_sentence(error)))
-        raise
+    names = config.log.names if processes.rank == 0 else ()
+    with tracked(processes.all_accept(lambda: open_trackers(names, run)), report) as report:
+        context = processes.all_accept(lambda: JobContext(config, run, report))
+        if isinstance(request, FinaliseRequest):
+            context.log.write(check_finalise_request(context, request).event())
+        elif request:
+            context.log.write(check_request(context, request).event())
+        try:
+            with processes.watched(), deterministic(config.deterministic), compiled_mixture(context.job.compiles):
+                return _run(context)
+        except BrokenPipeError:
+            raise  # nobody listens any more: an interruption, not a failure
+        except Exception as error:
+            with contextlib.suppress(JobError):  # the journal's own disk may be what failed
+                context.log.write(Failed(message=_sentence(error)))
+            raise
 
 
 def _give_up_lost(run: Run, report: Report) -> None:
@@ -213,6 +216,7 @@ def check_job(config: JobConfig) -> None:
 
 def _checked(context: JobContext, stages: Sequence[Stage]) -> list[Work]:
     """Refuse, before any training, what cannot work; returns the work of every stage."""
+    check_trackers(context.job.config.log.names)
     before, works = Foreseen(), []
     for stage in stages:
         stage.check(before)

@@ -36,11 +36,29 @@ ORIGIN = ".origin"
 PROGRESS = ".progress.json"
 LOG = "log.txt"
 """What a detached process prints."""
+TENSORBOARD = "tensorboard"
+"""The folder of TensorBoard's event files."""
+MLFLOW = ".mlflow"
+"""Holds the mark by which the run is found again in MLflow."""
 _SHOWN = (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, NETWORK, RANKING, *SENSITIVITIES.values())
-_WRITTEN = (*_SHOWN, LOCK, OWNER, ORIGIN, PROGRESS, LOG)
+_WRITTEN = (*_SHOWN, LOCK, OWNER, ORIGIN, PROGRESS, LOG, MLFLOW)
 """Files that are replaced whole, beside those in the two folders."""
 
 _JOB_SEAL = re.compile(r"sha256 of the lines below|[0-9a-f]{64}")
+
+
+def checkpoint_file(name: str) -> str:
+    """The path of a checkpoint inside a run.
+
+    >>> checkpoint_file("warmup")
+    'checkpoints/warmup.safetensors'
+    """
+    return f"{CHECKPOINTS}/{safe_name('a checkpoint name', name)}.safetensors"
+
+
+def assignment_file(id: str) -> str:
+    """The path of an assignment inside a run."""
+    return f"{ASSIGNMENTS}/{safe_name('an assignment id', id)}.json"
 
 
 def is_run(folder: Path) -> bool:
