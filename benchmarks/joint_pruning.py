@@ -24,7 +24,7 @@ from bayesopt.trials import best_trials, run_trials
 from benchmarks.pruning import opened
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.prune_plan import Pruning
-from dnas.jobs.stages.prune_trials import PruningObjective, make_objective
+from dnas.jobs.stages.prune_trials import PruningObjective, TrialNets
 from dnas.jobs.stages.pruning import removal_orders
 from dnas.quantization.calibration import batch_statistics
 from dnas.training.trainer import Measurement
@@ -161,8 +161,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     context, pruning = opened(arguments.run, arguments.assignment)
-    orders = removal_orders(pruning, Measurer(context))
-    objective = make_objective(context, arguments.assignment, orders, pruning.section)
+    network = Measurer(context).stored(pruning.parent, 0)
+    orders = removal_orders(context.job, network, pruning.parent, pruning.section)
+    objective = TrialNets(context, pruning.section).objective(arguments.assignment, orders)
     for parameter in objective.network.parameters():
         parameter.requires_grad_(False)
     a_trial = len(objective.images) + sum(len(x) for x in objective.batchnorm_images)

@@ -21,7 +21,7 @@ from dnas.config.file import load_job
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
-from dnas.jobs.stages.prune_trials import make_objective
+from dnas.jobs.stages.prune_trials import TrialNets
 from dnas.jobs.stages.pruning import removal_orders
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.trainer import Trainer, evaluate
@@ -52,7 +52,7 @@ def compare_criteria(folder: str, name: str) -> None:
                 network = measurer.stored(pruning.parent, seed)
                 found = rankings(network, pruning.groups, criterion, batches=batches, seed=seed)
                 orders = {group: ranking.order for group, ranking in found.items()}
-                objective = make_objective(context, name, orders, section)
+                objective = TrialNets(context, section).objective(name, orders)
                 objective.network = network
                 counts = {g.name: max(section.min_keep, round(g.units * (1 - ratio))) for g in pruning.groups.groups}
                 values.append(100 * objective(counts).top1)
@@ -62,8 +62,9 @@ def compare_criteria(folder: str, name: str) -> None:
 
 def rank_trials(folder: str, name: str) -> None:
     context, pruning = opened(folder, name)
-    orders = removal_orders(pruning, Measurer(context))
-    objective = make_objective(context, name, orders, pruning.section)
+    network = Measurer(context).stored(pruning.parent, 0)
+    orders = removal_orders(context.job, network, pruning.parent, pruning.section)
+    objective = TrialNets(context, pruning.section).objective(name, orders)
     config = context.job.config
     proposer = make_proposer("random", pruning.space, [pruning.budgets[0].limits], seed=1, total=CONFIGURATIONS)
     proxies, tuned = [], []

@@ -13,9 +13,11 @@ import typer
 
 from dnas.commands.exits import WRONG_INPUT, told
 from dnas.commands.options import (
+    ExecutorOption,
     JsonOption,
     RunArgument,
     TrustOption,
+    WorkersOption,
     check_file,
     run_folder,
 )
@@ -121,15 +123,17 @@ def rank(
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Epochs of fine-tuning each; by default as the job says.")
     ] = None,
+    workers: WorkersOption = None,
+    executor: ExecutorOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Tell how well the supernet ranks: its loss beside what fine-tuning makes of assignments of equal cost."""
-    from dnas.commands import rank_view
+    from dnas.commands import launching, rank_view
 
-    folder = run_folder(run)
+    crew, folder = launching.Crew(workers, executor), run_folder(run)
     with trusting(folder, trust):
-        rank_view.rank(folder, budget, assignments, epochs, as_json)
+        rank_view.rank(folder, budget, assignments, epochs, crew, as_json)
 
 
 @commands.command("bench-latency")

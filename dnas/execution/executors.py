@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dnas.execution.tasks import JobTask
@@ -19,11 +19,22 @@ Bench = Callable[[JobTask], Any]
 
 
 @dataclass(frozen=True)
+class Folder:
+    """An argument of a setting: the folder in which tasks read and write, or what stands for it on another machine."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Setting:
     """What a process makes its bench from: ``prepare(send, *arguments)``, a function of a module and plain values."""
 
     prepare: Callable[..., Bench]
     arguments: tuple[Any, ...]
+
+    def moved(self, folder: Folder) -> Setting:
+        """The same with another folder in the place of its own."""
+        return replace(self, arguments=tuple(folder if isinstance(each, Folder) else each for each in self.arguments))
 
 
 @dataclass(frozen=True)

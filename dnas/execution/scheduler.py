@@ -23,7 +23,8 @@ MOST_TRIES = 3
 Hear = Callable[[Any], None]
 HearLive = Callable[[str, Any, bool], None]
 """hear_live(task, message, asked): ``asked`` says whether it is this task that is asked for now. The message is None
-where nobody had anything to say for a second: whoever waits may look whether it still wants to."""
+where nobody had anything to say for a second: whoever waits may look whether it still wants to. It is a :class:`Lost`
+where the task is tried again, and will tell what it told once more."""
 
 
 class Scheduler(ABC):
@@ -33,7 +34,10 @@ class Scheduler(ABC):
 
     @abstractmethod
     def announce(self, tasks: Iterable[JobTask]) -> None:
-        """Say that these will be asked for, so that they may begin."""
+        """Say that these will be asked for, so that they may begin.
+
+        Raises ValueError for another task of a known id.
+        """
 
     @abstractmethod
     def outcome(self, task: JobTask, hear: Hear) -> Any:
@@ -95,9 +99,10 @@ class Ahead(Scheduler):
     def announce(self, tasks: Iterable[JobTask]) -> None:
         """Let these begin as soon as they can."""
         with self._changed:
-            new = [task for task in tasks if task.id not in self._courses]
-            self._graph.add(new)
-            self._courses |= {task.id: _Course(task) for task in new}
+            known = list(tasks)
+            self._graph.add(known)
+            new = {task.id: _Course(task) for task in known if task.id not in self._courses}
+            self._courses |= new
             for course in list(self._courses.values()) if new else ():
                 if isinstance(course.ended, Refused):  # what needs it can never begin
                     self._fail(course, course.ended.error)
@@ -172,6 +177,7 @@ class Ahead(Scheduler):
                 if report.final or course.tries >= MOST_TRIES:
                     self._fail(course, JobError(_given_up(course.task, report.why)))
                 else:
+                    self._live.append((report.task, report))
                     self._graph.again(report.task)
 
     def _fail(self, course: _Course, error: BaseException) -> None:

@@ -1,5 +1,8 @@
 """What a task is, and the graph that tasks make: one waits for the files that it reads.
 
+Files are named by their paths inside the one folder that tasks share; what a task needs of it and what it leaves there
+is told by its names alone, so that it can be carried out where that folder is not.
+
 A task is a function of a module and plain values, so that any process on any machine can carry it out and gets the same
 from it. It returns plain values and may write named files. What it does twice over, it does to the same end.
 """
@@ -20,15 +23,16 @@ _PLAIN = (str, int, float, bool, type(None), PurePath)
 class JobTask:
     """``function(bench, seed=seed, **inputs)``, where a bench is what every process works with.
 
-    ``work`` is how much there is to do, in units of the caller's; ``reads`` and ``writes`` name files. Raises TypeError
-    for a function that another process could not import, and for inputs that are not plain values.
+    ``work`` is how much there is to do, in units of the caller's, and no part of what it is. ``reads`` and ``writes``
+    name files; one that it writes may be there already, half done by an earlier try, and is then gone on with. Raises
+    TypeError for a function that another process could not import, and for inputs that are not plain values.
     """
 
     id: str
     function: Callable[..., Any]
     inputs: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
-    work: float = 1.0
+    work: float = field(default=1.0, compare=False)
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
 
@@ -71,10 +75,16 @@ class TaskGraph:
         return id in self._tasks
 
     def add(self, tasks: Iterable[JobTask]) -> None:
-        """Add tasks; one that is known is left as it is. Raises ValueError where tasks would wait for each other."""
-        new = [task for task in tasks if task.id not in self._tasks]
-        self._tasks |= {task.id: task for task in new}
-        self._graph.add_nodes_from(task.id for task in new)
+        """Add tasks; one that is known is left as it is.
+
+        Raises ValueError for another task of a known id, and where tasks would wait for each other.
+        """
+        new: dict[str, JobTask] = {}
+        for task in tasks:
+            if task != (self._tasks.get(task.id) or new.setdefault(task.id, task)):
+                raise ValueError(f"there is another task '{task.id}' already, of other inputs or files")
+        self._tasks |= new
+        self._graph.add_nodes_from(new)
         writers = {file: task.id for task in self._tasks.values() for file in task.writes}
         for task in self._tasks.values() if new else ():
             self._graph.add_edges_from((writers[file], task.id) for file in task.reads if file in writers)

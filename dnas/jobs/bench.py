@@ -12,14 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dnas.config.job import JobConfig
-from dnas.execution.executors import Executor, Send, Setting, make_executor
+from dnas.execution.executors import Executor, Folder, Lost, Send, Setting, make_executor
 from dnas.execution.scheduler import Ahead
 from dnas.execution.tasks import JobTask
 from dnas.jobs.context import PRETRAINED, JobContext
@@ -30,7 +29,9 @@ from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.training.device import deterministic
 from results.events import Event, Note
+from results.files import write_bytes
 from results.run.folder import Run
+from results.run.layout import checkpoint_file
 from search_spaces.registry import CLUSTER, import_limits, importing_only, refuse_reaching_out
 
 Limits = tuple[frozenset[str], str] | None
@@ -95,6 +96,40 @@ class SentProgress(Progress):
         self._sent = time.monotonic()
 
 
+class Tally:
+    """Counts what workers tell of their progress; what a task does again after its worker died counts once."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._told: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self._counted: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+
+    def hear(self, task: str, message: Any, asked: bool) -> None:
+        """Count a message of :class:`SentProgress`; where none tells anything for a while, say where the job stands."""
+        match message:
+            case None:
+                self._progress.tell()
+            case Lost():
+                self._told.pop(task, None)
+            case {"recall": work}:
+                new = {kind: self._new(task, kind, units) for kind, units in work.items()}
+                self._progress.recall(new, ahead=not asked)
+            case {"correct": correction}:
+                self._progress.correct(*correction)
+            case {"steps": steps, "fields": fields}:
+                new = {kind: self._new(task, kind, units) for kind, units in steps.items()}
+                for kind, units in new.items():
+                    self._progress.step(kind, units, ahead=not asked, **fields)
+
+    def _new(self, task: str, kind: str, units: float) -> float:
+        """Those of the units that no earlier try of the task has told."""
+        told, counted = self._told[task], self._counted[task]
+        told[kind] += units
+        new = max(0.0, min(units, told[kind] - counted[kind]))
+        counted[kind] = max(counted[kind], told[kind])
+        return new
+
+
 class Bench:
     """A job in a worker process."""
 
@@ -102,7 +137,7 @@ class Bench:
         self,
         send: Send,
         config: str,
-        folder: str,
+        folder: Folder,
         device: str,
         threads: int,
         directory: str,
@@ -118,7 +153,7 @@ class Bench:
         with self._importing():
             self._context = JobContext(
                 job,
-                Run.helping(folder),
+                Run.helping(folder.path),
                 lambda event: None,
                 progress=self._progress,
                 log=lambda run, job: SentLog(run, job, send),
@@ -127,7 +162,7 @@ class Bench:
 
     def __call__(self, task: JobTask) -> Any:
         """Carry a task out, its network trained as the run has it."""
-        if PRETRAINED in task.reads and not self._has_float:
+        if checkpoint_file(PRETRAINED) in task.reads and not self._has_float:
             config = self._context.job.config
             stored_float(self._context.log.run, self._context.job.network, config.pretrain.epochs)
             self._has_float = True
@@ -160,7 +195,7 @@ def employed(context: JobContext, resources: Resources) -> Iterator[None]:
     executor = _executor(context, resources)
     for sentence in executor.told:  # not journaled: the journal is the same whoever carries tasks out
         context.log.report(Note(text=sentence).to_json())
-    context.tasks = Ahead(executor, partial(_counted, context.progress))
+    context.tasks = Ahead(executor, Tally(context.progress).hear)
     unasked: list[JobTask] = []
     try:
         yield
@@ -170,9 +205,10 @@ def employed(context: JobContext, resources: Resources) -> Iterator[None]:
     else:
         unasked = context.tasks.close()
     finally:
-        context.log.run.remove_leftovers()
+        if context.log.run.writable:
+            context.log.run.remove_leftovers()
     for name in {name for task in unasked for name in task.writes}:
-        context.log.run.delete_checkpoint(name)
+        context.log.run.delete_file(name)
 
 
 def _executor(context: JobContext, resources: Resources) -> Executor:
@@ -182,29 +218,17 @@ def _executor(context: JobContext, resources: Resources) -> Executor:
     refuse_reaching_out(CLUSTER, f"the tasks of the job are to go to a cluster at '{config.ray.address}'")
     most = config.workers if isinstance(config.workers, int) else None
     options: dict[str, Any] = {"address": config.ray.address, "num_gpus": config.ray.num_gpus, "most": most}
-    folder = context.log.run.folder.resolve()
-    return make_executor(config.executor, settings, threads=resources.threads, folder=folder, **options)
+    folder = context.log.run.folder.absolute()
+    options |= {"threads": resources.threads, "folder": folder, "keep": write_bytes}
+    return make_executor(config.executor, settings, **options)
 
 
 def _settings(context: JobContext, resources: Resources) -> list[Setting]:
     """What each worker makes its bench from."""
     config = context.job.config.model_dump_json(by_alias=True)
-    folder, directory = str(context.log.run.folder.resolve()), str(Path.cwd())
+    folder, directory = Folder(str(context.log.run.folder.absolute())), str(Path.cwd())
     limits = import_limits()
     told = (frozenset(limits[0]), limits[1]) if limits else None
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     shared = resources.threads, directory, told, tf32
     return [Setting(Bench, (config, folder, device, *shared)) for device in resources.devices]
-
-
-def _counted(progress: Progress, task: str, message: Mapping[str, Any], asked: bool) -> None:
-    """Count what a worker tells of its progress; where none tells anything for a while, say where the job stands."""
-    if not message:
-        progress.tell()
-    elif "recall" in message:
-        progress.recall(message["recall"], ahead=not asked)
-    elif "correct" in message:
-        progress.correct(*message["correct"])
-    else:
-        for kind, units in message["steps"].items():
-            progress.step(kind, units, ahead=not asked, **message["fields"])

@@ -6,9 +6,9 @@ journaled first: whoever carries a task out may be far ahead of the journal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dnas.config.job import JobConfig
 from dnas.execution.scheduler import InThisProcess, Scheduler
@@ -22,13 +22,36 @@ from dnas.search.trainer import SupernetTrainer
 from dnas.training.trainer import EpochResult, StepReport, Trainer
 from results.events import Epoch, read_epoch
 from results.run.folder import Run
+from results.run.layout import checkpoint_file
 from search_spaces.errors import InputError
 
 PRETRAINED = "pretrain"
 """The checkpoint of the float network, where the job trains it."""
 
+Key = TypeVar("Key", bound=Hashable)
 Made = TypeVar("Made")
 Records = Iterable[Mapping[str, Any]]
+
+
+class Recent(Generic[Key, Made]):
+    """What was made last by its key, so many things at most: the oldest is let go of before another is made."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._made: dict[Key, Made] = {}
+
+    def get(self, key: Key, make: Callable[[], Made]) -> Made:
+        """What ``make`` gives, or gave for an equal key."""
+        if key not in self._made:
+            while len(self._made) >= self._most:
+                del self._made[next(iter(self._made))]
+            self._made[key] = make()
+        self._made[key] = self._made.pop(key)  # the last one now
+        return self._made[key]
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._made.clear()
 
 
 @dataclass(frozen=True)
@@ -69,7 +92,7 @@ class JobContext:
         check_weights(self.job, run, self.log.history)
         self.progress = progress or Progress(report)
         self.tasks: Scheduler = InThisProcess(self)
-        self._last_made: tuple[Any, Any] = (None, None)
+        self._last_made = Recent[Hashable, Any](1)
         self.sensitivities = JobSensitivities(
             self.job, run, lambda sentence: self.log.tell_once([sentence]), self.progress
         )
@@ -85,19 +108,16 @@ class JobContext:
 
     @property
     def reads_float(self) -> tuple[str, ...]:
-        """What a task reads that works on the trained float network."""
-        return (PRETRAINED,) if self.job.config.pretrain.epochs else ()
+        """The files that a task reads which works on the trained float network."""
+        return (checkpoint_file(PRETRAINED),) if self.job.config.pretrain.epochs else ()
 
-    def last_made(self, key: Any, make: Callable[[], Made]) -> Made:
+    def last_made(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What ``make`` gives, or gave for an equal key where that was the last one: many tasks need the same."""
-        if self._last_made[0] != key:
-            self._last_made = (None, None)
-            self._last_made = (key, make())
-        return self._last_made[1]
+        return self._last_made.get(key, make)
 
     def forget(self) -> None:
         """Let go of what was made last: it may fill a device's memory."""
-        self._last_made = (None, None)
+        self._last_made.clear()
 
     def train(self, trainer: Trainer, place: Place) -> None:
         """Run a trainer's remaining epochs, saving and journaling each."""

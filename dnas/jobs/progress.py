@@ -103,7 +103,9 @@ class Progress:
         self._count(kind, units, ahead)
         now = self._clock()
         # What comes before the first step of a kind, such as a compilation, is not what its other steps take.
-        if kind in self._timed:
+        if not units:
+            pass  # was counted before
+        elif kind in self._timed:
             done, seconds = self._timed[kind]
             self._timed[kind] = (done + units, seconds + now - self._last)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,14 @@ from torch import nn
 
 from dnas.config.fields import Amount
 from dnas.config.file import load_job
+from dnas.execution.tasks import JobTask
+from dnas.jobs.bench import employed
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.planning import read_budgets
+from dnas.jobs.resources import resources_of
 from dnas.jobs.sensitivity import digest
-from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
+from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer, start_files
 from dnas.jobs.stages.search import WARMUP
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
@@ -24,6 +27,7 @@ from dnas.quantization.mixture import compiled_mixture
 from dnas.search.ranking import LEAST_ASSIGNMENTS, random_assignments, rank_correlation, supernet_loss
 from dnas.search.supernet import Supernet
 from dnas.training.device import deterministic
+from dnas.training.processes import Processes
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Trainer, with_prefix
 from results.ranking import Correlation, Ranked, Ranking
@@ -55,13 +59,14 @@ class RankRequest:
             raise InputError(f"epochs = {self.epochs} of fine-tuning is below 0")
 
 
-def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None]) -> Ranking:
+def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None], overrides: Sequence[str] = ()) -> Ranking:
     """The ranking that is asked for: what the run keeps of it, and what is missing, kept as it is found.
 
-    ``tell`` hears of every assignment. Raises :class:`InputError`, before any training, for a run without a warm
-    supernet of the whole network, and for a budget that cannot be met or allows too few assignments.
+    ``tell`` hears of every assignment; ``overrides`` are keys of the job, as in ``workers=2``. Raises
+    :class:`InputError`, before any training, for a run without a warm supernet of the whole network, and for a budget
+    that cannot be met or allows too few assignments.
     """
-    config = load_job(run.job_file())
+    config = load_job(run.job_file(), overrides)
     if config.order[:1] != ("search",):
         raise InputError(
             f"{run.folder} does not search the bits of the whole network, so it has no supernet of it to rank by"
@@ -74,12 +79,12 @@ def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None]) -> Ran
     seed = derived_seed(config.seed, RANK, budget.label)
     wanted = random_assignments(job.plan.table, budget, request.assignments, seed)
     stored_float(run, job.network, config.pretrain.epochs)  # into the job's own network
-    start = Measurer(context).starting_model(config.finetune.start, 0)
     supernet = _warm_supernet(run, job)
     epochs = config.finetune.epochs if request.epochs is None else request.epochs
-    with deterministic(config.deterministic), compiled_mixture(job.compiles):
+    resources = resources_of(config, Processes.here())
+    with deterministic(config.deterministic), compiled_mixture(job.compiles), employed(context, resources):
         ranking = begun = _begun(run, job, supernet, wanted, budget, epochs)
-        for ranking in _finetuned(job, start, begun, wanted):
+        for ranking in _finetuned(context, begun, wanted):
             if run.writable:
                 run.save_ranking(ranking)
             count = len(ranking.done)
@@ -161,16 +166,28 @@ def _key(bits: Mapping[str, tuple[int, int]]) -> str:
     return " ".join(f"{name}={pair[0]}/{pair[1]}" for name, pair in sorted(bits.items()))
 
 
-def _finetuned(job: Job, start: nn.Module, ranking: Ranking, wanted: list[Cells]) -> Iterator[Ranking]:
+def _finetuned(context: JobContext, ranking: Ranking, wanted: list[Cells]) -> Iterator[Ranking]:
     """The ranking after each assignment that had no score."""
     rows = list(ranking.assignments)
-    for place, cells in enumerate(wanted):
-        if rows[place].finetuned:
-            continue
-        score = job.measured(finetuned_net(job, start, cells, ranking.epochs), job.data.val).score
+    left = [place for place, row in enumerate(rows) if not row.finetuned]
+    reads = (*context.reads_float, *start_files(context.job.config.finetune.start))
+    tasks = {
+        place: JobTask(f"{RANK} {place + 1}", score_of, {"cells": wanted[place], "epochs": ranking.epochs}, reads=reads)
+        for place in left
+    }
+    context.tasks.announce(tasks.values())
+    for place, task in tasks.items():
+        score = context.outcome(task)
         found = {"score": score if math.isfinite(score) else None, "finetuned": True}
         rows[place] = rows[place].model_copy(update=found)
         yield _correlated(ranking.model_copy(update={"assignments": tuple(rows)}))
+
+
+def score_of(context: JobContext, seed: int, cells: Cells, epochs: int) -> float:
+    """What the net of an assignment measures on validation after so many epochs."""
+    job = context.job
+    start = context.last_made(RANK, lambda: Measurer(context).starting_model(job.config.finetune.start, 0))
+    return job.measured(finetuned_net(job, start, cells, epochs), job.data.val).score
 
 
 def finetuned_net(job: Job, start: nn.Module, cells: Cells, epochs: int) -> nn.Module:

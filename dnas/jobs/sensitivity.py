@@ -86,6 +86,7 @@ class JobSensitivities:
         self._images = SensitivityImages(job)
         self._kind: SensitivityKind = "hessian"
         self._left: dict[SensitivityKind, float] = {}
+        self._before: dict[SensitivityKind, bool] = {}
         self.evidence = replace(evidence_of(job), batches=lambda: self, recall=self._recall)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -98,9 +99,11 @@ class JobSensitivities:
             self._left[kind] -= done
             self._progress.step(_KIND[kind], done, stage=SENSITIVITIES, run=kind)
 
-    def knows(self, kind: SensitivityKind) -> bool:
-        """Whether the run keeps them."""
-        return kind in self._left or _kept(self._run, self._job, self.evidence, kind) is not None
+    def kept_before(self, kind: SensitivityKind) -> bool:
+        """Whether the run kept them when this process first asked: a worker may have been faster since."""
+        if kind not in self._before:
+            self._before[kind] = kind in self._left or _kept(self._run, self._job, self.evidence, kind) is not None
+        return self._before[kind]
 
     def note_counted(self, kind: SensitivityKind) -> None:
         """Note that whoever worked them out told of the work."""

@@ -7,23 +7,24 @@ whatever the shape of its weights, and its size is known exactly. A trial takes 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
-from bayesopt.proposers import Proposer, make_proposer
+from bayesopt.proposers import Proposal, Proposer, make_proposer
 from bayesopt.ratios import RatioSpace
-from bayesopt.trials import PruningTrial, best_trials, run_trials
-from dnas.jobs.context import JobContext
+from bayesopt.trials import best_trials
+from dnas.execution.tasks import JobTask
+from dnas.jobs.context import JobContext, Recent
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED
-from dnas.jobs.stages.trial_events import BAYESIAN, as_told, known_trials, trial_event
+from dnas.jobs.stages.trial_events import BAYESIAN, as_told
+from dnas.jobs.stages.trial_search import TrialPlace, TrialSearch
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import fixed_copy
+from dnas.squantizer.layers import free_names, sparse_layers, starting_weights
 from dnas.squantizer.plan import section_of
 from dnas.squantizer.quantizer import moments, sparse_codes
 from dnas.squantizer.storage import EPSILON, LEAST_SIGMA, Layers, Weights, set_sigmas, stored_layers
@@ -39,51 +40,49 @@ from search_spaces.sparse_weights.scheme import SparseWeights
 STEPS = 32
 BATCHNORM_BATCHES = 10
 TRIAL = "trial of σ"
+_MOST_NETS = 4
+"""In memory at once, of widths whose searches take turns."""
 
 
-def layer_sigmas(
-    context: JobContext, name: str, layers: Layers, weights: Weights, budget: Budget, free: Sequence[str]
-) -> Layers:
-    """The layers with the σ of each ``free`` one that lost least within ``budget``; every trial is journaled.
+class SigmaSearch:
+    """A search of the σ of every free layer at ``bits`` within ``budget``; ``name`` tells it from others of the job."""
 
-    ``weights`` are those of the float network; ``name`` tells this search from others of the job.
-    """
-    job = context.job
-    space = SigmaSpace(job.plan.table, layers, weights, free)
-    section = section_of(job.config)
-    seed = derived_seed(job.config.seed, name) % 2**32
-    proposer: Proposer = make_proposer(
-        "scikit-optimize", space.ratios, [budget.limits], seed=seed, total=section.trials
-    )
-    known = known_trials(context.log, name, BAYESIAN)
-    context.progress.recall({TRIAL: trial_units(job) * len(known)})
-    trials = list(known)
-    for trial in run_trials(proposer, _Trials(job, space), total=section.trials, known=known):
-        context.log.write(trial_event(name, BAYESIAN, trial, context.job.task.metric.name))
-        trials.append(trial)
-        context.progress.step(TRIAL, trial_units(job), **_facts(name, section.trials, trials, job.task.metric.name))
-    context.progress.correct(len(trials) - section.trials, {TRIAL: trial_units(job)})
-    best = best_trials(trials, budget.limits, 1)
-    if not best:
-        raise InputError(f"no trial of '{name}' gave a finite loss; give squantizer.sigma instead of a budget")
-    return stored_layers(weights, space.layers_at(best[0].counts))
+    def __init__(self, context: JobContext, name: str, bits: int, budget: Budget) -> None:
+        job = context.job
+        self._context, self._name, self._bits, self._budget = context, name, bits, budget
+        self._space = sigma_space(job, bits)
+        total, seed = section_of(job.config).trials, derived_seed(job.config.seed, name) % 2**32
+        proposer: Proposer = make_proposer(
+            "scikit-optimize", self._space.ratios, [budget.limits], seed=seed, total=total
+        )
+        place = TrialPlace("squantizer", name, BAYESIAN, TRIAL, trial_units(job), total)
+        self.trials = TrialSearch(context, place, proposer, self._measured)
 
+    def _measured(self, asked: Sequence[Proposal]) -> Iterator[Measurement]:
+        context = self._context
+        seed, work = context.job.config.seed, trial_units(context.job)
+        tasks = [
+            JobTask(
+                f"trial {each.number} of {self._name}",
+                try_sigmas,
+                {"bits": self._bits, "counts": each.counts},
+                seed,
+                work,
+                context.reads_float,
+            )
+            for each in asked
+        ]
+        context.tasks.announce(tasks)
+        return map(context.outcome, tasks)
 
-def _facts(name: str, total: int, trials: Sequence[PruningTrial], metric: str) -> dict[str, Any]:
-    """What the display shows of the last trial."""
-    last = trials[-1]
-    return {
-        "stage": "squantizer",
-        "run": name,
-        "trial": len(trials),
-        "trials": total,
-        "loss": math.nan if last.loss is None else last.loss,
-        "best": min((trial.loss for trial in trials if trial.loss is not None), default=math.nan),
-        "metric": metric,
-        "score": last.score,
-        "expected": {name: last.cost[name] for name in last.proposal.limits},
-        "budget": dict(last.proposal.limits),
-    }
+    def layers(self, weights: Weights) -> Layers:
+        """The layers at the σ that lost least, once the search is over; ``weights`` are the float network's."""
+        best = best_trials(self.trials.found, self._budget.limits, 1)
+        if not best:
+            raise InputError(
+                f"no trial of '{self._name}' gave a finite loss; give squantizer.sigma instead of a budget"
+            )
+        return stored_layers(weights, self._space.layers_at(best[0].counts))
 
 
 def trial_units(job: Job) -> float:
@@ -147,26 +146,32 @@ def _empty(bits: LayerBits) -> LayerBits:
     return replace(bits, scheme=replace(known, nonzeros=0, storage="bitmask", stored_bits=0))
 
 
-class _Trials:
-    """Measures proposals one after the other, all on one net whose σ are set anew; it is made for the first of them."""
+def sigma_space(job: Job, bits: int) -> SigmaSpace:
+    """The space of the job's free layers at these bits, on its float network."""
+    return SigmaSpace(job.plan.table, sparse_layers(job, bits, 0.0), starting_weights(job), free_names(job))
 
-    def __init__(self, job: Job, space: SigmaSpace) -> None:
-        self.job, self.space = job, space
-        self._images: list[Tensor] = []
 
-    @cached_property
-    def network(self) -> nn.Module:
-        """The float network, quantized and calibrated."""
-        job = self.job
-        network = fixed_copy(job.network, job.plan.graph, self.space.layers, job.choice)
+class _SigmaNets:
+    """What trials go by: the same images, and for each width one net whose σ are set anew each time."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._images = job, job.batchnorm_images(BATCHNORM_BATCHES)
+        self._nets = Recent[int, tuple[SigmaSpace, nn.Module]](_MOST_NETS)
+
+    def measured(self, bits: int, counts: Mapping[str, int]) -> Measurement:
+        """What the float network measures at the σ of so many shares, its BatchNorm estimated anew."""
+        space, network = self._nets.get(bits, lambda: self._made(bits))
+        set_sigmas(network, space.layers_at(counts))
+        recalibrate_batchnorm(network, self._images, allow_overflow=True)
+        return as_told(self._job.measured(network, self._job.search_data.validation))
+
+    def _made(self, bits: int) -> tuple[SigmaSpace, nn.Module]:
+        job, space = self._job, sigma_space(self._job, bits)
+        network = fixed_copy(job.network, job.plan.graph, space.layers, job.choice)
         calibrate(network.to(job.device.place), job.calibration_images())
-        self._images = job.batchnorm_images(BATCHNORM_BATCHES)
-        return network.eval()
+        return space, network.eval()
 
-    def __call__(self, asked: Sequence[Mapping[str, int]]) -> Iterator[Measurement]:
-        """Yield the measurement of each."""
-        validation, job = self.job.search_data.validation, self.job
-        for counts in asked:
-            set_sigmas(self.network, self.space.layers_at(counts))
-            recalibrate_batchnorm(self.network, self._images, allow_overflow=True)
-            yield as_told(job.measured(self.network, validation))
+
+def try_sigmas(context: JobContext, seed: int, bits: int, counts: Mapping[str, int]) -> Measurement:
+    """What the float network measures with so many shares of the weights of each layer left."""
+    return context.last_made("sigmas", lambda: _SigmaNets(context.job)).measured(bits, counts)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
+from dnas.jobs.stages.trial_search import take_turns
+from dnas.squantizer.layers import free_names, sparse_layers, starting_weights
 from dnas.squantizer.plan import section_of, sparse_budgets
-from dnas.squantizer.sigma_search import TRIAL, layer_sigmas, trial_units
-from dnas.squantizer.storage import Layers, Weights, float_weights, sigma_within, stored_layers
+from dnas.squantizer.sigma_search import TRIAL, SigmaSearch, trial_units
+from dnas.squantizer.storage import Layers, Weights, sigma_within, stored_layers
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
-from search_spaces.models.copies import fresh_copy
 from search_spaces.provenance import Provenance
-from search_spaces.spaces import matches
-from search_spaces.sparse_weights.scheme import SparseWeights
 
 
 @dataclass(frozen=True)
@@ -71,71 +69,36 @@ class Squantizer(Stage):
         return {TRIAL: trial_units(job) * sum(net.trials for net in sparse_nets(job))}
 
     def carry_out(self, findings: Findings) -> None:
-        """Save and journal every assignment."""
-        context = self.context
-        weights, made = starting_weights(context.job), Provenance(kind=Squantizer.name, run=Squantizer.name)
-        for net in sparse_nets(context.job):
+        """Save and journal every assignment; searches of σ take turns before."""
+        context, job = self.context, self.context.job
+        weights, made = starting_weights(job), Provenance(kind=Squantizer.name, run=Squantizer.name)
+        known = set(context.log.decoded)
+        searches = {}
+        for net in sparse_nets(job):
+            if net.id in known:
+                context.progress.recall({TRIAL: trial_units(job) * net.trials})
+            elif net.budget and net.trials:
+                searches[net.id] = SigmaSearch(context, net.id, net.bits, net.budget)
+        take_turns([each.trials for each in searches.values()])
+        for net in sparse_nets(job):
             layers: Layers = {}
-            if net.id in context.log.decoded:
-                context.progress.recall({TRIAL: trial_units(context.job) * net.trials})
-            else:
-                layers = _layers_of(context, net, weights)
+            if net.id in searches:
+                layers = searches[net.id].layers(weights)
+            elif net.id not in known:
+                layers = _layers_of(job, net, weights)
             findings.found.append(context.log.keep(net.id, layers, made, net.budget))
 
 
-def _layers_of(context: JobContext, net: SparseNet, weights: Weights) -> Layers:
-    """The layers of a net on the weights as they are."""
-    job = context.job
+def _layers_of(job: Job, net: SparseNet, weights: Weights) -> Layers:
+    """The layers of a net without trials on the weights as they are."""
     if net.budget is None:
         return stored_layers(weights, sparse_layers(job, net.bits, net.sigma))
-    if not net.trials:
-        return _within(job, weights, net.bits, net.budget)
-    layers = sparse_layers(job, net.bits, 0.0)
-    return layer_sigmas(context, net.id, layers, weights, net.budget, _free_names(job))
-
-
-def starting_weights(job: Job) -> Weights:
-    """The weights of the float network, whose layers have the names of a quantized copy's."""
-    layers = sparse_layers(job, section_of(job.config).weight_bits[0], 0.0)
-    return float_weights(fresh_copy(job.network), layers, job.plan.graph)
-
-
-def sparse_layers(job: Job, bits: int, sigma: float) -> Layers:
-    """The bits of every layer, with ``sigma`` or its own σ in each sparse one; :class:`InputError` for a wrong pattern.
-
-    Nothing is known of their non-zeros yet.
-    """
-    section, plan = section_of(job.config), job.plan
-    for pattern in section.sigmas:
-        if not any(matches([pattern], plan.graph[name]) for name in _sparse_names(job)):
-            raise InputError(
-                f"squantizer.sigmas: '{pattern}' fits none of the sparse layers; they are "
-                f"{', '.join(_sparse_names(job))}"
-            )
-    layers = dict(plan.space.uniform(bits))
-    for name in _sparse_names(job):
-        own = [value for pattern, value in section.sigmas.items() if matches([pattern], plan.graph[name])]
-        sparse = SparseWeights(own[-1] if own else sigma, section.order, section.gradient)
-        layers[name] = replace(layers[name], scheme=sparse)
-    return layers
-
-
-def _sparse_names(job: Job) -> list[str]:
-    return [name for decision in job.plan.space.decisions for name in decision.layers]
-
-
-def _free_names(job: Job) -> list[str]:
-    """The sparse layers whose σ `squantizer.sigmas` leaves open."""
-    patterns = list(section_of(job.config).sigmas)
-    names = [name for name in _sparse_names(job) if not matches(patterns, job.plan.graph[name])]
-    if not names:
-        raise InputError("squantizer.budgets needs a layer whose σ is free; squantizer.sigmas sets them all")
-    return names
+    return _within(job, weights, net.bits, net.budget)
 
 
 def _within(job: Job, weights: Weights, bits: int, budget: Budget) -> Layers:
     """The layers at the least common σ that meets ``budget`` on ``weights``."""
-    layers, names = sparse_layers(job, bits, 0.0), _free_names(job)
+    layers, names = sparse_layers(job, bits, 0.0), free_names(job)
     found = sigma_within(job.plan.table, layers, weights, budget, names)
     if found is None:
         raise InputError(

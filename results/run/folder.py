@@ -35,12 +35,13 @@ from results.run.layout import (
     NETWORK,
     RANKING,
     SENSITIVITIES,
+    assignment_file,
+    checkpoint_file,
     list_runs,
     refuse_incomplete,
     refuse_links,
     refuse_misplaced,
     refuse_occupied,
-    safe_name,
     sealed_job,
     unsealed_job,
 )
@@ -197,15 +198,20 @@ class Run:
 
     def delete_checkpoint(self, name: str) -> None:
         """Remove a checkpoint; one that is not there is fine."""
-        path = self._checkpoint_path(name, write=True)
+        self.delete_file(checkpoint_file(name))
+
+    def delete_file(self, path: str) -> None:
+        """Remove the file at this path inside the folder; one that is not there is fine."""
+        file = self._writable_folder() / path
         try:
-            path.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
         except OSError as error:
-            raise write_error(path, error) from error
+            raise write_error(file, error) from error
 
     def save_assignment(self, assignment: BitAssignment) -> Path:
         """Write ``assignments/ID.json`` and return its path; an older one of that id is replaced."""
-        path = self._writable_folder(ASSIGNMENTS) / f"{safe_name('an assignment id', assignment.id)}.json"
+        self._writable_folder(ASSIGNMENTS)
+        path = self.folder / assignment_file(assignment.id)
         write_sealed_json(path, assignment.to_json())
         return path
 
@@ -353,8 +359,9 @@ class Run:
             raise InputError(f"{_named(path, error)}; make it again with: dnas resume {self.folder}") from error
 
     def _checkpoint_path(self, name: str, *, write: bool = False) -> Path:
-        folder = self._writable_folder(CHECKPOINTS) if write else self.folder / CHECKPOINTS
-        return folder / f"{safe_name('a checkpoint name', name)}.safetensors"
+        if write:
+            self._writable_folder(CHECKPOINTS)
+        return self.folder / checkpoint_file(name)
 
     def _writable_folder(self, name: str = "") -> Path:
         if not self.writable:

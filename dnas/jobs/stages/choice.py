@@ -37,6 +37,7 @@ from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Trainer, measure
 from results.events import Judged, Pool
 from results.pools import mean_loss
+from results.run.layout import checkpoint_file
 from results.tables.pool import judged_text
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
@@ -191,7 +192,13 @@ class Choose(Stage):
         name, work = _checkpoint(proposal.id, number), sum(_judging(self.job, epochs).values())
         inputs = {"proposal": proposal.to_json(), "epochs": epochs}
         return JobTask(
-            f"{CHOICE} {name}", judged_after, inputs, number, work, self.measurer.reads(proposal, 0), (name,)
+            f"{CHOICE} {name}",
+            judged_after,
+            inputs,
+            number,
+            work,
+            self.measurer.reads(proposal, 0),
+            (checkpoint_file(name),),
         )
 
     @property

@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.sensitivity import SENSITIVITIES, JobSensitivities, sensitivity_work
+from results.run.layout import SENSITIVITIES as SENSITIVITY_FILES
 from search_spaces.sensitivities import SensitivityKind
 
 
 def sensitivity_tasks(context: JobContext, kinds: Iterable[SensitivityKind]) -> dict[SensitivityKind, JobTask]:
-    """Kind → working it out, where workers do that and the run does not keep it.
+    """Kind → working it out, where workers do that and the run did not keep it.
 
     The job's own process needs no task: it works out what is asked for, when it is.
     """
-    wanted = [] if context.tasks.in_process else [kind for kind in kinds if not context.sensitivities.knows(kind)]
+    wanted = [] if context.tasks.in_process else [kind for kind in kinds if not context.sensitivities.kept_before(kind)]
     return {
         kind: JobTask(
             f"{SENSITIVITIES} {kind}",
@@ -24,6 +25,7 @@ def sensitivity_tasks(context: JobContext, kinds: Iterable[SensitivityKind]) -> 
             context.job.config.seed,
             sum(sensitivity_work(context.job, [kind]).values()),
             context.reads_float,
+            (SENSITIVITY_FILES[kind],),
         )
         for kind in sorted(wanted)
     }

@@ -26,7 +26,7 @@ from dnas.jobs.stages.finalise_requests import (
     read_file,
     sections,
 )
-from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measure, Measurer
+from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measure, Measurer, start_files
 from dnas.jobs.stored_nets import net_file, save_switchable
 from dnas.jobs.training import teacher_of
 from dnas.switchable.net import SwitchableNet
@@ -35,6 +35,7 @@ from dnas.switchable.training import SwitchableTrainer, passes_per_step
 from dnas.training.schedules import derived_seed
 from results.events import Dropped, Measured, Profiles
 from results.pareto import FrontPoint, ParetoFront
+from results.run.layout import checkpoint_file
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, JobError
 from search_spaces.provenance import GIVEN, PROFILE, UNIFORM, Profile, Provenance, Quantizers
@@ -181,8 +182,8 @@ class _Finaliser:
             "section": section.model_dump(mode="json"),
             "profiles": {name: each.to_json() for name, each in profiles.items()},
         }
-        warm = ("warmup",) if section.start == "supernet" else ()
-        reads, writes = (*self.context.reads_float, *warm), (f"{net}-seed{seed}", net_file(net, seed))
+        reads = (*self.context.reads_float, *start_files(section.start))
+        writes = tuple(map(checkpoint_file, (f"{net}-seed{seed}", net_file(net, seed))))
         return JobTask(f"{Finalise.name} {net}-seed{seed}", train_switchable, inputs, seed, work, reads, writes)
 
     def _train(self, profiles: Mapping[str, BitAssignment], seed: int) -> None:

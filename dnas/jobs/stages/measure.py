@@ -23,9 +23,10 @@ from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import fixed_copy
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import Measurement, Trainer, with_prefix
-from results.events import Measured
+from results.events import Measured, Profiles
 from results.pareto import Estimate, FrontPoint
 from results.points import point_of
+from results.run.layout import assignment_file, checkpoint_file
 from search_spaces.assignments import BitAssignment, kept_rows_of
 from search_spaces.channels.slicing import remove_filters
 from search_spaces.errors import InputError
@@ -161,20 +162,24 @@ class Measurer:
             seed,
             work,
             self.reads(assignment, seed, start),
-            (name, net_file(assignment.id, seed)),
+            tuple(map(checkpoint_file, (name, net_file(assignment.id, seed)))),
         )
 
     def reads(self, assignment: BitAssignment, seed: int, start: str | None = None) -> tuple[str, ...]:
-        """The checkpoints that an assignment is trained from."""
-        files = list(self.context.reads_float)
-        if self.job.config.finetune.start == "supernet":
-            files.append("warmup")
-        if start:
-            files.append(net_file(start, seed))
-        elif assignment.provenance.parent:
-            parent = self.log.run.assignment(assignment.provenance.parent)
-            files.append(net_file(parent.metrics.get("same_as", parent.id), seed))
-        return tuple(files)
+        """The files that an assignment is trained from."""
+        own = start or assignment.provenance.parent
+        from_net = self.net_files(own, seed) if own else ()
+        return (*self.context.reads_float, *start_files(self.job.config.finetune.start), *from_net)
+
+    def net_files(self, name: str, seed: int) -> tuple[str, ...]:
+        """The files that :meth:`stored` reads of the assignment of that id, as the run has it now, and a seed."""
+        assignment = self.log.run.assignment(name)
+        net = assignment.provenance.net
+        if not net:
+            trained = net_file(assignment.metrics.get("same_as", name), seed)
+            return assignment_file(name), checkpoint_file(trained)
+        profiles = next(event.profiles for event in self.log.events(Profiles) if event.net == net)
+        return checkpoint_file(net_file(net, seed)), *(assignment_file(f"{net}-{profile}") for profile in profiles)
 
     def course_of(self, assignment: BitAssignment) -> Course:
         """How the assignment is fine-tuned."""
@@ -309,6 +314,11 @@ def finetune(
     found = BitAssignment.from_json(assignment)
     network = Measurer(context)._trained(found, Course(epochs, start, links), seed)
     return context.job.measured(network, context.job.data.val).score
+
+
+def start_files(start: str) -> tuple[str, ...]:
+    """What is read, beside the float network, where a net starts from what a job file calls so."""
+    return (checkpoint_file("warmup"),) if start == "supernet" else ()
 
 
 def inherit(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from dnas.jobs.progress import FORWARD, TRAIN, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stored_nets import stored_float
 from dnas.training.trainer import Trainer
+from results.run.layout import checkpoint_file
 
 
 class Pretrain(Stage):
@@ -28,7 +29,7 @@ class Pretrain(Stage):
         job = self.context.job
         if job.config.pretrain.epochs:
             units = sum(self.work(Foreseen()).values())
-            yield JobTask(PRETRAINED, pretrain, seed=job.config.seed, work=units, writes=(PRETRAINED,))
+            yield JobTask(PRETRAINED, pretrain, seed=job.config.seed, work=units, writes=(checkpoint_file(PRETRAINED),))
 
     def carry_out(self, findings: Findings) -> None:
         """Train the epochs that are left."""

@@ -106,7 +106,8 @@ class Pools:
         for proposal in job.device.processes.agreed(pool):
             name, made = proposal_id(label, proposal.sources[0]), Provenance(kind=PROPOSAL, run=proposal.sources[0])
             layers = job.plan.space.layers_with(proposal.widths)
-            assignment = self.context.log.made(name, layers, made, self._budget(label))
+            log, budget = self.context.log, self._budget(label)
+            assignment = log.run.assignment(name) if name in log.decoded else log.made(name, layers, made, budget)
             described.append(Proposed(assignment, proposal.sources, proposal.loss))
         return described
 

@@ -83,7 +83,7 @@ class Prune(Stage):
     def carry_out(self, findings: Findings) -> None:
         """Prune them; what is measured next is what became of them."""
         settle(self.context, self._kinds)
-        findings.found = prune_all(self.context, self.measurer, self.targets(findings.found))
+        findings.found = prune_all(self.context, self.targets(findings.found))
         findings.base = next((item for item in findings.found if item.provenance.kind == PRUNED), findings.base)
 
     def _fitting(self, before: Foreseen) -> list[str]:
@@ -141,7 +141,7 @@ class PruneMore(Stage):
         points += self.measurer.measure_all([parent for parent in parents if parent.id not in known])
         for number, target in requested_targets(context).items():
             try:
-                points += self.measurer.measure_all(prune_all(context, self.measurer, [target]))
+                points += self.measurer.measure_all(prune_all(context, [target]))
             except (InputError, JobError) as error:
                 withdraw(context.log, number, error)
                 raise type(error)(f"{error}; pruning {target.parent.id} is taken back, so ask for it again") from error

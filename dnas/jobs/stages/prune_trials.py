@@ -6,23 +6,22 @@ files, and what it gives does not depend on who that is.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from bayesopt.criteria import keep
+from bayesopt.proposers import Proposal
 from dnas.config.job import PruneSection
 from dnas.data.image_sets import ImageSet, stratified_indices
 from dnas.execution.tasks import JobTask
-from dnas.jobs.context import JobContext
+from dnas.jobs.context import JobContext, Recent
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.trial_events import as_told
-from dnas.jobs.stored_nets import net_file
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.device import CPU, AnyDevice, Device
 from dnas.training.processes import ALONE
@@ -36,6 +35,8 @@ from search_spaces.groups import ChannelGroups, Kept
 Counts = Mapping[str, int]
 Orders = Mapping[str, tuple[int, ...]]
 """Group name → its units, the first to go first."""
+_MOST_NETS = 4
+"""In memory at once, of assignments that are pruned in turns."""
 
 
 class PruningObjective:
@@ -79,28 +80,38 @@ class PruningObjective:
         return as_told(measure(smaller, self.images, self.batch_size, device, self.task))
 
 
-def make_objective(context: JobContext, assignment: str, orders: Orders, section: PruneSection) -> PruningObjective:
-    """The objective of one assignment of a run, at the job's first fine-tuning seed."""
-    job = context.job
-    val, batch_size = job.data.val, job.config.data.batch_size
-    count = min(section.proxy_images or len(val), len(val))
-    if count < len(val):
-        val = val.subset(stratified_indices(val.labels, count, derived_seed(job.config.seed, "proxy")))
-    measurer = Measurer(context)
-    return PruningObjective(
-        measurer.stored(context.log.run.assignment(assignment), 0),
-        job.plan.graph.channels,
-        orders,
-        batchnorm_images=job.batchnorm_images(section.batchnorm_batches),
-        images=val,
-        batch_size=batch_size,
-        device=job.device,
-        task=job.task,
-    )
+class TrialNets:
+    """What the trials of many assignments go by: the same images, and the nets of the assignments tried last."""
+
+    def __init__(self, context: JobContext, section: PruneSection) -> None:
+        self._context, job = context, context.job
+        val = job.data.val
+        count = min(section.proxy_images or len(val), len(val))
+        if count < len(val):
+            val = val.subset(stratified_indices(val.labels, count, derived_seed(job.config.seed, "proxy")))
+        self._images, self._batchnorm_images = val, job.batchnorm_images(section.batchnorm_batches)
+        self._objectives = Recent[Hashable, PruningObjective](_MOST_NETS)
+
+    def objective(self, assignment: str, orders: Orders) -> PruningObjective:
+        """The objective of one assignment of the run, at the job's first fine-tuning seed."""
+        return self._objectives.get((assignment, *orders.items()), lambda: self._made(assignment, orders))
+
+    def _made(self, assignment: str, orders: Orders) -> PruningObjective:
+        job = self._context.job
+        return PruningObjective(
+            Measurer(self._context).stored(self._context.log.run.assignment(assignment), 0),
+            job.plan.graph.channels,
+            orders,
+            batchnorm_images=self._batchnorm_images,
+            images=self._images,
+            batch_size=job.config.data.batch_size,
+            device=job.device,
+            task=job.task,
+        )
 
 
 class Trials:
-    """Evaluates configurations of one assignment, of which several may be asked for at once, in the order asked.
+    """Tasks on one assignment without some of its filters.
 
     ``label`` is that of the pruning: one assignment may be pruned several times in a job.
     """
@@ -115,16 +126,18 @@ class Trials:
             "section": section.model_dump(mode="json"),
         }
         self.work = trial_units(context.job, section)
-        self._numbers = itertools.count(1)
+        self._reads = (*context.reads_float, *Measurer(context).net_files(assignment.id, 0))
 
-    def __call__(self, asked: Sequence[Counts]) -> Iterator[Measurement]:
-        """Yield the measurement of each."""
+    def measured(self, kind: str, asked: Sequence[Proposal]) -> Iterator[Measurement]:
+        """Let proposals of a search be measured; yields what each gives."""
         if self.context.job.device.processes.several:
-            yield from tried_together(objective_of(self.context, **self.inputs), asked)
-            return
-        tasks = [self.task("trial", try_filters, counts, self.work) for counts in asked]
+            return self._together([proposal.counts for proposal in asked])
+        tasks = [self.task(f"{kind} trial {each.number}", try_filters, each.counts, self.work) for each in asked]
         self.context.tasks.announce(tasks)
-        yield from map(self.context.outcome, tasks)
+        return map(self.context.outcome, tasks)
+
+    def _together(self, asked: Sequence[Counts]) -> Iterator[Measurement]:
+        yield from tried_together(objective_of(self.context, **self.inputs), asked)
 
     def task(
         self,
@@ -135,12 +148,10 @@ class Trials:
         writes: tuple[str, ...] = (),
         **more: Any,
     ) -> JobTask:
-        """A task on the net whose groups keep so many units."""
-        known = self.assignment
-        name = f"{what} {next(self._numbers)} of {self.label}"
-        reads = (*self.context.reads_float, net_file(known.metrics.get("same_as", known.id), 0))
+        """A task on the net whose groups keep so many units; ``what`` tells it from others of this pruning."""
         inputs = {**self.inputs, "counts": dict(counts), **more}
-        return JobTask(name, function, inputs, self.context.job.config.seed, work, reads, writes)
+        seed = self.context.job.config.seed
+        return JobTask(f"{what} of {self.label}", function, inputs, seed, work, self._reads, writes)
 
 
 def tried_together(objective: PruningObjective, asked: Sequence[Counts]) -> Iterator[Measurement]:
@@ -154,11 +165,11 @@ def tried_together(objective: PruningObjective, asked: Sequence[Counts]) -> Iter
 def objective_of(
     context: JobContext, assignment: str, orders: Mapping[str, Sequence[int]], section: Mapping[str, Any]
 ) -> PruningObjective:
-    """The objective that these plain values describe: made once for all trials of one assignment."""
+    """The objective that these plain values describe; those of the assignments tried last are at hand."""
     wanted = {name: tuple(order) for name, order in orders.items()}
     options = PruneSection.model_validate(section)
-    key = ("objective", assignment, wanted, options)
-    return context.last_made(key, lambda: make_objective(context, assignment, wanted, options))
+    key = ("trials", options.proxy_images, options.batchnorm_batches)
+    return context.last_made(key, lambda: TrialNets(context, options)).objective(assignment, wanted)
 
 
 def try_filters(context: JobContext, seed: int, counts: Counts, **objective: Any) -> Measurement:

@@ -6,29 +6,38 @@ with filters removed and BatchNorm re-estimated; the best few are fine-tuned sho
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayesopt.criteria import rankings
-from bayesopt.trials import PruningTrial, best_trials, front_trials, run_trials
+from bayesopt.trials import PruningTrial, best_trials, front_trials
 from dnas.config.job import PruneSection
 from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
-from dnas.jobs.progress import Work
+from dnas.jobs.progress import FORWARD_QUANTIZED, Work
 from dnas.jobs.stages.measure import FINETUNE, Measurer, finetune_units
-from dnas.jobs.stages.prune_plan import PruneTarget, Pruning, result_ids, result_numbers, tries_random
+from dnas.jobs.stages.prune_plan import (
+    PruneTarget,
+    Pruning,
+    prunable_groups,
+    result_ids,
+    result_numbers,
+    tries_random,
+)
 from dnas.jobs.stages.prune_trials import Orders, Trials, objective_of, trial_units
-from dnas.jobs.stages.trial_events import BAYESIAN, RANDOM, known_trials, trial_event
+from dnas.jobs.stages.trial_events import BAYESIAN, RANDOM
+from dnas.jobs.stages.trial_search import TrialPlace, TrialSearch, take_turns
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.training.task import Task
 from dnas.training.trainer import Trainer
 from results.events import Finalist
+from results.run.layout import checkpoint_file
 from search_spaces.allocation.program import is_reachable
 from search_spaces.allocation.widening import allocate_widest
 from search_spaces.assignments import BitAssignment
@@ -40,58 +49,157 @@ from search_spaces.provenance import FEWER_BITS, PRUNED, PRUNED_RANDOM, PRUNED_U
 PRUNE, TRIAL = "prune", "trial of a pruning"
 
 
-def prune_all(context: JobContext, measurer: Measurer, targets: Sequence[PruneTarget]) -> list[BitAssignment]:
-    """Prune every target; returns the pruned assignments and their controls, not yet fine-tuned at length."""
+def prune_all(context: JobContext, targets: Sequence[PruneTarget]) -> list[BitAssignment]:
+    """Prune every target; returns the pruned assignments and their controls, not yet fine-tuned at length.
+
+    Trials of all targets take turns, and finalists of all are trained at once, where workers do that.
+    """
     prunings = [Pruning(context, target) for target in targets]
-    return [found for pruning in prunings for found in _prune(pruning, measurer)]
+    tasks = [order_task(pruning) for pruning in prunings]
+    all_orders = context.outcomes(tasks)
+    begun = [_Begun(pruning, orders) for pruning, orders in zip(prunings, all_orders, strict=True)]
+    take_turns([search for each in begun for search in each.searches.values()])
+    for each in begun:
+        each.announce_finalists()
+    return [found for each in begun for found in each.results()]
 
 
-def _prune(pruning: Pruning, measurer: Measurer) -> Iterator[BitAssignment]:
-    context, section = pruning.context, pruning.section
-    orders = removal_orders(pruning, measurer)
-    numbers = result_numbers(section, pruning.first)
-    trials = Trials(context, pruning.parent, orders, section, pruning.label)
-    found = _trials(pruning, BAYESIAN, section.proposer, trials)
-    tried = found, _trials(pruning, RANDOM, "random", trials) if tries_random(section) else []
-    for number, budget in zip(numbers, pruning.budgets, strict=False):
-        for kind, name in result_ids(pruning.parent.id, section, number).items():
-            yield from _result(pruning, kind, name, budget, tried, orders, trials)
-    if not pruning.budgets:
-        front = _spread_out(front_trials(found, "size_bytes"), section.finalists)
-        for number, trial in zip(numbers, front, strict=False):
-            name = result_ids(pruning.parent.id, section, number)[PRUNED]
-            yield _keep(pruning, name, PRUNED, trial.counts, orders, None)
+class _Begun:
+    """A pruning whose filters are in order: its searches, and what comes of them."""
+
+    def __init__(self, pruning: Pruning, orders: Mapping[str, Sequence[int]]) -> None:
+        self.pruning, self.context, self.section = pruning, pruning.context, pruning.section
+        self.orders = {name: tuple(order) for name, order in orders.items()}
+        self.trials = Trials(self.context, pruning.parent, self.orders, self.section, pruning.label)
+        self.searches = {BAYESIAN: self._search(BAYESIAN, self.section.proposer)}
+        if tries_random(self.section):
+            self.searches[RANDOM] = self._search(RANDOM, "random")
+
+    def _search(self, kind: str, name: str) -> TrialSearch:
+        pruning, section = self.pruning, self.section
+        proposer = pruning.proposer(name)
+        if kind == BAYESIAN:
+            self.context.log.tell_once([*proposer.notes])
+        units = trial_units(pruning.job, section)
+        place = TrialPlace(PRUNE, pruning.label, kind, TRIAL, units, pruning.total, section.batch)
+        return TrialSearch(self.context, place, proposer, partial(self.trials.measured, kind))
+
+    def announce_finalists(self) -> None:
+        """Let the short fine-tunings of all budgets begin."""
+        for kind, name, budget in self._wanted():
+            if search := self._searched(kind):
+                known = {finalist.run for finalist in self.context.log.events(Finalist)}
+                _, tasks = self._finalists(name, search.found, budget)
+                self.context.tasks.announce(task for run, task in tasks.items() if run not in known)
+
+    def results(self) -> Iterator[BitAssignment]:
+        """Everything that can be had, saved and journaled."""
+        for kind, name, budget in self._wanted():
+            yield from self._result(kind, name, budget)
+        if self.pruning.budgets:
+            return
+        front = _spread_out(front_trials(self.searches[BAYESIAN].found, "size_bytes"), self.section.finalists)
+        for number, trial in zip(result_numbers(self.section, self.pruning.first), front, strict=False):
+            name = result_ids(self.pruning.parent.id, self.section, number)[PRUNED]
+            yield _keep(self.pruning, name, PRUNED, trial.counts, self.orders, None)
+
+    def _wanted(self) -> Iterator[tuple[str, str, Budget]]:
+        """Kind, id and budget of every result within a budget."""
+        numbers = result_numbers(self.section, self.pruning.first)
+        for number, budget in zip(numbers, self.pruning.budgets, strict=False):
+            for kind, name in result_ids(self.pruning.parent.id, self.section, number).items():
+                yield kind, name, budget
+
+    def _searched(self, kind: str) -> TrialSearch | None:
+        """The search whose best trial becomes a result of this kind, if any does."""
+        return self.searches.get({PRUNED: BAYESIAN, PRUNED_RANDOM: RANDOM}.get(kind, ""))
+
+    def _result(self, kind: str, name: str, budget: Budget) -> Iterator[BitAssignment]:
+        """One result of a budget, if it can be had."""
+        pruning = self.pruning
+        if kind == FEWER_BITS:
+            yield from _fewer_bits(pruning, name, budget)
+        elif kind == PRUNED_UNIFORM:
+            uniform = pruning.space.named(pruning.space.uniform(budget.limits))
+            yield _keep(pruning, name, kind, uniform, self.orders, budget)
+        elif (search := self._searched(kind)) and search.found:
+            chosen = self._chosen(name, search.found, budget)
+            yield _keep(pruning, name, kind, chosen, self.orders, budget)
+
+    def _finalists(
+        self, name: str, found: Sequence[PruningTrial], budget: Budget
+    ) -> tuple[list[PruningTrial], dict[str, JobTask]]:
+        """The best trials within a budget, and by name the short fine-tuning of each, where a choice is left."""
+        section = self.section
+        best, epochs = best_trials(found, budget.limits, section.finalists), section.finetune_epochs
+        if not epochs or len(best) < 2:
+            return best, {}
+        work, tasks = finetune_units(self.pruning.job) * epochs, {}
+        for number, trial in enumerate(best, start=1):
+            own = f"{name}-finalist-{number}"
+            options: dict[str, Any] = {"name": own, "epochs": epochs, "writes": (checkpoint_file(own),)}
+            tasks[own] = self.trials.task(f"finalist {own}", finetune_finalist, trial.counts, work, **options)
+        return best, tasks
+
+    def _chosen(self, name: str, found: Sequence[PruningTrial], budget: Budget) -> Mapping[str, int]:
+        """Of the best trials within a budget, the one that is best after a short fine-tuning."""
+        best, tasks = self._finalists(name, found, budget)
+        if not best:
+            raise JobError(f"no trial of {self.pruning.label} met the budget {budget.label} with a finite loss")
+        if not tasks:
+            return best[0].counts
+        scores = [self._finetuned(trial, *named) for trial, named in zip(best, tasks.items(), strict=True)]
+        return best[max(range(len(best)), key=lambda n: (scores[n], -n))].counts
+
+    def _finetuned(self, trial: PruningTrial, name: str, task: JobTask) -> tuple[float, float]:
+        """Validation accuracy and negated loss of a finalist after a short fine-tuning; journaled."""
+        context, job = self.context, self.pruning.job
+        found = next((finalist for finalist in context.log.events(Finalist) if finalist.run == name), None)
+        if found:
+            context.progress.recall({FINETUNE: finetune_units(job) * self.section.finetune_epochs})
+        else:
+            found = Finalist(
+                run=name,
+                metric=job.task.metric.name,
+                **context.outcome(task),
+                proxy_loss=trial.loss,
+                proxy_score=trial.score,
+                number=trial.proposal.number,
+            )
+            context.log.write(found)
+        context.log.run.delete_checkpoint(name)  # here too where it is known: a kill may have come before
+        return job.task.metric.gain(found.score), -found.loss
 
 
-def _result(
-    pruning: Pruning,
-    kind: str,
-    name: str,
-    budget: Budget,
-    tried: tuple[list[PruningTrial], list[PruningTrial]],
-    orders: Orders,
-    trials: Trials,
-) -> Iterator[BitAssignment]:
-    """One result of a budget, if it can be had; ``tried`` are the trials of the search and those of the control."""
-    if kind == FEWER_BITS:
-        yield from _fewer_bits(pruning, name, budget)
-    elif kind == PRUNED_UNIFORM:
-        uniform = pruning.space.named(pruning.space.uniform(budget.limits))
-        yield _keep(pruning, name, kind, uniform, orders, budget)
-    elif kind == PRUNED or tried[1]:
-        chosen = _chosen(pruning, name, tried[kind == PRUNED_RANDOM], budget, trials)
-        yield _keep(pruning, name, kind, chosen, orders, budget)
+def order_task(pruning: Pruning) -> JobTask:
+    """Working out in which order the filters of a pruning go."""
+    context, parent = pruning.context, pruning.parent
+    job = context.job
+    inputs = {"assignment": parent.id, "section": pruning.section.model_dump(mode="json")}
+    reads = (*context.reads_float, *Measurer(context).net_files(parent.id, 0))
+    images = pruning.section.batchnorm_batches * job.config.data.batch_size
+    return JobTask(
+        f"filters of {pruning.label}", order_filters, inputs, job.config.seed, FORWARD_QUANTIZED * images, reads
+    )
 
 
-def removal_orders(pruning: Pruning, measurer: Measurer) -> dict[str, tuple[int, ...]]:
-    """The order in which the filters of each group go, judged on the parent's trained net."""
-    network = measurer.stored(pruning.parent, 0)
-    criterion, parent, groups = pruning.section.criterion, pruning.parent, pruning.groups
-    batches = pruning.job.labelled_batches("importance", pruning.section.batchnorm_batches)
-    seed = pruning.job.config.seed
+def order_filters(
+    context: JobContext, seed: int, assignment: str, section: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """The order in which the filters of each group go, judged on the assignment's trained net."""
+    parent, options = context.log.run.assignment(assignment), PruneSection.model_validate(section)
+    return removal_orders(context.job, Measurer(context).stored(parent, 0), parent, options)
+
+
+def removal_orders(
+    job: Job, network: nn.Module, parent: BitAssignment, section: PruneSection
+) -> dict[str, tuple[int, ...]]:
+    """The order in which the filters of each group go, judged on the trained ``network`` of ``parent``."""
+    groups, criterion = prunable_groups(job, section), section.criterion
+    batches = job.labelled_batches("importance", section.batchnorm_batches)
     if criterion != "auto":
-        task = pruning.job.task
-        found = rankings(network, groups, criterion, batches=batches, loss_sum=task_loss(task), run=task.run, seed=seed)
+        loss, run, seed = task_loss(job.task), job.task.run, job.config.seed
+        found = rankings(network, groups, criterion, batches=batches, loss_sum=loss, run=run, seed=seed)
         return {name: ranking.order for name, ranking in found.items()}
     orders = {}
     for group in groups.groups:
@@ -106,28 +214,6 @@ def task_loss(task: Task) -> Callable[[Any, Any], Tensor]:
     return lambda given, targets: task.loss_sum(task.outputs(given), targets)
 
 
-def _trials(pruning: Pruning, kind: str, name: str, trials: Trials) -> list[PruningTrial]:
-    """All trials of one proposer, those of the journal first."""
-    context, section = pruning.context, pruning.section
-    known = known_trials(context.log, pruning.label, kind)
-    units = trial_units(pruning.job, section)
-    context.progress.recall({TRIAL: len(known) * units})
-    proposer = pruning.proposer(name)
-    if kind == BAYESIAN:
-        context.log.tell_once([*proposer.notes])
-    found = list(known)
-    for trial in run_trials(proposer, trials, total=pruning.total, batch=section.batch, known=known):
-        found.append(trial)
-        context.log.write(trial_event(pruning.label, kind, trial, pruning.job.task.metric.name))
-        context.progress.step(TRIAL, units, **_trial_facts(pruning, kind, found))
-    if len(found) < pruning.total:
-        context.progress.correct(len(found) - pruning.total, {TRIAL: units})
-        context.log.tell_once(
-            [f"{pruning.label}: every configuration within the budgets was tried, {len(found)} in all"]
-        )
-    return found
-
-
 def prune_work(job: Job, section: PruneSection) -> Work:
     """Work of pruning one assignment: the trials, and the short fine-tuning of the finalists."""
     budgets, searches = len(section.budgets), 1 + (tries_random(section) and bool(section.budgets))
@@ -136,72 +222,6 @@ def prune_work(job: Job, section: PruneSection) -> Work:
         TRIAL: trial_units(job, section) * section.trials * max(1, budgets) * searches,
         FINETUNE: finetune_units(job) * section.finetune_epochs * finalists * budgets * searches,
     }
-
-
-def _trial_facts(pruning: Pruning, kind: str, found: Sequence[PruningTrial]) -> dict[str, Any]:
-    """What the display shows of the last trial."""
-    last = found[-1]
-    same = [trial for trial in found if trial.proposal.budget == last.proposal.budget]
-    best = min((trial.loss for trial in same if trial.loss is not None), default=math.nan)
-    return {
-        "stage": PRUNE,
-        "run": pruning.label if kind == BAYESIAN else f"{pruning.label} ({kind})",
-        "trial": len(found),
-        "trials": pruning.total,
-        "loss": math.nan if last.loss is None else last.loss,
-        "best": best,
-        "metric": pruning.job.task.metric.name,
-        "score": last.score,
-        "expected": {name: last.cost[name] for name in last.proposal.limits},
-        "budget": dict(last.proposal.limits),
-    }
-
-
-def _chosen(
-    pruning: Pruning, name: str, found: Sequence[PruningTrial], budget: Budget, trials: Trials
-) -> Mapping[str, int]:
-    """Of the best trials within a budget, the one that is best after a short fine-tuning."""
-    section = pruning.section
-    finalists = best_trials(found, budget.limits, section.finalists)
-    if not finalists:
-        raise JobError(f"no trial of {pruning.label} met the budget {budget.label} with a finite loss")
-    if section.finetune_epochs == 0 or len(finalists) == 1:
-        return finalists[0].counts
-    epochs = section.finetune_epochs
-    work = finetune_units(pruning.job) * epochs
-    tasks = []
-    for number, trial in enumerate(finalists, start=1):
-        own = f"{name}-finalist-{number}"
-        tasks.append(trials.task("finalist", finetune_finalist, trial.counts, work, (own,), name=own, epochs=epochs))
-    pruning.context.tasks.announce(each for each in tasks if not _known_finalist(pruning.context, *each.writes))
-    scores = [_short_finetune(pruning, trial, task) for trial, task in zip(finalists, tasks, strict=True)]
-    best = max(range(len(finalists)), key=lambda n: (scores[n], -n))
-    return finalists[best].counts
-
-
-def _short_finetune(pruning: Pruning, trial: PruningTrial, task: JobTask) -> tuple[float, float]:
-    """Validation accuracy and negated loss of a finalist after a short fine-tuning; journaled."""
-    context, job = pruning.context, pruning.job
-    (name,) = task.writes
-    found = _known_finalist(context, name)
-    if found:
-        context.progress.recall({FINETUNE: finetune_units(job) * pruning.section.finetune_epochs})
-    else:
-        found = Finalist(
-            run=name,
-            metric=job.task.metric.name,
-            **context.outcome(task),
-            proxy_loss=trial.loss,
-            proxy_score=trial.score,
-            number=trial.proposal.number,
-        )
-        context.log.write(found)
-    context.log.run.delete_checkpoint(name)  # here too where it is known: a kill may have come before
-    return job.task.metric.gain(found.score), -found.loss
-
-
-def _known_finalist(context: JobContext, name: str) -> Finalist | None:
-    return next((finalist for finalist in context.log.events(Finalist) if finalist.run == name), None)
 
 
 def finetune_finalist(

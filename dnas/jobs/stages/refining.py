@@ -17,6 +17,7 @@ from dnas.search.pool import Proposal, Widths
 from dnas.search.ranking import loss_by_batch
 from dnas.search.refinement import ROUNDS, refined
 from dnas.training.schedules import derived_seed
+from results.run.layout import checkpoint_file
 from search_spaces.allocation.program import Cells
 from search_spaces.fields import Pair
 
@@ -27,7 +28,7 @@ _MOST_IMAGES = 256
 def refining_task(context: JobContext, label: str, pool: Sequence[Proposal], bound: Widths | None) -> JobTask:
     """Refining the best of a budget's proposals."""
     inputs = {"label": label, "proposals": [list(each.widths) for each in pool], "bound": bound}
-    reads = (*context.reads_float, *((WARMUP,) if context.job.config.search.warmup_epochs else ()))
+    reads = (*context.reads_float, *((checkpoint_file(WARMUP),) if context.job.config.search.warmup_epochs else ()))
     units = refining_units(context.job, len(pool))
     return JobTask(f"{REFINE} {label}", refine, inputs, context.job.config.seed, units, reads)
 

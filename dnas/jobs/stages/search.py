@@ -19,7 +19,6 @@ from dnas.jobs.planning import Plan
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_SUPERNET, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer, inherit
-from dnas.jobs.stored_nets import net_file
 from dnas.jobs.training import teacher_of
 from dnas.quantization.calibration import calibrate
 from dnas.search.budgets import in_search_order
@@ -31,6 +30,7 @@ from dnas.search.trainer import SupernetTrainer
 from dnas.training.schedules import derived_seed
 from dnas.training.trainer import with_prefix
 from results.events import Searched
+from results.run.layout import checkpoint_file
 from search_spaces.allocation.program import Cells, is_reachable, unreachable
 from search_spaces.assignments import BitAssignment, LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph, remove_filters
@@ -204,14 +204,17 @@ class NetSearch:
         if not epochs:
             return []
         name, work = self._warmup_name, _warmup_units(self.job) * epochs
-        return [JobTask(name, warm_up, {"base": self._base_id}, self.job.config.seed, work, self._reads, (name,))]
+        writes = (checkpoint_file(name),)
+        return [JobTask(name, warm_up, {"base": self._base_id}, self.job.config.seed, work, self._reads, writes)]
 
     def _task(self, label: str, bound: list[Pair] | None) -> JobTask:
         """The training of θ for one budget."""
         work = _search_units(self.job) * self.job.config.search.epochs
         inputs = {"label": label, "base": self._base_id, "bound": bound}
-        reads = (*self._reads, *(task.id for task in self._warmup_tasks()))
-        return JobTask(f"θ of {label}", train_theta, inputs, self.job.config.seed, work, reads, (label,))
+        reads, writes = [*self._reads], (checkpoint_file(label),)
+        for warmup in self._warmup_tasks():
+            reads += warmup.writes
+        return JobTask(f"θ of {label}", train_theta, inputs, self.job.config.seed, work, tuple(reads), writes)
 
     @property
     def _base_id(self) -> str | None:
@@ -219,10 +222,10 @@ class NetSearch:
 
     @property
     def _reads(self) -> tuple[str, ...]:
-        """The checkpoints that the network to search comes from."""
+        """The files that the network to search comes from."""
         if self.base is None:
             return self.context.reads_float
-        return (*self.context.reads_float, net_file(self.base.metrics.get("same_as", self.base.id), 0))
+        return (*self.context.reads_float, *Measurer(self.context).net_files(self.base.id, 0))
 
     @property
     def _warmup_name(self) -> str:

@@ -12,7 +12,6 @@ from dnas.jobs.progress import FORWARD, FORWARD_QUANTIZED, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.timing import table_of, with_measured_latency
-from dnas.jobs.stored_nets import net_file
 from results.events import FloatMeasured, Tested
 from results.pareto import FLOAT, Estimate, FloatReference, ParetoFront
 from results.pictures.front import draw_fronts, save_figure
@@ -73,9 +72,7 @@ class Test(Stage):
         return values
 
     def _task(self, assignment: BitAssignment, seed: int) -> JobTask:
-        origin = assignment.provenance
-        name = origin.net or assignment.metrics.get("same_as", assignment.id)
-        reads = (*self.context.reads_float, net_file(name, seed))
+        reads = (*self.context.reads_float, *self.measurer.net_files(assignment.id, seed))
         inputs = {"assignment": assignment.id}
         return JobTask(f"{self.name} {assignment.id}-seed{seed}", tested, inputs, seed, self._units(), reads)
 

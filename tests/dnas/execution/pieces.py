@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dnas.execution.executors import Bench, Send
+from dnas.execution.executors import Bench, Folder, Send
 from dnas.execution.tasks import JobTask
 from search_spaces.errors import InputError
 
@@ -83,6 +83,19 @@ def cut_off(desk: Desk, seed: int, file: str) -> str:
     os.write(int(sys.argv[1]), struct.pack("!i", 100) + b"half")
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+def prepare_in(send: Send, folder: Folder) -> Bench:
+    return lambda task: task.function(Path(folder.path), task, **task.inputs)
+
+
+def joined(folder: Path, task: JobTask, more: str) -> list[str]:
+    """Appends all that it reads, and more, to the file that it writes; returns the files that it sees."""
+    seen = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    read = "".join((folder / name).read_text() for name in task.reads if (folder / name).exists())
+    with (folder / task.writes[0]).open("a") as file:
+        file.write(read + more)
+    return seen
 
 
 def process(desk: Desk, seed: int) -> int:

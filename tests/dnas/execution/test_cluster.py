@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import builtins
 import logging
+import os
+import re
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,16 @@ from typing import Any
 import pytest
 
 from dnas.config.job import JobConfig
-from dnas.execution.executors import Setting, make_executor
+from dnas.execution.executors import Folder, Setting, make_executor
 from dnas.execution.scheduler import Ahead
+from results.files import write_bytes
 from results.run.folder import Run
 from search_spaces.errors import InputError, JobError
-from tests.dnas.execution.pieces import killed_so_often, prepare, raises, raises_oddly, refuse, task
+from tests.dnas.execution.pieces import joined, killed_so_often, prepare, prepare_in, raises, raises_oddly, refuse, task
 from tests.dnas.jobs.test_workers import same
 
 CarriedOut = Callable[..., Run]
-OPTIONS: dict[str, Any] = {"threads": 1, "num_gpus": 0.0, "most": None}
+OPTIONS: dict[str, Any] = {"threads": 1, "num_gpus": 0.0, "most": None, "keep": write_bytes}
 
 
 @pytest.fixture
@@ -107,6 +111,53 @@ def test_a_cluster_carries_tasks_out(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^on .*: a machine has no device$"):
         scheduler.outcome(wrong, heard.append)
     scheduler.close()
+
+
+@pytest.fixture
+def unseen(tmp_path: Path) -> Iterator[Path]:
+    """A folder under a path that leads there in this process alone: an open file of its own."""
+    descriptor, number = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), 713
+    os.dup2(descriptor, number)
+    yield Path(f"/proc/self/fd/{number}")
+    os.close(descriptor)
+    os.close(number)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_does_not_see_the_folder_is_sent_files_and_returns_what_tasks_write(
+    cluster: Any, unseen: Path
+) -> None:
+    executor = make_executor(
+        "ray", [Setting(prepare_in, (Folder(str(unseen)),))], address=cluster.address, folder=unseen, **OPTIONS
+    )
+    assert re.search(r"and 2 more do not see /proc/self/fd/713: tasks are sent what they read", executor.told[0])
+    scheduler = Ahead(executor, lambda *told: None)
+    (unseen / "in").mkdir()
+    (unseen / "in" / "word").write_text("word")
+    (unseen / "half").write_text("an earlier try's ")
+    (unseen / "secret").write_text("no task's")
+    first = task("first", joined, reads=("in/word", "in/none"), writes=("half",), more=" one")
+    second = task("second", joined, reads=("half",), writes=("out/whole",), more=" two")
+    scheduler.announce([second, first])
+    assert scheduler.outcome(second, lambda message: None) == ["half"]
+    assert scheduler.outcome(first, lambda message: None) == ["half", "in/word"]
+    assert (unseen / "half").read_text() == "an earlier try's word one"
+    assert (unseen / "out" / "whole").read_text() == "an earlier try's word one two"
+    assert scheduler.close() == []
+    assert not list(Path(tempfile.gettempdir()).glob("dnas-*/secret"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_job_whose_run_no_machine_sees_gives_the_same(
+    cluster: Any, smaller: Callable[..., JobConfig], smaller_run: Run, carried_out: CarriedOut, unseen: Path
+) -> None:
+    told: list[str] = []
+    report = lambda event: told.append(event.get("text", ""))  # noqa: E731
+    run = carried_out(smaller("executor=ray", f"ray.address={cluster.address}"), unseen / "run", report)
+    same(run, smaller_run)
+    assert any("what they write is returned through Ray" in text for text in told)
 
 
 @pytest.mark.slow

@@ -111,6 +111,24 @@ def test_a_task_whose_process_dies_is_tried_again_twice() -> None:
         scheduler.close()
 
 
+def test_who_hears_of_progress_is_told_where_a_task_is_tried_again() -> None:
+    live: list[Any] = []
+    scheduler = Ahead(Hostile(1, lost=["0", "0"]), lambda *told: live.append(told))
+    assert carried_out(scheduler, tasks_of(1))[0] == [0]
+    kinds = [type(message).__name__ for id, message, _ in live if message is not None and id == "0"]
+    assert kinds == ["Lost", "Lost", "dict"]
+    scheduler.close()
+
+
+def test_another_task_of_a_known_id_is_refused() -> None:
+    scheduler = Ahead(Hostile(1), lambda *told: None)
+    assert scheduler.outcome(task("one", doubled, number=1), lambda message: None) == 2
+    assert scheduler.outcome(task("one", doubled, number=1), lambda message: None) == 2
+    with pytest.raises(ValueError, match="there is another task 'one' already"):
+        scheduler.outcome(task("one", doubled, number=2), lambda message: None)
+    scheduler.close()
+
+
 def test_what_was_tried_elsewhere_is_not_tried_again() -> None:
     executor = Hostile(1, lost=["0"], final=True)
     scheduler = Ahead(executor, lambda *told: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ def test_values_are_the_longest_ways_that_brute_force_finds(made: list[tuple[flo
     graph = TaskGraph()
     graph.add(reversed(tasks))
     assert graph.values() == pytest.approx({task.id: longest(task) for task in tasks})
+
+
+def test_another_task_of_a_known_id_is_refused_and_changes_nothing() -> None:
+    known = JobTask("one", doubled, {"number": 1}, seed=2, work=3.0, reads=("a",), writes=("b",))
+    graph = TaskGraph()
+    graph.add([known, known])
+    graph.add([replace(known, work=9.0)])  # how much there is to do is only guessed
+    for change in ({"inputs": {"number": 2}}, {"seed": 3}, {"reads": ()}, {"writes": ("c",)}, {"function": JobTask}):
+        with pytest.raises(ValueError, match=r"^there is another task 'one' already, of other inputs or files$"):
+            graph.add([of("new"), replace(known, **change)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="another task 'two'"):
+        graph.add([of("two"), of("two", reads="x")])
+    assert graph.ready() == [known]
 
 
 def test_tasks_that_wait_for_each_other_are_refused() -> None:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dnas.execution.executors import Lost
+from dnas.jobs.bench import Tally
 from dnas.jobs.progress import Progress, in_all, times
 
 WORKS = st.lists(st.dictionaries(st.sampled_from("abc"), st.floats(0, 1e6)), min_size=1, max_size=4)
@@ -139,3 +141,29 @@ def test_what_is_done_ahead_is_taken_from_the_stages_that_it_belongs_to() -> Non
         assert told[-1]["fraction"] == progress.fraction == pytest.approx(1.0)
     progress.tell()
     assert told[-1] == told[-2]
+
+
+def test_what_a_task_does_again_after_its_process_died_counts_once() -> None:
+    told = Told({"train": 20.0}, {"test": 20.0})
+    tally, shares = Tally(told.progress), []
+    messages: list[tuple[str, Any]] = [
+        ("one", {"recall": {"train": 2.0}}),  # by a process before this one
+        ("one", {"steps": {"train": 3.0}, "fields": {}}),
+        ("ahead", {"steps": {"test": 10.0}, "fields": {}}),
+        ("one", Lost("one", "its process was ended by SIGKILL")),
+        ("one", {"recall": {"train": 4.0}}),
+        ("one", {"steps": {"train": 1.0}, "fields": {}}),
+        ("one", {"steps": {"train": 4.0}, "fields": {}}),
+        ("one", Lost("one", "its process was ended by SIGKILL")),
+        ("one", {"steps": {"train": 10.0}, "fields": {}}),  # its checkpoint is gone as well
+        ("other", {"steps": {"train": 10.0}, "fields": {}}),
+        ("ahead", {"steps": {"test": 10.0}, "fields": {}}),
+    ]
+    with told.progress.within(0):
+        for task, message in messages:
+            told.clock.now += 1.0
+            tally.hear(task, message, task != "ahead")
+            shares.append(told.progress.fraction)
+    assert shares == [n / 40 for n in (2, 5, 15, 15, 15, 15, 19, 19, 20, 30, 40)]
+    tally.hear("one", None, True)
+    assert told.last["fraction"] == 1.0

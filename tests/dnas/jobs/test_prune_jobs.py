@@ -17,7 +17,6 @@ from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext
 from dnas.jobs.run import evaluate_assignment
 from dnas.jobs.stages.measure import Measurer
-from dnas.jobs.stages.prune_plan import PruneTarget, Pruning
 from dnas.jobs.stages.pruning import removal_orders
 from dnas.jobs.stages.search import NetSearch
 from dnas.quantization.layers import QuantizedLayer
@@ -245,10 +244,9 @@ def test_filters_go_in_the_order_of_the_criterion(whole: Run, criterion: str) ->
     made = context_of(whole, config)
     parent, measurer = whole.assignment("search-1"), Measurer(made)
     binary = {**parent.layers, "layer2.0.conv1": replace(parent.layers["layer2.0.conv1"], weight_bits=1)}
-    request = PruneTarget(replace(parent, layers=binary), config.prune.model_copy(update={"criterion": criterion}))
+    section = config.prune.model_copy(update={"criterion": criterion})
     network = measurer.stored(parent, 0)
-    measurer.stored = lambda assignment, seed: network  # type: ignore[method-assign]
-    orders = removal_orders(Pruning(made, request), measurer)
+    orders = removal_orders(made.job, network, replace(parent, layers=binary), section)
     batches = made.job.labelled_batches("importance", 2)
     for name, order in orders.items():
         own = {"auto": "hamming" if name == "layer2.0.conv1" else "geometric"}.get(criterion, criterion)

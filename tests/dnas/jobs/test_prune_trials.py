@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesopt.proposers import Proposal
 from dnas.config.job import JobConfig
 from dnas.data.image_sets import MemoryImages
 from dnas.jobs.context import JobContext
-from dnas.jobs.stages.prune_trials import PruningObjective, Trials, make_objective, tried_together, try_filters
+from dnas.jobs.stages.prune_trials import PruningObjective, TrialNets, Trials, tried_together, try_filters
 from dnas.quantization.calibration import calibrate
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.training.device import CPU, Device
@@ -128,7 +129,7 @@ def test_the_images_are_the_same_in_every_process_and_each_class_has_its_share(f
         context = JobContext(config, Run.open(run.folder), lambda event: None)
         section = config.prune.model_copy(update={"proxy_images": count, "batchnorm_batches": 2})
         orders = {group.name: tuple(range(group.units)) for group in context.job.plan.graph.channels.groups}
-        made.append(make_objective(context, "uniform-4", orders, section))
+        made.append(TrialNets(context, section).objective("uniform-4", orders))
     assert [len(one.images) for one in made] == [10, 10, 20, 20]
     assert torch.equal(made[0].images.labels, made[1].images.labels)
     per_class = torch.bincount(context.job.data.val.labels, minlength=10) / 2
@@ -144,10 +145,11 @@ def test_trials_of_an_assignment_are_those_of_its_objective(finished: tuple[JobC
     orders = {group.name: tuple(reversed(range(group.units))) for group in context.job.plan.graph.channels.groups}
     asked = [{name: max(1, len(order) - less) for name, order in orders.items()} for less in (1, 2)]
     section = config.prune.model_copy(update={"batchnorm_batches": 1, "proxy_images": 12})
-    tried = make_objective(context, "uniform-4", orders, section)
+    tried = TrialNets(context, section).objective("uniform-4", orders)
     trials = Trials(context, run.assignment("uniform-4"), orders, section, "prune-uniform-4")
-    assert list(trials(asked)) == [tried(counts) for counts in asked]
+    proposals = [Proposal(n, 0, {}, counts, (), "random") for n, counts in enumerate(asked)]
+    assert list(trials.measured("random", proposals)) == [tried(counts) for counts in asked]
     assert [event.to_json() for event in context.log.events(Measured)]  # read, and nothing was added
     other = Trials(context, run.assignment("uniform-4"), orders, section, "prune-uniform-4-3")  # pruned once more
-    made = [each.task("trial", try_filters, asked[0], 1.0).id for each in (trials, trials, other, other)]
-    assert len({*made, *(other.task("trial", try_filters, asked[0], 1.0).id for _ in made)}) == 8
+    made = {each.task(what, try_filters, asked[0], 1.0).id for each in (trials, other) for what in ("one", "two")}
+    assert len(made) == 4

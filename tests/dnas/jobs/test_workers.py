@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import random
+import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterable
@@ -16,15 +17,18 @@ import pytest
 
 from dnas.config.file import dump_job
 from dnas.config.job import JobConfig
-from dnas.execution.executors import Setting
+from dnas.execution.executors import Folder, Setting
 from dnas.execution.scheduler import Hear, HearLive, Scheduler
 from dnas.execution.tasks import JobTask, TaskGraph
+from dnas.execution.transfer import laid_out, needed_files, read_files, written_files
 from dnas.jobs import bench
 from dnas.jobs.context import JobContext
+from dnas.jobs.ranking import RankRequest, rank_run
 from dnas.jobs.resources import Resources, resources_of
 from dnas.jobs.run import run_job
 from dnas.training.processes import ALONE, Processes
-from results.events import Note
+from results.events import Note, Trial
+from results.files import write_bytes
 from results.run.environment import environment
 from results.run.folder import Run
 from search_spaces.allocation.solver import NotProven
@@ -46,7 +50,8 @@ EVERYTHING = (
     "choice.refined=1",
     "choice.learned=1",
     "prune.enabled=true",
-    "prune.assignments=['uniform-4']",
+    "prune.assignments=['search-1','uniform-4']",
+    "prune.at_most=2",
     "prune.trials=2",
     "prune.batch=2",
     "prune.finalists=2",
@@ -80,12 +85,18 @@ def same(one: Run, other: Run) -> None:
 
 
 class Contrary(Scheduler):
-    """Carries out everything that could begin before what is asked for, the least valuable first, at another bench."""
+    """Carries out everything that could begin before what is asked for, the least valuable first, at another bench.
 
-    made: list[Contrary] = []  # noqa: RUF012 - one for each job
+    That sees nothing of the run: only the files that a task says it reads or writes are there, as on another machine.
+    """
+
+    made: list[Contrary]
 
     def __init__(self, setting: Setting, hear_live: HearLive) -> None:
         setting = pickle.loads(pickle.dumps(setting))
+        [self.folder] = (Path(each.path) for each in setting.arguments if isinstance(each, Folder))
+        self.elsewhere = self.folder.with_name("elsewhere")
+        setting = setting.moved(Folder(str(self.elsewhere)))
         self.hear_live, self.graph = hear_live, TaskGraph()
         self.messages: dict[str, list[Any]] = {}
         self.values: dict[str, Any] = {}
@@ -123,11 +134,27 @@ class Contrary(Scheduler):
         self.ahead += [task.id] if task.id not in self.asked else []
         self.messages[task.id] = []
         self.graph.begin(task.id)
-        self.values[task.id] = pickle.loads(pickle.dumps(self.bench(task)))
+        with laid_out(self.elsewhere, read_files(self.folder, needed_files(task)), task):
+            self.values[task.id] = pickle.loads(pickle.dumps(self.bench(task)))
+            files = read_files(self.elsewhere, [str(p.relative_to(self.elsewhere)) for p in self.elsewhere.rglob("*")])
+        changed = {name for name in files if name not in task.reads}
+        assert changed <= set(task.writes)
+        for name, content in written_files(task, files).items():
+            write_bytes(self.folder / name, content)
         self.graph.end(task.id)
 
     def close(self) -> list[JobTask]:
         return [task for id, task in self.tasks.items() if id not in self.asked]
+
+
+@pytest.fixture
+def contrary(monkeypatch: pytest.MonkeyPatch) -> list[Contrary]:
+    """Let every job with workers be carried out so; those that were, one for each job."""
+    monkeypatch.setattr(bench, "make_executor", lambda name, settings: settings[0])
+    monkeypatch.setattr(Setting, "told", (), raising=False)
+    monkeypatch.setattr(bench, "Ahead", Contrary)
+    monkeypatch.setattr(Contrary, "made", [], raising=False)
+    return Contrary.made
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +168,14 @@ def alone(everything: JobConfig, carried_out: CarriedOut, tmp_path_factory: pyte
     return carried_out(everything, tmp_path_factory.mktemp("alone") / "run")
 
 
-def test_the_order_of_the_tasks_changes_nothing(
-    everything: JobConfig, alone: Run, carried_out: CarriedOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_neither_the_order_of_the_tasks_nor_where_they_are_changes_anything(
+    everything: JobConfig, alone: Run, carried_out: CarriedOut, contrary: list[Contrary], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bench, "make_executor", lambda name, settings: settings[0])
-    monkeypatch.setattr(Setting, "told", (), raising=False)
-    monkeypatch.setattr(bench, "Ahead", Contrary)
     events: list[Event] = []
     run = carried_out(everything.model_copy(update={"workers": 2}), tmp_path / "run", events.append)
     same(run, alone)
-    [contrary] = Contrary.made
-    kinds = {id.split()[0] for id in contrary.begun}
+    [made] = contrary
+    kinds = {id.split()[0] for id in made.begun}
     assert kinds == {
         "pretrain",
         "sensitivities",
@@ -160,14 +184,57 @@ def test_the_order_of_the_tasks_changes_nothing(
         "refine",
         "choice",
         "finetune",
-        "trial",
+        "filters",
+        "bayesian",
         "finalist",
         "finalise",
         "test",
     }
-    assert {"finetune", "θ", "choice"} <= {id.split()[0] for id in contrary.ahead}
+    assert {"finetune", "θ", "choice"} <= {id.split()[0] for id in made.ahead}
     fractions = [event["fraction"] for event in events if event["event"] == "progress"]
     assert fractions[-1] == pytest.approx(1.0)
+
+
+SPARSE = (
+    "compression=squantizer",
+    "search.budgets=[]",
+    "squantizer.weight_bits=[3,4]",
+    "squantizer.budgets=[{size_bytes='15%'},{size_bytes='16%'}]",
+    "squantizer.sigma=[]",
+    "squantizer.trials=3",
+    "controls.uniform=[]",
+)
+
+
+def test_searches_of_sigma_take_turns_and_give_the_same(
+    smaller: Job, carried_out: CarriedOut, contrary: list[Contrary], tmp_path: Path
+) -> None:
+    alone = carried_out(smaller(*SPARSE), tmp_path / "alone")
+    same(carried_out(smaller(*SPARSE, "workers=2"), tmp_path / "run"), alone)
+    trials = [id for id in contrary[0].begun if id.startswith("trial")]
+    assert len(trials) == 12
+    numbers = [event.trial.proposal.number for event in alone.journal.events() if isinstance(event, Trial)]
+    assert numbers == [n for n in range(3) for _ in range(4)]
+
+
+def test_a_ranking_by_workers_is_that_of_one_process(
+    smaller_run: Run, contrary: list[Contrary], tmp_path: Path
+) -> None:
+    request, found = RankRequest(assignments=5, epochs=1), []
+    for overrides in ((), ("workers=2",)):
+        folder = shutil.copytree(smaller_run.folder, tmp_path / f"run-{len(overrides)}")
+        with Run.open(folder, write=True) as run:
+            found.append(rank_run(run, request, lambda text: None, overrides))
+        assert run.ranking() == found[-1]
+    assert found[0] == found[1]
+    assert contrary[0].begun == [f"rank {n}" for n in (5, 4, 3, 2, 1)]
+
+
+def test_trials_of_several_prunings_take_turns(alone: Run) -> None:
+    trials = [event for event in alone.journal.events() if isinstance(event, Trial)]
+    told = [(each.trial.proposal.number, each.run) for each in trials]
+    count = 1 + max(number for number, _ in told)
+    assert told == [(number, run) for number in range(count) for run in ("prune-search-1", "prune-uniform-4")]
 
 
 def workers_of(pid: int) -> list[int]:
@@ -183,8 +250,9 @@ def workers_of(pid: int) -> list[int]:
     return found
 
 
-def test_two_workers_give_the_same_though_one_is_killed(
-    smaller: Job, smaller_run: Run, carried_out: CarriedOut, tmp_path: Path
+@pytest.mark.parametrize("workers", [2, 4])
+def test_several_workers_give_the_same_though_one_is_killed(
+    workers: int, smaller: Job, smaller_run: Run, carried_out: CarriedOut, tmp_path: Path
 ) -> None:
     killed: list[int] = []
 
@@ -193,7 +261,7 @@ def test_two_workers_give_the_same_though_one_is_killed(
             killed.append(workers_of(os.getpid())[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    run = carried_out(smaller("workers=2"), tmp_path / "run", report)
+    run = carried_out(smaller(f"workers={workers}"), tmp_path / "run", report)
     same(run, smaller_run)
     assert killed
     assert workers_of(os.getpid()) == []
