@@ -132,7 +132,9 @@ class RayCluster(Executor):
         except RayError as error:
             return [Lost(task.id, f"{type(error).__name__}: {first_sentence(error)}", final=True)]
         for name, content in written_files(task, files).items():
-            self._keep(self._folder / name, content)
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._keep(path, content)
         return [*told, ended]
 
     def wake(self) -> None:
