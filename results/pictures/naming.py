@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -45,7 +45,9 @@ class Room:
         """Count what lies in the boxes (n, 4) as taken."""
         for left, bottom, right, top in self._cells(boxes):
             self._taken[bottom:top, left:right] = 1
-        self._sums[1:, 1:] = self._taken.cumsum(axis=0).cumsum(axis=1)
+        sums = self._sums[1:, 1:]  # in place: thousands of large arrays take the system seconds to hand out
+        np.cumsum(self._taken, axis=0, out=sums)
+        np.cumsum(sums, axis=1, out=sums)
 
     def free(self, boxes: np.ndarray) -> np.ndarray:
         """Of each box (n, 4), whether nothing in it is taken."""
@@ -119,11 +121,17 @@ def _letter_size(dpi: float, letter: str) -> tuple[float, float]:
 
     Measured enlarged: a picture is saved at another resolution, where each letter is rounded to other pixels.
     """
-    renderer, font = FigureCanvasAgg(Figure(dpi=ENLARGED * dpi)).get_renderer(), FontProperties(size=SMALL - 1)
+    renderer, font = _ruler(ENLARGED * dpi), FontProperties(size=SMALL - 1)
     once, twice, line = (
         renderer.get_text_width_height_descent(text, font, False) for text in (letter, 2 * letter, f"lp{letter}")
     )
     return (twice[0] - once[0]) / ENLARGED, line[1] / ENLARGED
+
+
+@cache
+def _ruler(dpi: float) -> RendererAgg:
+    """What measures letters: one for all of them, and with next to nothing to draw on, which would be a large image."""
+    return FigureCanvasAgg(Figure(figsize=(0.1, 0.1), dpi=dpi)).get_renderer()
 
 
 def _write(axes: Axes, text: str, point: tuple[float, float], place: int) -> None:
