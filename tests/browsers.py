@@ -16,6 +16,8 @@ from dnas.commands import serving
 from results.server.app import application, server
 from results.server.shelf import Shelf
 
+PATIENCE_MS = 240_000
+"""A machine on which others compute may take minutes for what takes a second."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -32,6 +34,7 @@ class Visit:
 
     def __init__(self, browser: Browser, **options: Any) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        self.context.set_default_timeout(PATIENCE_MS)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
         self.asked: list[str] = []
@@ -43,12 +46,12 @@ class Visit:
     def open(self, address: str | Path) -> Page:
         """Load a page and wait until a configuration is chosen in it."""
         self.page.goto(address.as_uri() if isinstance(address, Path) else address)
-        self.page.locator("html[data-chosen]").wait_for(state="attached", timeout=60_000)
+        self.page.locator("html[data-chosen]").wait_for(state="attached")
         return self.page
 
     def until(self, expression: str) -> None:
         """Wait until this is true in the page, whose policy lets nobody wait for it there."""
-        for _ in range(600):
+        for _ in range(PATIENCE_MS // 50):
             if self.page.evaluate(expression):
                 return
             self.page.wait_for_timeout(50)
