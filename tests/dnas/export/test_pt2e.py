@@ -28,6 +28,8 @@ from tests.dnas.training.test_task_detection import of_family
 from tests.exported_nets import INPUTS, WEIGHTS, fixed_net
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph
 
+# PyTorch 2.9 warns of how it reads its own file.
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 Q = torch.ops.quantized_decomposed
 
 
