@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dnas import Metric, Run, Task, dump_job, evaluate, load, load_job, run_job
+from dnas.commands.doctor_view import consult
 from dnas.commands.exporting import export
 from dnas.export.formats import ExportOptions
 from dnas.jobs import job as job_module
@@ -202,6 +204,15 @@ def test_a_network_of_two_inputs_goes_all_the_way_to_files(tmp_path: Path, capsy
         assert found.mae == pytest.approx(told, rel=0.02)
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     assert [entry.name for entry in session.get_inputs()] == ["image", "gain"]
+
+
+def test_doctor_reads_a_network_on_what_the_task_makes_of_an_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.toml").write_text(dump_job(job_of("inputs")))
+    assert consult(None, None, [], str(tmp_path / "job.toml"), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert [layer["name"] for layer in told["layers"]] == ["first", "second", "head"]
 
 
 @pytest.mark.slow
