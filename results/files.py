@@ -118,8 +118,9 @@ def taken_seal(data: dict[str, Any]) -> str | None:
     """
     if SEAL in data:
         return str(data.pop(SEAL))
-    was_last = _DIGEST.fullmatch(str(data[next(reversed(data))])) if data else None
-    return "of another name" if was_last else None
+    last = next(reversed(data), "")
+    spoilt = len(last) == len(SEAL) and sum(a != b for a, b in zip(last, SEAL, strict=True)) == 1
+    return "of another name" if spoilt and _DIGEST.fullmatch(str(data[last])) else None
 
 
 def _content_sha256(data: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from results.events import Epoch, Event, Finalist, FloatMeasured, Judged, Measured, Tested, Trial
+from results.events import Epoch, Event, Finalist, FloatMeasured, Judged, Measured, Tested, Timed, Trial
 
 _SEEDED = {"finetune": "seed", "finalise": "seed", "choice": "round"}
 """Stages that train a net several times, and what the number of an epoch's event counts there."""
@@ -79,6 +79,10 @@ def _tested(event: Tested) -> _Told:
     return f"test/{event.assignment}", event.seed, iter(((event.metric, event.test),))
 
 
+def _timed(event: Timed) -> _Told:
+    return f"timed/{event.assignment}", 0, iter((("latency_ms", event.latency_ms), ("spread", event.spread)))
+
+
 def _float(event: FloatMeasured) -> _Told:
     values = ((f"val_{event.metric}", event.val), (f"test_{event.metric}", event.test))
     return "float", 0, iter(values)
@@ -95,5 +99,6 @@ _TELL: Mapping[type[Event], Callable[[Any], _Told]] = {
     Finalist: _finalist,
     Measured: _measured,
     Tested: _tested,
+    Timed: _timed,
     FloatMeasured: _float,
 }

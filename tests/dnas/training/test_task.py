@@ -232,7 +232,7 @@ def test_a_job_names_its_task() -> None:
         (TaskSection(arguments={"classes": 3}), "'classification' cannot be made: .* argument 'classes'"),
         (named("Brightnes"), "has no 'Brightnes'; did you mean 'Brightness'"),
         (named("Brightness", facto=1.0), "cannot be made: TypeError"),
-        (named("brightness"), "not a dnas.Task"),
+        (named("brightness"), "not a Task, so it is not called"),
         (named("Nameless"), "has no metric; set metric"),
         (named("READY", factor=1.0), "cannot be made: TypeError"),
         (Brightness, "task Brightness is a class; give Brightness"),

@@ -38,6 +38,8 @@ EVENTS: list[tuple[Event, dict[str, float], int]] = [
     (Finalist(run="f", score=0.5, loss=0.25, number=7), {"finalist/f/top1": 0.5, "finalist/f/loss": 0.25}, 7),
     (Measured(assignment="a", seed=1, val=0.5, metric="mae"), {"val/a/mae": 0.5}, 1),
     (events.Tested(assignment="a", seed=1, test=0.25), {"test/a/top1": 0.25}, 1),
+    (events.Timed(assignment="a", where="openvino", processor="p", latency_ms=2.5, spread=0.25, rounds=9),
+     {"timed/a/latency_ms": 2.5, "timed/a/spread": 0.25}, 0),
     (FloatMeasured(val=0.5, test=0.25), {"float/val_top1": 0.5, "float/test_top1": 0.25}, 0),
     (
         Trial(run="prune-a", kind="random",
