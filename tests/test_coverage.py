@@ -24,6 +24,7 @@ from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("source", "side", "arguments"),
     [  # shallow, where the network can be had so: whole ones are slow
@@ -76,6 +77,7 @@ def _regnet() -> nn.Module:
     return models.RegNet(parameters, num_classes=10)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "build",
     [

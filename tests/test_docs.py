@@ -123,6 +123,7 @@ def _own_modules_are_forgotten(tmp_path: Path) -> Iterator[None]:
             del sys.modules[name]
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("_own_modules_are_forgotten")
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_python_blocks_run(

@@ -22,6 +22,7 @@ def plan(data: Path | None, only: tuple[str, ...] = PARTS, **options: Any) -> li
     return planned(Namespace(**given), Path("temporary"))
 
 
+@pytest.mark.whole
 def test_every_step_has_its_time_and_leaves_what_it_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_session, "SECONDS_TO_END", 0.2)
     monkeypatch.setattr(gpu_session, "LEAST_SECONDS", 0.01)

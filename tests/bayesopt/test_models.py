@@ -83,6 +83,7 @@ def test_the_loss_to_beat_is_where_the_weighted_score_equals_the_best() -> None:
         assert np.maximum(loss, cost) + 0.05 * (loss + cost) == pytest.approx(np.full(3, known.best))
 
 
+@pytest.mark.whole
 def test_a_front_search_finds_both_ends() -> None:
     space = chain((16, 32, 32, 64))
 

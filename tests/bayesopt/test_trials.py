@@ -56,6 +56,7 @@ def go_on(
     return run_trials(proposer, bowl or Bowl(), known=known, **{"total": 8} | options)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "batch", "targets"), [
     ("random", 1, LIMITS), ("random", 3, RANGE), ("scikit-optimize", 1, LIMITS), ("scikit-optimize", 3, LIMITS),
     ("scikit-optimize", 3, RANGE),

@@ -229,6 +229,7 @@ def test_a_traceback_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "Traceback" in result.stderr
 
 
+@pytest.mark.whole
 def test_a_closed_pipe_is_quiet() -> None:
     root = str(Path(cli.__file__).parents[1])
     script = f"{sys.executable} -m dnas.commands.cli presets | true; exit ${{PIPESTATUS[0]}}"
@@ -295,6 +296,7 @@ def test_a_plot_over_an_unknown_cost_is_refused(finished: Path) -> None:
     assert "has no cost 'latency'" in refused("plot", "digits", "--x", "latency")
 
 
+@pytest.mark.whole
 def test_plots_are_written(finished: Path) -> None:
     files = json.loads(dnas("plot", "digits", "--json").stdout)["files"]
     assert files == [f"runs/digits/{name}.png" for name in ("front", "bits", "curves-search-1")]

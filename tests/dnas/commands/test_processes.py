@@ -72,6 +72,7 @@ def settings(more: Sequence[str] = ()) -> list[str]:
     return [word for setting in (*TOY, *SMALLER, *own) for word in ("--set", setting)]
 
 
+@pytest.mark.whole
 def test_a_process_that_dies_ends_a_job_that_goes_on_with_another_number(tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text(DYING)
     (tmp_path / "dying").touch()

@@ -46,6 +46,7 @@ def copied(unpruned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
 QUICK = ("--trials", "2", "--set", "controls=[]", "--set", "batchnorm_batches=2", "--set", "finetune_epochs=1")
 
 
+@pytest.mark.whole
 def test_a_finished_run_is_pruned_again_and_again(copied: Run, unpruned: Run) -> None:
     for arguments in (
         ("search-1", "--budget", "70%"),
@@ -77,6 +78,7 @@ def test_a_finished_run_is_pruned_again_and_again(copied: Run, unpruned: Run) ->
     assert outcome(copied) == before
 
 
+@pytest.mark.whole
 def test_pruning_an_unfinished_run_finishes_it_and_can_be_interrupted(
     copied: Run, unpruned: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

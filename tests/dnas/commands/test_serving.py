@@ -75,6 +75,7 @@ def test_a_server_beside_a_job_ends_with_it_however_that_ends(tmp_path: Path) ->
         assert process.wait(20) == 0
 
 
+@pytest.mark.whole
 def test_the_server_of_a_job_is_gone_when_the_job_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, servers = made_run(tmp_path / "made").folder, []
     start = subprocess.Popen

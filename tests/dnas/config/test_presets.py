@@ -62,6 +62,7 @@ def test_a_preset_can_be_planned_on_its_network(name: str, decisions: int, weigh
         assert sum(layer.macs for layer in searched) == 1_695_547_392
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "layers", "weights"),
     [

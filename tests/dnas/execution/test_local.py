@@ -47,6 +47,7 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.whole
 def test_worker_processes_give_what_they_should_survive_kills_and_end(tmp_path: Path) -> None:
     scheduler = Ahead(LocalProcesses([Setting(prepare, (f"desk {n}",)) for n in range(2)]), lambda *told: None)
     heard: list[object] = []
@@ -74,6 +75,7 @@ def test_worker_processes_give_what_they_should_survive_kills_and_end(tmp_path: 
     until(lambda: not any(map(lives, [*own, int(file.read_text())])))
 
 
+@pytest.mark.whole
 def test_a_worker_that_cannot_begin_says_why_and_one_that_always_dies_ends_the_wait() -> None:
     scheduler = Ahead(LocalProcesses([Setting(refuse, ("this one",))]), lambda *told: None)
     with pytest.raises(InputError, match=r"^this one has no device$"):
@@ -85,6 +87,7 @@ def test_a_worker_that_cannot_begin_says_why_and_one_that_always_dies_ends_the_w
     scheduler.close()
 
 
+@pytest.mark.whole
 def test_workers_that_die_in_a_message_or_without_a_task_are_replaced(tmp_path: Path) -> None:
     workers = LocalProcesses([Setting(prepare, ("desk",))])
     scheduler = Ahead(workers, lambda *told: None)

@@ -218,6 +218,7 @@ def test_a_switchable_net_is_packed_and_applied_too(kind: type[nn.Module], tmp_p
     calibrate(apply(made(kind), stored), [call_of(CALLS[kind](6))])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", some(Named, OneDict))
 def test_an_onnx_file_takes_every_tensor_by_name(kind: type[nn.Module], tmp_path: Path) -> None:
     quantized, graph, assignment, _ = fixed(kind)
@@ -250,6 +251,7 @@ def test_qonnx_has_them_too(kind: type[nn.Module], tmp_path: Path) -> None:
     assert [value.name for value in onnx.load(tmp_path / "net.onnx").graph.input] == INPUTS[kind]
 
 
+@pytest.mark.whole
 def test_the_image_among_the_inputs_is_normalised_in_the_file(tmp_path: Path) -> None:
     quantized, graph, assignment, _ = fixed(Named)
     told = Preprocessing((3, 6, 6), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2), 4)

@@ -86,6 +86,7 @@ def test_a_pruned_profile_is_taken_out_of_a_switchable_net_after_a_step(kind: st
     assert torch.equal(alone(images()), net.eval()(images()))
 
 
+@pytest.mark.whole
 def test_a_net_after_a_step_is_exported(tmp_path: Path) -> None:
     model, graph = after_a_step("spectral norm")
     layers = {name: LayerBits(4, 4, spec.out_channels) for name, spec in graph.by_name.items()}

@@ -80,6 +80,7 @@ def test_sparse_and_low_bit_weights_are_packed_and_give_the_same(name: str, tmp_
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", some("fcos", "fcn"))
 def test_profiles_of_one_net_are_switched_and_packed(name: str, tmp_path: Path) -> None:
     network, size = network_of(name)

@@ -56,6 +56,7 @@ def test_what_chooses_boxes_in_the_middle_is_refused_and_another_network_stays()
     assert before_boxes(network, (1, 6, 6)) is network
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "family", ["ssd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("retinanet", "fcos"))]
 )

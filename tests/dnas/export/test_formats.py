@@ -60,6 +60,7 @@ def net() -> StoredNet:
     return StoredNet(network.eval(), graph, assignment, QuantizerChoice(), {"source": "own"}, None, 0, None)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_format_writes_one_file_of_the_size_it_tells_and_the_same_again(format: str, net: StoredNet) -> None:
     folder = Path("out")

@@ -192,6 +192,7 @@ def in_integers(network: nn.Module, packed: PackedFile, profile: str = DEFAULT_P
     return network
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "choice", [NESTED, QuantizerChoice("nested", "nested", True), QuantizerChoice("dorefa", "lsq")]
 )

@@ -73,6 +73,7 @@ def test_a_loaded_net_multiplies_with_what_the_saved_one_did(kind: str, bits: tu
     assert torch.equal(load(tmp_path / "net", other_network(kind))(images()), net(images()))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_switchable_net_shares_what_weights_are_made_of(kind: str, tmp_path: Path) -> None:
     model = network(kind)
@@ -94,6 +95,7 @@ def test_a_switchable_net_shares_what_weights_are_made_of(kind: str, tmp_path: P
         assert torch.equal(load(tmp_path / "net", other_network(kind), name)(images()), expected)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["masks", "a parametrization under standardisation"])
 def test_onnx_holds_the_codes_of_what_is_multiplied_with(kind: str, tmp_path: Path) -> None:
     """The exporter compares every layer with PyTorch, and refuses a file that differs."""

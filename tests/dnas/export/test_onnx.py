@@ -194,6 +194,7 @@ def test_grouped_depthwise_transposed_and_linear_layers(tmp_path: Path) -> None:
     assert_same_logits(file.path, network, graph)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "bits"), [("shared", (2, 2)), ("line", (32, 4))], ids=["biases", "fp32 weights"])
 def test_runtimes_do_not_round_more(tmp_path: Path, name: str, bits: tuple[int, int]) -> None:
     """Between DequantizeLinear and QuantizeLinear ONNX Runtime rounds biases and fp32 weights by default."""
@@ -332,6 +333,7 @@ def test_a_missing_package_tells_the_install_command(
     assert not out.exists()
 
 
+@pytest.mark.whole
 def test_export_of_a_run(smaller_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "net.onnx"
     name = next(iter(smaller_run.assignments()))

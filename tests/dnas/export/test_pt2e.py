@@ -157,6 +157,7 @@ def test_the_file_tells_the_assignment(tmp_path: Path) -> None:
     assert json.loads(extra["dnas.assignment"]) == json.loads(json.dumps(net.assignment.to_json()))
 
 
+@pytest.mark.whole
 def test_a_detector_gives_a_box_and_scores_at_every_place(tmp_path: Path) -> None:
     detector, x = of_family("ssd").eval(), shapes(4, 64).images / 255
     graph = read_graph(detector, (3, 64, 64))

@@ -148,6 +148,7 @@ def assert_tensorrt_reads(model: Any) -> None:
             assert known[pair.input[1]] == scale, "one scale for a pair"
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("name", "families"),
@@ -237,6 +238,7 @@ def test_nested_weights_are_odd_integers_up_to_7_bits(tmp_path: Path, bits: int)
         assert "8-bit levels stand between integers of 8 bits" in file.layers["conv1"].why
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("runtime", RUN)
 @pytest.mark.parametrize(
     "name", ["line", *(pytest.param(name, marks=pytest.mark.slow) for name in ("shapes", "attention"))]
@@ -269,6 +271,7 @@ class Downsampled(nn.Module):
         return self.head(torch.relu(y).mean((2, 3)))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("runtime", RUN)
 @pytest.mark.parametrize("bits", [(8, 4), *(pytest.param(bits, marks=pytest.mark.slow) for bits in ((8, 8), (3, 8)))])
 def test_two_layers_that_read_one_tensor(tmp_path: Path, runtime: str, bits: tuple[int, int]) -> None:
@@ -336,6 +339,7 @@ def test_unknown_targets_and_capability_files(tmp_path: Path) -> None:
             find_target(str(path))
 
 
+@pytest.mark.whole
 def test_the_command_tells_layer_by_layer(smaller_run: Run, tmp_path: Path) -> None:
     name, out = next(iter(smaller_run.assignments())), tmp_path / "net.onnx"
     words = ["export", str(smaller_run.folder), name, "--format", "onnx", "--out", str(out), "--target", "onnxruntime"]
@@ -362,6 +366,7 @@ def test_every_target_has_a_source() -> None:
     assert all(len(find_target(name).source) > 40 for name in target_names())
 
 
+@pytest.mark.whole
 def test_a_runtime_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = StoredNet(*fixed_net("residual", (8, 8), QuantizerChoice("lsq", "pact")))
     assert export_graph(tmp_path / "a", OnnxFormat(find_target("openvino")), net).notes == []

@@ -189,6 +189,7 @@ def test_rounds_halve_until_one_is_left(count: int, most: int) -> None:
     assert all(left > 1 for left in lefts)
 
 
+@pytest.mark.whole
 def test_a_larger_budget_is_nowhere_narrower_where_the_job_says_so(
     toy: Job, carried_out: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_pool_is_shown_with_what_was_free_and_what_the_search_adds(run: Run) -
     assert {"round", "epochs", "loss", "standard_error", "top1"} == set(first["rounds"][0])
 
 
+@pytest.mark.whole
 def test_a_run_without_a_pool_and_a_pool_of_one_assignment_are_refused(toy_run: Run) -> None:
     result = CliRunner().invoke(app, ["show", str(toy_run.folder), "--pool"])
     assert result.exit_code == 2

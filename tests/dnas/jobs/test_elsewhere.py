@@ -137,10 +137,12 @@ def test_a_job_computes_elsewhere_what_it_computes_on_the_cpu(name: str, tmp_pat
     same(load_job("digits", [*SMALL, *JOBS[name]]), tmp_path)
 
 
+@pytest.mark.whole
 def test_a_choice_computes_elsewhere_what_it_computes_on_the_cpu(tmp_path: Path) -> None:
     same(load_job("digits", [*SMALL, *CHOICE]), tmp_path)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", rarely(list(KINDS), ["regression", "multilabel"]))
 def test_a_job_of_every_task_computes_elsewhere_what_it_computes_on_the_cpu(kind: str, tmp_path: Path) -> None:
     """Maps, boxes, numbers, several labels, several inputs."""
@@ -202,6 +204,7 @@ def plain(value: Any) -> Any:
     return pickle.loads(pickle.dumps(value))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "more",
     [

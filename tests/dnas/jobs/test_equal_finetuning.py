@@ -105,6 +105,7 @@ def usual(context: JobContext) -> Mapping[str, dict[str, Tensor]]:
         return nets(context)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("setting", KEYS)
 def test_each_key_changes_what_is_trained_of_every_arm(
     setting: str, context: JobContext, made: list[Trainer], usual: Mapping[str, dict[str, Tensor]]

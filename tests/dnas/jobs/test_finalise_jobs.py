@@ -109,6 +109,7 @@ def test_profiles_are_measured_as_they_are_shipped(finalised: Run, tmp_path: Pat
     assert again["top1"]["mean"] == pytest.approx(told["switchable-1-w3a4"]["val_top1"]["mean"], abs=0.02)
 
 
+@pytest.mark.whole
 def test_a_net_killed_at_any_entry_ends_the_same(smaller: Job, finalised: Run, tmp_path: Path) -> None:
     """Killed once at every entry from the stage on, and amid an epoch."""
     begun: list[bool] = []
@@ -173,6 +174,7 @@ def test_a_finished_run_is_finalised_again(copied: Run, finalised: Run) -> None:
     assert command("plot", "run", "--kind", "front", "--out", "front.png").exit_code == 0
 
 
+@pytest.mark.whole
 def test_assignments_of_files_and_pruned_ones(copied: Run) -> None:
     own = json.loads((copied.folder / "assignments" / "search-1.json").read_text())
     own["id"] = "mine"
@@ -197,6 +199,7 @@ def test_assignments_of_files_and_pruned_ones(copied: Run) -> None:
     assert kinds(copied)[f"{net}-search-1-pruned-1"] == PROFILE
 
 
+@pytest.mark.whole
 def test_a_whole_net_is_exported(copied: Run) -> None:
     result = command("export", "run", "--format", "packed", "--out", "net.safetensors", "--json")
     told = json.loads(result.stdout)

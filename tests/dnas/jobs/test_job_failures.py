@@ -279,6 +279,7 @@ def test_a_damaged_checkpoint_is_told_and_its_stage_is_repeated(smaller_run: Run
     assert Path("run/front.json").read_bytes() == (smaller_run.folder / "front.json").read_bytes()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("writes", [0, 4, 6, 11])
 def test_a_full_disk_costs_nothing_that_was_written(
     writes: int, smaller_run: Run, smaller_settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

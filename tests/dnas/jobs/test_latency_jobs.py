@@ -134,6 +134,7 @@ def test_a_run_is_timed_by_the_command_and_keeps_it(run: Run, tmp_path: Path) ->
     assert all(points[name].cost(MEASURED_LATENCY) == net["measured_ms"] for name, net in found["nets"].items())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

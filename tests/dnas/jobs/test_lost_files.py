@@ -89,6 +89,7 @@ def named(file: str) -> str:
     return f"{file}.safetensors" if folder == "checkpoints" else f"{file}.json" if folder == "assignments" else file
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: next(iter(loss)))
 def test_lost_files_are_made_again_as_they_were(whole: Path, folder: Path, loss: dict[str, str]) -> None:
     for file, damage in loss.items():
@@ -115,6 +116,7 @@ def flip(path: Path, draw: random.Random) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 25))])
 def test_bytes_that_change_at_random_are_told_and_never_make_another_result(
     seed: int, whole: Path, smaller: Callable[..., JobConfig], tmp_path: Path
@@ -149,6 +151,7 @@ def test_bytes_that_change_at_random_are_told_and_never_make_another_result(
         assert name in result.output or name in different or path.name.startswith(("search", "front")), name
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["journal.jsonl", "job.toml"])
 def test_bytes_that_change_in_what_a_run_stands_on_are_told(name: str, folder: Path) -> None:
     path, draw = folder / name, random.Random(name)
@@ -173,6 +176,7 @@ def test_the_file_of_another_net_is_damaged(whole: Path, folder: Path) -> None:
     assert contents(folder) == contents(whole)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "net", "damage", "told"),
     [
@@ -196,6 +200,7 @@ def test_a_checkpoint_that_can_be_read_but_not_used_is_told(
     assert dnas("evaluate", folder, name).exit_code == 0
 
 
+@pytest.mark.whole
 def test_commands_that_need_a_lost_net_say_what_makes_it_again(whole: Path, folder: Path, tmp_path: Path) -> None:
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
@@ -213,6 +218,7 @@ def test_commands_that_need_a_lost_net_say_what_makes_it_again(whole: Path, fold
         assert (tmp_path / net).stat().st_size
 
 
+@pytest.mark.whole
 def test_one_damaged_assignment_stops_no_other_command(folder: Path, tmp_path: Path) -> None:
     damaged = folder / "assignments" / "uniform-4.json"
     damaged.write_text("{")
@@ -299,6 +305,7 @@ READING = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("file", READING)
 def test_a_folder_in_the_place_of_a_file_is_named_with_the_next_step(folder: Path, file: str) -> None:
     path = folder / file

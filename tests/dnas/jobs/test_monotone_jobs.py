@@ -109,6 +109,7 @@ class Killed(BaseException):
     """What no code but this test catches."""
 
 
+@pytest.mark.whole
 def test_a_kill_before_any_projection_and_after_it_changes_nothing(
     smaller: Job, monotone: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_kill_before_any_projection_and_after_it_changes_nothing(
     assert saved(run, *FROM_LARGEST) == saved(monotone, *FROM_LARGEST)
 
 
+@pytest.mark.whole
 def test_a_search_of_a_pruned_net_is_monotone_too(smaller: Job, carried_out: CarriedOut, tmp_path: Path) -> None:
     pruning = (
         "prune.enabled=true",

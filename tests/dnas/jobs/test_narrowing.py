@@ -204,6 +204,7 @@ def test_an_assignment_starts_from_the_trained_weights_of_the_next_wider_one(
     assert not all(torch.equal(start[name], fresh[name]) for name in alike)
 
 
+@pytest.mark.whole
 def test_a_kill_around_any_entry_of_the_fine_tuning_changes_nothing(
     narrowed: JobConfig, uninterrupted: Run, tmp_path: Path
 ) -> None:

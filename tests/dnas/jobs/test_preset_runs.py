@@ -67,6 +67,7 @@ def _beside_the_users_own_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Path("own_things.py").write_text(THINGS)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("preset", "model", "settings"),
     [
@@ -93,6 +94,7 @@ def test_a_preset_runs_to_its_end(
     assert drawn.pairs.keys() == run.assignment("search-1").pairs.keys()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("preset", "model", "settings"),
     [
@@ -121,6 +123,7 @@ def test_a_squantizer_preset_runs_to_its_end(
         assert told["sparse_layers_without_index"] > told["sparse_layers_with_index"]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("preset", "model", "size"),
     [
@@ -150,6 +153,7 @@ def test_an_autoprune_preset_runs_to_its_end(
             assert any(bits.kept_channels is not None for bits in assignment.layers.values())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("preset", "model", "size", "switches"),
     [
@@ -175,6 +179,7 @@ def test_a_switchable_preset_runs_to_its_end(
         assert {f"w{w}a{a}" for w, a in middle} == {name}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "settings",
     [

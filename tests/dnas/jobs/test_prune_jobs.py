@@ -262,6 +262,7 @@ def test_filters_go_in_the_order_of_the_criterion(whole: Run, criterion: str) ->
     assert list(orders) == GROUPS
 
 
+@pytest.mark.whole
 def test_a_search_after_pruning_starts_from_the_first_pruned_net(
     pruning: Job, carried_out: CarriedOut, tmp_path: Path
 ) -> None:
@@ -362,6 +363,7 @@ def in_prune_stage(record: Event) -> bool:
     )
 
 
+@pytest.mark.whole
 def test_a_kill_around_any_entry_or_amid_anything_of_the_stage_changes_nothing(
     batched: JobConfig, uninterrupted: Run, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def ranked(folder: Path, told: list[str] | None = None, **asked: Any) -> Ranking
         return rank_run(run, RankRequest(**{"assignments": 6, **asked}), (told if told is not None else []).append)
 
 
+@pytest.mark.whole
 def test_a_ranking_is_gone_on_with_and_kept(run_of: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ranked(run_of)
     assert Run.open(run_of).ranking() == whole
@@ -75,6 +76,7 @@ def killed_at(count: int) -> Callable[[Ranking, int], str]:
     return tell
 
 
+@pytest.mark.whole
 def test_another_question_or_a_damaged_file_is_worked_out_anew(run_of: Path) -> None:
     whole, told = ranked(run_of, assignments=5), list[str]()
     path = run_of / "ranking.json"
@@ -92,6 +94,7 @@ def test_another_question_or_a_damaged_file_is_worked_out_anew(run_of: Path) -> 
         assert (other.epochs, other.limits) != (whole.epochs, whole.limits)
 
 
+@pytest.mark.whole
 def test_the_command_shows_and_the_run_tells_what_is_known(run_of: Path) -> None:
     result = CliRunner().invoke(app, ["rank", str(run_of), "--assignments", "5", "--epochs", "0"])
     assert result.exit_code == 0, result.output
@@ -112,6 +115,7 @@ def test_the_command_shows_and_the_run_tells_what_is_known(run_of: Path) -> None
     assert Ranking.read(json.loads(again.stdout)) == known
 
 
+@pytest.mark.whole
 def test_a_search_that_follows_tells_it_in_its_diagnosis(
     smaller: MakeJob, run_of: Path, tmp_path: Path, carried_out: Callable[..., Run]
 ) -> None:
@@ -131,6 +135,7 @@ def test_a_search_that_follows_tells_it_in_its_diagnosis(
     assert f"search-1: {found.told}" in notes
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "settings",
     [

@@ -68,6 +68,7 @@ def test_a_kill_around_any_journal_entry_changes_nothing(busy: JobConfig, uninte
     assert outcome(run) == outcome(uninterrupted)
 
 
+@pytest.mark.whole
 def test_a_kill_amid_any_epoch_changes_nothing(busy: JobConfig, uninterrupted: Run, tmp_path: Path) -> None:
     fractions: list[float] = []
 
@@ -128,6 +129,7 @@ def a_killed_run(config: JobConfig, folder: Path) -> None:
     assert run_status(Run.open(folder)).state == "interrupted"
 
 
+@pytest.mark.whole
 def test_a_process_that_is_killed_is_resumed_and_interrupted_and_resumed_again(
     smaller: Job, smaller_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ NAMES = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_job_ends_with_a_front_of_its_metric(kind: str, tmp_path: Path) -> None:
     run, front = run_of(kind, tmp_path)
@@ -190,6 +191,7 @@ def test_a_whole_job_ends_with_a_front_of_its_metric(kind: str, tmp_path: Path) 
     assert again[NAMES[kind]]["mean"] == point.val.mean
 
 
+@pytest.mark.whole
 def test_a_network_of_two_inputs_goes_all_the_way_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, front = run_of("inputs", tmp_path)
     pruned = next(point.assignment for point in front.points if point.kind == "pruned")

@@ -206,6 +206,7 @@ SPARSE = (
 )
 
 
+@pytest.mark.whole
 def test_searches_of_sigma_take_turns_and_give_the_same(
     smaller: Job, carried_out: CarriedOut, contrary: list[Contrary], tmp_path: Path
 ) -> None:
@@ -217,6 +218,7 @@ def test_searches_of_sigma_take_turns_and_give_the_same(
     assert numbers == [n for n in range(3) for _ in range(4)]
 
 
+@pytest.mark.whole
 def test_a_ranking_by_workers_is_that_of_one_process(
     smaller_run: Run, contrary: list[Contrary], tmp_path: Path
 ) -> None:
@@ -250,7 +252,7 @@ def workers_of(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.whole)])
 def test_several_workers_give_the_same_though_one_is_killed(
     workers: int, smaller: Job, smaller_run: Run, carried_out: CarriedOut, tmp_path: Path
 ) -> None:

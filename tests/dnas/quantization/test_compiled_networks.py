@@ -43,6 +43,7 @@ def found(network: nn.Module, run: Callable[[Tensor], Tensor]) -> dict[str, Tens
     return {"output": out.detach(), **{name: p.grad for name, p in network.named_parameters()}}
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo asks what is lent
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch 2.9 itself
 @pytest.mark.parametrize(

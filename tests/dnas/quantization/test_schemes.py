@@ -183,6 +183,7 @@ def test_the_codes_that_exports_read_are_the_weights(scheme: WeightScheme, tmp_p
     np.testing.assert_allclose(values, weights(found.network, "first").numpy(), rtol=1e-6)
 
 
+@pytest.mark.whole
 @every_scheme
 def test_what_cannot_hold_them_says_so(scheme: WeightScheme, tmp_path: Path) -> None:
     found = packed_with(tmp_path / "net", "residual", scheme)

@@ -37,6 +37,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     "build", ["native", *(pytest.param(name, marks=pytest.mark.slow) for name in ("AVX2", "portable"))]
 )

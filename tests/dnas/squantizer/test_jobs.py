@@ -133,6 +133,7 @@ def test_a_finished_net_is_measured_again_as_it_was(uninterrupted: Run) -> None:
         assert again["top1"] == uninterrupted.assignment(name).metrics["val_top1"]
 
 
+@pytest.mark.whole
 def test_a_kill_around_any_journal_entry_changes_nothing(
     sparse_job: Job, carried_out: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_kill_around_any_journal_entry_changes_nothing(
     assert outcome(run) == outcome(whole)
 
 
+@pytest.mark.whole
 def test_a_sigma_for_each_layer_is_searched_within_the_budget(
     sparse_job: Job, carried_out: Callable[..., Run], tmp_path: Path
 ) -> None:

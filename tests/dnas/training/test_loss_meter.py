@@ -60,6 +60,7 @@ def looking(monkeypatch: pytest.MonkeyPatch, every: int) -> None:
         monkeypatch.setattr(f"{module}.looks_every", lambda device: every)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", EPOCHS)
 def test_more_steps_make_the_host_wait_no_more_often(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for a loss nor for images, augmentation, noise or coefficients."""
@@ -87,6 +88,7 @@ def moved(made: Any, device: Device) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", EPOCHS)
 def test_looking_seldom_changes_no_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, epochs = EPOCHS[kind]

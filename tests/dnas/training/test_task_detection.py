@@ -342,6 +342,7 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("family", ["ssd", "retinanet", "fcos", "faster_rcnn"])
 def test_every_family_of_torchvision_is_searched_quantized_and_pruned(family: str) -> None:
     reached, left, loss = searched(of_family(family), 64)

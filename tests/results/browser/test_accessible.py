@@ -15,7 +15,7 @@ from results.run.progress import noted
 from tests.browsers import Visit, serving_runs
 from tests.made_runs import made_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 RULES = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],

@@ -21,7 +21,7 @@ from results.run.progress import SECONDS_BETWEEN, noted
 from tests.browsers import Visit, serving_runs
 from tests.made_runs import LAYERS, epochs, made_assignment, made_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 SMALL = (
     *("device=cpu", "threads=1", "model.arguments={width=4}", "data.train_limit=120", "data.test_limit=60"),

@@ -18,7 +18,7 @@ from results.tables.export import export_assignment
 from tests.browsers import Visit
 from tests.made_runs import made_material, made_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 HOSTILE = ("<script>alert(1)</script>", "<img src=x onerror=alert(2)>.weight", "../../etc/passwd", "</script>&lt;b&gt;")
 

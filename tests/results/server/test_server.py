@@ -393,6 +393,7 @@ def test_a_run_that_takes_long_to_read_holds_up_no_other() -> None:
         assert (first.result(), again.result()) == ("slow", "slow")
 
 
+@pytest.mark.whole
 def test_where_all_runs_stand_is_read_once_however_many_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

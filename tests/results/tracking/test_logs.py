@@ -101,6 +101,7 @@ def near(found: Told, wanted: Told) -> bool:
     return all(found[name] == [(n, pytest.approx(value)) for n, value in wanted[name]] for name in wanted)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("until", [1, 2, 5, 7, len(COURSE)])
 def test_tensorboard_reads_what_the_journal_says_after_a_kill_anywhere(until: int, begun: Run, tmp_path: Path) -> None:
     goes_on(begun, ["tensorboard"], until, tmp_path / "killed")
@@ -131,6 +132,7 @@ def test_tensorboard_shows_the_front_and_the_assignments(begun: Run) -> None:
     assert min(image.width, image.height) > 100
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("until", [1, 3, 7, len(COURSE)])
 def test_mlflow_holds_what_the_journal_says_after_a_kill_anywhere(
     until: int, begun: Run, server: Any, tmp_path: Path

@@ -52,6 +52,7 @@ def network_and_graph(name: str) -> tuple[nn.Module, LayerGraph]:
     return network, read_graph(network, (3, 64, 64))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "count", "classifier"),
     [
@@ -97,6 +98,7 @@ def test_only_vectors_that_no_layer_accounts_for_have_bytes_of_their_own() -> No
     assert entry_bytes("instance_norm") == {"norm": 8}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"resnet20"}))  # its shortcut is not known there
 def test_the_layers_of_every_group_are_those_of_torch_pruning(name: str) -> None:
     network, graph = network_and_graph(name)

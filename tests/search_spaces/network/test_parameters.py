@@ -33,6 +33,7 @@ def test_every_parameter_is_accounted_for(name: str) -> None:
     assert [module.training for module in network.modules()] == modes
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "aux"), [("googlenet", "aux"), ("inception_v3", "AuxLogits")])
 def test_heads_that_only_training_runs_are_not_deployed(name: str, aux: str) -> None:
     with torch.device("meta"):
@@ -119,6 +120,7 @@ def test_a_weight_that_is_read_outside_its_layer_is_not_quantized(way: str) -> N
     assert graph.unsupported == {"encode": "its parent calls it and reads the weight itself as well"}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "side"), [("mobilenet_v3_small", 64), ("swin_t", 224), ("vit_b_32", 224)])
 def test_the_parameters_of_published_networks_add_up(name: str, side: int) -> None:
     with torch.device("meta"):
