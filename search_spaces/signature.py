@@ -16,7 +16,8 @@ from pydantic import Field
 from search_spaces.errors import InputError
 from search_spaces.records import Index, Record
 
-DTYPES = ("float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
+_REAL = ("float16", "bfloat16", "float32", "float64")
+DTYPES = (*_REAL, "complex64", "complex128", "bool", "uint8", "int8", "int16", "int32", "int64")
 _MOST_ELEMENTS = 2**26
 LARGEST_WHOLE = 2**31
 """Whole numbers beyond it are drawn as if they were it."""
@@ -107,24 +108,28 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple | list):
-        return type(value)(_changed(each, change) for each in value)
+        parts = [_changed(each, change) for each in value]
+        return (
+            type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        )  # a named tuple takes them apart
     if isinstance(value, dict):
         return {key: _changed(each, change) for key, each in value.items()}
     return change(value)
 
 
 def _told(value: Any) -> dict[str, Any]:
-    if isinstance(value, TensorSpec):
+    if isinstance(value, TensorSpec) and value.dtype in DTYPES:
         limits = {"least": value.least, "most": value.most} if (value.least, value.most) != (0, 0) else {}
         return {"tensor": {"shape": list(value.shape), "dtype": value.dtype, **limits}}
     if type(value) in (tuple, list):
         return {type(value).__name__: [_told(each) for each in value]}
-    if type(value) is dict and all(isinstance(key, str) for key in value):
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: _told(each) for key, each in value.items()}}
     if type(value) in _PLAIN and not (isinstance(value, float) and not math.isfinite(value)):
         return {"value": value}
+    what = f"tensor of {value.dtype}" if isinstance(value, TensorSpec) else type(value).__name__
     raise InputError(
-        f"the network is called with a {type(value).__name__}, which no file can hold; let it take tensors, numbers, "
+        f"the network is called with a {what}, which no file can hold; let it take tensors, numbers, "
         "text, and tuples, lists or dicts of such"
     )
 

@@ -70,6 +70,7 @@ class Job:
         reference = ModelReference(
             config.model.source, data.input_shape, loaded.checkpoint_sha256, plan.graph.signature
         )
+        reference.to_json()  # refused now, not after the search, where no file can hold what the network is called with
         _check_widths(config, plan, choice)
         augmentation, search_data = _images(config, data)
         device.processes.check_batch(config.data.batch_size, min(len(search_data.weights), len(search_data.theta)))

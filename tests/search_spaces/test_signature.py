@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,13 @@ from search_spaces.signature import DTYPES, Signature, TensorSpec
 TENSORS = st.builds(
     TensorSpec, st.lists(st.integers(0, 5), max_size=3).map(tuple), st.sampled_from(DTYPES), st.just(-1), st.just(3)
 )
+
+
+class Pair(NamedTuple):
+    """What some networks take."""
+
+    first: Any
+    second: Any
 
 
 def few(values: Any) -> Any:
@@ -61,3 +69,21 @@ def test_what_is_no_signature_is_told(told: Any, sentence: str) -> None:
 def test_a_value_that_no_file_holds_is_named() -> None:
     with pytest.raises(InputError, match="the network is called with a complex, which no file can hold"):
         Signature((1j,)).to_json()
+
+
+def test_what_no_file_could_be_read_with_is_not_written() -> None:
+    with pytest.raises(InputError, match="called with a tensor of uint16, which no file can hold"):
+        Signature((TensorSpec((2,), "uint16"),)).to_json()
+
+
+def test_named_tuples_are_changed_and_no_file_holds_them() -> None:
+    changed, _ = Signature((Pair(1, TensorSpec((2,))),)).map(lambda leaf: (leaf,))
+    assert changed == (Pair((1,), (TensorSpec((2,)),)),)
+    assert type(changed[0]) is Pair
+    with pytest.raises(InputError, match="called with a Pair, which no file can hold"):
+        Signature((Pair(1, 2),)).to_json()
+
+
+def test_a_dict_of_a_kind_of_its_own_is_read_as_a_plain_one() -> None:
+    signature = Signature((OrderedDict(b=TensorSpec((2,)), a=1),))
+    assert Signature.from_json(signature.to_json()) == Signature(({"b": TensorSpec((2,)), "a": 1},))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnxruntime
 import pytest
@@ -106,6 +106,20 @@ class TwoInputs(Pooled):
         return super().forward(image) * gain[:, None], gain
 
 
+class Pair(NamedTuple):
+    """Both inputs in one argument."""
+
+    image: Tensor
+    gain: Tensor
+
+
+class Joined(TwoInputs):
+    """The same for a pair."""
+
+    def forward(self, both: Pair) -> Any:  # type: ignore[override]
+        return super().forward(*both)
+
+
 def pooled() -> nn.Module:
     return Pooled()
 
@@ -153,6 +167,14 @@ class Beside(Task):
 
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).abs().mean(1)
+
+
+class Together(Beside):
+    """Its network takes a pair."""
+
+    def placed(self, batch: Any, device: Any) -> Any:
+        inputs, targets = super().placed(batch, device)
+        return {"both": Pair(**inputs)}, targets
 
 
 def job_of(kind: str, *more: str) -> Any:
@@ -277,3 +299,9 @@ def test_what_auxiliary_heads_take_is_told() -> None:
     (told,) = auxiliary_sentences(job)
     assert "hold 32 weights, 11% of all" in told
     assert not auxiliary_sentences(Job.of(job_of("segmentation")))
+
+
+def test_inputs_that_no_file_holds_are_told_before_any_training() -> None:
+    job = job_of("inputs", f"model.source={__name__}:Joined", f"task.kind={__name__}:Together")
+    with pytest.raises(InputError, match="called with a Pair, which no file can hold"):
+        Job.of(job)
