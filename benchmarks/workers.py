@@ -24,6 +24,7 @@ from dnas.execution.executors import Bench, Send, Setting, make_executor
 from dnas.execution.scheduler import Ahead
 from dnas.execution.tasks import JobTask
 from dnas.jobs.run import run_job
+from results.files import write_bytes
 from results.run.folder import Run
 
 TASKS = 200
@@ -117,7 +118,8 @@ def main() -> None:
         overhead(f"{count} worker{'s' if count > 1 else ''}", "local", count)
     for count in arguments.nodes:
         with ray_nodes(count) as address, TemporaryDirectory() as folder:
-            options = {"address": address, "threads": 1, "num_gpus": 0.0, "most": None, "folder": Path(folder)}
+            options = {"address": address, "threads": 1, "num_gpus": 0.0, "most": None}
+            options |= {"folder": Path(folder), "keep": write_bytes}
             overhead(f"{count} Ray node{'s' if count > 1 else ''}", "ray", 1, **options)
 
 

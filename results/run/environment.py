@@ -70,8 +70,10 @@ def _git(folder: Path, settings: Mapping[str, str], *words: str) -> str | None:
     """What git prints; None where it cannot tell. The repository's own configuration must not start programs."""
     environment = {**os.environ, **_STARTS_NOTHING}
     given = {**_NO_PROGRAMS, **settings}
-    environment["GIT_CONFIG_COUNT"] = str(len(given))
-    for number, (key, value) in enumerate(given.items()):
+    count = os.environ.get("GIT_CONFIG_COUNT", "")
+    first = int(count) if count.isdecimal() else 0  # behind what the user sets in this way, such as safe.directory
+    environment["GIT_CONFIG_COUNT"] = str(first + len(given))
+    for number, (key, value) in enumerate(given.items(), start=first):
         environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words]  # the option for git before 2.31
     try:

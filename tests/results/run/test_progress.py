@@ -80,6 +80,18 @@ def test_the_revision_of_the_users_own_repository(tmp_path: Path, monkeypatch: p
     assert git_revision(tmp_path) is None, "where there is no git"
 
 
+def test_a_users_own_settings_of_git_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, where the repository belongs to somebody else and the environment says that it is safe."""
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-qm", "a", "--allow-empty")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert git_revision(tmp_path) is None
+    for name, value in (("COUNT", "1"), ("KEY_0", "safe.directory"), ("VALUE_0", "*")):
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    assert git_revision(tmp_path) == {"commit": commit, "changed": False}
+
+
 def test_a_repository_starts_no_program_when_its_revision_is_asked_for(tmp_path: Path) -> None:
     """Its configuration names some for every occasion: a monitor, filters, a hook, and those of a submodule."""
     repository, marks = tmp_path / "repository", tmp_path / "marks"
