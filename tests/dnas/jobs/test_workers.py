@@ -252,7 +252,7 @@ def workers_of(pid: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.whole)])
+@pytest.mark.parametrize("workers", [2, 4])
 def test_several_workers_give_the_same_though_one_is_killed(
     workers: int, smaller: Job, smaller_run: Run, carried_out: CarriedOut, tmp_path: Path
 ) -> None:
