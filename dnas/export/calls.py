@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,15 @@ def input_names(network: nn.Module, call: Call, plain: bool) -> list[str]:
     return _distinct([name for name, _ in _named(given, "")], {*network.state_dict()})
 
 
-def output_names(network: nn.Module, given: Any) -> list[str]:
-    """The name of each tensor that a network gave, in order: ``output`` of one alone, else the keys or numbers."""
+def output_names(network: nn.Module, given: Any, inputs: Sequence[str]) -> list[str]:
+    """The name of each tensor that a network gave, in order: ``output`` of one alone, else the keys or numbers.
+
+    With a mark behind it where the ``inputs`` or a parameter has that name.
+    """
     own = getattr(network, "output_names", None)
     names = [OUTPUT if name.isdecimal() or not name else name for name, _ in _named(given, "")]
     names = [f"{OUTPUT}.{at}" if name == OUTPUT and len(names) > 1 else name for at, name in enumerate(names)]
-    return list(own) if own is not None else names
+    return _distinct(list(own) if own is not None else names, {*inputs, *network.state_dict()})
 
 
 def tensors_of(given: Any) -> list[Tensor]:

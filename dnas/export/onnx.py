@@ -108,8 +108,9 @@ def arrange(model: Any, target: Target) -> None:
 
 def _change(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], count: int) -> str:
     """What ``count`` more quantized tensors do to the results, in words."""
-    off = max(float(np.abs(values - before[name]).max()) for name, values in after.items())
-    largest = max(float(np.abs(before[name]).max()) for name in after)
+    numbers = {name: (before[name].astype(np.float64), values.astype(np.float64)) for name, values in after.items()}
+    off = max(float(np.abs(found - known).max()) for known, found in numbers.values())
+    largest = max(float(np.abs(known).max()) for known, _ in numbers.values())
     told = (
         f"{count} sums and outputs in {RESIDUAL_BITS} bits move results by up to {off:.3g} where {largest:.3g} is most"
     )

@@ -88,6 +88,7 @@ def trace(
     """
     need("onnx", "onnx", "onnxscript")
     call, plain = drawn(example, batch or 2, network), not isinstance(example, Signature)
+    inputs = input_names(network, call, plain)
     open_batch = batch is None and (plain or cast(Signature, example).batched)
     twin, given = _marked(network, names, call)
     axis = {0: torch.export.Dim.DYNAMIC}
@@ -104,8 +105,8 @@ def trace(
                 dynamic_shapes=dynamic if open_batch else None,
                 opset_version=opset,
                 verbose=False,
-                input_names=input_names(network, call, plain),
-                output_names=output_names(network, given),
+                input_names=inputs,
+                output_names=output_names(network, given, inputs),
             )
     except Exception as error:
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]

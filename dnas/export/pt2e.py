@@ -196,8 +196,8 @@ def _exported(module: nn.Module, call: Call, batched: bool) -> torch.export.Expo
 def _check_results(program: torch.export.ExportedProgram, network: nn.Module, call: Call) -> None:
     """Raise :class:`JobError` where most results differ; a value at a threshold may move some behind it."""
     with torch.no_grad():
-        pairs = zip(tensors_of(call.run(program.module())), tensors_of(call.run(network)), strict=True)
-    for found, wanted in pairs:
+        results = [tensors_of(call.run(each)) for each in (program.module(), network)]
+    for found, wanted in zip(*([tensor.double() for tensor in tensors] for tensors in results), strict=True):
         if float((found - wanted).abs().median()) > _SAME * float(wanted.abs().max()):
             raise JobError("the exported program would not compute what the net does; nothing is written")
 

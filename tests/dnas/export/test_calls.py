@@ -20,6 +20,7 @@ from dnas.export.onnx import OnnxFormat
 from dnas.export.pt2e import export_pt2e
 from dnas.export.qonnx import QonnxFormat
 from dnas.export.stored import StoredNet
+from dnas.export.targets import find_target
 from dnas.quantization.proof import outputs_on_noise
 from dnas.switchable.net import SwitchableNet
 from results.preprocessing import Preprocessing
@@ -267,3 +268,48 @@ def test_the_image_among_the_inputs_is_normalised_in_the_file(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"of the inputs images.0, images.1 several have the shape of an image"):
         export_graph(tmp_path / "two.onnx", OnnxFormat(), net, normalise=True)
     assert not (tmp_path / "two.onnx").exists()
+
+
+class Masked(Body):
+    """What is no number beside the result."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        found = self.head(self.features(image))
+        return found, found > 0, found.argmax(1)
+
+
+class Homonymous(Body):
+    """Outputs that are named as an input, a parameter and each other."""
+
+    def forward(self, image: Tensor, gain: Tensor) -> dict[str, Any]:
+        found = self.head(self.features(image) * gain[:, None])
+        return {"image": found, "head.weight": found + 1, "a": [found + 2], "a.0": found + 3}
+
+
+def fixed_by(kind: type[nn.Module], example: Any, given: Any) -> StoredNet:
+    network = made(kind)
+    graph = read_graph(network, example)
+    bits = {layer.name: LayerBits(4, 8) for layer in graph.layers}
+    quantized = quantize_fixed(network, graph, bits, QuantizerChoice())
+    calibrate(quantized, [given])
+    return StoredNet(quantized.eval(), graph, BitAssignment("four", ModelReference("mine:net", (3, 6, 6)), bits))
+
+
+def test_results_that_are_no_numbers_are_compared_and_told_of(tmp_path: Path) -> None:
+    net = fixed_by(Masked, (3, 6, 6), images(6))
+    export_pt2e(tmp_path / "net.pt2", net)
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    assert_near(results(program, call_of(images(5))), results(net.network, call_of(images(5))))
+    told = export_graph(tmp_path / "net.onnx", OnnxFormat(find_target("onnxruntime"), 8), net).notes
+    assert any("move results by up to" in note for note in told)
+
+
+def test_outputs_have_names_of_their_own(tmp_path: Path) -> None:
+    call = call_of(CALLS[Named](6))
+    net = fixed_by(Homonymous, call, call)
+    export_graph(tmp_path / "net.onnx", OnnxFormat(), net)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == ["image", "gain"]
+    assert [value.name for value in session.get_outputs()] == ["image_", "head.weight_", "a.0", "a.0_"]
+    feeds = dict(zip(("image", "gain"), [tensor.numpy() for tensor in call.tensors], strict=True))
+    assert_near(session.run(None, feeds), results(net.network, call))
