@@ -39,10 +39,22 @@ _SECONDS_BETWEEN_LINES = 2.0
 
 
 def check_out(out: Path) -> None:
-    """Refuse a file to write whose name does not end in .json, as it is read by its name."""
+    """Refuse files that cannot be written, and a name that does not end in .json, as the table is read by its name."""
     if out.suffix != ".json":
         raise InputError(f"the table {out} must be a file whose name ends in .json")
     check_file(out)
+    check_file(_capability_file(out))
+
+
+def _capability_file(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.capability.json")
+
+
+def _check_spares(folder: Path, out: Path) -> None:
+    """Refuse to write over the table that the run in ``folder`` was priced by."""
+    own = load_job(Run.open(folder).job_file()).costs.latency_table if is_run(folder) else None
+    if own and Path(own).resolve() == out.resolve():
+        raise InputError(f"{out} is the table that the run {folder} goes by; name another file with --out")
 
 
 def bench(
@@ -50,11 +62,12 @@ def bench(
 ) -> None:
     """Measure the network of a source or of the run in ``folder``; write the table and its capability file."""
     engine = find_engine(runtime, place)
+    _check_spares(folder, out)
     network, given, choice = _subject(subject, folder, shape)
     graph = read_graph(network, given)
     progress = _progress()
     table = measure_table(network, graph, engine, place, model=subject, choice=choice, effort=effort, progress=progress)
-    capability = out.with_name(f"{out.stem}.capability.json")
+    capability = _capability_file(out)
     write_json(out, table.to_json())
     write_json(capability, capability_of(table, graph))
     timed = _timed(folder, table, graph, as_json) if (folder / FRONT_JSON).is_file() else {}
@@ -80,8 +93,9 @@ def _timed(folder: Path, table: LatencyTable, graph: LayerGraph, as_json: bool) 
 def _kept(folder: Path, table: LatencyTable) -> str:
     """Whether the run shows these times on its front, which has those where its own table was made."""
     own = table_of(load_job(Run.open(folder).job_file()))
-    other = own is not None and own.where != table.where
-    return f"kept in {folder}" + (f", whose front shows those in {own.where}, as its table" if own and other else "")
+    if own is None or (own.where, own.processor) == (table.where, table.processor):
+        return f"kept in {folder}"
+    return f"kept in {folder}, whose front shows those in {own.where}, {own.processor}, as its table"
 
 
 def _nets(timed: Mapping[str, Mapping[str, float]]) -> PlainTable:

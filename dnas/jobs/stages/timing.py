@@ -15,6 +15,7 @@ from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Report, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer
+from dnas.latency.engines import Place
 from dnas.latency.timing import hindrance, time_nets
 from dnas.quantization.conversion import QuantizerChoice
 from results.events import Event, Timed
@@ -48,10 +49,17 @@ class Time(Stage):
         left = [point.assignment for point in findings.points if point.assignment not in known]
         why = hindrance(self.table) if left else ""
         if why:
-            again = f"dnas bench-latency {log.run.folder} --runtime {self.table.runtime}"
+            again = f"dnas bench-latency {log.run.folder} --runtime {self.table.runtime}{_place_options(self.table)}"
             log.tell_once([f"nets are not timed in {where} ({why}); time them there with: {again}"])
             return
         time_assignments(self.context, self.measurer, self.table, left)
+
+
+def _place_options(table: LatencyTable) -> str:
+    """Options that time nets on the table's device with its threads; none where it is what the command does unasked."""
+    usual, own = Place(), Place(table.device, table.threads)
+    device = f" --device {own.device}" if own.device != usual.device else ""
+    return device + (f" --threads {own.threads}" if own.threads != usual.threads else "")
 
 
 def time_assignments(context: JobContext, measurer: Measurer, table: LatencyTable, names: Sequence[str]) -> None:
@@ -109,7 +117,11 @@ def with_measured_latency(
 
 
 def measured_latencies(events: Sequence[Event], table: LatencyTable | None) -> Mapping[str, float]:
-    """Assignment → milliseconds, as last timed where the ``table`` was made; without one, where any was timed last."""
+    """Assignment → milliseconds, as last timed where the ``table`` was made; without one, where any was timed last.
+
+    That is the runtime, device and threads, and the processor: times of another one do not compare.
+    """
     timed = [event for event in events if isinstance(event, Timed)]
-    where = table.where if table else timed[-1].where if timed else ""
-    return {event.assignment: event.latency_ms for event in timed if event.where == where}
+    known = [table] if table else timed[-1:]
+    places = {(one.where, one.processor) for one in known}
+    return {event.assignment: event.latency_ms for event in timed if (event.where, event.processor) in places}

@@ -15,6 +15,7 @@ from dnas.config.job import JobConfig, SearchSection
 from dnas.jobs.api import search_bits
 from dnas.jobs.job import load_splits
 from dnas.jobs.run import run_job
+from dnas.jobs.stages.timing import measured_latencies
 from dnas.latency.engines import Place, processor_name
 from results.events import Note, Timed
 from results.report.points import points_json
@@ -134,6 +135,29 @@ def test_a_run_is_timed_by_the_command_and_keeps_it(run: Run, tmp_path: Path) ->
     assert all(points[name].cost(MEASURED_LATENCY) == net["measured_ms"] for name, net in found["nets"].items())
 
 
+def test_the_table_of_a_run_is_not_written_over(run: Run) -> None:
+    own = Path(load_job(run.job_file()).costs.latency_table or "")
+    before = own.read_bytes()
+    arguments = ["bench-latency", str(run.folder), "--runtime", "torch", "--rounds", "3", "--nets", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(own)])
+    assert result.exit_code == 2
+    assert "goes by; name another file with --out" in result.stderr
+    assert own.read_bytes() == before
+
+
+def timed(name: str, ms: float, processor: str, where: str = "torch on cpu with 1 thread") -> Timed:
+    return Timed(assignment=name, where=where, processor=processor, latency_ms=ms, spread=0.1, rounds=3)
+
+
+def test_times_of_another_processor_do_not_stand_for_those_of_the_table() -> None:
+    table = table_of(processor="this one")
+    events = [timed("a", 1.0, "this one"), timed("a", 5.0, "another"), timed("b", 6.0, "another")]
+    assert measured_latencies(events, table) == {"a": 1.0}
+    assert measured_latencies(events, None) == {"a": 5.0, "b": 6.0}
+    assert measured_latencies([*events, timed("c", 2.0, "another", "packed on cpu with 1 thread")], None) == {"c": 2.0}
+    assert measured_latencies([], None) == {}
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize(
     ("changes", "told"),
@@ -141,6 +165,7 @@ def test_a_run_is_timed_by_the_command_and_keeps_it(run: Run, tmp_path: Path) ->
         ({"processor": "another one"}, "and the table is of a another one"),
         ({"runtime": "tvm"}, "unknown runtime 'tvm'"),
         ({"runtime": "packed", "threads": 2}, "one thread"),
+        ({"processor": "another one", "threads": 2}, "with: dnas bench-latency RUN --runtime torch --threads 2"),
     ],
 )
 def test_nets_are_not_timed_elsewhere_and_that_is_told(
@@ -150,7 +175,7 @@ def test_nets_are_not_timed_elsewhere_and_that_is_told(
     run = carried_out(job, tmp_path / "run")
     notes = [event.text for event in run.journal.events() if isinstance(event, Note)]
     (note,) = [text for text in notes if "not timed" in text]
-    assert told in note
+    assert told.replace("RUN", str(run.folder)) in note
     assert f"dnas bench-latency {run.folder} --runtime {changes.get('runtime', 'torch')}" in note
     assert not any(MEASURED_LATENCY in point.costs for point in run.load_front().points)
 

@@ -69,6 +69,14 @@ def test_wrong_input_is_one_sentence_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_capability_file_that_cannot_be_written_is_told_before_anything_is_timed(tmp_path: Path) -> None:
+    (tmp_path / "t.capability.json").mkdir()
+    code, _, error = bench("zoo:tiny_resnet", "--runtime", "torch", "--out", str(tmp_path / "t.json"), *FAST)
+    assert code == 2
+    assert "t.capability.json is a folder" in error
+    assert not (tmp_path / "t.json").exists()
+
+
 def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dnas.latency import measure
 
