@@ -67,9 +67,10 @@ class Learned:
         scales = scales + table_variance * self._told.T @ weights
         near = self._alike[:, self._places]  # (cells, seen, decisions)
         deviations = deviations + cell_variance / decisions * np.einsum("csd,s->dc", near, weights)
+        spreads = self._spreads.get(group, np.zeros(len(self.tables)))  # in a group that nothing was seen of, no scale
         expected = sum(
             scale / spread * table
-            for scale, spread, table in zip(scales, self._spreads[group], self.tables, strict=True)
+            for scale, spread, table in zip(scales, spreads, self.tables, strict=True)
             if spread > 0
         )
         return np.asarray(-(deviations.reshape(self.space.allowed.shape) + expected))

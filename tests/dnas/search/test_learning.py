@@ -29,6 +29,15 @@ def learned(space: str, count: int = 12, seed: int = 0) -> Learned:
     return Learned(table.space, seen, tables)
 
 
+def test_what_is_learned_of_other_budgets_tells_of_one_whose_nets_all_diverged() -> None:
+    model = learned("independent")
+    without = Learned(model.space, [Seen(s.cells, s.group, s.loss) for s in model.seen], ())
+    unseen = model.worth("search-9")
+    assert unseen.shape == without.worth("search-9").shape == model.space.allowed.shape
+    assert np.isfinite(unseen).all()
+    assert np.ptp(unseen) > 0
+
+
 def of_choice(worth: np.ndarray, cells: Cells) -> float:
     return sum(float(worth[index, *cell]) for index, cell in enumerate(cells))
 
