@@ -58,6 +58,7 @@ def converted(model: Any, folder: Path) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "weights"), [("tiny_resnet", "lsq"), ("tiny_resnet", "nested"), ("resnet20", "lsq")])
 def test_hls4ml_converts(tmp_path: Path, name: str, weights: str) -> None:
+    pytest.importorskip("hls4ml", reason="30 MB for these slow tests alone: pip install 'hls4ml>=1.3'")
     torch.manual_seed(0)
     build, shape = NETS[name]
     model: nn.Module = statistics(build())
