@@ -85,20 +85,19 @@ def known_layers(graph: LayerGraph, layers: dict[str, LayerBits]) -> dict[str, f
     return {name: known_ms(specs[name], (b.weight_bits, b.activation_bits)) for name, b in layers.items()}
 
 
+def table_of(network: Net, graph: LayerGraph, engine: Known, effort: Effort, shares: list[float]) -> LatencyTable:
+    """Measured by the clock of the engine itself; ``shares`` hears how far it is."""
+    hear = lambda what, share: shares.append(share)  # noqa: E731
+    clock = lambda: engine.now[0]  # noqa: E731
+    return measure_table(network, graph, engine, Place(), model="mine", effort=effort, progress=hear, clock=clock)
+
+
 @pytest.fixture(scope="module")
 def measured() -> tuple[LayerGraph, LatencyTable, list[float]]:
-    network, engine, shares = Net().eval(), Known(), []
+    shares: list[float] = []
+    network = Net().eval()
     graph = read_graph(network, SHAPE)
-    table = measure_table(
-        network,
-        graph,
-        engine,
-        Place(),
-        model="mine",
-        effort=Effort(rounds=3, nets=10, checks=12),
-        progress=lambda what, share: shares.append(share),
-        clock=lambda: engine.now[0],
-    )
+    table = table_of(network, graph, Known(), Effort(rounds=3, nets=10, checks=12), shares)
     return graph, table, shares
 
 
@@ -140,15 +139,7 @@ def test_a_narrower_width_that_is_faster_is_measured_too() -> None:
     before = SPEED[4, 4]
     SPEED[4, 4] = 0.2
     try:
-        table = measure_table(
-            network,
-            graph,
-            engine,
-            Place(),
-            model="mine",
-            effort=Effort(rounds=3, nets=4, checks=4),
-            clock=lambda: engine.now[0],
-        )
+        table = table_of(network, graph, engine, Effort(rounds=3, nets=4, checks=4), [])
     finally:
         SPEED[4, 4] = before
     assert table.useless == ()
