@@ -63,11 +63,12 @@ class Scored(Record):
 
 
 class Started(Event):
-    """The first event of a run, with the version of its journal and the checksum of the weights that it starts from."""
+    """The first event of a run: the version of its journal, checksums of the weights and of the prices it goes by."""
 
     tag = "started"
     version: int = 1
     checkpoint_sha256: str | None = None
+    prices_sha256: str | None = None
 
 
 class Resumed(Event):

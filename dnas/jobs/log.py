@@ -41,6 +41,23 @@ def check_weights(job: Job, run: Run, events: Iterable[Event]) -> None:
             )
 
 
+def prices_sha256(job: Job) -> str | None:
+    """The checksum of what the costs that the job file brings say: its latency table's and its functions'."""
+    section = job.config.costs
+    names = [*(["latency_ms"] if section.latency_table else []), *section.functions]
+    return job.plan.table.prices_sha256(names) if names else None
+
+
+def check_prices(job: Job, run: Run, events: Iterable[Event]) -> None:
+    """Refuse to go on with a run by other prices than those that it was started with."""
+    for event in events:
+        if isinstance(event, Started) and event.prices_sha256 not in (None, prices_sha256(job)):
+            raise InputError(
+                f"[costs] says other prices than when {run.folder} was started: its latency_table or one of its "
+                "functions was changed; restore it, or start again with another --run"
+            )
+
+
 class RunLog:
     """The run folder of one job; every event is written before it is reported."""
 

@@ -17,7 +17,7 @@ from dnas.jobs.bench import employed
 from dnas.jobs.compressions import compression_of
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
-from dnas.jobs.log import unproven_told
+from dnas.jobs.log import check_prices, prices_sha256, unproven_told
 from dnas.jobs.packed_nets import as_packed
 from dnas.jobs.progress import Report, Work
 from dnas.jobs.resources import resources_of
@@ -65,7 +65,7 @@ def run_job(
     processes = Processes.here()
     names = config.log.names if processes.rank == 0 else ()
     with tracked(processes.all_accept(lambda: open_trackers(names, run)), report) as report:
-        context = processes.all_accept(lambda: JobContext(config, run, report))
+        context = processes.all_accept(lambda: _context(config, run, report))
         if isinstance(request, FinaliseRequest):
             context.log.write(check_finalise_request(context, request).event())
         elif request:
@@ -79,6 +79,13 @@ def run_job(
             with contextlib.suppress(JobError):  # the journal's own disk may be what failed
                 context.log.write(Failed(message=_sentence(error)))
             raise
+
+
+def _context(config: JobConfig, run: Run, report: Report) -> JobContext:
+    """What the job is carried out with, where the run can be gone on with by it."""
+    context = JobContext(config, run, report)
+    check_prices(context.job, run, context.log.history)
+    return context
 
 
 def _give_up_lost(run: Run, report: Report) -> None:
@@ -156,8 +163,8 @@ def _run(context: JobContext) -> ParetoFront:
 
 
 def _started(job: Job) -> Started:
-    weights = job.loaded.checkpoint_sha256
-    return Started(version=VERSION, checkpoint_sha256=weights) if weights else Started(version=VERSION)
+    weights, prices = job.loaded.checkpoint_sha256, prices_sha256(job)
+    return Started(version=VERSION, checkpoint_sha256=weights, prices_sha256=prices)
 
 
 def _keep_network(context: JobContext) -> None:

@@ -7,7 +7,9 @@ folded to one scale and one shift per channel; everything else in fp32. 32 bits 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -221,6 +223,17 @@ class CostTable:
     def cells_cost(self, cells: Sequence[tuple[int, int]]) -> dict[str, float]:
         """Exact costs when decision d takes the cell ``cells[d]``."""
         return self.price(self.space.layers_of(cells))
+
+    def prices_sha256(self, names: Sequence[str]) -> str:
+        """The SHA-256 of what these costs say, to nine digits: of all choices, the rest, and what budgets are parts of."""
+        told = list(names)
+        for name in names:
+            values = [*self.entries[name].ravel(), self.constants[name]]
+            for bits in (FLOAT_BITS, 8):
+                with suppress(InputError):  # a table need not know the widths that its job does not offer
+                    values.append(self.uniform(bits, [name])[name])
+            told += [f"{value:.8e}" for value in values]
+        return hashlib.sha256(" ".join(told).encode()).hexdigest()
 
     def require(self, name: str) -> Cost:
         """The cost of that name; :class:`InputError` with the nearest name otherwise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from dnas.commands.cli import app
 from dnas.jobs.job import load_network
+from dnas.jobs.run import run_job
 from results.files import read_sealed_json, write_sealed_json
 from results.run.folder import Run
+from search_spaces.errors import InputError
 
 
 @pytest.fixture
@@ -162,3 +166,35 @@ def test_a_run_goes_on_from_the_weights_that_it_was_started_from(
         assert "the checkpoint 'weights.pt' is not the file that" in result.stderr
     torch.save(network.state_dict(), "weights.pt")
     assert CliRunner().invoke(app, ["resume", str(folder)]).exit_code == 0
+
+
+def energy(layer: Any, weight_bits: int, activation_bits: int) -> float:
+    return float(layer.macs * weight_bits * float(os.environ.get("WORTH", "1")))
+
+
+@pytest.mark.parametrize("changed", ["table", "function"])
+def test_a_run_goes_on_by_the_prices_that_it_was_started_with(
+    changed: str, smaller: Any, carried_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = load_network(smaller()).module.named_modules()
+    names = [name for name, module in layers if isinstance(module, nn.Conv2d | nn.Linear)]
+    rows = [f"{name},{w},{a},{w + a}" for name in names for w in (2, 4, 8, 32) for a in (2, 4, 8, 32)]
+    table, head = tmp_path / "latency.csv", "layer,weight_bits,activation_bits,latency_ms"
+    table.write_text("\n".join([head, *rows]))
+    job = smaller(f"costs.latency_table='{table}'", f"costs.functions={{energy = '{__name__}:energy'}}")
+    folder = carried_out(job, tmp_path / "run").folder
+    journal = folder / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    before, table_before = journal.read_bytes(), table.read_text()
+    with monkeypatch.context() as patch:
+        if changed == "table":
+            table.write_text("\n".join([head, *rows[:-1], rows[-1] + "9"]))
+        else:
+            patch.setenv("WORTH", "2")
+        with Run.open(folder, write=True) as run, pytest.raises(InputError, match="says other prices than when"):
+            run_job(job, run, lambda event: None)
+    assert journal.read_bytes() == before
+    table.write_text(table_before)
+    with Run.open(folder, write=True) as run:
+        run_job(job, run, lambda event: None)
+    assert run.journal.records()[-1]["event"] == "finished"
