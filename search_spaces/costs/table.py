@@ -225,7 +225,7 @@ class CostTable:
         return self.price(self.space.layers_of(cells))
 
     def prices_sha256(self, names: Sequence[str]) -> str:
-        """The SHA-256 of what these costs say, to nine digits: of all choices, the rest, and what budgets are parts of."""
+        """The SHA-256 of what these costs say, to nine digits: of every choice, the rest, and what budgets are of."""
         told = list(names)
         for name in names:
             values = [*self.entries[name].ravel(), self.constants[name]]
