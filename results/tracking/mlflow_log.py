@@ -71,6 +71,7 @@ class MlflowLog(Tracker):
             return None
         id = str(found[0].info.run_id)
         self._client.update_run(id, "RUNNING")
+        self._introduce(id, known=found[0].data.params)
         for name in found[0].data.metrics:
             self._known[name] = {metric.step for metric in self._client.get_metric_history(id, name)}
         return id
@@ -85,15 +86,19 @@ class MlflowLog(Tracker):
     def _created(self) -> str:
         known, mark = self._client.get_experiment_by_name(self._name), secrets.token_hex(16)
         experiment = known.experiment_id if known else self._client.create_experiment(self._name)
+        write_text(self.run.folder / MLFLOW, mark)  # first: whatever fails from here on, the next process finds the run
         made = self._client.create_run(experiment, run_name=self.run.name, tags={_TAG: mark})
-        id = str(made.info.run_id)
-        parameters = [Param(_name(key), str(value)[:_LONGEST]) for key, value in _flat(self._job)]
+        self._introduce(str(made.info.run_id), known={})
+        return str(made.info.run_id)
+
+    def _introduce(self, id: str, known: Mapping[str, str]) -> None:
+        """Send the job's keys that are not ``known`` there, its file, and the environment."""
+        named = {_name(key): str(value)[:_LONGEST] for key, value in _flat(self._job)}
+        parameters = [Param(name, value) for name, value in named.items() if name not in known]
         for some in _parts(parameters, _MOST_PARAMETERS):
             self._client.log_batch(id, params=some)
         for name in (JOB, ENVIRONMENT):
             self._client.log_artifact(id, str(self.run.folder / name))
-        write_text(self.run.folder / MLFLOW, mark)
-        return id
 
     def scalars(self, found: Sequence[Scalar]) -> None:
         """Send the numbers that the server does not know."""

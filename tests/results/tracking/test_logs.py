@@ -157,6 +157,23 @@ def test_mlflow_holds_what_the_journal_says_after_a_kill_anywhere(
     assert json.loads(files["assignments/search-1.json"])["metrics"]["val_top1"]["mean"] == 0.625
 
 
+def test_a_run_that_a_server_took_in_part_is_found_and_told_the_rest(
+    begun: Run, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: Any, **named: Any) -> None:
+        raise OSError("the disk of the server is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.tracking.MlflowClient.log_artifact", refuse)
+        assert any("is told no more" in text for text in goes_on(begun, ["mlflow"]))
+    goes_on(begun, ["mlflow"])
+    experiment = server.get_experiment_by_name("mine")
+    [found] = server.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["seed"] == "7"
+    assert {each.path for each in server.list_artifacts(found.info.run_id)} >= {"job.toml", "environment.json"}
+
+
 def test_a_job_that_is_refused_leaves_nothing_at_the_server(begun: Run, server: Any) -> None:
     with pytest.raises(InputError), tracked(open_trackers(["mlflow"], begun), lambda record: None):
         raise InputError("the job cannot work")
