@@ -18,7 +18,7 @@ from search_spaces.errors import InputError, nearest, one_line
 from search_spaces.returned import refuse_borrowed, refuse_other, refuse_pythons_own
 
 Thing = TypeVar("Thing")
-_EXTRAS = ("mlflow", "onnx", "optuna", "ray", "tensorboard", "timm", "torchmetrics")
+_EXTRAS = ("mlflow", "onnx", "optuna", "ray", "submitit", "tensorboard", "timm", "torchmetrics")
 FETCHING = frozenset(
     (
         *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "weights", "weights_backbone", "checkpoint_path"),
@@ -26,9 +26,9 @@ FETCHING = frozenset(
     )
 )
 """Arguments of networks that say where weights come from."""
-DOWNLOAD, CLUSTER = "data.download", "ray.address"
-REACHING_OUT = frozenset((DOWNLOAD, CLUSTER))
-"""Keys of a job by which it fetches data, and takes what other machines send."""
+DOWNLOAD, CLUSTER, QUEUE = "data.download", "ray.address", "submitit.cluster"
+REACHING_OUT = frozenset((DOWNLOAD, CLUSTER, QUEUE))
+"""Keys of a job by which it fetches data, takes what other machines send, and hands jobs to a queue."""
 _allowed: ContextVar[tuple[Set[str], str] | None] = ContextVar("_allowed", default=None)
 _OFTEN_MEANT = ("zoo", "torchvision", "timm", "imagefolder")
 

@@ -54,8 +54,10 @@ WorkersOption = Annotated[
     typer.Option("--workers", metavar="N|auto", help="Carry out so many tasks of the job at once; results stay equal."),
 ]
 ExecutorOption = Annotated[
-    Literal["local", "ray"] | None,
-    typer.Option("--executor", help="Who carries them out: processes of this machine, or a Ray cluster."),
+    Literal["local", "ray", "submitit"] | None,
+    typer.Option(
+        "--executor", help="Who carries them out: processes of this machine, a Ray cluster, or Slurm's queue."
+    ),
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Import what a run that you did not start here names; read it first.")

@@ -263,6 +263,14 @@ class RaySection(Section):
     num_gpus: NonNegative = Field(default=0.0, description="GPUs of each task; a fraction lets several share one.")
 
 
+class SubmititSection(Section):
+    """The queue of a Slurm cluster, where `executor = "submitit"`."""
+
+    cluster: Literal["slurm", "local"] = Field(default="slurm", description="Where jobs go: `slurm`, or `local`, processes of this machine, to try it.")  # fmt: skip
+    num_gpus: Count = Field(default=0, description="GPUs of each task.")
+    parameters: dict[str, str | int | float | bool | list[str]] = Field(default={"timeout_min": 240}, description="What else submitit is to ask for, by its own names: `timeout_min`, `mem_gb`, `slurm_partition`, `slurm_account`, `slurm_setup` (commands before Python), ...")  # fmt: skip
+
+
 class LogSection(Section):
     """Logs of a job in other tools, beside its run folder; what they say is what the journal says."""
 
@@ -290,8 +298,8 @@ class JobConfig(Section):
     compression: Literal["search", "squantizer", "switchable"] = Field(default="search", description="What the job does: search bits per layer, train sparse and low-bit weights at once (`[squantizer]`), or train a switchable net without a search (`[finalise]`; `dnas train-switchable`).")  # fmt: skip
     pipeline: tuple[Literal["search", "prune"], ...] = Field(default=("search", "prune"), description="Order of the bit search and of pruning (left out where `prune.enabled` is false): `['search', 'prune']`, `['prune']`, `['prune', 'search']` or `['search', 'prune', 'search']`. A search after pruning starts from the first pruned assignment.")  # fmt: skip
     threads: Parallel = Field(default=0, description="CPU threads of each task (0: PyTorch's choice, shared out among the workers).")  # fmt: skip
-    executor: Literal["local", "ray"] = Field(default="local", description="Who carries out the tasks of the job, such as a fine-tuning: `local` processes, or a `ray` cluster (extra `ray`). Results do not depend on it.")  # fmt: skip
-    workers: Workers | None = Field(default=None, examples=[2], description="Tasks at once, each in a process of its own: a number, or `auto` (cores ÷ threads, or one for each GPU). None: the job's own process does one after the other; on a `ray` cluster as many as it has room for. Results do not depend on it, with equal threads.")  # fmt: skip
+    executor: Literal["local", "ray", "submitit"] = Field(default="local", description="Who carries out the tasks of the job, such as a fine-tuning: `local` processes, a `ray` cluster (extra `ray`), or jobs of Slurm's queue (extra `submitit`). Results do not depend on it.")  # fmt: skip
+    workers: Workers | None = Field(default=None, examples=[2], description="Tasks at once, each in a process of its own: a number, or `auto` (cores ÷ threads, or one for each GPU). None: the job's own process does one after the other; on a `ray` cluster as many as it has room for, in a queue 64. Results do not depend on it, with equal threads.")  # fmt: skip
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
     data: DataSection = DataSection()
@@ -306,6 +314,7 @@ class JobConfig(Section):
     prune: PruneSection = PruneSection()
     squantizer: SquantizerSection = SquantizerSection()
     ray: RaySection = RaySection()
+    submitit: SubmititSection = SubmititSection()
     finalise: FinaliseSection = FinaliseSection()
     log: LogSection = LogSection()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import platform
 import secrets
 import socket
 import tempfile
@@ -22,7 +21,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dnas.execution.executors import Bench, Done, Executor, Folder, Lost, Refused, Report, Setting, Told, sendable
+from dnas.execution.executors import Bench, Done, Executor, Folder, Lost, Refused, Report, Setting, Told, made, sendable
 from dnas.execution.tasks import JobTask
 from dnas.execution.transfer import Files, laid_out, needed_files, read_files, written_files
 from search_spaces.errors import InputError, JobError, first_sentence
@@ -265,15 +264,8 @@ def _ended(setting: Setting, task: JobTask) -> tuple[list[Told], Done | Refused]
     try:
         if _made is None or _made[0] != setting:
             _made = None
-            _made = setting, _bench(setting)
+            _made = setting, made(setting, _say)
         ended: Done | Refused = Done(task.id, _made[1](task))
     except Exception as error:
         ended = Refused(task.id, sendable(error, lambda error: ray.cloudpickle.loads(ray.cloudpickle.dumps(error))))
     return list(_told), ended
-
-
-def _bench(setting: Setting) -> Bench:
-    try:
-        return setting.prepare(_say, *setting.arguments)
-    except InputError as error:
-        raise InputError(f"on {platform.node()}: {error}") from error

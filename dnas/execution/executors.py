@@ -1,14 +1,15 @@
-"""What carries tasks out: in this process, in processes of this machine, or on a Ray cluster."""
+"""What carries tasks out: in this process, in processes of this machine, on a Ray cluster, or as jobs of Slurm."""
 
 from __future__ import annotations
 
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dnas.execution.tasks import JobTask
-from search_spaces.errors import one_line
+from search_spaces.errors import InputError, one_line
 from search_spaces.registry import hidden_working_directory, loaded
 
 Send = Callable[[Any, bool], None]
@@ -111,7 +112,19 @@ def make_executor(name: str, settings: Sequence[Setting], **options: Any) -> Exe
     return make(settings, **options)
 
 
-_EXECUTORS = {"local": "dnas.execution.local:LocalProcesses", "ray": "dnas.execution.cluster:RayCluster"}
+_EXECUTORS = {
+    "local": "dnas.execution.local:LocalProcesses",
+    "ray": "dnas.execution.cluster:RayCluster",
+    "submitit": "dnas.execution.slurm:SlurmJobs",
+}
+
+
+def made(setting: Setting, send: Send) -> Bench:
+    """A bench of this machine; an :class:`InputError` of the setting says on which it was."""
+    try:
+        return setting.prepare(send, *setting.arguments)
+    except InputError as error:
+        raise InputError(f"on {platform.node()}: {error}") from error
 
 
 class RemoteError(Exception):

@@ -29,10 +29,10 @@ from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.training.device import deterministic
 from results.events import Event, Note
-from results.files import write_bytes
+from results.files import TEMPORARY_SUFFIX, write_bytes
 from results.run.folder import Run
 from results.run.layout import checkpoint_file
-from search_spaces.registry import CLUSTER, import_limits, importing_only, refuse_reaching_out
+from search_spaces.registry import CLUSTER, QUEUE, import_limits, importing_only, refuse_reaching_out
 
 Limits = tuple[frozenset[str], str] | None
 _SECONDS_BETWEEN_STEPS = 0.25
@@ -215,12 +215,17 @@ def _executor(context: JobContext, resources: Resources) -> Executor:
     config, settings = context.job.config, _settings(context, resources)
     if config.executor == "local":
         return make_executor("local", settings)
-    refuse_reaching_out(CLUSTER, f"the tasks of the job are to go to a cluster at '{config.ray.address}'")
-    most = config.workers if isinstance(config.workers, int) else None
-    options: dict[str, Any] = {"address": config.ray.address, "num_gpus": config.ray.num_gpus, "most": most}
-    folder = context.log.run.folder.absolute()
-    options |= {"threads": resources.threads, "folder": folder, "keep": write_bytes}
-    return make_executor(config.executor, settings, **options)
+    options: dict[str, Any] = {
+        **getattr(config, config.executor).model_dump(),
+        "most": config.workers if isinstance(config.workers, int) else None,
+        "threads": resources.threads,
+        "folder": context.log.run.folder.absolute(),
+    }
+    if config.executor == "ray":
+        refuse_reaching_out(CLUSTER, f"the tasks of the job are to go to a cluster at '{config.ray.address}'")
+        return make_executor("ray", settings, **options, keep=write_bytes)
+    refuse_reaching_out(QUEUE, f"the tasks of the job are to go to the queue of {config.submitit.cluster}")
+    return make_executor("submitit", settings, **options, suffix=TEMPORARY_SUFFIX)
 
 
 def _settings(context: JobContext, resources: Resources) -> list[Setting]:

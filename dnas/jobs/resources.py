@@ -41,12 +41,14 @@ def resources_of(config: JobConfig, processes: Processes, at_least: int = 1) -> 
                 f"{processes} train together here; leave out workers and executor, or start one process alone"
             )
         return Resources()
-    if config.executor == "ray":
-        if config.device.startswith("cuda") and not config.ray.num_gpus:
+    if config.executor != "local":
+        name, num_gpus = config.executor, getattr(config, config.executor).num_gpus
+        if config.device.startswith("cuda") and not num_gpus:
             raise InputError(
-                f"device = '{config.device}' with executor = 'ray' needs the GPUs of each task; set ray.num_gpus = 1"
+                f"device = '{config.device}' with executor = '{name}' needs the GPUs of each task; set "
+                f"{name}.num_gpus = 1"
             )
-        device = ("cuda" if config.ray.num_gpus else "cpu") if config.device == AUTO else config.device
+        device = ("cuda" if num_gpus else "cpu") if config.device == AUTO else config.device
         return Resources((device,), max(1, config.threads))
     devices = _devices(config)
     count = _local_workers(config, devices)

@@ -25,7 +25,8 @@ def needless_files(run: Run) -> dict[str, int]:
     events = standing(sound_events(run))
     kept = _kept(run, events)
     homes = (run.folder / name for name in ("", ASSIGNMENTS, CHECKPOINTS))
-    found = [path for home in homes for path in home.glob(f".*{TEMPORARY_SUFFIX}")]
+    left = [path for home in homes for path in home.glob(f".*{TEMPORARY_SUFFIX}")]
+    found = [file for path in left for file in (path.rglob("*") if path.is_dir() else (path,)) if not file.is_dir()]
     found += [path for path in run.checkpoint_paths() if path.stem in _done(events) or path.stem not in kept]
     return {str(path.relative_to(run.folder)): path.stat().st_size for path in sorted(found)}
 

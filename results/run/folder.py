@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -374,10 +375,13 @@ class Run:
         return folder
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files that kills inside atomic writes left; with the lock held nobody is writing one."""
+        """Remove the temporary files and folders that kills left; with the lock held nobody is writing one."""
         for folder in (self.folder, self.folder / ASSIGNMENTS, self.folder / CHECKPOINTS):
             for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _read_assignment(path: Path) -> BitAssignment:

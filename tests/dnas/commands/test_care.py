@@ -199,7 +199,11 @@ def test_clean_leaves_a_run_that_goes_on_what_it_goes_on_from(started: Path) -> 
     with Run.open(started, write=True) as run:
         run.save_checkpoint("a1-seed0", {}, {})
     (started / "checkpoints" / ".a.tmp").write_text("")
-    assert json.loads(dnas("clean", started, "--json").stdout)["files"] == {"checkpoints/.a.tmp": 0}
+    (started / ".handed-in.tmp").mkdir()
+    (started / ".handed-in.tmp" / "1000.pkl").write_text("left")
+    files = {"checkpoints/.a.tmp": 0, ".handed-in.tmp/1000.pkl": 4}
+    assert json.loads(dnas("clean", started, "--json").stdout)["files"] == files
+    assert not (started / ".handed-in.tmp" / "1000.pkl").exists()
     assert Run.open(started).has_checkpoint("a1-seed0")
 
 

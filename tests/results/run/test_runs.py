@@ -264,11 +264,16 @@ def test_a_reader_that_may_not_write_is_told_too(tmp_path, monkeypatch):
 def test_leftovers_of_a_kill_are_removed_by_the_next_writer(run):
     left = run.folder / "checkpoints" / ".search.safetensors.77.tmp"
     left.write_text("half")
+    folder = run.folder / ".submitit-77.tmp"
+    folder.mkdir()
+    (folder / "1000_submitted.pkl").write_text("a task that was handed in")
     run.close()
     Run.open(run.folder)
     assert left.exists()
+    assert folder.exists()
     Run.open(run.folder, write=True).close()
     assert not left.exists()
+    assert not folder.exists()
 
 
 def test_assignments(run):
