@@ -203,6 +203,6 @@ def test_a_job_through_a_queue_gives_the_same(
         smaller("executor=submitit", "workers=2"), tmp_path / "run", lambda event: told.append(event.get("text", ""))
     )
     same(run, smaller_run)
-    assert len(list(stand_in.glob("job*"))) > 10
+    assert len(list(stand_in.glob("job*"))) >= 5  # tasks of the run, a job each
     assert any(text.startswith("tasks go to the queue of slurm, at most 2 at once") for text in told)
     assert not left(run.folder)
