@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from dnas.commands.display import open_display
 from dnas.commands.doctor_view import input_shape_of
 from dnas.commands.options import check_file
+from dnas.commands.signals import Interrupted
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import load_job
 from dnas.jobs.doctor import Shape, default_input_shape
@@ -44,6 +47,12 @@ def check_out(out: Path) -> None:
         raise InputError(f"the table {out} must be a file whose name ends in .json")
     check_file(out)
     check_file(_capability_file(out))
+    check_file(_times_file(out))
+
+
+def _times_file(out: Path) -> Path:
+    """What was timed while the table is not done yet."""
+    return out.with_name(f"{out.stem}.unfinished.json")
 
 
 def _capability_file(out: Path) -> Path:
@@ -65,11 +74,22 @@ def bench(
     _check_spares(folder, out)
     network, given, choice = _subject(subject, folder, shape)
     graph = read_graph(network, given)
-    progress = _progress()
-    table = measure_table(network, graph, engine, place, model=subject, choice=choice, effort=effort, progress=progress)
+    with _stoppable(_times_file(out)) as times:
+        table = measure_table(
+            network,
+            graph,
+            engine,
+            place,
+            model=subject,
+            choice=choice,
+            effort=effort,
+            progress=_progress(),
+            keep=times,
+        )
     capability = _capability_file(out)
     write_json(out, table.to_json())
     write_json(capability, capability_of(table, graph))
+    times.unlink(missing_ok=True)
     timed = _timed(folder, table, graph, as_json) if (folder / FRONT_JSON).is_file() else {}
     if as_json:
         show_json({**table.to_json(), "file": str(out), "capability": str(capability), "nets": timed})
@@ -77,6 +97,19 @@ def bench(
     show(_widths(table, graph), "", *_sentences(table), f"written: {out} and {capability}")
     if timed:
         show("", _nets(timed), _kept(folder, table))
+
+
+@contextmanager
+def _stoppable(times: Path) -> Iterator[Path]:
+    """Tell how to go on where the block is interrupted once times are kept."""
+    try:
+        yield times
+    except KeyboardInterrupt as error:
+        if not times.exists():
+            raise
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        words = f"interrupted; what was timed is kept in {times}, and the same command goes on with it"
+        raise Interrupted(words, number) from error
 
 
 def _timed(folder: Path, table: LatencyTable, graph: LayerGraph, as_json: bool) -> dict[str, dict[str, float]]:
@@ -121,14 +154,19 @@ def _subject(subject: str, folder: Path, shape: str | None) -> tuple[nn.Module, 
 
 
 def _progress() -> Callable[[str, float], None]:
-    """Tells on stderr how far it is, now and then."""
-    start, last = time.monotonic(), [0.0]
+    """Tells on stderr how far it is, at first and now and then; the rest takes as long as what was done since."""
+    begun: list[tuple[float, float]] = []
+    last = [0.0]
 
     def told(what: str, share: float) -> None:
         now = time.monotonic()
-        if now - last[0] >= _SECONDS_BETWEEN_LINES and share > 0:
-            last[0] = now
-            tell(f"{what}: {share_text(share, (now - start) * (1 - share) / share)}")
+        if begun and now - last[0] < _SECONDS_BETWEEN_LINES:
+            return
+        if not begun:
+            begun.append((now, share))
+        last[0], (start, before) = now, begun[0]
+        left = (now - start) * (1 - share) / (share - before) if share > before else None
+        tell(f"{what}: {share_text(share, left)}")
 
     return told
 

@@ -6,16 +6,20 @@ far the table's sums are off.
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
-from dnas.latency.clock import Clock, take_turns
+from dnas.latency.clock import Clock, Timing, take_turns
 from dnas.latency.engines import EIGHT, FLOAT, Engine, Loader, Place, Run, clock_of, processor_name
+from dnas.latency.kept import KeptTimes
 from dnas.latency.nets import CHOICE, NetMaker, random_layers
 from dnas.latency.shapes import LAYER, Alone, LayerShape, pruned_sides, shapes_by_layer, small_input
 from dnas.latency.sums import GAIN, calibrated, predicted_ms
@@ -26,6 +30,7 @@ from search_spaces.fields import Pair
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
 
+Key = TypeVar("Key", bound=Hashable)
 Layers = Mapping[str, LayerBits]
 Size = tuple[int, int]
 Progress = Callable[[str, float], None]
@@ -58,14 +63,19 @@ def measure_table(
     effort: Effort | None = None,
     progress: Progress = lambda what, share: None,
     clock: Clock | None = None,
+    keep: Path | None = None,
 ) -> LatencyTable:
     """Make the table of a float ``network`` (in eval mode, left untouched) in a runtime.
 
-    ``model`` names the network in the table, ``choice`` the quantizers of its nets. Raises :class:`InputError` for a
-    net that the runtime cannot run.
+    ``model`` names the network in the table, ``choice`` the quantizers of its nets. What was timed is kept in the file
+    ``keep``, by which a second call goes on with a measurement that was stopped. Raises :class:`InputError` for a net
+    that the runtime cannot run, and for a file of another measurement.
     """
-    made = _Measurement(network, graph, engine, place, choice, effort or Effort(), progress, clock or clock_of(place))
-    return made.table(model)
+    made = _Measurement(
+        network, graph, engine, place, model, choice, effort or Effort(), progress, clock or clock_of(place)
+    )
+    made.kept = KeptTimes(keep, made.described())
+    return made.table()
 
 
 @dataclass
@@ -76,11 +86,13 @@ class _Measurement:
     graph: LayerGraph
     engine: Engine
     place: Place
+    model: str
     choice: QuantizerChoice
     effort: Effort
     progress: Progress
     clock: Clock
     done: float = 0.0
+    kept: KeptTimes = field(default_factory=KeptTimes)
     spreads: list[float] = field(default_factory=list)
 
     @cached_property
@@ -102,21 +114,37 @@ class _Measurement:
             found.setdefault(shape, []).append(name)
         return found
 
-    def table(self, model: str) -> LatencyTable:
+    def described(self) -> dict[str, Any]:
+        """What times depend on, in plain values: of other ones none are taken over."""
+        layers = repr([(name, self.graph[name].calls, shape) for name, shape in self.shapes.items()])
+        return {
+            "model": self.model,
+            "runtime": self.engine.name,
+            "version": self.engine.version(),
+            "device": self.place.device,
+            "threads": self.place.threads,
+            "processor": processor_name(self.place),
+            "input_shape": list(self.graph.input_shape),
+            "quantizers": list(astuple(self.choice)),
+            "layers": hashlib.sha256(layers.encode()).hexdigest(),
+            **asdict(self.effort),
+        }
+
+    def table(self) -> LatencyTable:
         """Everything, in order."""
         self._plan()
         uniform = self._whole([self.maker.uniform(pair) for pair in self._tried], "uniform nets")
         whole = dict(zip(self._tried, uniform, strict=True))
         useless = tuple(pair for pair in self.engine.narrower if not _gains(whole, pair))
         self.pairs = tuple(pair for pair in self._tried if pair not in useless)
-        alone = self._table(model, useless)
+        alone = self._table(useless)
         draw = random.Random(self.effort.seed)
         nets = [self._random(draw) for _ in range(self.effort.nets)]
         times = [*(whole[pair] for pair in self.pairs), *self._whole(nets, "whole nets")]
         nets = [*(self.maker.uniform(pair) for pair in self.pairs), *nets]
         return self._checked(calibrated(alone, self.graph, list(self.layers_of.values()), nets, times), draw)
 
-    def _table(self, model: str, useless: tuple[Pair, ...]) -> LatencyTable:
+    def _table(self, useless: tuple[Pair, ...]) -> LatencyTable:
         """The table of layers alone."""
         rows = self._rows(self._alone())
         return LatencyTable(
@@ -125,7 +153,7 @@ class _Measurement:
             device=self.place.device,
             processor=processor_name(self.place),
             threads=self.place.threads,
-            model=model,
+            model=self.model,
             input_shape=tuple(self.graph.input_shape),
             rounds=self.effort.rounds,
             spread=float(np.median(self.spreads)),
@@ -135,9 +163,11 @@ class _Measurement:
         )
 
     def _plan(self) -> None:
-        sizes = sum(len(self._sizes(shape)) for shape in self.layers_of)
         nets = len(self._tried) + self.effort.nets + self.effort.checks
-        self.work = sizes * len(self.engine.pairs) + _NET_WORK * nets
+        self.work = sum(map(self._work_alone, self.layers_of)) + _NET_WORK * nets
+
+    def _work_alone(self, shape: LayerShape) -> float:
+        return float(len(self._sizes(shape)) * len(self.engine.pairs))
 
     @property
     def _tried(self) -> list[Pair]:
@@ -150,6 +180,20 @@ class _Measurement:
         self.done += work
         self.progress(what, min(1.0, self.done / self.work))
 
+    def _times(self, name: str, loads: Mapping[Key, Callable[[], Run]], work: float) -> dict[Key, Timing]:
+        """Times of the runs that ``loads`` make, which take turns; the kept ones where they did so before."""
+        known = self.kept.find(name, len(loads))
+        if known is None:
+            runs = {}
+            for key, load in loads.items():
+                runs[key] = load()
+                self._tell(name, work / len(loads))
+            known = list(take_turns(runs, self.effort.rounds, self.clock).values())
+            self.kept.keep(name, known)
+        else:
+            self.done += work
+        return dict(zip(loads, known, strict=True))
+
     def _alone(self) -> dict[tuple[LayerShape, Pair, Size], float]:
         """Milliseconds of each shape at each size and width, without what is around it."""
         found = {}
@@ -157,11 +201,10 @@ class _Measurement:
             sizes = self._sizes(shape)
             load = self._small(shape)
             around = sorted({(inputs, 0) for inputs, _ in sizes}, reverse=True)
-            runs: dict[tuple[Pair | None, Size], Run] = {(None, size): load(None, size) for size in around}
-            for pair in self.pairs:
-                runs |= {(pair, size): load(pair, size) for size in sizes}
-                self._tell(f"layer shape {number} of {len(self.layers_of)}", len(sizes))
-            times = take_turns(runs, self.effort.rounds, self.clock)
+            timed: list[tuple[Pair | None, Size]] = [(None, size) for size in around]
+            timed += [(pair, size) for pair in self.pairs for size in sizes]
+            loads = {key: partial(load, *key) for key in timed}
+            times = self._times(f"layer shape {number} of {len(self.layers_of)}", loads, self._work_alone(shape))
             calls = self.graph[self.layers_of[shape][0]].calls
             for pair in self.pairs:
                 for size in sizes:
@@ -201,11 +244,12 @@ class _Measurement:
         found: list[float] = []
         image = self.maker.images[:1].numpy()
         for start in range(0, len(nets), _AT_ONCE):
-            runs = {}
-            for number, layers in enumerate(nets[start : start + _AT_ONCE], start=start):
-                runs[number] = self.load(self.maker.stored(layers), image)
-                self._tell(what, _NET_WORK)
-            times = take_turns(runs, self.effort.rounds, self.clock)
+            some = dict(enumerate(nets[start : start + _AT_ONCE], start=start + 1))
+            loads = {
+                number: lambda layers=layers: self.load(self.maker.stored(layers), image)
+                for number, layers in some.items()
+            }
+            times = self._times(f"{what} {min(some)} to {max(some)} of {len(nets)}", loads, _NET_WORK * len(some))
             found += [timing.ms for timing in times.values()]
             self.spreads += [timing.spread for timing in times.values()]
         return found

@@ -15,7 +15,7 @@ from search_spaces.layers import LayerGraph, LayerSpec
 LAYER = "layer"
 """The name of the layer in its small network."""
 _SHARES = (1.0, 0.25)
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "output_padding")
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "output_padding", "padding_mode")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from dnas.commands.cli import app
+from dnas.latency import measure
+from dnas.latency.clock import Clock, take_turns
+from dnas.latency.engines import Run
+from dnas.latency.shapes import shapes_by_layer
 from search_spaces.costs.latency import read_table
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.models.zoo import tiny_resnet
@@ -78,8 +85,6 @@ def test_a_capability_file_that_cannot_be_written_is_told_before_anything_is_tim
 
 
 def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dnas.latency import measure
-
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -87,6 +92,50 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, monkeypatch
     code, _, error = bench("zoo:tiny_resnet", "--runtime", "torch", "--out", str(tmp_path / "t.json"), *FAST)
     assert (code, error.splitlines()[-1]) == (130, "interrupted")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_measurement_tells_how_to_go_on_and_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int
+) -> None:
+    out, times = tmp_path / "t.json", tmp_path / "t.unfinished.json"
+    arguments = ("zoo:tiny_resnet", "--runtime", "torch", "--out", str(out))
+    begun = stopped_at(monkeypatch, 3, number)
+    code, _, error = bench(*arguments, *FAST)
+    words = f"interrupted; what was timed is kept in {times}, and the same command goes on with it"
+    assert (code, error.splitlines()[-1], len(begun)) == (exit_code, words, 3)
+    assert [path.name for path in tmp_path.iterdir()] == [times.name]
+    begun = stopped_at(monkeypatch, 0, number)
+    assert bench(*arguments, *FAST)[0] == 0
+    network = tiny_resnet()
+    shapes = set(shapes_by_layer(network, read_graph(network, (1, 8, 8))).values())
+    assert len(begun) == len(shapes) + 3 - 2  # uniform nets, those that calibrate and those that check; two are known
+    assert {path.name for path in tmp_path.iterdir()} == {"t.json", "t.capability.json"}
+
+
+def stopped_at(monkeypatch: pytest.MonkeyPatch, count: int, number: int) -> list[int]:
+    """Send this signal where the timing of so many groups begins; hears how many take turns in each."""
+    begun: list[int] = []
+
+    def turned(runs: Mapping[object, Run], rounds: int, clock: Clock) -> object:
+        begun.append(len(runs))
+        if len(begun) == count:
+            os.kill(os.getpid(), number)
+        return take_turns(runs, rounds, clock)
+
+    monkeypatch.setattr(measure, "take_turns", turned)
+    return begun
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"schema": "dnas.latency-times/1", "of": {}, "turns": {"a": [{}]}}'])
+def test_kept_times_that_cannot_be_read_are_told_and_left(tmp_path: Path, content: str) -> None:
+    times = tmp_path / "t.unfinished.json"
+    times.write_text(content)
+    code, _, error = bench("zoo:tiny_resnet", "--runtime", "torch", "--out", str(tmp_path / "t.json"), *FAST)
+    assert code == 2
+    assert f"move {times} away to measure from the start" in error
+    assert len(error.splitlines()) == 1
+    assert times.read_text() == content
 
 
 def test_json_is_one_document(tmp_path: Path) -> None:

@@ -94,6 +94,9 @@ def test_the_processor_has_a_name() -> None:
         (nn.Conv1d(8, 16, 3), (8, 12)),
         (nn.Conv3d(8, 8, 2), (8, 4, 4, 4)),
         (nn.ConvTranspose2d(16, 8, 3, 2, output_padding=1), (16, 5, 5)),
+        (nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"), (16, 6, 6)),
+        (nn.Conv1d(16, 16, 3, padding="same", padding_mode="reflect", groups=16), (16, 12)),
+        (nn.Conv3d(8, 8, 3, padding=1, padding_mode="replicate"), (8, 4, 4, 4)),
         (nn.Linear(24, 16), (24,)),
         (nn.Linear(24, 16, bias=False), (5, 24)),
     ],
@@ -102,6 +105,7 @@ def test_a_layer_alone_is_the_layer_of_the_network(layer: nn.Module, shape: tupl
     (spec,) = read_graph(nn.Sequential(layer), shape).layers
     found = shape_of(spec, layer)
     assert (found.inputs, found.filters) in found.sizes(True, True)
+    assert repr(found.module(found.inputs, found.filters)) == repr(layer)
     for inputs, filters in found.sizes(True, True):
         net = Alone(found.module(inputs, filters), found, inputs).eval()
         own = {s.name: s for s in read_graph(net, small_input(found, inputs)).layers}[LAYER]

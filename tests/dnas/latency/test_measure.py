@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dnas.latency.sums import calibrated, capability_of, predicted_ms, without_g
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.latency import LatencyTable
+from search_spaces.errors import InputError
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import LayerGraph, LayerSpec
@@ -59,6 +61,7 @@ class Known:
     narrower: tuple[Pair, ...] = ((4, 4), (8, 32))
     now: list[float] = field(default_factory=lambda: [0.0])
     loaded: int = 0
+    stops_at: int = 0
 
     def version(self) -> str:
         return "1"
@@ -71,10 +74,14 @@ class Known:
 
     def load(self, net: StoredNet, image: np.ndarray, place: Place) -> Callable[[], None]:
         self.loaded += 1
+        if self.loaded == self.stops_at:
+            raise KeyboardInterrupt
         ms = 0.25 + sum(known_layers(net.graph, dict(net.assignment.layers)).values())
 
+        seconds = round(ms / 1000 * 2**40) / 2**40  # of which sums are exact
+
         def run() -> None:
-            self.now[0] += ms / 1000
+            self.now[0] += seconds
 
         return run
 
@@ -85,11 +92,15 @@ def known_layers(graph: LayerGraph, layers: dict[str, LayerBits]) -> dict[str, f
     return {name: known_ms(specs[name], (b.weight_bits, b.activation_bits)) for name, b in layers.items()}
 
 
-def table_of(network: Net, graph: LayerGraph, engine: Known, effort: Effort, shares: list[float]) -> LatencyTable:
+def table_of(
+    network: Net, graph: LayerGraph, engine: Known, effort: Effort, shares: list[float], keep: Path | None = None
+) -> LatencyTable:
     """Measured by the clock of the engine itself; ``shares`` hears how far it is."""
     hear = lambda what, share: shares.append(share)  # noqa: E731
     clock = lambda: engine.now[0]  # noqa: E731
-    return measure_table(network, graph, engine, Place(), model="mine", effort=effort, progress=hear, clock=clock)
+    return measure_table(
+        network, graph, engine, Place(), model="mine", effort=effort, progress=hear, clock=clock, keep=keep
+    )
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +192,35 @@ def test_the_network_is_left_alone() -> None:
     measure_table(network, graph, engine, Place(), model="m", effort=Effort(3, 2, 2), clock=lambda: engine.now[0])
     assert not network.training
     assert all((value == before[name]).all() for name, value in network.state_dict().items())
+
+
+def test_a_stopped_measurement_goes_on_to_the_table_of_one_that_was_not(tmp_path: Path) -> None:
+    network, effort, keep = Net().eval(), Effort(rounds=3, nets=3, checks=9), tmp_path / "times.json"
+    graph, whole = read_graph(network, SHAPE), Known()
+    uninterrupted = table_of(network, graph, whole, effort, [])
+    loaded, shares = 0, list[float]()
+    for stops_at in (9, 30, 0):
+        engine = Known(stops_at=stops_at)
+        if stops_at:
+            with pytest.raises(KeyboardInterrupt):
+                table_of(network, graph, engine, effort, [], keep)
+        else:
+            table = table_of(network, graph, engine, effort, shares, keep)
+        loaded += engine.loaded
+    assert table == uninterrupted
+    assert shares[0] > 0.2
+    assert loaded < 1.5 * whole.loaded  # what was being loaded when it was stopped is loaded again, and no more
+
+
+def test_times_of_another_network_or_of_other_rounds_are_not_taken_over(tmp_path: Path) -> None:
+    network, effort, keep = Net().eval(), Effort(rounds=3, nets=2, checks=2), tmp_path / "times.json"
+    with pytest.raises(KeyboardInterrupt):
+        table_of(network, read_graph(network, SHAPE), Known(stops_at=9), effort, [], keep)
+    kept = keep.read_bytes()
+    circular = Net().eval()
+    circular.first = nn.Conv2d(32, 32, 3, 1, 1, padding_mode="circular").eval()
+    others = [(network, replace(effort, rounds=4), "rounds = 3, which is 4 here"), (circular, effort, "layers = ")]
+    for other, own, told in others:
+        with pytest.raises(InputError, match=told):
+            table_of(other, read_graph(other, SHAPE), Known(), own, [], keep)
+    assert keep.read_bytes() == kept
