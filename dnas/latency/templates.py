@@ -10,7 +10,7 @@ import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from torch import nn
@@ -22,11 +22,10 @@ from dnas.export.onnx import OnnxFormat, OnnxNet, arrange
 from dnas.export.onnx_biases import round_biases
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_residuals import quantize_tensors, unquantized
-from dnas.export.onnx_tracing import trace
+from dnas.export.onnx_tracing import mark_of, trace
 from dnas.export.parts import deployed_copy
 from dnas.export.stored import StoredNet
 from dnas.export.targets import Target
-from search_spaces.errors import InputError
 
 Loaded = TypeVar("Loaded")
 _RANGE = np.array([-1.0, 4.0], np.float32)
@@ -49,7 +48,7 @@ class Template:
         try:
             run = load(self._model(net))
             run()
-        except (InputError, RuntimeError, ValueError, KeyError):
+        except Exception:  # of whatever class the runtime has for it
             run = load(exported(net, self.target, self.residual_bits))
             run()
         return run
@@ -59,6 +58,8 @@ class Template:
         layers, tensors = fixed_layers(network), network.state_dict()
         format = _format(net, self.target, self.residual_bits)
         model = copy.deepcopy(self.model)
+        _give_shape(model, net.graph.input_shape)
+        _regroup(model, network)
         numpy_helper = need("onnx", "onnx.numpy_helper")[0]
         for tensor in model.graph.initializer:
             if tensor.name in self.weights:
@@ -93,6 +94,24 @@ def _quantize_sums(written: OnnxNet) -> None:
     names = unquantized(written.model, written.taps, written.builder)
     quantize_tensors(written.model, dict.fromkeys(names, _RANGE), written.builder.target.input_types)
     round_biases(written.model, written.taps, written.layers, written.builder)
+
+
+def _give_shape(model: Any, input_shape: tuple[int, ...]) -> None:
+    """Declare the shape of the inputs; those of the results follow from it."""
+    for value in model.graph.input:
+        for side, size in zip(value.type.tensor_type.shape.dim[1:], input_shape, strict=True):
+            side.dim_value = size
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+
+
+def _regroup(model: Any, network: nn.Module) -> None:
+    """Give each convolution the groups of its layer, which are fewer where a depthwise one lost filters."""
+    read = {node.output[0]: mark_of(node)[0] for node in model.graph.node if mark_of(node)[0]}
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "group" and node.input[1] in read:
+                attribute.i = cast(Any, network.get_submodule(read[node.input[1]])).groups
 
 
 def _free_reshapes(model: Any) -> None:

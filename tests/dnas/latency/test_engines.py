@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dnas.latency import engines
+from dnas.latency import engines, templates
 from dnas.latency.engines import EIGHT, ENGINES, FLOAT, Place, find_engine, processor_name
 from dnas.latency.nets import NetMaker
 from dnas.latency.shapes import LAYER, Alone, LayerShape, shape_of, small_input
@@ -78,6 +78,26 @@ def test_nets_of_other_widths_and_filters_come_from_one_base(name: str) -> None:
         assert first.shape == wanted.shape
         if name != "onnxruntime":  # its sums have ranges of no net
             np.testing.assert_allclose(first, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("layer", [nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 24, 3, groups=2)])
+def test_a_layer_alone_with_fewer_inputs_comes_from_the_base_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, layer: nn.Conv2d, name: str
+) -> None:
+    """And from no export of its own, which takes seconds."""
+    (spec,) = read_graph(nn.Sequential(layer), (16, 6, 6)).layers
+    shape = shape_of(spec, layer)
+    nets = []
+    for inputs, filters in shape.sizes(True, True):
+        net = Alone(shape.module(inputs, filters), shape, inputs).eval()
+        maker = NetMaker(net, read_graph(net, small_input(shape, inputs)))
+        nets.append((maker.stored(maker.uniform(EIGHT)), maker.images[:1].numpy()))
+    monkeypatch.setattr(templates, "exported", None)
+    load = ENGINES[name].loader(nets[0][0], Place())
+    found = [np.asarray(load(net, image)()[0]).shape[1] for net, image in nets]
+    assert found == [filters for _, filters in shape.sizes(True, True)]
+    assert len(set(found)) > 1
 
 
 def test_the_processor_has_a_name() -> None:
