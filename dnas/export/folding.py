@@ -34,7 +34,8 @@ def check_folded(network: nn.Module, graph: LayerGraph) -> None:
     """Raise :class:`InputError` that names a BatchNorm whose folding the network's own code notices.
 
     Code may read a weight or a statistic itself, and a file holds scale and shift alone. Both run in float64 on one
-    random input, their layers' inputs unquantized; nothing is proven where the network does not run so.
+    random input, their layers' inputs unquantized; nothing is proven where the network does not run so. BatchNorms are
+    folded in float64 too: a detector chooses boxes by their scores, and the rounding of fp32 would choose others.
     """
     norms = [
         name
@@ -53,13 +54,13 @@ def check_folded(network: nn.Module, graph: LayerGraph) -> None:
 
 
 def _folded(network: nn.Module, names: Collection[str]) -> nn.Module:
-    twin = copy_network(network).eval()
+    twin = copy_network(network).eval().double()
     with torch.no_grad():
         for name in names:
             norm = twin.get_submodule(name)
             if isinstance(norm, _BatchNorm):
-                fold(norm, *folded_norm(name, norm))
+                fold(norm, *folded_norm(name, norm, torch.float64))
     for module in twin.modules():
         if isinstance(module, TensorQuantizer):
             module.pass_through()
-    return twin.double()
+    return twin

@@ -110,18 +110,19 @@ def geometry(layer: Any) -> dict[str, Any]:
     return {**listed, "standard": own_class.forward is kind.forward and not has_hooks(layer)}
 
 
-def folded_norm(name: str, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def folded_norm(name: str, norm: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) of a BatchNorm in eval mode: what PyTorch itself makes of 1 without mean and bias, and of 0.
 
-    On the CPU it computes x · scale + shift with these two, so that the folded BatchNorm gives the same bits.
+    On the CPU it computes x · scale + shift with these two, so that the folded BatchNorm gives the same bits. Files
+    hold them in fp32.
     """
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         raise InputError(
             f"'{name}' normalises by the statistics of each batch; it cannot be folded, so it is not packed"
         )
     tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    mean, var, weight, bias = (None if tensor is None else tensor.detach().float().cpu() for tensor in tensors)
-    one = torch.ones(1, norm.num_features)
+    mean, var, weight, bias = (None if tensor is None else tensor.detach().cpu().to(dtype) for tensor in tensors)
+    one = torch.ones(1, norm.num_features, dtype=dtype)
     scale = F.batch_norm(one, torch.zeros_like(mean), var, weight, None, eps=norm.eps)
     return scale[0], F.batch_norm(0 * one, mean, var, weight, bias, eps=norm.eps)[0]
 

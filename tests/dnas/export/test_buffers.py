@@ -339,3 +339,28 @@ def test_a_batchnorm_that_code_reads_itself_is_not_folded(tmp_path: Path, key: s
     with pytest.raises(InputError, match="statistics of the BatchNorm 'norm' itself"):
         save_packed(tmp_path / "a", network.double() if double else network, graph, assignment)
     assert not (tmp_path / "a").exists()
+
+
+class Ranking(nn.Module):
+    """Chooses by values that differ by less than fp32 tells, as detectors choose boxes by their scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 1, 3), nn.BatchNorm2d(32)
+        mean, variance = torch.rand(32), torch.rand(32) + 0.5
+        with torch.no_grad():
+            self.norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            self.norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            self.norm.weight.copy_((variance + self.norm.eps).sqrt())
+            self.norm.bias.copy_(mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x).expand(-1, 32, -1, -1)).mean((2, 3)).argsort(1).float()
+
+
+def test_a_net_that_chooses_by_its_values_is_folded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Ranking().eval()
+    graph = read_graph(model, SHAPE)
+    assignment = assignment_of(graph, same_bits(graph, 4, 8), QuantizerChoice())
+    save_packed(tmp_path / "a", apply(model, assignment).eval(), graph, assignment)
