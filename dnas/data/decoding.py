@@ -17,10 +17,11 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 from torch import Tensor
 
 from search_spaces.errors import InputError, one_line
-from search_spaces.user_files import read_regular
+from search_spaces.user_files import open_regular, read_regular
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 """What PIL tries, in this order; of forty others some start programs (EPS: Ghostscript)."""
+_TURNED = (5, 6, 7, 8)  # orientations that make height of width
 _CPU = torch.device("cpu")
 _START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 
@@ -38,9 +39,25 @@ def decode(path: str) -> Tensor:
                 return decode_there([_as_tensor(content)], _CPU)[0]  # twice as fast as PIL
         return decode_by_pil(content)
     except Exception as error:  # a damaged file fails anywhere inside PIL's readers
-        unknown = "it is no image file, or of a kind that is not read; save it as PNG or JPEG"
-        reason = unknown if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-        raise InputError(f"cannot read the image '{path}': {reason}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    unknown = "it is no image file, or of a kind that is not read; save it as PNG or JPEG"
+    reason = unknown if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    return InputError(f"cannot read the image '{path}': {reason}")
+
+
+def size_of(path: str) -> tuple[int, int]:
+    """Height and width that :func:`decode` gives, of the header alone; :class:`InputError` where it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+                turned = image.getexif().get(Base.Orientation, 1) in _TURNED
+                return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 def decode_by_pil(content: bytes) -> Tensor:

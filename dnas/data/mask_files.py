@@ -5,7 +5,6 @@ A mask is an image of one channel, grey or with a palette, whose values are the 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from dnas.data.decoding import FORMATS, decode
+from dnas.data.decoding import FORMATS, decode, size_of
 from dnas.data.target_images import IGNORED
 from search_spaces.errors import InputError, one_line
 from search_spaces.user_files import open_regular
@@ -56,13 +55,17 @@ def read_masks(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]
         missing = "train" if test else "test or val"
         raise InputError(f"dataset 'masks': '{root}' has no folder {missing} with images/ and masks/ in it")
     train_pairs, test_pairs = (_pairs(root / name) for name in ("train", test))
-    most = max(_largest(image, mask) for image, mask in (*train_pairs, *test_pairs))
-    return train_pairs, test_pairs, most + 1
+    found = [_largest(image, mask) for image, mask in (*train_pairs, *test_pairs)]
+    return train_pairs, test_pairs, 1 + max((each for each in found if each is not None), default=0)
 
 
 def _pairs(folder: Path) -> list[tuple[str, str]]:
     images = sorted(path for path in (folder / "images").iterdir() if path.is_file() and path.name[0] != ".")
-    masks = {path.stem: path for path in sorted((folder / "masks").glob("*")) if path.suffix.lower() in _SUFFIXES}
+    masks: dict[str, Path] = {}
+    for mask in sorted(path for path in (folder / "masks").glob("*") if path.suffix.lower() in _SUFFIXES):
+        if mask.stem in masks:
+            raise InputError(f"dataset 'masks': '{masks[mask.stem]}' and '{mask.name}' are of one image; remove one")
+        masks[mask.stem] = mask
     if not images:
         raise InputError(f"dataset 'masks': '{folder / 'images'}' holds no images")
     for image in images:
@@ -79,7 +82,7 @@ def read_mask(path: str) -> Tensor:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as mask:
             if mask.mode not in _MODES:
                 raise InputError(
-                    f"the mask '{path}' has the colours of a picture ({mask.mode}), not one class a pixel; save it as "
+                    f"the mask '{path}' is of mode {mask.mode} ({_what(mask)}), not one class a pixel; save it as "
                     "an 8-bit PNG of one channel whose values are classes"
                 )
             return torch.from_numpy(np.array(mask, dtype=np.uint8))
@@ -89,21 +92,17 @@ def read_mask(path: str) -> Tensor:
         raise InputError(f"cannot read the mask '{path}': {one_line(error)}") from error
 
 
-def _largest(image: str, mask: str) -> int:
-    """The largest class of a mask; :class:`InputError` where it is of another size than its image."""
-    classes = read_mask(mask)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's remarks on metadata
-            with open_regular(image) as file, Image.open(file, formats=FORMATS) as picture:
-                turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                width, height = picture.size[::-1] if turned else picture.size
-    except Exception as error:
-        raise InputError(f"cannot read the image '{image}': {one_line(error)}") from error
+def _what(mask: Image.Image) -> str:
+    return "more than 8 bits a pixel" if mask.mode == "F" or mask.mode.startswith("I") else "the colours of a picture"
+
+
+def _largest(image: str, mask: str) -> int | None:
+    """The largest class of a mask, None of one that says nothing; :class:`InputError` where it is of another size."""
+    classes, (height, width) = read_mask(mask), size_of(image)
     if tuple(classes.shape) != (height, width):
         raise InputError(
             f"the mask '{mask}' is {classes.shape[1]} x {classes.shape[0]} pixels, and its image {width} x {height}; "
             "give a mask of the image's size"
         )
     counted = classes[classes != IGNORED]
-    return int(counted.max()) if counted.numel() else 0
+    return int(counted.max()) if counted.numel() else None

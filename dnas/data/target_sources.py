@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dnas.data.box_files import BoxFiles, read_coco, read_voc
+from dnas.data.box_files import BoxFiles
+from dnas.data.coco_files import read_coco
 from dnas.data.loaders import Loaders
 from dnas.data.mask_files import MaskFiles, read_masks
 from dnas.data.pool import COLOUR, Pool, Source, SourceOptions, natural_size, no_folder
 from dnas.data.shapes import NAMES, SIDE, TEST, TRAIN, shapes
 from dnas.data.target_images import HeldItems, TargetImages
+from dnas.data.voc_files import read_voc
 from search_spaces.errors import InputError
 
 

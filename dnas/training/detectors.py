@@ -90,7 +90,7 @@ def _losses(
     drawn = nullcontext() if network.training else _own_draws(images.device)
     try:
         with drawn, _choosing(detector, losses=True):
-            found = network(images, [_to_be_found(target) for target in targets])
+            found = network(images, [to_be_found(target) for target in targets])
     finally:
         for handle in handles:
             handle.remove()
@@ -101,7 +101,7 @@ def _losses(
     return found, heads[0] if heads else {}
 
 
-def _to_be_found(target: Target) -> dict[str, Tensor]:
+def to_be_found(target: Target) -> dict[str, Tensor]:
     """A target without its crowds."""
     if "iscrowd" not in target:
         return dict(target)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from dnas.data.box_files import BoxFiles
 from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
 from dnas.data.target_images import HeldItems, TargetImages
-from dnas.training.detectors import Detected, Target, classes_of, detect, detector_in
+from dnas.training.detectors import Detected, Target, classes_of, detect, detector_in, to_be_found
 from dnas.training.task import Task, in_fp32
 from search_spaces.errors import InputError, one_line
 from search_spaces.metrics import MEAN_PRECISION
@@ -73,19 +74,21 @@ class Detection(Task):
         """Refuse boxes that are none or lie outside their images, classes without an output, sets without a box."""
         classes = classes_of(detector_in(network))
         for name, images in sets.items():
-            number, boxes = 0, 0
+            number, boxes, single = 0, 0, 0
             for number, target in enumerate(_targets(images), start=1):
                 where = f"image {number} of the {name} images"
                 check_target(where, target, tuple(images.input_shape[1:]), classes)
                 boxes += len(target["boxes"])
-            if number and not boxes:
-                raise InputError(f"data: there is no box in the first {number} of the {name} images; give some")
+                single += len(to_be_found(target)["boxes"])
+            if number and not single:
+                what = "box but crowds and difficult ones" if boxes else "box"
+                raise InputError(f"data: there is no {what} in the first {number} of the {name} images; give some")
 
 
 def _targets(images: ImageSet) -> Sequence[Any]:
     """What is looked at of the targets: all that is in memory, the first of what has to be read."""
     labels = images.labels
-    held = isinstance(images, TargetImages) and isinstance(images.items, HeldItems)
+    held = isinstance(images, TargetImages) and isinstance(images.items, HeldItems | BoxFiles)
     return list(islice(labels, None if held else _MOST_LOOKED_AT))
 
 
@@ -101,20 +104,28 @@ def check_target(where: str, target: Any, size: tuple[int, ...], classes: int | 
             f"data: {where} has boxes {described(boxes)} and labels {described(labels)}; give floats (K, 4) and "
             "int64 (K,)"
         )
+    crowds = target.get("iscrowd", labels)
+    if not isinstance(crowds, Tensor) or crowds.shape != labels.shape:
+        raise InputError(f"data: {where} has iscrowd {described(crowds)}; give a number for each of {len(boxes)} boxes")
+    _check_places(where, boxes, size)
+    for label in labels[(labels < 1) | (labels >= (classes or 2**63 - 1))].tolist():
+        known = f"it has {classes} with the background, so 1 to {classes - 1}" if classes else "1 is the first"
+        raise InputError(
+            f"data: class {label} of {where} does not fit the network's head: {known}; give it more (such as "
+            f"model.arguments = {{num_classes = {label + 1}}}), or count classes from 1"
+        )
+
+
+def _check_places(where: str, boxes: Tensor, size: tuple[int, ...]) -> None:
+    """Raise :class:`InputError` for a box that lies outside its image, or without area."""
     height, width = size
-    limits = boxes.new_tensor([width, height, width, height])
-    for box, label in zip(boxes, labels.tolist(), strict=True):
-        told = f"data: box {[round(value, 2) for value in box.tolist()]} of {where}"
-        if not box.isfinite().all() or (box < 0).any() or (box > limits).any():
-            raise InputError(f"{told} lies outside the image, {width} x {height} pixels; correct or remove it")
-        if (box[2:] <= box[:2]).any():
-            raise InputError(f"{told} has no area; write x0, y0, x1, y1 with x0 < x1 and y0 < y1, or remove it")
-        if label < 1 or (classes is not None and label >= classes):
-            known = f"it has {classes} with the background, so 1 to {classes - 1}" if classes else "1 is the first"
-            raise InputError(
-                f"data: class {label} of {where} does not fit the network's head: {known}; give it more (such as "
-                f"model.arguments = {{num_classes = {label + 1}}}), or count classes from 1"
-            )
+    outside = ~boxes.isfinite() | (boxes < 0) | (boxes > boxes.new_tensor([width, height, width, height]))
+    for wrong, reason in (
+        (outside, f"lies outside the image, {width} x {height} pixels; correct or remove it"),
+        (boxes[:, 2:] <= boxes[:, :2], "has no area; write x0, y0, x1, y1 with x0 < x1 and y0 < y1, or remove it"),
+    ):
+        for box in boxes[wrong.any(1)].tolist():
+            raise InputError(f"data: box {[round(value, 2) for value in box]} of {where} {reason}")
 
 
 def precision() -> Any:

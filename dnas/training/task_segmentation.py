@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
+from dnas.data.mask_files import MaskFiles
 from dnas.data.target_images import IGNORED, HeldItems, TargetImages
 from dnas.training.metrics import Gauge
 from dnas.training.task import Task, in_fp32
@@ -104,22 +105,46 @@ class Segmentation(Task):
         if logits.ndim != 4:
             raise InputError(f"the network returns {described(logits)}; a segmentation needs logits (N, classes, H, W)")
         for name, images in sets.items():
+            classes: set[int] = set()
+            if isinstance(images, TargetImages) and isinstance(images.items, MaskFiles):
+                self._check_class(name, images.classes - 1, logits.shape[1])  # all were read, once
             for target in _targets(images):
-                self._check_map(name, target, tuple(images.input_shape[1:]), logits.shape[1])
+                classes |= self._classes_in(name, target, tuple(images.input_shape[1:]), logits.shape[1])
+            if not classes:
+                raise InputError(
+                    f"data: every pixel in the maps of the {name} images is {self.ignored}, which counts nowhere; give "
+                    "some a class"
+                )
+            if name == "training" and len(classes) < 2 <= logits.shape[1]:
+                raise InputError(
+                    f"data: every pixel that counts in the maps of the training images is of class {classes.pop()}; "
+                    f"give others their class ({self.ignored} is none: such pixels count nowhere)"
+                )
 
-    def _check_map(self, name: str, target: Any, shape: tuple[int, ...], classes: int) -> None:
-        """One map (H, W), or several (N, H, W)."""
+    def _classes_in(self, name: str, target: Any, shape: tuple[int, ...], classes: int) -> set[int]:
+        """Those in one map (H, W), or in several (N, H, W)."""
         if not isinstance(target, Tensor) or target.is_floating_point() or tuple(target.shape[-2:]) != shape:
             raise InputError(
                 f"data: targets of the {name} images must be maps of classes, integers {shape}; got {described(target)}"
             )
         counted = target[target != self.ignored]
-        least, most = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
-        if least < 0 or most >= classes:
+        if not counted.numel():
+            return set()
+        least, most = int(counted.min()), int(counted.max())
+        self._check_class(name, most, classes)
+        self._check_class(name, least, classes)
+        return {least, most}
+
+    def _check_class(self, name: str, found: int, classes: int) -> None:
+        if not 0 <= found < classes:
+            more = (
+                f"give it more (such as model.arguments = {{num_classes = {found + 1}}})"
+                if found > 0
+                else "count from 0"
+            )
             raise InputError(
-                f"data: class {most if most >= classes else least} in the maps of the {name} images has no output: the "
-                f"network has {classes} (0 to {classes - 1}); give it more (such as model.arguments = "
-                f"{{num_classes = {most + 1}}}), or write {self.ignored} for pixels that count nowhere"
+                f"data: class {found} in the maps of the {name} images has no output: the network has {classes} (0 to "
+                f"{classes - 1}); {more}, or write {self.ignored} for pixels that count nowhere"
             )
 
 

@@ -136,31 +136,71 @@ def set_box(*box: float) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["annotations"][0].update(bbox=list(box))
 
 
+def annotated(**keys: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["annotations"][0].update(keys)
+
+
+def imaged(**keys: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["images"][1].update(keys)
+
+
+def added(which: str, *entries: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content[which].extend(entries)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (set_box(30, 5, 20, 10), r"annotation 1: box \[30.0, 5.0, 50.0, 15.0\] lies outside its image, 40 x 20"),
         (set_box(-5, 5, 20, 10), "lies outside its image"),
+        (set_box(1, 1, 1e308, 10), "lies outside its image"),
         (set_box(10, 5, 0, 10), "has no area; correct or remove it"),
-        (set_box(10, 5, float("nan"), 10), "lies outside its image"),
-        (set_box(10, 5, float("inf"), 10), "lies outside its image"),
         (set_box(10, 5, -3, 10), "has no area"),
-        (set_box(10, 5, 20), r"annotation 1: bbox \[10, 5, 20\] is not x, y, width and height; correct or remove it"),
-        (lambda content: content["annotations"][0].update(bbox=["1", 2, 3, 4]), "is not x, y, width and height"),
-        (lambda content: content["annotations"][0].update(bbox=None), "annotation 1: bbox None is not x, y"),
-        (lambda content: content["annotations"][0].update(category_id=9), "is of category 9, which"),
-        (lambda content: content["annotations"][0].update(image_id=99), "an annotation is of image 99"),
-        (lambda content: content["images"][1].update(file_name="none.png"), "none.png' is annotated and not there"),
-        (lambda content: content["images"][1].update(file_name="../../none.png"), "none.png' is annotated and not"),
+        (set_box(10, 5, 1e-30, 10), "has no area"),
+        (set_box(10, 5, float("nan"), 10), "annotation 1: bbox is nan, not a finite number"),
+        (set_box(10, 5, float("inf"), 10), "bbox is inf, not a finite number"),
+        (set_box(10**400, 5, 3, 10), "bbox is 1000+, not a finite number"),
+        (set_box(10, 5, True, 10), "bbox is True, not a finite number"),
+        (set_box(10, 5, 20), r"annotation 1: bbox is \[10, 5, 20\], not x, y, width and height; correct or remove it"),
+        (annotated(bbox=["1", 2, 3, 4]), "bbox is '1', not a finite number"),
+        (annotated(bbox=[[1, 2, 3, 4]]), "not x, y, width and height"),
+        (annotated(bbox=None), "annotation 1: bbox is None, not x, y"),
+        (lambda content: content["annotations"][0].pop("bbox"), "annotation 1: bbox is None, not x, y"),
+        (annotated(category_id=9), "is of category 9, which"),
+        (annotated(category_id="3"), "is of category '3', which"),
+        (annotated(category_id=10**400), "is of category 1000+, which"),
+        (annotated(category_id=True), "category_id is True, not a number or a text"),
+        (annotated(category_id=[3]), r"category_id is \[3\], not a number or a text"),
+        (lambda content: content["annotations"][0].pop("category_id"), "annotation 1 has no category_id"),
+        (annotated(iscrowd="0"), "annotation 1: iscrowd is '0'; write 0 or 1"),
+        (annotated(image_id=99), "annotation 1 is of image 99, which is not among the images"),
+        (annotated(image_id=[0]), r"image_id is \[0\], not a number or a text"),
+        (imaged(file_name="none.png"), "none.png' is annotated and not there"),
+        (imaged(file_name="../../none.png"), "none.png' is annotated and not"),
+        (imaged(file_name="a" * 5000), "a' is annotated and not there"),
+        (imaged(file_name="a\0b.png"), "is annotated and not there"),
+        (imaged(file_name="\ud800.png"), "is annotated and not there"),
+        (imaged(file_name=7), "image 1: file_name is 7, not a name"),
+        (imaged(file_name="0.png"), "annotates the image '.*0.png' twice; put its boxes together"),
+        (imaged(file_name="../2.png"), "annotates the image '.*2.png' twice"),
+        (imaged(id=0), "gives the image id 0 to two images"),
+        (imaged(width=0), "image 1: width is 0 pixels"),
+        (imaged(width=-40), "image 1: width is -40 pixels"),
+        (imaged(width="40"), "image 1: width is '40', not a finite number"),
+        (imaged(width=None), "image 1: width is None, not a finite number"),
+        (imaged(width=10**400), "image 1: width is 1000+, not a finite number"),
+        (imaged(height=float("nan")), "image 1: height is nan, not a finite number"),
+        (imaged(width=80), "1.png' is 40 x 20 pixels, and its annotation says 80 x 20"),
         (lambda content: content.pop("categories"), "not in COCO's format: it needs lists of images, annotations"),
-        (lambda content: content["images"].clear(), "an annotation is of image 0"),
-        (lambda content: content["annotations"][0].pop("bbox"), "not in COCO's format"),
-        (lambda content: content["annotations"].append(7), "not in COCO's format"),
-        (lambda content: content["annotations"][0].update(image_id=[0]), "not in COCO's format"),
-        (lambda content: content["images"].append("0.png"), "not in COCO's format"),
-        (lambda content: content["images"][1].update(width=0), "1.png' says 0 x 20 pixels; correct it"),
-        (lambda content: content["images"][1].update(height=float("nan")), "1.png' says 40 x nan pixels"),
-        (lambda content: content["categories"].append({"id": 10**12, "name": "far"}), "category ids go from 1 to 1000"),
+        (lambda content: content["images"].clear(), "is of image 0, which"),
+        (added("annotations", 7), "not in COCO's format: entry 3 of annotations is 7, no object"),
+        (added("images", "0.png"), "not in COCO's format: entry 4 of images is '0.png', no object"),
+        (added("categories", {"id": 10**12, "name": "far"}), "category ids go from 1 to 1000"),
+        (added("categories", {"id": 1, "name": "mouse"}), "gives the category id 1 to 'cat' and to 'mouse'"),
+        (added("categories", {"id": 2.5, "name": "mouse"}), "category 2.5 has name 'mouse'; a category has a whole"),
+        (added("categories", {"id": "7", "name": "mouse"}), "category '7': id is '7', not a finite number"),
+        (added("categories", {"id": float("inf"), "name": "mouse"}), "id is inf, not a finite number"),
+        (added("categories", {"id": 7}), "category 7 has name None; a category has a whole number for id, and a name"),
     ],
 )
 def test_bad_coco_files_are_told(tmp_path: Path, change: Callable[[dict[str, Any]], Any], sentence: str) -> None:
@@ -170,21 +210,93 @@ def test_bad_coco_files_are_told(tmp_path: Path, change: Callable[[dict[str, Any
 
 
 @pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is no JSON"),
+        (b'{"images": [{"id"', "is no JSON"),
+        (b"[" * 100_000, "is no JSON: RecursionError"),
+        (b'{"images": ' + b"4" * 5000 + b"}", "is no JSON"),
+        (b"[]", "not in COCO's format"),
+        ("{}".encode("utf-16"), "is no text in UTF-8"),
+    ],
+)
+def test_coco_files_that_are_none_are_told(tmp_path: Path, content: bytes, sentence: str) -> None:
+    root = coco(tmp_path)
+    (root / "annotations" / "instances_val2017.json").write_bytes(content)
+    with pytest.raises(InputError, match=f"instances_val2017.json' .*{sentence}"):
+        load_data("coco", root=root, image_size=10)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_file(tmp_path: Path) -> None:
+    root = coco(tmp_path)
+    for file in (root / "annotations").iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_data("coco", root=root, image_size=10).classes == 4
+
+
+HEADER = '<?xml version="1.0" encoding="{}"?>'
+
+
+@pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         ("<xmax>30", "<xmax>300", "b.xml': box .* lies outside its image"),
+        ("<xmin>11", "<xmin>-9", "lies outside its image"),
         ("<xmax>30", "<xmax>10", "has no area"),
-        ("<xmax>30", "<xmax>many", "<xmax> is 'many', not a number"),
+        ("<xmax>30", "<xmax>many", "<xmax> is 'many', not a finite number"),
+        ("<xmax>30", "<xmax>nan", "<xmax> is 'nan', not a finite number"),
+        ("<xmax>30", "<xmax>" + "9" * 400, "<xmax> is '999+', not a finite number"),
+        ("<xmax>30", "<xmax><a>30</a>", "<bndbox> has no <xmax>"),
         ("<name>dog", "<nane>dog", "is no XML"),
+        ("<name>dog</name>", "", "<object> has no <name>"),
+        ("<name>dog", "<name>&dog;", "is no XML: ParseError: undefined entity"),
+        ("<difficult>0", "<difficult>yes", "<difficult> is 'yes'; write 0 or 1"),
         ("<xmin>11</xmin>", "", "<bndbox> has no <xmin>"),
+        ("<bndbox>", "<bndbox/><bndbox>", "<object> has 2 <bndbox>; it needs one"),
         ("<size><width>40</width><height>20</height></size>", "", "has no <size>"),
         ("b.png", "other.png", "other.png' is annotated and not there"),
-        ("<width>40", "<width>0", "lies outside its image, 0 x 20"),
+        ("b.png", "../../etc/passwd", "JPEGImages/passwd' is annotated and not there"),
+        ("b.png", "a" * 5000, "a' is annotated and not there"),
+        ("b.png", "a.png", "train.txt' annotates the image '.*a.png' twice"),
+        ("<filename>b.png</filename>", "", "<annotation> has no <filename>"),
+        ("<width>40", "<width>0", "<width> is 0 pixels"),
+        ("<width>40", "<width>1e999", "<width> is '1e999', not a finite number"),
+        ("<width>40", "<width>80", "is 40 x 20 pixels, and its annotation says 80 x 20"),
+        ("<annotation>", HEADER.format("none") + "<annotation>", "is no XML"),
+        (
+            "<annotation>",
+            '<!DOCTYPE a [<!ENTITY dog SYSTEM "file:///etc/passwd">]><annotation>&dog;',
+            "is no XML: ParseError: undefined entity &dog;",
+        ),
     ],
 )
 def test_bad_voc_files_are_told(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         load_data("voc", root=voc(tmp_path, lambda text: text.replace(old, new, 1)), image_size=10)
+
+
+def test_what_entities_grow_to_is_not_taken_into_memory(tmp_path: Path) -> None:
+    grown = "".join(f'<!ENTITY {name} "{f"&{of};" * 1000}">' for name, of in ("ba", "cb", "dc"))
+    bomb = f'<!DOCTYPE a [<!ENTITY a "ha">{grown}]><annotation>&d;'
+    with pytest.raises(InputError, match=r"b.xml' is no XML"):
+        load_data("voc", root=voc(tmp_path, lambda text: text.replace("<annotation>", bomb, 1)), image_size=10)
+
+
+def test_an_xml_file_says_how_it_is_encoded(tmp_path: Path) -> None:
+    root = voc(tmp_path)
+    for file, encoding in zip(sorted((root / "Annotations").iterdir()), ("utf-8", "latin-1", "utf-16"), strict=False):
+        text = file.read_text().replace("dog", "dachshündin")
+        file.write_bytes((HEADER.format(encoding) + text).encode(encoding))
+    assert load_data("voc", root=root, image_size=10).class_names == ("", "cat", "dachshündin", "dog")
+
+
+def test_voc_lists_do_not_lead_out_of_their_folder(tmp_path: Path) -> None:
+    root = voc(tmp_path / "data")
+    (root / "Annotations" / "b.xml").rename(tmp_path / "b.xml")
+    for name in ("../../b", str(tmp_path / "b")):
+        (root / "ImageSets" / "Main" / "train.txt").write_text(f"a\n{name}\n")
+        with pytest.raises(InputError, match=r"cannot read '.*data/Annotations/b.xml'"):
+            load_data("voc", root=root, image_size=10)
 
 
 def test_voc_lists_that_are_no_text_are_told(tmp_path: Path) -> None:
@@ -201,8 +313,18 @@ def test_bad_masks_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1.png' is 41 x 20 pixels, and its image 40 x 20"):
         load_data("masks", root=root)
     picture(target)
-    with pytest.raises(InputError, match=r"has the colours of a picture \(RGB\)"):
+    with pytest.raises(InputError, match=r"of mode RGB \(the colours of a picture\), not one class a pixel"):
         load_data("masks", root=root)
+    for deep, mode in ((np.uint16, "I;16"), (np.float32, "F")):
+        file = target.with_suffix(".png" if deep == np.uint16 else ".tif")
+        target.unlink(missing_ok=True)
+        Image.fromarray(np.zeros((20, 40), dtype=deep)).save(file)
+        with pytest.raises(InputError, match=f"of mode {mode} .more than 8 bits a pixel"):
+            load_data("masks", root=root)
+    picture(target)
+    with pytest.raises(InputError, match=r"1.png' and '1.tif' are of one image; remove one"):
+        load_data("masks", root=root)
+    file.unlink()
     target.write_bytes(b"nothing")
     with pytest.raises(InputError, match="cannot read the mask"):
         load_data("masks", root=root)

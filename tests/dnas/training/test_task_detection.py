@@ -22,6 +22,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from dnas import build_costs, build_space, calibrate, quantize_fixed, read_graph
 from dnas.config.training import TrainingSection
+from dnas.data.box_files import Annotated, BoxFiles
 from dnas.data.image_sets import DataSplits
 from dnas.data.shapes import shapes
 from dnas.data.target_images import HeldItems, TargetImages
@@ -216,6 +217,10 @@ def target(boxes: Any, labels: Any = (1,)) -> list[Any]:
 NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
 
 
+def crowds(marks: list[int]) -> list[Any]:
+    return [{**each, "iscrowd": torch.tensor(marks)} for each in target([[1.0, 1.0, 4.0, 9.0]])]
+
+
 @pytest.mark.parametrize(
     ("targets", "sentence"),
     [
@@ -239,11 +244,24 @@ NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int6
         (target([1.0, 1.0, 4.0, 9.0]), r"give floats \(K, 4\)"),
         ([{"box": torch.zeros(1, 4)}] * 4, "must be a dict of 'boxes' and 'labels'; got a dict of 'box'"),
         ([NOTHING] * 4, "there is no box in the first 4 of the training images"),
+        (crowds([1]), "there is no box but crowds and difficult ones in the first 4 of the training images"),
+        (crowds([0, 1]), r"image 1 of the training images has iscrowd .* \(2,\); give a number for each of 1 boxes"),
+        ([{**NOTHING, "iscrowd": None}] * 4, "has iscrowd .*; give a number for each of 0 boxes"),
+        ([*target([[1.0, 1.0, 4.0, 9.0]])[:3], {**NOTHING, "labels": torch.zeros(1)}], "image 4 of the training"),
     ],
 )
 def test_targets_that_do_not_fit_are_told_before_training(targets: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         check(small(), targets)
+
+
+def test_every_annotation_is_looked_at_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in memory, however many images have to be read."""
+    monkeypatch.setattr("dnas.training.task_detection._MOST_LOOKED_AT", 1)
+    files = [Annotated("unread", 32, 32, ((1, 1, 9, 9),), (label,), (False,)) for label in (1, 2, 7)]
+    images = TargetImages(BoxFiles(files, (32, 32)), torch.arange(3), SHAPE, (0.0,) * 3, (1.0,) * 3)
+    with pytest.raises(InputError, match="class 7 of image 3 of the training images does not fit the network's head"):
+        TASK.check_targets({"training": images}, small())
 
 
 def test_images_without_a_box_are_fine_among_others() -> None:

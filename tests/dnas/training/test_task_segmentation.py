@@ -16,6 +16,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from dnas import QuantizerChoice, build_costs, build_space, calibrate, quantize_fixed, read_graph
 from dnas.config.training import TrainingSection
 from dnas.data.image_sets import DataSplits
+from dnas.data.mask_files import MaskFiles
 from dnas.data.shapes import shapes
 from dnas.data.target_images import TargetImages, held_images
 from dnas.search.supernet import Supernet
@@ -152,6 +153,45 @@ def test_what_cannot_be_a_segmentation_is_told_before_training() -> None:
         check(pictures(), Returning(lambda y: y.mean((2, 3))))
     with pytest.raises(InputError, match="NaN before any training"):
         check(pictures(), Returning(lambda y: {"out": y * float("nan")}))
+
+
+def maps_of(*classes: int) -> TargetImages:
+    """Maps of one class each."""
+    maps = torch.tensor(classes)[:, None, None].expand(-1, *SHAPE[1:])
+    found = held_images(torch.rand(len(classes), *SHAPE), maps, (0.0,) * 3, (1.0,) * 3)
+    assert isinstance(found, TargetImages)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("maps", "sentence"),
+    [
+        (maps_of(255, 255, 255, 255), "every pixel in the maps of the training images is 255, which counts nowhere"),
+        (maps_of(0, 255, 255, 0), r"every pixel that counts .* is of class 0; give others their class \(255 is none"),
+        (maps_of(0, 1, -1, 0), "class -1 in the maps of the training images has no output: .*; count from 0"),
+        (maps_of(0, 1, 254, 0), "class 254 in the maps .*num_classes = 255"),
+    ],
+)
+def test_maps_that_nothing_can_be_learned_from_are_told(maps: TargetImages, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        check(maps, Heads())
+
+
+def test_one_class_or_none_in_an_image_is_fine_among_others() -> None:
+    check(maps_of(0, 1, 255, 0), Heads())
+    single = maps_of(1, 1, 1, 1)
+    rehearse(Heads(), DataSplits(maps_of(0, 1, 0, 1), single, single, 0, SHAPE), {"training": single}, 4, task=TASK)
+    with pytest.raises(InputError, match="the maps of the validation images is 255"):
+        rehearse(
+            Heads(), DataSplits(pictures(), maps_of(255, 255), single, 0, SHAPE), {"training": single}, 4, task=TASK
+        )
+
+
+def test_the_classes_of_every_file_of_maps_are_known_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnas.training.task_segmentation._MOST_LOOKED_AT", 0)
+    files = TargetImages(MaskFiles([], SHAPE[1:]), torch.arange(0), SHAPE, (0.0,) * 3, (1.0,) * 3, classes=9)
+    with pytest.raises(InputError, match="class 8 in the maps of the training images has no output"):
+        TASK.check({"training": files}, {"out": torch.zeros(1, 3, *SHAPE[1:])})
 
 
 def test_it_is_made_of_a_jobs_words() -> None:
