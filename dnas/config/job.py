@@ -104,10 +104,21 @@ class DataSection(Section):
     transforms: tuple[OwnSection, ...] = Field(default=(), description="Augmentation: what else happens to each training image after crop and flip, in order: transforms of `torchvision.transforms.v2` or your own, such as `['torchvision.transforms.v2:RandAugment', { kind = 'mine:fog', arguments = { most = 0.2 } }]`. What they draw follows from the job's seed.")  # fmt: skip
 
 
+class DeploymentSection(Section):
+    """Where nets will run, as a latency table names it; what is not given may be anything."""
+
+    runtime: str | None = Field(default=None, description="Such as `openvino`.")
+    version: str | None = Field(default=None, description="Of the runtime.")
+    device: str | None = Field(default=None, description="`cpu` or `cuda`.")
+    threads: AtLeastOne | None = Field(default=None, description="How many it has.")
+    processor: str | None = Field(default=None, description="A part of its name.")
+
+
 class CostsSection(Section):
     """Costs beyond size_bytes, bitops, macs and peak_activation_bytes, which are always there."""
 
     latency_table: FilePath | None = Field(default=None, examples=["latency.csv"], description="What `dnas bench-latency` wrote, or CSV or JSON with columns layer, weight_bits, activation_bits, latency_ms; adds the cost `latency_ms`.")  # fmt: skip
+    deployment: DeploymentSection | None = Field(default=None, examples=[{"runtime": "openvino", "threads": 1}], description="Where nets will run: any of `runtime`, `version`, `device`, `threads` and `processor` (a part of its name); a latency table of another place is refused.")  # fmt: skip
     functions: dict[str, str] = Field(default={}, description="Your own costs: name = `package.module:name` of a `dnas.Cost`, or of a function(layer, weight_bits, activation_bits).")  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from dnas.config.fields import Amount
-from dnas.config.job import CostsSection, JobConfig, PruneSection
+from dnas.config.job import CostsSection, DeploymentSection, JobConfig, PruneSection
 from dnas.jobs.compressions import compression_of
 from dnas.search.controls import CONTROLS
 from dnas.search.sandwich import warmup_passes
@@ -18,6 +18,7 @@ from search_spaces.allocation.monotone import check_bounds
 from search_spaces.allocation.program import check_reachable
 from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.budgets import Budget, parse_budget
+from search_spaces.costs.latency import MeasuredLatencies, read_latencies
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError, check_type
 from search_spaces.layers import LayerGraph
@@ -85,8 +86,31 @@ def _most_pruned(section: PruneSection, table: CostTable) -> CostTable:
 def cost_table(graph: LayerGraph, space: PrecisionSpace, section: CostsSection, per_channel: bool) -> CostTable:
     """Price every choice at every cost that the job knows."""
     latency = Path(section.latency_table) if section.latency_table else None
+    _check_deployment(section.deployment, latency)
     with importable_working_directory():  # the user's own cost functions
         return CostTable(graph, space, build_costs(per_channel, latency, section.functions))
+
+
+def _check_deployment(deployment: DeploymentSection | None, latency: Path | None) -> None:
+    """Refuse a latency table of another place than the job says nets will run at."""
+    wanted = deployment.model_dump(exclude_none=True) if deployment else {}
+    if not wanted:
+        return
+    if latency is None:
+        raise InputError("costs.deployment says where a latency table is of, and there is no costs.latency_table")
+    found = read_latencies(latency)
+    if not isinstance(found, MeasuredLatencies):
+        raise InputError(
+            f"latency table {latency} does not tell where it was measured, as costs.deployment asks; make one with: "
+            "dnas bench-latency"
+        )
+    for key, value in wanted.items():
+        there = getattr(found.table, key)
+        if value != there and not (key == "processor" and value.casefold() in there.casefold()):
+            raise InputError(
+                f"latency table {latency} was measured with {key} = {there!r}, and costs.deployment.{key} is "
+                f"{value!r}; make one there with: dnas bench-latency"
+            )
 
 
 def read_budgets(

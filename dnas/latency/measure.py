@@ -25,7 +25,7 @@ from dnas.latency.shapes import LAYER, Alone, LayerShape, pruned_sides, shapes_b
 from dnas.latency.sums import GAIN, calibrated, predicted_ms
 from dnas.quantization.conversion import QuantizerChoice
 from search_spaces.assignments import LayerBits
-from search_spaces.costs.latency import CheckedNet, LatencyRow, LatencyTable
+from search_spaces.costs.latency import CheckedNet, LatencyRow, LatencyTable, layer_words
 from search_spaces.fields import Pair
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
@@ -159,6 +159,7 @@ class _Measurement:
             spread=float(np.median(self.spreads)),
             rest_ms=0.0,
             rows=tuple(rows),
+            layers={spec.name: layer_words(spec) for spec in self.graph.layers},
             useless=useless,
         )
 

@@ -56,7 +56,8 @@ class LatencyTable(Record):
     """What a network takes in one runtime on one machine: the sum over its layers, and ``rest_ms``.
 
     Times are in milliseconds for one sample. ``spread`` is how far the nets' times lie apart from round to round, as a
-    share of their median, and ``rounds`` how often each was taken. ``useless`` are widths that are no faster than wider
+    share of their median, and ``rounds`` how often each was taken. ``layers`` says what each layer is, channels apart
+    (:func:`layer_words`). ``useless`` are widths that are no faster than wider
     ones. ``checked`` are nets that were kept for looking at its errors.
     """
 
@@ -72,6 +73,7 @@ class LatencyTable(Record):
     spread: Amount
     rest_ms: Amount
     rows: tuple[LatencyRow, ...]
+    layers: dict[str, str] = Field(default_factory=dict)
     useless: tuple[Pair, ...] = ()
     checked: tuple[CheckedNet, ...] = ()
 
@@ -172,13 +174,23 @@ class MeasuredLatencies(Latencies):
         return known[own].at(*channels) if own in known else min(known[pair].at(*channels) for pair in fitting)
 
     def of_rest(self, graph: LayerGraph) -> float:
-        """Milliseconds of everything outside the layers; :class:`InputError` for inputs of another shape."""
+        """Milliseconds of everything outside the layers.
+
+        :class:`InputError` for inputs of another shape, and for layers of other kernels, places or calls.
+        """
         if tuple(graph.input_shape) != self.table.input_shape:
             shapes = ["×".join(map(str, shape)) for shape in (self.table.input_shape, graph.input_shape)]
             raise InputError(
                 f"latency table {self.source} is of inputs of {shapes[0]}, and this network's are {shapes[1]}; measure "
                 f"it with: dnas bench-latency {self.table.model} --input-shape {','.join(map(str, graph.input_shape))}"
             )
+        for spec in graph.layers:
+            there, here = self.table.layers.get(spec.name, ""), layer_words(spec)
+            if there and there != here:
+                raise InputError(
+                    f"latency table {self.source} is of a layer '{spec.name}' that is {there}, and this network's is "
+                    f"{here}; measure it with: dnas bench-latency"
+                )
         return self.table.rest_ms
 
 
@@ -226,6 +238,14 @@ def channels_of(spec: LayerSpec) -> tuple[int, int]:
     """Input channels and filters of a layer."""
     axis = 0 if "Transpose" in spec.kind else 1
     return spec.weight_shape[axis] * (1 if "Transpose" in spec.kind else spec.groups), spec.out_channels
+
+
+def layer_words(spec: LayerSpec) -> str:
+    """What a layer is beside its channels, which pruning changes: kind, kernel, places of its output, calls."""
+    kernel, places = spec.weight_shape[2:], spec.output_shape[:-1] if spec.kind == "Linear" else spec.output_shape[1:]
+    words = [spec.kind, *(["×".join(map(str, kernel))] if kernel else [])]
+    words += ["at", "×".join(map(str, places)), "places"] if places else []
+    return " ".join(words) + (f", called {spec.calls} times" if spec.calls > 1 else "")
 
 
 def read_table(path: Path) -> LatencyTable:

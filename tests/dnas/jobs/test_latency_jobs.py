@@ -14,6 +14,7 @@ from dnas.config.file import load_job
 from dnas.config.job import JobConfig, SearchSection
 from dnas.jobs.api import search_bits
 from dnas.jobs.job import load_splits
+from dnas.jobs.planning import plan_job
 from dnas.jobs.run import run_job
 from dnas.jobs.stages.timing import measured_latencies
 from dnas.latency.engines import Place, processor_name
@@ -208,6 +209,43 @@ def test_a_table_of_another_network_is_refused_before_any_training(
     job = smaller(*SETTINGS, "model.arguments={width=24}", written(tmp_path, table_of()))
     with pytest.raises(InputError, match="and not of one with 24 and 24"):
         carried_out(job, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("deployment", "told"),
+    [
+        ("{runtime='openvino'}", "with runtime = 'torch', and costs.deployment.runtime is 'openvino'"),
+        ("{runtime='torch',threads=2}", "with threads = 1, and costs.deployment.threads is 2"),
+        ("{device='cuda'}", "with device = 'cpu', and costs.deployment.device is 'cuda'"),
+        ("{version='2'}", "with version = '1', and costs.deployment.version is '2'"),
+        ("{processor='cortex'}", "and costs.deployment.processor is 'cortex'"),
+    ],
+)
+def test_a_table_of_another_place_than_the_job_says_is_refused(
+    smaller: Job, tmp_path: Path, deployment: str, told: str
+) -> None:
+    job = smaller(*SETTINGS, written(tmp_path, table_of()), f"costs.deployment={deployment}")
+    network = tiny_resnet(width=WIDTH)
+    with pytest.raises(InputError, match=told):
+        plan_job(job, network, (1, 8, 8))
+
+
+def test_a_table_of_the_place_that_the_job_says_is_taken(smaller: Job, tmp_path: Path) -> None:
+    part = processor_name(Place())[:4].lower()
+    deployment = f"costs.deployment={{runtime='torch',version='1',device='cpu',threads=1,processor={part!r}}}"
+    plan = plan_job(smaller(*SETTINGS, written(tmp_path, table_of()), deployment), tiny_resnet(width=WIDTH), (1, 8, 8))
+    assert "latency_ms" in plan.table.costs
+
+
+@pytest.mark.parametrize(
+    ("latency", "told"), [("", "and there is no costs.latency_table"), ("mine.csv", "does not tell where")]
+)
+def test_a_place_needs_a_table_that_tells_one(smaller: Job, tmp_path: Path, latency: str, told: str) -> None:
+    given = [f"costs.latency_table={str(tmp_path / latency)!r}"] if latency else []
+    if latency:
+        (tmp_path / latency).write_text("layer,weight_bits,activation_bits,latency_ms\nconv1,8,8,0.1\n")
+    with pytest.raises(InputError, match=told):
+        plan_job(smaller(*given, "costs.deployment={threads=1}"), tiny_resnet(), (1, 8, 8))
 
 
 def test_sparse_nets_are_priced_by_their_widths_and_timed(

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from search_spaces.assignments import LayerBits
+from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.budgets import parse_budget
-from search_spaces.costs.latency import CheckedNet, LatencyRow, LatencyTable, channels_of, read_table
+from search_spaces.costs.latency import CheckedNet, LatencyRow, LatencyTable, channels_of, layer_words, read_table
 from search_spaces.costs.pruned import PrunedCosts
 from search_spaces.costs.table import CostTable, build_costs, latency_table
 from search_spaces.errors import InputError
@@ -148,6 +150,46 @@ def test_layers_whose_channels_go_together_have_a_row_for_each_number(tmp_path: 
 def test_a_table_of_another_network_is_refused(tmp_path: Path, graph: LayerGraph, told: str) -> None:
     with pytest.raises(InputError, match=told):
         priced(written(tmp_path / "t.json", table_of()), graph)
+
+
+class Twice(nn.Module):
+    """One layer, called so many times."""
+
+    def __init__(self, layer: nn.Module, calls: int = 1) -> None:
+        super().__init__()
+        self.layer, self.calls = layer, calls
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        for _ in range(self.calls):
+            x = self.layer(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (Twice(nn.Conv2d(8, 8, 5, padding=2)), "is Conv2d 3×3 at 8×8 places, and this network's is Conv2d 5×5 at 8×8"),
+        (Twice(nn.Conv2d(8, 8, 3, 2, 1)), "this network's is Conv2d 3×3 at 4×4 places"),
+        (Twice(nn.Conv2d(8, 8, 3, padding=1), 2), "is Conv2d 3×3 at 8×8 places, called 2 times"),
+        (Twice(nn.ConvTranspose2d(8, 8, 3, padding=1)), "this network's is ConvTranspose2d 3×3 at 8×8 places"),
+    ],
+)
+def test_a_table_of_layers_with_other_kernels_or_places_is_refused(tmp_path: Path, other: nn.Module, told: str) -> None:
+    own, foreign = (read_graph(each, (8, 8, 8)) for each in (Twice(nn.Conv2d(8, 8, 3, padding=1)), other))
+    words = {spec.name: layer_words(spec) for spec in own.layers}
+    table = table_of(rows=tuple(rows_of(own)), input_shape=(8, 8, 8), layers=words)
+    path = written(tmp_path / "t.json", table)
+    assert priced(path, own).uniform(8)["latency_ms"] > 0
+    with pytest.raises(InputError, match=told):
+        priced(path, foreign).uniform(8)
+
+
+def test_a_pruned_network_is_the_one_that_was_measured(tmp_path: Path) -> None:
+    words = {spec.name: layer_words(spec) for spec in GRAPH.layers}
+    group = GRAPH.channels.groups[0]
+    pruned = pruned_graph(GRAPH, {group.name: tuple(range(8))})
+    table = priced(written(tmp_path / "t.json", table_of(layers=words)), pruned)
+    assert table.uniform(8)["latency_ms"] < priced(tmp_path / "t.json").uniform(8)["latency_ms"]
 
 
 def test_a_layer_that_the_table_lacks_is_named(tmp_path: Path) -> None:
