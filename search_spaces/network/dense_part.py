@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from search_spaces.network.examples import Call
 
 
 class DensePart(nn.Module):
@@ -41,3 +44,30 @@ def dense_part(detector: nn.Module) -> DensePart | None:
     if "backbone" not in modules or not {"head", "rpn.head"} & set(modules):
         return None
     return DensePart(detector)
+
+
+class _Reached(Exception):
+    """The backbone is about to run on ``images``."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+
+def entering(detector: nn.Module, call: Call) -> Tensor:
+    """What the backbone is given (N, C, H, W): images as the detector itself resizes and pads them before it.
+
+    Its layers may not fit images as small as those that it is called with.
+    """
+
+    def reached(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        raise _Reached(inputs[0])
+
+    handle = detector.get_submodule("backbone").register_forward_pre_hook(reached)
+    try:
+        with torch.no_grad():
+            call.run(detector)
+    except _Reached as found:
+        return found.images
+    finally:
+        handle.remove()
+    return call.tensors[0]

@@ -22,7 +22,7 @@ from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.copies import copy_network
 from search_spaces.models.multiplied import is_standard
 from search_spaces.network.couplings import Couplings, read_couplings, unknown_couplings
-from search_spaces.network.dense_part import dense_part
+from search_spaces.network.dense_part import dense_part, entering
 from search_spaces.network.examples import Call, Example, read_example, signature_of
 from search_spaces.network.makings import Making, read_makings
 from search_spaces.network.observation import LayerRecord, Observation, memory, observe
@@ -91,11 +91,9 @@ def _couplings_of_part(twin: nn.Module, specs: Sequence[LayerSpec], call: Call) 
     part = dense_part(twin)
     if part is None or len(call.tensors) != 1:
         return unknown_couplings(_DEPENDS)
-    held = dict(part.named_modules())
-    meta = torch.device("meta")
-    found = read_couplings(
-        frozen_copy(part, meta), [spec for spec in specs if spec.name in held], Call((call.tensors[0],)).on(meta)
-    )
+    held, meta = dict(part.named_modules()), torch.device("meta")
+    images = Call((entering(twin, call),)).on(meta)
+    found = read_couplings(frozen_copy(part, meta), [spec for spec in specs if spec.name in held], images)
     behind = {spec.name: _BEHIND for spec in specs if spec.name not in held}
     channels = replace(found.channels, frozen={**found.channels.frozen, **behind})
     return replace(found, channels=channels)

@@ -257,7 +257,7 @@ def test_targets_that_do_not_fit_are_told_before_training(targets: Any, sentence
 
 def test_every_annotation_is_looked_at_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are in memory, however many images have to be read."""
-    monkeypatch.setattr("dnas.training.task_detection._MOST_LOOKED_AT", 1)
+    monkeypatch.setattr("dnas.data.target_images._MOST_LOOKED_AT", 1)
     files = [Annotated("unread", 32, 32, ((1, 1, 9, 9),), (label,), (False,)) for label in (1, 2, 7)]
     images = TargetImages(BoxFiles(files, (32, 32)), torch.arange(3), SHAPE, (0.0,) * 3, (1.0,) * 3)
     with pytest.raises(InputError, match="class 7 of image 3 of the training images does not fit the network's head"):
@@ -367,6 +367,19 @@ def test_every_family_of_torchvision_is_searched_quantized_and_pruned(family: st
     assert reached > 0
     assert 0 < left < 1
     assert math.isfinite(loss)
+
+
+@pytest.mark.parametrize("family", ["ssd", "retinanet", "fcos", "faster_rcnn"])
+def test_channels_are_read_at_the_size_that_the_detector_itself_gives_its_images(family: str) -> None:
+    """SSD300 makes 300 pixels of any image, and its last layers fit no smaller one."""
+    network = of_family(family)
+    last = network.get_submodule("backbone.level3.conv" if family == "ssd" else "backbone.body.level3.conv")
+    assert isinstance(last, nn.Conv2d)
+    last.padding = (0, 0)
+    channels = read_graph(network, (3, 16, 16)).channels
+    assert channels.groups
+    assert channels == read_graph(network, (3, 64, 64)).channels
+    assert not network.get_submodule("backbone")._forward_pre_hooks
 
 
 @pytest.mark.parametrize("family", ["ssd", "retinanet", "fcos", "faster_rcnn"])
