@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class BoxFiles:
 
     files: Sequence[Annotated]
     size: tuple[int, int]
+    targets_held: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.files)

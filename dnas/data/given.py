@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -129,6 +129,7 @@ class DatasetItems:
 
     dataset: Any
     name: str
+    targets_held: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class MaskFiles:
 
     files: Sequence[tuple[str, str]]
     size: tuple[int, int]
+    targets_held: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, overload
+from typing import Any, ClassVar, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from dnas.data.augmentation import Augmentation, draw_augmentation
-from dnas.data.image_sets import Batched, BatchRequest, MemoryImages, as_targets, draw_order, normalise
+from dnas.data.image_sets import Batched, BatchRequest, ImageSet, MemoryImages, as_targets, draw_order, normalise
 from dnas.data.loaders import Loaders
 from dnas.data.transfer import sent
 from dnas.data.transforms import OwnTransform, randomness_restored, seed_everything, seeds_of
@@ -28,11 +28,17 @@ IGNORED = 255
 """The class of pixels that count nowhere, such as those that a crop adds."""
 BOXES = "boxes"
 """The key of boxes in a dict, as torchvision's detectors have it."""
+_MOST_LOOKED_AT = 1000
 _SMALLEST_SIDE = 1.0  # pixels of a box that is still there after a crop
 
 
 class Items(Protocol):
-    """Pairs of an image (C, H, W), uint8 or float in [0, 1], all of one shape, and its target."""
+    """Pairs of an image (C, H, W), uint8 or float in [0, 1], all of one shape, and its target.
+
+    ``targets_held`` says that targets are in memory, and no file or code of the user's is read for one.
+    """
+
+    targets_held: ClassVar[bool]
 
     def __len__(self) -> int: ...
 
@@ -47,6 +53,7 @@ class Items(Protocol):
 class HeldItems:
     """Images (N, C, H, W) in memory, and a target for each: a tensor (N, ...), or a list of N."""
 
+    targets_held: ClassVar[bool] = True
     images: Tensor
     targets: Tensor | Sequence[Any]
 
@@ -152,6 +159,13 @@ def held_images(
         return MemoryImages(images, targets, mean, std)
     given = as_targets(targets) if isinstance(targets, Tensor) else list(targets)
     return TargetImages.of(HeldItems(images, given), mean, std, classes)
+
+
+def looked_at(images: ImageSet) -> Tensor | Sequence[Any]:
+    """The targets that are checked before training: all that are in memory, the first of those that have to be read."""
+    labels: Tensor | Sequence[Any] = images.labels
+    held = not isinstance(images, TargetImages) or images.items.targets_held
+    return labels if held else labels[:_MOST_LOOKED_AT]
 
 
 def are_structures(targets: Any) -> bool:

@@ -22,6 +22,7 @@ from dnas.training.checkpointing import refuse_reentrant
 from dnas.training.device import CPU, Device, is_out_of_memory
 from dnas.training.passes import detached
 from dnas.training.processes import Processes
+from dnas.training.target_losses import check_losses
 from dnas.training.task import CLASSIFICATION, Task, outputs_of, placed_by
 from search_spaces.errors import InputError, one_line
 from search_spaces.models.copies import fresh_copy
@@ -51,8 +52,8 @@ def rehearse(
     weights will be trained, ``searches`` whether θ will, ``curved`` whether second derivatives will be taken. Raises
     :class:`InputError` for splits that cannot be used, a network in which nothing can be trained, batches of one image
     under BatchNorm, labels without an output, outputs that are not logits (N, classes), outputs without a row for each
-    image of some batch, checkpoints that θ cannot be trained through, operations without a second derivative, and
-    whatever the network's own code raises.
+    image of some batch, targets whose loss is NaN, checkpoints that θ cannot be trained through, operations without a
+    second derivative, and whatever the network's own code raises.
     """
     check_splits(data)
     twin = fresh_copy(network).to(device.place).train()
@@ -65,9 +66,11 @@ def rehearse(
     task.check_targets(named_splits(data), twin)
     with device.own_randomness(0):
         few = min(_IMAGES, _rows(data.train, batch_size, device.processes))
-        x, y = placed_by(task, first_images("training", data.train, few, augmentation, device.place), device)
+        images, targets = first_images("training", data.train, few, augmentation, device.place)
+        x, y = placed_by(task, (images, targets), device)
         with torch.no_grad():
-            task.check(named_splits(data), _outputs(task, twin.eval(), x, y, "eval"))
+            measured = _outputs(task, twin.eval(), x, y, "eval")
+            task.check(named_splits(data), measured)
         outputs = _outputs(task, twin.train(), x, y, "training")
         task.check(named_splits(data), outputs)
         loss = _loss(task, outputs, y, device)
@@ -78,6 +81,14 @@ def rehearse(
         if searches:
             refuse_reentrant(twin, x, partial(task.run, targets=y))
         _check_rows(task, twin, named_splits(data), training, batch_size, augmentation, device)
+        check_losses(task, named_splits(data), (images, measured), partial(_of_one, task, twin, device), device)
+
+
+def _of_one(task: Task, twin: nn.Module, device: Device, name: str, images: ImageSet) -> tuple[Any, Any]:
+    """What the task reads for the single image of a set, and its target."""
+    with torch.no_grad():
+        batch = placed_by(task, first_images(name, images, 1, device=device.place), device)
+        return _outputs(task, twin.eval(), *batch, "eval"), batch[1]
 
 
 def few_images(data: DataSplits) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from dnas.data.box_files import BoxFiles
 from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
-from dnas.data.target_images import HeldItems, TargetImages
+from dnas.data.target_images import looked_at
 from dnas.training.detectors import Detected, Target, classes_of, detect, detector_in, to_be_found
 from dnas.training.task import Task, in_fp32
 from search_spaces.errors import InputError, one_line
 from search_spaces.metrics import MEAN_PRECISION
 from search_spaces.registry import loaded
 
-_MOST_LOOKED_AT = 1000
 # COCO's, in fp64: the library's own are in fp32, which moves a recall of 0.6 to the other side of its threshold.
 _OVERLAPS = np.linspace(0.5, 0.95, 10).tolist()
 _RECALLS = np.linspace(0.0, 1.0, 101).tolist()
@@ -75,7 +72,7 @@ class Detection(Task):
         classes = classes_of(detector_in(network))
         for name, images in sets.items():
             number, boxes, single = 0, 0, 0
-            for number, target in enumerate(_targets(images), start=1):
+            for number, target in enumerate(looked_at(images), start=1):
                 where = f"image {number} of the {name} images"
                 check_target(where, target, tuple(images.input_shape[1:]), classes)
                 boxes += len(target["boxes"])
@@ -83,13 +80,6 @@ class Detection(Task):
             if number and not single:
                 what = "box but crowds and difficult ones" if boxes else "box"
                 raise InputError(f"data: there is no {what} in the first {number} of the {name} images; give some")
-
-
-def _targets(images: ImageSet) -> Sequence[Any]:
-    """What is looked at of the targets: all that is in memory, the first of what has to be read."""
-    labels = images.labels
-    held = isinstance(images, TargetImages) and isinstance(images.items, HeldItems | BoxFiles)
-    return list(islice(labels, None if held else _MOST_LOOKED_AT))
 
 
 def check_target(where: str, target: Any, size: tuple[int, ...], classes: int | None) -> None:

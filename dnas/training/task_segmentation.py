@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, Self
 
 import torch
@@ -15,13 +14,12 @@ from torch.nn import functional as F
 from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
 from dnas.data.mask_files import MaskFiles
-from dnas.data.target_images import IGNORED, HeldItems, TargetImages
+from dnas.data.target_images import IGNORED, HeldItems, TargetImages, looked_at
 from dnas.training.metrics import Gauge
 from dnas.training.task import Task, in_fp32
 from search_spaces.errors import InputError
 from search_spaces.metrics import MEAN_IOU, PIXEL_ACCURACY
 
-_MOST_LOOKED_AT = 1000
 MAIN = "out"
 
 Maps = Mapping[str, Tensor]
@@ -108,7 +106,7 @@ class Segmentation(Task):
             classes: set[int] = set()
             if isinstance(images, TargetImages) and isinstance(images.items, MaskFiles):
                 self._check_class(name, images.classes - 1, logits.shape[1])  # all were read, once
-            for target in _targets(images):
+            for target in _maps(images):
                 classes |= self._classes_in(name, target, tuple(images.input_shape[1:]), logits.shape[1])
             if not classes:
                 raise InputError(
@@ -148,13 +146,13 @@ class Segmentation(Task):
             )
 
 
-def _targets(images: ImageSet) -> list[Any]:
-    """What is looked at of the targets: all that is in memory, the first of what has to be read."""
+def _maps(images: ImageSet) -> Sequence[Any]:
+    """The maps that are looked at, those in one tensor at once."""
     if isinstance(images, TargetImages) and isinstance(images.items, HeldItems):
         held = images.items.targets
         return [held[images.indices]] if isinstance(held, Tensor) else list(images.labels)
-    labels = images.labels
-    return [labels] if isinstance(labels, Tensor) else list(islice(labels, _MOST_LOOKED_AT))
+    found = looked_at(images)
+    return [found] if isinstance(found, Tensor) else found
 
 
 def _of_size(logits: Tensor, targets: Tensor) -> Tensor:

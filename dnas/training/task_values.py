@@ -117,6 +117,8 @@ class MultiLabel(Task):
                 )
             if not ((labels == 0) | (labels == 1)).all():
                 raise InputError(f"data: targets of the {name} images hold values other than 0 and 1")
+            if not labels.any():
+                raise InputError(f"data: none of the {name} images has a class: all their targets are 0; give some")
 
 
 class AveragePrecision:

@@ -188,7 +188,7 @@ def test_one_class_or_none_in_an_image_is_fine_among_others() -> None:
 
 
 def test_the_classes_of_every_file_of_maps_are_known_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnas.training.task_segmentation._MOST_LOOKED_AT", 0)
+    monkeypatch.setattr("dnas.data.target_images._MOST_LOOKED_AT", 0)
     files = TargetImages(MaskFiles([], SHAPE[1:]), torch.arange(0), SHAPE, (0.0,) * 3, (1.0,) * 3, classes=9)
     with pytest.raises(InputError, match="class 8 in the maps of the training images has no output"):
         TASK.check({"training": files}, {"out": torch.zeros(1, 3, *SHAPE[1:])})

@@ -118,6 +118,7 @@ def check(task: Any, targets: Tensor, outputs: int = 3) -> None:
         ("multilabel", torch.ones(8, 2), r"give both a column for each class"),
         ("multilabel", torch.full((8, 3), 2), "hold values other than 0 and 1"),
         ("multilabel", torch.full((8, 3), 0.5), "hold values other than 0 and 1"),
+        ("multilabel", torch.zeros(8, 3), "none of the training images has a class: all their targets are 0"),
     ],
 )
 def test_targets_that_do_not_fit_are_told_before_training(task: str, targets: Tensor, sentence: str) -> None:
