@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 MOST_LETTERS = 600
@@ -35,6 +36,21 @@ def one_line(error: BaseException) -> str:
     """
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException) -> BaseException | None:
+    """The error that says that some memory is too small: this one, or what it was raised from.
+
+    PyTorch has a class for it, libraries and some devices words.
+    """
+    own = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    words = isinstance(error, RuntimeError) and not isinstance(error, JobError) and _NO_MEMORY.search(str(error))
+    if own or words or error.__cause__ is None:
+        return error if own or words else None
+    return out_of_memory(error.__cause__)
 
 
 def unreadable(error: OSError) -> str:

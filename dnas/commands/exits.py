@@ -14,7 +14,16 @@ import typer
 
 from dnas.commands.signals import Interrupted, terminable
 from dnas.commands.terminal import one_document
-from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line, printable, shortened
+from search_spaces.errors import (
+    InputError,
+    JobError,
+    ToldElsewhere,
+    first_sentence,
+    one_line,
+    out_of_memory,
+    printable,
+    shortened,
+)
 
 DONE, FAILURE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_VARIABLE = "DNAS_TRACEBACK"
@@ -47,14 +56,12 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise typer.Exit(_tell("interrupted", INTERRUPTED, prefix="")) from None
         except ToldElsewhere:
             raise typer.Exit(DONE) from None
-        except InputError as error:
-            raise typer.Exit(_tell(str(error), WRONG_INPUT)) from None
-        except JobError as error:
-            raise typer.Exit(_tell(f"{error}{_hint()}", FAILURE)) from None
+        except (InputError, JobError) as error:
+            raise typer.Exit(_refused(error)) from None
         except (Exception, SystemExit) as error:  # the user's own code may leave, too
             if received:  # a library made an error of its own of it
                 raise typer.Exit(_tell("interrupted", 128 + received[-1], prefix="")) from None
-            raise typer.Exit(_tell(f"{one_line(error)}{_hint()}", FAILURE)) from None
+            raise typer.Exit(_failed(error)) from None
 
     return run
 
@@ -64,6 +71,19 @@ def _tell(sentence: str, code: int, prefix: str = "error: ") -> int:
         traceback.print_exc()
     print(printable(f"{prefix}{shortened(sentence)}"), file=sys.stderr)
     return code
+
+
+def _refused(error: InputError | JobError) -> int:
+    if isinstance(error, JobError):
+        return _tell(f"{error}{_hint()}", FAILURE)
+    return _failed(error) if out_of_memory(error) else _tell(str(error), WRONG_INPUT)
+
+
+def _failed(error: BaseException) -> int:
+    memory = out_of_memory(error)
+    why = f" ({first_sentence(memory)})" if memory and str(memory) else ""
+    sentence = f"too little memory{why}; free some, or take smaller inputs or batches" if memory else one_line(error)
+    return _tell(f"{sentence}{_hint()}", FAILURE)
 
 
 def _hint() -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dnas.execution.tasks import JobTask
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError, one_line, out_of_memory
 from search_spaces.registry import hidden_working_directory, loaded
 
 Send = Callable[[Any, bool], None]
@@ -132,7 +132,11 @@ class RemoteError(Exception):
 
 
 def sendable(error: BaseException, copied: Callable[[Any], Any]) -> BaseException:
-    """The error if it can be sent, without the frames it holds; else one that has its sentence."""
+    """The error if it can be sent, without the frames it holds; else one that has its sentence.
+
+    Of too little memory that itself, whatever was made of it.
+    """
+    error = out_of_memory(error) or error
     error.__traceback__ = error.__cause__ = error.__context__ = None
     try:
         copied(error)

@@ -16,7 +16,7 @@ from dnas.jobs.bench import employed
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.planning import read_budgets
-from dnas.jobs.resources import resources_of
+from dnas.jobs.resources import memory_told, resources_of
 from dnas.jobs.sensitivity import digest
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer, start_files
 from dnas.jobs.stages.search import WARMUP
@@ -79,11 +79,11 @@ def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None], overri
     seed = derived_seed(config.seed, RANK, budget.label)
     wanted = random_assignments(job.plan.table, budget, request.assignments, seed)
     stored_float(run, job.network, config.pretrain.epochs)  # into the job's own network
-    supernet = _warm_supernet(run, job)
     epochs = config.finetune.epochs if request.epochs is None else request.epochs
     resources = resources_of(config, Processes.here())
-    with deterministic(config.deterministic), compiled_mixture(job.compiles), employed(context, resources):
-        ranking = begun = _begun(run, job, supernet, wanted, budget, epochs)
+    exact, memory = deterministic(config.deterministic), memory_told(job, "the ranking")
+    with exact, memory, compiled_mixture(job.compiles), employed(context, resources):
+        ranking = begun = _begun(run, job, _warm_supernet(run, job), wanted, budget, epochs)
         for ranking in _finetuned(context, begun, wanted):
             if run.writable:
                 run.save_ranking(ranking)

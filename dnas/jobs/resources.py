@@ -1,15 +1,18 @@
-"""How many tasks of a job run at once, and what each has: a device and CPU threads."""
+"""How many tasks of a job run at once, and what each has: a device and CPU threads; what to do where memory ends."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import joblib
 import torch
 
 from dnas.config.job import JobConfig
+from dnas.jobs.job import Job
 from dnas.training.processes import Processes
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError, out_of_memory
 
 AUTO = "auto"
 
@@ -74,3 +77,24 @@ def _local_workers(config: JobConfig, devices: list[str]) -> int:
     if devices[0].startswith("cuda"):
         return len(devices)
     return max(1, joblib.cpu_count() // max(1, config.threads))
+
+
+@contextmanager
+def memory_told(job: Job, what: str) -> Iterator[None]:
+    """Say what to lower where a device's memory is too small for ``what`` is done inside, by a :class:`JobError`.
+
+    Whatever was made of that error on the way is no fault of the user's network or data.
+    """
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        size = job.config.data.batch_size
+        raise JobError(
+            f"{job.device.place} has too little memory for {what} at data.batch_size = {size}; free "
+            f"some and go on with the run, or start a new one with --set data.batch_size={max(1, size // 2)}, and with "
+            "accumulation = 2 in its training sections for updates of the same size"
+        ) from error

@@ -20,7 +20,7 @@ from dnas.jobs.job import Job
 from dnas.jobs.log import check_prices, prices_sha256, unproven_told
 from dnas.jobs.packed_nets import as_packed
 from dnas.jobs.progress import Report, Work
-from dnas.jobs.resources import resources_of
+from dnas.jobs.resources import memory_told, resources_of
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.finalise import Finalise
 from dnas.jobs.stages.finalise_requests import FinaliseRequest, check_finalise_request, sections
@@ -33,7 +33,7 @@ from dnas.jobs.stages.timing import Time, table_of
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.quantization.proof import check_twin
-from dnas.training.device import deterministic, is_out_of_memory
+from dnas.training.device import deterministic
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, Searched, StageEvent, Started
@@ -44,6 +44,7 @@ from results.run.folder import Run
 from results.run.layout import CHECKPOINTS, ENVIRONMENT
 from results.run.lost import lost_files, standing, unasked_checkpoints, unknown_files
 from results.tracking.tracker import check_trackers, open_trackers, tracked
+from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.spaces import matches
 
@@ -127,22 +128,28 @@ def evaluate_assignment(
     images = {"val": job.data.val, "test": job.data.test}.get(split)
     if images is None:
         raise InputError(f"split '{split}' is not one of val, test")
-    if assignment is None:
-        if packed:
-            raise InputError("the float network has no packed file; name an assignment")
-        network = stored_float(run, job.network, job.config.pretrain.epochs)
-        measured = [job.measured(network, images)]
-    else:
-        measurer = Measurer(context)
-        seeds = range(measurer.seeds_of(assignment))
-        nets = (measurer.stored(assignment, seed) for seed in seeds)
-        measured = [job.measured(as_packed(job, net, assignment) if packed else net, images) for net in nets]
+    if assignment is None and packed:
+        raise InputError("the float network has no packed file; name an assignment")
+    with memory_told(job, f"measuring {assignment_id}"):
+        measured = [job.measured(net, images) for net in _stored(context, assignment, packed)]
     metric, others = job.task.metric, [gauge.metric for gauge in job.task.beside]
     values = {metric.name: [each.score for each in measured]}
     values |= {other.name: [each.beside[other.name] for each in measured] for other in others}
     figures = {name: asdict(Estimate.from_values(found)) for name, found in values.items()}
     names = {"metric": metric.to_json(), "beside": [other.to_json() for other in others]}
     return {"assignment": assignment_id, "split": split, **names, **figures, "images": len(images)}
+
+
+def _stored(context: JobContext, assignment: BitAssignment | None, packed: bool) -> Iterator[Any]:
+    """The trained net of each seed, ``packed`` as its file has it; or the float network."""
+    job = context.job
+    if assignment is None:
+        yield stored_float(context.log.run, job.network, job.config.pretrain.epochs)
+        return
+    measurer = Measurer(context)
+    for seed in range(measurer.seeds_of(assignment)):
+        net = measurer.stored(assignment, seed)
+        yield as_packed(job, net, assignment) if packed else net
 
 
 def _run(context: JobContext) -> ParetoFront:
@@ -182,26 +189,10 @@ def _carry_out(context: JobContext, stages: Sequence[Stage]) -> None:
         log.write(StageEvent(stage=stage.name, state="start"))
         for later in stages[number:]:
             context.tasks.announce(later.ahead(findings))
-        with context.progress.within(number), _memory_of(context.job, f"the stage {stage.name}"), unproven_told(log):
+        with context.progress.within(number), memory_told(context.job, f"the stage {stage.name}"), unproven_told(log):
             stage.carry_out(findings)
         context.forget()
         log.write(StageEvent(stage=stage.name, state="done"))
-
-
-@contextlib.contextmanager
-def _memory_of(job: Job, what: str) -> Iterator[None]:
-    """Say what to lower where a device's memory is too small for what is done inside."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        size = job.config.data.batch_size
-        raise JobError(
-            f"{job.device.place} has too little memory for {what} at data.batch_size = {size}; free "
-            f"some and resume, or start a new run with --set data.batch_size={max(1, size // 2)}, and with "
-            "accumulation = 2 in its training sections for updates of the same size"
-        ) from error
 
 
 def job_stages(context: JobContext) -> list[Stage]:
@@ -230,7 +221,7 @@ def _checked(context: JobContext, stages: Sequence[Stage]) -> list[Work]:
         works.append(stage.work(before))
         before = stage.foresee(before)
     if not context.log.events(Epoch):
-        with _memory_of(context.job, "the rehearsal"):
+        with memory_told(context.job, "the rehearsal"):
             _rehearse(context.job, curved="hessian" in before.sensitivities)
     return works
 

@@ -15,6 +15,7 @@ from dnas.config.job import JobConfig, ModelSection
 from dnas.jobs.job import Job
 from dnas.jobs.log import check_weights
 from dnas.jobs.progress import Progress, Work
+from dnas.jobs.resources import memory_told
 from dnas.jobs.stored_nets import stored_float
 from dnas.search.controls import Evidence
 from dnas.search.measured import single_changes
@@ -148,7 +149,8 @@ def run_sensitivities(run: Run, kind: SensitivityKind, tell: Tell) -> Sensitivit
     job = Job.of(load_job(run.job_file()))
     check_weights(job, run, run.journal.events())
     stored_float(run, job.network, job.config.pretrain.epochs)  # into the job's own network
-    return JobSensitivities(job, run, tell, Progress(lambda event: None)).evidence.found(kind)
+    with memory_told(job, "sensitivities"):
+        return JobSensitivities(job, run, tell, Progress(lambda event: None)).evidence.found(kind)
 
 
 def job_sensitivities(config: JobConfig, source: str | None, kind: SensitivityKind, tell: Tell) -> Sensitivities:
@@ -158,7 +160,8 @@ def job_sensitivities(config: JobConfig, source: str | None, kind: SensitivityKi
     job = Job.of(config)
     if not config.model.checkpoint and config.pretrain.epochs:
         tell(f"note: {config.model.source} is not trained first: these are of the weights that it comes with")
-    found = evidence_of(job).found(kind)
+    with memory_told(job, "sensitivities"):
+        found = evidence_of(job).found(kind)
     tell(found.told)
     return found
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.samples import TensorSample, joined, sampled
-from search_spaces.errors import InputError, check_type, one_line
+from search_spaces.errors import InputError, check_type, one_line, out_of_memory
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.network.calls import first_input
@@ -109,6 +109,8 @@ def _run(network: nn.Module, x: Any) -> Any:
     except InputError:
         raise
     except Exception as error:  # code of a foreign network, on what the user gave
+        if out_of_memory(error):
+            raise
         shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(x) if isinstance(t, Tensor))
         raise InputError(
             f"the network does not run on a batch of {shapes}: {one_line(error)}; give batches as in training"

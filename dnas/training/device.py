@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from search_spaces.errors import InputError, JobError, first_sentence, nearest
 
 Precision = Literal["fp32", "bf16"]
 _ACCELERATORS = ("cuda", "xpu", "mps")  # each has a global generator of its own
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -110,13 +108,6 @@ def randomness_kept(place: torch.device) -> AbstractContextManager:
     """Inside, the global generators of the host and of this device may be seeded; they are put back afterwards."""
     own = place.type in _ACCELERATORS
     return torch.random.fork_rng(devices=[place] if own else [], device_type=place.type if own else "cuda")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this says that some memory is too small; PyTorch has a class for it, libraries and some devices words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and not isinstance(error, JobError) and bool(_NO_MEMORY.search(str(error)))
 
 
 @contextmanager

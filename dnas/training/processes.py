@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from dnas.data.image_sets import Part
-from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line
+from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line, out_of_memory
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -126,6 +126,8 @@ class Processes:
         try:
             made = make()
         except InputError as error:
+            if out_of_memory(error):
+                raise
             refusal = str(error)
         for rank, (host, sentence) in enumerate(self.gathered((platform.node(), refusal))):
             if sentence:

@@ -19,12 +19,12 @@ from dnas.data.checks import check_splits, first_images, named_splits
 from dnas.data.described import described
 from dnas.data.image_sets import DataSplits, ImageSet
 from dnas.training.checkpointing import refuse_reentrant
-from dnas.training.device import CPU, Device, is_out_of_memory
+from dnas.training.device import CPU, Device
 from dnas.training.passes import detached
 from dnas.training.processes import Processes
 from dnas.training.target_losses import check_losses
 from dnas.training.task import CLASSIFICATION, Task, outputs_of, placed_by
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError, one_line, out_of_memory
 from search_spaces.models.copies import fresh_copy
 from search_spaces.network.examples import rows_of
 
@@ -226,7 +226,7 @@ def _check_curvature(task: Task, twin: nn.Module, inputs: Any, targets: Any) -> 
             slopes = [slope.sum() for slope in found if slope is not None and slope.requires_grad]
             torch.autograd.grad(slopes, weights, allow_unused=True)
     except RuntimeError as error:
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise
         raise InputError(
             f"the network has no second derivatives, of which controls.ilp is made ({one_line(error)}); set "
@@ -252,6 +252,6 @@ def _told(sentence: Callable[[str], str]) -> Iterator[None]:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise
         raise InputError(sentence(one_line(error))) from error

@@ -20,9 +20,9 @@ from dnas.config.job import TaskSection
 from dnas.data.checks import check_classes
 from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
-from dnas.training.device import Device, is_out_of_memory, widened
+from dnas.training.device import Device, widened
 from dnas.training.metrics import Gauge, Meter, gauges_of
-from search_spaces.errors import InputError, check_type, nearest, one_line
+from search_spaces.errors import InputError, check_type, nearest, one_line, out_of_memory
 from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.network.examples import rows_of, run_on
 from search_spaces.registry import Lazy, Registry, called, importable_working_directory
@@ -269,7 +269,7 @@ def placed_by(task: Task, batch: tuple[Tensor, Any], device: Device) -> tuple[An
     except InputError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise
         raise InputError(f"task {type(task).__name__} cannot place a batch: {one_line(error)}") from error
 

@@ -37,7 +37,7 @@ from results.events import Dropped, Measured, Profiles
 from results.pareto import FrontPoint, ParetoFront
 from results.run.layout import checkpoint_file
 from search_spaces.assignments import BitAssignment
-from search_spaces.errors import InputError, JobError
+from search_spaces.errors import InputError, JobError, out_of_memory
 from search_spaces.provenance import GIVEN, PROFILE, UNIFORM, Profile, Provenance, Quantizers
 
 _GUESSED_PROFILES = 4
@@ -82,6 +82,8 @@ class Finalise(Stage):
             try:
                 findings.points += finaliser.run(findings.points)
             except (InputError, JobError) as error:
+                if out_of_memory(error):
+                    raise  # what was asked for is right, and goes on where there is more of it
                 if makes_own(self.context.job) and number == 1 and isinstance(error, JobError):
                     raise
                 self.context.log.write(Dropped(number=number, message=str(error)))

@@ -27,7 +27,7 @@ from dnas.jobs.stages.prune_requests import (
 )
 from dnas.jobs.stages.pruning import PRUNE, prune_all, prune_work
 from search_spaces.assignments import BitAssignment
-from search_spaces.errors import InputError, JobError, nearest
+from search_spaces.errors import InputError, JobError, nearest, out_of_memory
 from search_spaces.metrics import metric_of, validation_of
 from search_spaces.provenance import PRUNED
 from search_spaces.sensitivities import SensitivityKind
@@ -143,6 +143,8 @@ class PruneMore(Stage):
             try:
                 points += self.measurer.measure_all(prune_all(context, [target]))
             except (InputError, JobError) as error:
+                if out_of_memory(error):
+                    raise  # what was asked for is right, and goes on where there is more of it
                 withdraw(context.log, number, error)
                 raise type(error)(f"{error}; pruning {target.parent.id} is taken back, so ask for it again") from error
 

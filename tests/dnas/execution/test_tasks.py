@@ -13,7 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
+from dnas.execution.executors import RemoteError, sendable
 from dnas.execution.tasks import JobTask, TaskGraph
+from search_spaces.errors import InputError
 from tests.dnas.execution.pieces import Desk, doubled
 
 
@@ -40,6 +42,14 @@ def test_functions_that_another_process_cannot_import_are_refused() -> None:
     for function in (local, lambda desk, seed: None, Desk.__init__, itertools.count(), of_main):
         with pytest.raises(TypeError, match="is not a function of a module that can be imported"):
             JobTask("one", function)
+
+
+def test_an_error_is_sent_as_what_it_was_raised_from_where_memory_ended() -> None:
+    memory, taken, odd = torch.OutOfMemoryError("CUDA out of memory"), InputError("images"), ValueError(lambda: 0)
+    assert isinstance(sendable(odd, pickle.dumps), RemoteError)
+    assert sendable(taken, pickle.dumps) is taken
+    taken.__cause__ = memory
+    assert isinstance(pickle.loads(pickle.dumps(sendable(taken, pickle.dumps))), torch.OutOfMemoryError)
 
 
 def test_a_task_waits_for_the_files_that_it_reads_whoever_was_added_first() -> None:

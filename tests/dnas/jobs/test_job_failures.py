@@ -71,22 +71,77 @@ def sentence(result: Result, code: int) -> str:
     return result.stderr.strip()
 
 
-def test_too_little_memory_is_told_with_what_to_lower(smaller_settings: tuple[str, ...]) -> None:
-    Path("large.py").write_text(
-        FRAGILE_MODEL.replace('x * float("nan")', "large()")
-        + """
+HUNGRY_MODEL = """
+import json
+from pathlib import Path
 
-def large():
-    import torch
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+import torch
+from torch import nn
+
+KINDS = {
+    "class": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."),
+    "host": MemoryError,
+    "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "mps": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 9 GB). Tried to allocate 3 GB."),
+}
+
+
+class Hungry(nn.Module):
+    def forward(self, x):
+        stage, kind = Path("hungry_in").read_text().split()
+        lines = map(json.loads, Path("run/journal.jsonl").read_text().splitlines()) if stage != "command" else ()
+        stages = [line["stage"] for line in lines if line["event"] == "stage"]
+        if len(x) > 2 and stage in ("command", *stages[-1:]):  # not as the network is read
+            raise KINDS[kind]()
+        return x
+
+
+def model():
+    middle = [nn.Conv2d(4, 4, 3, padding=1), Hungry(), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(nn.Conv2d(1, 4, 3), *middle, nn.Flatten(), nn.Linear(4 * 36, 10))
 """
-    )
-    Path("last_good_step").write_text("4")
-    own = ("pretrain.epochs=2", "model.source=large:model", "model.arguments={}", "controls.ilp=false")
-    told = sentence(search((*smaller_settings, *own)), code=1)
-    assert "cpu has too little memory for the stage search at data.batch_size = " in told
-    Path("last_good_step").write_text("1000")
+
+
+def hungry(settings: tuple[str, ...], *stages: str) -> None:
+    """Carry a job out whose network finds too little memory in one stage after the other, and that goes on each time.
+
+    A stage stands with the kind of error.
+    """
+    Path("hungry.py").write_text(HUNGRY_MODEL)
+    Path("hungry_in").write_text(stages[0])
+    told = sentence(search((*settings, "model.source=hungry:model", "model.arguments={}")), code=1)
+    for number, stage in enumerate(stages):
+        Path("hungry_in").write_text(stage)
+        told = told if number == 0 else sentence(dnas("resume", "run"), code=1)
+        assert f"cpu has too little memory for the stage {stage.split()[0]} at data.batch_size = 32; free some" in told
+        assert "--set data.batch_size=16" in told
+    Path("hungry_in").write_text("nowhere class")
     assert dnas("resume", "run").exit_code == 0
+
+
+def test_too_little_memory_is_told_with_the_stage_and_what_to_lower(smaller_settings: tuple[str, ...]) -> None:
+    """In training, calibration and measuring, by the class that PyTorch has for it and by words."""
+    hungry(smaller_settings, "pretrain class", "search host", "measure mps", "test cublas")
+
+
+@pytest.mark.whole
+def test_nothing_that_was_asked_for_is_lost_where_memory_ends(smaller_settings: tuple[str, ...]) -> None:
+    more = "controls.ilp=true", "prune.enabled=true", 'prune.budgets=[{size_bytes="60%"}]', "prune.trials=2"
+    own = *more, "finalise.enabled=true", "finalise.epochs=1", 'finalise.profiles=["w4a4","search-1"]'
+    hungry((*smaller_settings, *own), "controls class", "prune mps", "finalise cublas")
+    Path("hungry_in").write_text("command class")
+    commands = {"measuring search-1": ("evaluate", "run", "search-1"), "measuring float": ("evaluate", "run", "float")}
+    commands |= {"sensitivities": ("sensitivity", "run", "--measured")}
+    commands |= {"the ranking": ("rank", "run", "--assignments", "5", "--budget", "size_bytes=60%")}
+    for what, words in commands.items():
+        assert f"cpu has too little memory for {what} at data.batch_size = 32" in sentence(dnas(*words), code=1)
+    for words in (("finalise", "run", "--profiles", "w4a4,w2a2"), ("prune", "run", "uniform-4", "--budget", "60%")):
+        told = sentence(dnas(*words), code=1)
+        assert "too little memory" in told
+        assert "taken back" not in told
+    Path("hungry_in").write_text("nowhere class")
+    assert dnas("resume", "run").exit_code == 0
+    assert any("uniform-4-pruned" in point.assignment for point in Run.open(Path("run")).load_front().points)
 
 
 # One step to an epoch: pretrain, pretrain, warm-up of the weights, θ, fine-tuning of the first assignment.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnas.config.file import load_job
 from dnas.config.training import TrainingSection
 from dnas.data.image_sets import MemoryImages
-from dnas.training.device import CPU, Device, available, deterministic, is_out_of_memory
+from dnas.training.device import CPU, Device, available, deterministic
 from dnas.training.trainer import Trainer, evaluate
 from search_spaces.errors import InputError, JobError
 from tests.dnas.training.test_trainer import IMAGES, network
@@ -122,24 +122,6 @@ def test_each_of_several_processes_takes_its_own_device(monkeypatch: pytest.Monk
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="device = 'cuda:2' is not here; PyTorch finds cpu, cuda, cuda:0, cuda:1"):
         Device.named("cuda")
-
-
-@pytest.mark.parametrize(
-    ("error", "known"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 9 bytes"), True),
-        (MemoryError(), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (JobError("a process that reads images died (out of memory?)"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_too_little_memory_is_told_from_other_errors(error: Exception, known: bool) -> None:
-    assert is_out_of_memory(error) == known
 
 
 def test_what_cannot_be_deterministic_is_told_by_its_name() -> None:
