@@ -3,10 +3,7 @@
     python benchmarks/gpu_session.py RESULTS --data DATA --wheels WHEELS
 
 It needs this checkout, a Python with PyTorch and torchvision for the device, and no network. Packages that are missing
-there come from WHEELS, a folder that is filled where there is a network, for the Python of that machine; names after
-``--there`` are on it already:
-
-    python benchmarks/gpu_session.py WHEELS --collect 3.12 --there numpy scipy
+there come from WHEELS, a folder that ``benchmarks/gpu_wheels.py`` fills where there is a network.
 
 DATA holds JPEG CIFAR-10 (folders ``train`` and ``test`` of classes, or zip files of them) and the checkpoint
 ``resnet20-12fca82f.th``; without it the jobs are left out. Every step has a time limit; one that fails or is stopped
@@ -19,14 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,10 +30,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("suite", "steps", "large", "job", "feed", "proof")
 CHECKPOINT = "resnet20-12fca82f.th"
-LEFT_OUT = re.compile(r"(torch|torchvision|triton|nvidia-.*|cuda-.*)")  # of the machine's own: they fit its driver
-EXTRAS = ("timm", "torchmetrics", "onnx", "detection")
-TESTING = ("pytest", "pytest-xdist", "hypothesis", "torchao")
-PLATFORMS = ("2_39", "2_35", "2_34", "2_31", "2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
 SECONDS_TO_END = 20.0  # for what is stopped, to save what it has
 LEAST_SECONDS = 5.0  # that a step is begun for
 
@@ -190,33 +181,6 @@ def installing(wheels: Path, site: Path) -> Step:
     return Step("environment", 180, (*words, *paths))
 
 
-def collect(wheels: Path, python: str, there: Sequence[str]) -> None:
-    """Fill a folder with the wheels that the session needs of a machine with this Python, without PyTorch's own.
-
-    To find out which, pip may have to fetch PyTorch itself: that is some gigabytes where an index tells no metadata.
-    """
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(name for extra in EXTRAS for name in project["optional-dependencies"][extra])]
-    target = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
-    target += [word for each in PLATFORMS for word in ("--platform", f"manylinux_{each}_x86_64")]
-    target += ["--platform", "manylinux2014_x86_64"]
-    pip = [sys.executable, "-m", "pip", "-q"]
-    with tempfile.TemporaryDirectory() as unused:
-        asked = ["install", "--dry-run", "--ignore-installed", "--report", "-", "--target", unused, *target]
-        told = subprocess.run([*pip, *asked, *wanted, *TESTING], check=True, capture_output=True, text=True).stdout
-    found = {entry["metadata"]["name"]: entry["metadata"]["version"] for entry in json.loads(told)["install"]}
-    own = {re.sub(r"[-_.]+", "-", name).lower() for name in there}
-    kept = [f"{name}=={version}" for name, version in found.items() if not _is_there(name, own)]
-    subprocess.run([*pip, "download", "--no-deps", "--dest", str(wheels), *target, *kept], check=True)
-    size = sum(path.stat().st_size for path in wheels.glob("*.whl"))
-    print(f"{len(kept)} wheels in {wheels}, {size / 1e6:.0f} MB")
-
-
-def _is_there(name: str, own: set[str]) -> bool:
-    plain = re.sub(r"[-_.]+", "-", name).lower()
-    return plain in own or bool(LEFT_OUT.fullmatch(plain))
-
-
 def planned(options: argparse.Namespace, folder: Path) -> list[Step]:
     """The steps of a session, those that tell of most first."""
     device, tiny, data = options.device, options.tiny, options.data
@@ -241,21 +205,18 @@ def _path(text: str) -> Path:
 
 
 def main() -> None:
-    """Run a session, or collect what one needs."""
+    """Run a session."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="for the results, or for the wheels with --collect")
+    parser.add_argument("folder", type=Path, help="for the results")
     parser.add_argument("--data", type=_path, help="JPEG CIFAR-10 and the checkpoint")
     parser.add_argument("--wheels", type=_path, help="packages that are missing here")
-    parser.add_argument("--minutes", type=float, default=14.0, help="for all of it")
+    parser.add_argument(
+        "--minutes", type=float, default=13.0, help="for all of it; to end what runs then takes one more"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="as little of everything as can be")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts alone")
-    parser.add_argument("--collect", metavar="PYTHON", help="fill FOLDER with wheels for this version of Python")
-    parser.add_argument("--there", nargs="*", default=[], metavar="NAME", help="with --collect: packages to leave out")
     options = parser.parse_args()
-    if options.collect:
-        collect(options.folder, options.collect, options.there)
-        return
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             **os.environ,

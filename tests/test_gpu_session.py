@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import feed, gpu_session, proof, step_cost
+from benchmarks import feed, gpu_session, gpu_wheels, proof, step_cost
 from benchmarks.gpu_session import PARTS, ROOT, Step, planned, session
 from dnas.commands.cli import app
 from dnas.config.file import load_job
@@ -88,3 +89,12 @@ def test_at_most_eight_files_come_of_a_session(tmp_path: Path) -> None:
     assert {step.part for step in steps} == {"environment", *PARTS}
     assert len({step.part for step in steps}) + 1 <= 8
     assert [step.part for step in plan(tmp_path, ("suite",))] == ["environment", "suite"]
+
+
+def test_wheels_are_of_all_that_is_imported_and_not_there() -> None:
+    """Without an index: what is installed here says what it needs."""
+    found = gpu_wheels.needed("3.12", ["numpy", "SciPy", "scikit_learn", "hypothesis"])
+    assert {"pydantic", "pydantic-core", "annotated-types", "scikit-optimize", "pyaml", "pytest", "pluggy"} < set(found)
+    assert not {"torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "sortedcontainers"} & set(found)
+    assert not {"tomli", "exceptiongroup", "colorama"} & set(found)  # for other Pythons and systems
+    assert found["pydantic"] == version("pydantic")
