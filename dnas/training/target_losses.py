@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dnas.data.image_sets import ImageSet
 from dnas.data.target_images import collated, looked_at
-from dnas.training.device import Device, is_out_of_memory
+from dnas.training.device import Device
 from dnas.training.task import MeanMeter, Task, placed_by
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, out_of_memory
 
 _AT_ONCE = 64
 _MOST_TRIED = 4  # images of a set that the network is run on
@@ -66,7 +66,7 @@ def _are_finite(
         with torch.no_grad():
             return not _not_finite(task, outputs, placed_by(task, (image, some), device)[1])
     except Exception as error:  # the user's own task, which need not take such pairs
-        if is_out_of_memory(error):
+        if out_of_memory(error):
             raise
         return True
 
