@@ -132,7 +132,6 @@ def test_nothing_that_was_asked_for_is_lost_where_memory_ends(smaller_settings: 
     Path("hungry_in").write_text("command class")
     commands = {"measuring search-1": ("evaluate", "run", "search-1"), "measuring float": ("evaluate", "run", "float")}
     commands |= {"sensitivities": ("sensitivity", "run", "--measured")}
-    commands |= {"the ranking": ("rank", "run", "--assignments", "5", "--budget", "size_bytes=60%")}
     for what, words in commands.items():
         assert f"cpu has too little memory for {what} at data.batch_size = 32" in sentence(dnas(*words), code=1)
     for words in (("finalise", "run", "--profiles", "w4a4,w2a2"), ("prune", "run", "uniform-4", "--budget", "60%")):
