@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 
 settings.register_profile("shared machine", deadline=None)  # where others compute, an example may take any time
 settings.load_profile("shared machine")
+os.fsync = lambda file: None  # no test loses power: waiting for the disk took a third of what tests that keep runs take
 gc.disable()  # until everything is imported and collected: all of it stays, and looking through it takes seconds
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -49,10 +50,16 @@ time.sleep(60)
 """
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody changes."""
+    return made_run(tmp_path_factory.mktemp("made") / "made").folder
+
+
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
+def runs(made: Path, tmp_path: Path) -> Path:
     (tmp_path / "secret.txt").write_text(SECRET)
-    made_run(tmp_path / "runs" / "made")
+    shutil.copytree(made, tmp_path / "runs" / "made")
     (tmp_path / "runs" / "made" / "secret.txt").write_text(SECRET)
     return tmp_path / "runs"
 
@@ -221,9 +228,9 @@ def test_nothing_is_read_through_a_link_and_no_pipe_is_waited_for(
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)<|script>", '"><img src=x onerror=alert(1)>', "a b#c?d", "%2e%2e"])
-def test_a_run_of_any_name_is_shown_as_text(tmp_path: Path, name: str) -> None:
-    made_run(tmp_path / name)
-    made_run(tmp_path / "usual")
+def test_a_run_of_any_name_is_shown_as_text(made: Path, tmp_path: Path, name: str) -> None:
+    for folder in (name, "usual"):
+        shutil.copytree(made, tmp_path / folder)
     client = Visitor(Shelf(parent=tmp_path))
     assert [row["name"] for row in client.get("/runs.json").json()["runs"]] == sorted([name, "usual"])
     shown, usual = client.get(f"/run/{quote(name, safe='')}"), client.get("/run/usual")
@@ -231,22 +238,20 @@ def test_a_run_of_any_name_is_shown_as_text(tmp_path: Path, name: str) -> None:
     assert shown.text.replace(html.escape(name), "usual") == usual.text
 
 
-def test_a_folder_that_is_named_by_its_parent_has_its_own_name(tmp_path: Path) -> None:
-    folder = made_run(tmp_path / "made").folder
-    assert Shelf([folder / ".." / "made"]).runs().keys() == {"made"}
+def test_a_folder_that_is_named_by_its_parent_has_its_own_name(made: Path) -> None:
+    assert Shelf([made / ".." / "made"]).runs().keys() == {"made"}
 
 
-def test_a_run_that_is_there_twice_is_one(tmp_path: Path) -> None:
-    folder = made_run(tmp_path / "runs" / "made").folder
-    (tmp_path / "runs" / "latest").symlink_to("made")
-    shelf = Shelf([folder, folder / "assignments" / ".."], tmp_path / "runs")
+def test_a_run_that_is_there_twice_is_one(runs: Path) -> None:
+    folder = runs / "made"
+    (runs / "latest").symlink_to("made")
+    shelf = Shelf([folder, folder / "assignments" / ".."], runs)
     assert shelf.runs() == {"made": folder}
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"\xff<script>", "right\u202etfel".encode()])
-def test_a_run_whose_name_is_no_text_is_there(tmp_path: Path, name: bytes) -> None:
-    folder = Path(os.fsdecode(bytes(tmp_path) + b"/" + name))
-    made_run(folder)
+def test_a_run_whose_name_is_no_text_is_there(made: Path, tmp_path: Path, name: bytes) -> None:
+    shutil.copytree(made, os.fsdecode(bytes(tmp_path) + b"/" + name))
     client = Visitor(Shelf(parent=tmp_path))
     [row] = client.get("/runs.json").json()["runs"]
     assert "\ufffd" in row["name"]
@@ -255,10 +260,8 @@ def test_a_run_whose_name_is_no_text_is_there(tmp_path: Path, name: bytes) -> No
     assert client.get(f"{address}/report.json").json()["runs"][0]["name"] == row["name"]
 
 
-def test_runs_of_one_name_are_both_there(tmp_path: Path) -> None:
-    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
-    for folder in folders:
-        made_run(folder)
+def test_runs_of_one_name_are_both_there(made: Path, tmp_path: Path) -> None:
+    folders = [shutil.copytree(made, tmp_path / parent / "run") for parent in "ab"]
     assert Shelf(folders).runs() == {"run": folders[0], "run (2)": folders[1]}
     assert Visitor(Shelf(folders)).get("/run/run%20(2)/report.json").json()["runs"][0]["name"] == "run (2)"
 
@@ -393,7 +396,6 @@ def test_a_run_that_takes_long_to_read_holds_up_no_other() -> None:
         assert (first.result(), again.result()) == ("slow", "slow")
 
 
-@pytest.mark.whole
 def test_where_all_runs_stand_is_read_once_however_many_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
