@@ -7,8 +7,10 @@ inputs for it can be drawn (:func:`search_spaces.network.examples.drawn`).
 from __future__ import annotations
 
 import math
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -41,7 +43,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of one call: tuples, lists and dicts of :class:`TensorSpec` and plain values.
+    """The arguments of one call: tuples (named ones too), lists and dicts of :class:`TensorSpec` and plain values.
 
     ``batched`` says that the first axis of every tensor, which its shape leaves out, counts samples. Where they do not
     agree in one, shapes are whole.
@@ -109,12 +111,27 @@ def _leaves(value: Any) -> Iterator[Any]:
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple | list):
         parts = [_changed(each, change) for each in value]
-        return (
-            type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        )  # a named tuple takes them apart
+        return type(value)(*parts) if _is_named(value) else type(value)(parts)  # a named tuple takes them apart
     if isinstance(value, dict):
-        return {key: _changed(each, change) for key, each in value.items()}
+        changed = {key: _changed(each, change) for key, each in value.items()}
+        return OrderedDict(changed) if isinstance(value, OrderedDict) else changed
     return change(value)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
+@lru_cache(maxsize=256)
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    """The class of named tuples of a file: always the same one, as structures of tensors are compared by their class.
+
+    Raises :class:`InputError` for names that are none in Python.
+    """
+    try:
+        return namedtuple(name, fields)
+    except ValueError as error:
+        raise InputError(f"'{name:.60}' is no named tuple that a network is called with: {error!s:.120}") from error
 
 
 def _told(value: Any) -> dict[str, Any]:
@@ -123,8 +140,10 @@ def _told(value: Any) -> dict[str, Any]:
         return {"tensor": {"shape": list(value.shape), "dtype": value.dtype, **limits}}
     if type(value) in (tuple, list):
         return {type(value).__name__: [_told(each) for each in value]}
+    if _is_named(value):
+        return {"namedtuple": {type(value).__name__: _fields_told(value._asdict())}}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {"dict": {key: _told(each) for key, each in value.items()}}
+        return {"OrderedDict" if isinstance(value, OrderedDict) else "dict": _fields_told(value)}
     if type(value) in _PLAIN and not (isinstance(value, float) and not math.isfinite(value)):
         return {"value": value}
     what = f"tensor of {value.dtype}" if isinstance(value, TensorSpec) else type(value).__name__
@@ -134,6 +153,10 @@ def _told(value: Any) -> dict[str, Any]:
     )
 
 
+def _fields_told(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _told(each) for key, each in values.items()}
+
+
 def _read(told: Any) -> Any:
     kind, content = next(iter(told.items())) if isinstance(told, dict) and len(told) == 1 else ("", None)
     if kind == "tensor":
@@ -141,8 +164,13 @@ def _read(told: Any) -> Any:
     if kind in ("tuple", "list") and isinstance(content, list):
         found = [_read(each) for each in content]
         return tuple(found) if kind == "tuple" else found
-    if kind == "dict" and isinstance(content, dict):
-        return {key: _read(each) for key, each in content.items()}
+    if kind in ("dict", "OrderedDict") and isinstance(content, dict):
+        read = {key: _read(each) for key, each in content.items()}
+        return OrderedDict(read) if kind == "OrderedDict" else read
+    if kind == "namedtuple" and isinstance(content, dict) and len(content) == 1:
+        name, fields = next(iter(content.items()))
+        if isinstance(fields, dict):
+            return _named_tuple(name, tuple(fields))(*(_read(each) for each in fields.values()))
     if kind == "value" and isinstance(content, _PLAIN):
         return content
     raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ def tensors_of(given: Any) -> list[Tensor]:
 
 def plain(given: Any) -> Any:
     """The structure with dicts and tuples for classes that are like them, which a file could not tell."""
+    if not isinstance(given, tuple):
+        given = _as_dict(given)
     if isinstance(given, Mapping):
         return {key: plain(each) for key, each in given.items()}
     if isinstance(given, tuple | list):
@@ -63,7 +66,17 @@ def plain(given: Any) -> Any:
     return given
 
 
+def _as_dict(value: Any) -> Any:
+    """The fields of a named tuple or of a dataclass that is no dict itself, by name; anything else as it is."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return value._asdict()
+    if isinstance(value, Mapping | type) or not is_dataclass(value):
+        return value
+    return {each.name: getattr(value, each.name) for each in fields(value)}
+
+
 def _named(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    value = _as_dict(value)
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping | tuple | list):

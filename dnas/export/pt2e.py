@@ -71,10 +71,8 @@ def export_pt2e(path: Path, net: StoredNet) -> ExportedFile:
     told = {"assignment": net.assignment.to_json()}
     if net.preprocessing is not None:
         told["preprocessing"] = net.preprocessing.to_json()
-    stream = io.BytesIO()
     extra = {f"dnas.{key}": encode_json(value, what=key) for key, value in told.items()}
-    torch.export.save(folded, stream, extra_files=extra)
-    data = stream.getvalue()
+    data = _serialized(folded, extra)
     write_bytes(path, data)
     return ExportedFile(path, FORMAT, len(data), ideal_bytes(net.assignment))
 
@@ -191,6 +189,19 @@ def _exported(module: nn.Module, call: Call, batched: bool) -> torch.export.Expo
             return torch.export.export(module, some.args, dict(some.kwargs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise InputError(f"PyTorch cannot export this network as a program: {one_line(error)}") from error
+
+
+def _serialized(program: torch.export.ExportedProgram, extra: dict[str, Any]) -> bytes:
+    """The bytes of a file; :class:`InputError` for a structure that PyTorch writes none of, such as a named tuple."""
+    stream = io.BytesIO()
+    try:
+        torch.export.save(program, stream, extra_files=extra)
+    except NotImplementedError as error:
+        raise InputError(
+            f"a .pt2 file cannot hold what this network is called with: {one_line(error)}; let it take tuples, lists "
+            "or dicts"
+        ) from error
+    return stream.getvalue()
 
 
 def _check_results(program: torch.export.ExportedProgram, network: nn.Module, call: Call) -> None:

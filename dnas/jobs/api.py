@@ -91,6 +91,8 @@ def search_bits(
         searches=True,
         task=task,
     )
+    reference = ModelReference(type(model).__name__, data.input_shape, signature=graph.signature)
+    reference.to_json()  # refused now, not after the search, where no file can hold what the network is called with
     supernet = Supernet(model, graph, precision_space, table, quantizers, section.engine).to(device.place)
     batches = images.weights.batches(batch_size, device=device.place)
     calibrate(supernet.network, inputs_of(batches, _CALIBRATION_BATCHES, device, task))
@@ -104,7 +106,6 @@ def search_bits(
         for _ in trainer(label=label).search(budget):
             pass
 
-    reference = ModelReference(type(model).__name__, data.input_shape, signature=graph.signature)
     found: dict[str, BitAssignment] = {}
     for label, cells in search_budgets(supernet, ordered, train, monotone=section.monotone):
         layers = precision_space.layers_of(cells)

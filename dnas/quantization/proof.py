@@ -13,11 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
 from dnas.quantization.branches import branch_layer
 from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import TensorQuantizer, quantize_layer, shapes_of
+from search_spaces.channels.running import tensors
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models.copies import copy_network, fresh_copy
@@ -118,7 +118,7 @@ def outputs_on_noise(network: nn.Module, example: tuple[int, ...] | Signature) -
             found = drawn(example, 1, network).run(network)
         except Exception:  # code of a foreign network
             return None
-    return [leaf.detach() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    return [tensor.detach() for tensor in tensors(found)]
 
 
 def agree(actual: list[Tensor] | None, expected: list[Tensor]) -> bool:

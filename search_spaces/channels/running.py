@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, Self
 
 import torch
@@ -111,5 +112,7 @@ def _parts(value: Any) -> list[Any]:
         return list(value.values())
     if value is None or isinstance(value, (int, float, str)):
         return []
+    if is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, each.name, None) for each in fields(value)]
     is_plain = hasattr(value, "__dict__") and not callable(value) and not inspect.ismodule(value)
     return list(vars(value).values()) if is_plain else []

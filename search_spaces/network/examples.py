@@ -101,10 +101,21 @@ def read_example(example: Example, model: nn.Module) -> Call:
             "(3, 224, 224), a tensor, a tuple of positional arguments or a dict of keyword arguments"
         )
     if not call.tensors or not call.tensors[0].dim():
+        unknown = sorted({type(leaf).__name__ for leaf in tree_leaves((call.args, dict(call.kwargs))) if _hides(leaf)})
+        if unknown:
+            raise InputError(
+                f"the network is called with a {unknown[0]}, in which PyTorch finds no tensors; let it take tensors, "
+                "or tuples, lists and dicts of them"
+            )
         raise InputError(
             "the example holds no tensor with a batch dimension; give the tensors that the network is called with"
         )
     return call
+
+
+def _hides(leaf: Any) -> bool:
+    """Whether tensors may be in it that a structure of PyTorch's own kinds would show."""
+    return not isinstance(leaf, Tensor) and (isinstance(leaf, Mapping) or hasattr(leaf, "__dict__"))
 
 
 def _zeros(shape: Sequence[Any], model: nn.Module) -> Tensor:

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from search_spaces.channels.meta_operations import run_on_meta
+from search_spaces.channels.running import tensors
 from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.multiplied import Products
 from search_spaces.network.calls import first_input
@@ -109,7 +110,7 @@ def observe(
             stack.enter_context(_Values(seen))
         stack.enter_context(watch)
         given = call.run(network)
-    for tensor in (value for value in tree_leaves(given) if isinstance(value, Tensor)):
+    for tensor in tensors(given):
         watch.note_reading(tensor)
     return seen
 

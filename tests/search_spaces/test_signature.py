@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, namedtuple
 from typing import Any, NamedTuple
 
 import pytest
@@ -35,7 +35,13 @@ def named(values: Any) -> Any:
 
 VALUES = st.recursive(
     TENSORS | st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3) | st.floats(-1, 1),
-    lambda inner: few(inner) | few(inner).map(tuple) | named(inner),
+    lambda inner: (
+        few(inner)
+        | few(inner).map(tuple)
+        | named(inner)
+        | named(inner).map(OrderedDict)
+        | st.builds(Pair, inner, inner)
+    ),
     max_leaves=5,
 )
 TENSOR = {"shape": [2], "dtype": "int64", "least": 0, "most": 4}
@@ -57,6 +63,12 @@ def test_a_signature_is_read_as_it_was_written(signature: Signature) -> None:
         ({"tensor": 3}, "Input should be|must be|expected"),
         ({"set": []}, "is none of the tensors, values, tuples, lists and dicts"),
         ({"list": {}}, "is none of the tensors"),
+        ({"OrderedDict": []}, "is none of the tensors"),
+        ({"namedtuple": {"Pair": []}}, "is none of the tensors"),
+        ({"namedtuple": {"Pair": {}, "Other": {}}}, "is none of the tensors"),
+        ({"namedtuple": {"import os": {}}}, "'import os' is no named tuple that a network is called with"),
+        ({"namedtuple": {"Pair": {"_own": {"value": 1}}}}, "'Pair' is no named tuple .*underscore"),
+        ({"namedtuple": {"Pair": {"class": {"value": 1}}}}, "'Pair' is no named tuple .*keyword"),
         ({"value": []}, "is none of the tensors"),
         ([], "is none of the tensors"),
     ],
@@ -76,14 +88,29 @@ def test_what_no_file_could_be_read_with_is_not_written() -> None:
         Signature((TensorSpec((2,), "uint16"),)).to_json()
 
 
-def test_named_tuples_are_changed_and_no_file_holds_them() -> None:
-    changed, _ = Signature((Pair(1, TensorSpec((2,))),)).map(lambda leaf: (leaf,))
-    assert changed == (Pair((1,), (TensorSpec((2,)),)),)
-    assert type(changed[0]) is Pair
-    with pytest.raises(InputError, match="called with a Pair, which no file can hold"):
-        Signature((Pair(1, 2),)).to_json()
+Other = namedtuple("Other", "first second")
 
 
-def test_a_dict_of_a_kind_of_its_own_is_read_as_a_plain_one() -> None:
-    signature = Signature((OrderedDict(b=TensorSpec((2,)), a=1),))
+@pytest.mark.parametrize("kind", [Pair, Other])
+def test_named_tuples_keep_their_names(kind: Any) -> None:
+    signature = Signature((kind(1, TensorSpec((2,))),), {"more": [kind(kind(1, 2), 3)]})
+    changed, _ = signature.map(lambda leaf: (leaf,))
+    assert changed == (kind((1,), (TensorSpec((2,)),)),)
+    assert type(changed[0]) is kind
+    again = Signature.from_json(json.loads(json.dumps(signature.to_json())))
+    read, (nested,) = again.args[0], again.kwargs["more"]
+    assert (type(read).__name__, read._fields, read.second) == (kind.__name__, ("first", "second"), TensorSpec((2,)))
+    assert type(read) is type(nested) is type(nested.first), "structures of tensors are told apart by their class"
+
+
+def test_an_ordered_dict_is_read_as_one() -> None:
+    signature = Signature((OrderedDict(b=TensorSpec((2,)), a=OrderedDict(c=1)),))
+    (read,) = Signature.from_json(json.loads(json.dumps(signature.to_json()))).args
+    assert (type(read), type(read["a"]), [*read]) == (OrderedDict, OrderedDict, ["b", "a"])
+    ((changed,), _) = signature.map(lambda leaf: leaf)
+    assert (type(changed), type(changed["a"])) == (OrderedDict, OrderedDict)
+
+
+def test_a_dict_of_another_kind_is_read_as_a_plain_one() -> None:
+    signature = Signature((defaultdict(list, b=TensorSpec((2,)), a=1),))
     assert Signature.from_json(signature.to_json()) == Signature(({"b": TensorSpec((2,)), "a": 1},))

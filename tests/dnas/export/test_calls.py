@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +71,31 @@ class Anything(Body):
         return Pair(self.head(one), self.head(two))
 
 
+@dataclass
+class Found:
+    """What newer libraries return instead of a dict."""
+
+    logits: Tensor
+    features: tuple[Tensor, ...]
+    nothing: Tensor | None = None
+
+
+class Ordered(Body):
+    """A dict that has an order; a dataclass."""
+
+    def forward(self, batch: OrderedDict[str, Tensor]) -> Found:
+        assert isinstance(batch, OrderedDict)
+        features = self.features(batch["image"])
+        return Found(self.head(features * batch["gain"]), (features,))
+
+
+class OnePair(Body):
+    """A named tuple in a list."""
+
+    def forward(self, pairs: list[Pair]) -> Tensor:
+        return self.head(self.features(pairs[0].first) * pairs[0].second)
+
+
 class Nested(Body):
     """A plain value, a tuple in a dict, and a default that is not given; a list."""
 
@@ -115,6 +142,8 @@ CALLS: dict[type[nn.Module], Callable[[int], Any]] = {
     Named: lambda n: {"image": images(n), "gain": torch.rand(n) + 0.5},
     OneDict: lambda n: {"batch": {"weight": torch.rand(n, 2, 2), "image": images(n)}},
     Anything: lambda n: (images(n), images(n).flip(0)),
+    Ordered: lambda n: {"batch": OrderedDict(image=images(n), gain=torch.rand(n, 1) + 0.5)},
+    OnePair: lambda n: {"pairs": [Pair(images(n), torch.rand(n, 1) + 0.5)]},
     Nested: lambda n: {
         "image": images(n),
         "extras": {"shift": torch.rand(n, 6), "pair": (torch.rand(n, 1), 2)},
@@ -128,6 +157,8 @@ INPUTS = {
     Named: ["image", "gain"],
     OneDict: ["batch.weight", "batch.image"],
     Anything: ["images.0", "images.1"],
+    Ordered: ["batch.image", "batch.gain"],
+    OnePair: ["pairs.0.first", "pairs.0.second"],
     Nested: ["image", "extras.shift", "extras.pair.0"],
     Tokens: ["ids", "mask"],
     Words: ["ids"],
@@ -136,7 +167,9 @@ INPUTS = {
 OUTPUTS = {
     Named: ["output.0", "output.1"],
     OneDict: ["logits", "more.features"],
-    Anything: ["output.0", "output.1"],
+    Anything: ["first", "second"],
+    Ordered: ["logits", "features.0"],
+    OnePair: ["output"],
     Nested: ["output.0", "output.1"],
     Tokens: ["logits"],
     Words: ["output"],
@@ -220,7 +253,7 @@ def test_a_switchable_net_is_packed_and_applied_too(kind: type[nn.Module], tmp_p
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("kind", some(Named, OneDict))
+@pytest.mark.parametrize("kind", some(Named, OneDict, Ordered))
 def test_an_onnx_file_takes_every_tensor_by_name(kind: type[nn.Module], tmp_path: Path) -> None:
     quantized, graph, assignment, _ = fixed(kind)
     export_graph(tmp_path / "net.onnx", OnnxFormat(), StoredNet(quantized, graph, assignment))
@@ -234,10 +267,16 @@ def test_an_onnx_file_takes_every_tensor_by_name(kind: type[nn.Module], tmp_path
         assert_near(session.run(None, feeds), results(quantized, call))
 
 
-@pytest.mark.parametrize("kind", some(Anything, Nested))
+@pytest.mark.parametrize("kind", some(Anything, Nested, OnePair))
 def test_a_program_is_called_as_the_network_is(kind: type[nn.Module], tmp_path: Path) -> None:
     quantized, graph, assignment, _ = fixed(kind)
-    export_pt2e(tmp_path / "net.pt2", StoredNet(quantized, graph, assignment))
+    net = StoredNet(quantized, graph, assignment)
+    if kind is OnePair:
+        with pytest.raises(InputError, match=r"a .pt2 file cannot hold what this network is called with: .*namedtuple"):
+            export_pt2e(tmp_path / "net.pt2", net)
+        assert not [*tmp_path.iterdir()]
+        return
+    export_pt2e(tmp_path / "net.pt2", net)
     program = torch.export.load(tmp_path / "net.pt2").module()
     for count in (1, 5):
         call = call_of(CALLS[kind](count))

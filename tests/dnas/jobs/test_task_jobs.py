@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dnas import Metric, Run, Task, dump_job, evaluate, load, load_job, run_job
+from dnas import Metric, Run, Task, dump_job, evaluate, load, load_job, run_job, search_bits
 from dnas.commands.doctor_view import consult
 from dnas.commands.exporting import export
 from dnas.export.formats import ExportOptions
@@ -106,18 +107,17 @@ class TwoInputs(Pooled):
         return super().forward(image) * gain[:, None], gain
 
 
-class Pair(NamedTuple):
-    """Both inputs in one argument."""
+class Way(Enum):
+    """A value that no file can tell."""
 
-    image: Tensor
-    gain: Tensor
+    SCALED = 1
 
 
-class Joined(TwoInputs):
-    """The same for a pair."""
+class Chosen(TwoInputs):
+    """The same, told how."""
 
-    def forward(self, both: Pair) -> Any:  # type: ignore[override]
-        return super().forward(*both)
+    def forward(self, image: Tensor, gain: Tensor, way: Way) -> Any:  # type: ignore[override]
+        return super().forward(image, gain if way is Way.SCALED else gain * 0)
 
 
 def pooled() -> nn.Module:
@@ -169,12 +169,12 @@ class Beside(Task):
         return (outputs - targets).abs().mean(1)
 
 
-class Together(Beside):
-    """Its network takes a pair."""
+class Choosing(Beside):
+    """Its network is told how."""
 
     def placed(self, batch: Any, device: Any) -> Any:
         inputs, targets = super().placed(batch, device)
-        return {"both": Pair(**inputs)}, targets
+        return {**inputs, "way": Way.SCALED}, targets
 
 
 def job_of(kind: str, *more: str) -> Any:
@@ -301,7 +301,11 @@ def test_what_auxiliary_heads_take_is_told() -> None:
     assert not auxiliary_sentences(Job.of(job_of("segmentation")))
 
 
-def test_inputs_that_no_file_holds_are_told_before_any_training() -> None:
-    job = job_of("inputs", f"model.source={__name__}:Joined", f"task.kind={__name__}:Together")
-    with pytest.raises(InputError, match="called with a Pair, which no file can hold"):
+def test_inputs_that_no_file_holds_are_told_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of("inputs", f"model.source={__name__}:Chosen", f"task.kind={__name__}:Choosing")
+    with pytest.raises(InputError, match="called with a Way, which no file can hold"):
         Job.of(job)
+    monkeypatch.setattr("dnas.jobs.api.Supernet", lambda *given: pytest.fail("it was begun"))
+    images, targets, *_ = pairs()
+    with pytest.raises(InputError, match="called with a Way, which no file can hold"):
+        search_bits(Chosen(), (images, targets), {"size_bytes": "60%"}, batch_size=8, task=Choosing())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,17 @@ class Nested(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         return self.two(batch["image"], words=batch["words"])
+
+
+@dataclass
+class Holder:
+    """A structure that PyTorch does not know."""
+
+    image: Tensor
+
+
+class Holding(dict[str, Tensor]):
+    """A dict of a class of its own, which PyTorch takes for one value."""
 
 
 IMAGE, WORDS, MASK = torch.rand(5, 1, 6, 6), torch.randint(0, 9, (5, 7)), torch.ones(5, 7)
@@ -120,6 +132,8 @@ def test_an_example_keeps_its_values_and_its_network(capfd: pytest.CaptureFixtur
         (7, "int is no example"),
         ({}, "holds no tensor"),
         ((None,), "holds no tensor"),
+        (({"x": Holder(IMAGE)},), "called with a Holder, in which PyTorch finds no tensors; let it take tensors, or"),
+        ([Holding(x=IMAGE)], "called with a Holding, in which PyTorch finds no tensors"),
         (torch.tensor(1.0), "holds no tensor with a batch dimension"),
         ((IMAGE, WORDS[:, :0].float()), "does not run on inputs of shapes"),
         ({"picture": IMAGE}, "does not run on an input of shape"),
