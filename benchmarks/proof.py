@@ -8,6 +8,7 @@ started again. With --read nothing is trained: what is finished is told::
 
 Uniform widths stand at a budget twice: the widest that meet it, and the narrowest that cost no less. The best control
 is the one of the best mean over the seeds among both programs, the mean of the random draws, and both uniform ones.
+"Taken" is what a job tells its user to take: whatever within the budget is best on validation.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ PROOFS: dict[str, tuple[str, ...]] = {
     # Another net at one budget; its own checkpoint is to be set.
     "resnet56": ("model.source=zoo:resnet56", "search.budgets=[{size_bytes='6.6%'}]", "controls.uniform=[2]"),
 }
-WITHIN, ABOVE = "uniform within", "uniform above"
-ARMS = (SEARCH, ILP, MEASURED_ILP, RANDOM, WITHIN, ABOVE)
+WITHIN, ABOVE, TAKEN = "uniform within", "uniform above", "taken"
+CONTROLS = (ILP, MEASURED_ILP, RANDOM, WITHIN, ABOVE)
+ARMS = (SEARCH, TAKEN, *CONTROLS)
 
 Scores = dict[str, list[float]]
 """Arm → percent by seed, of one budget; of several points of one arm and seed the mean."""
@@ -76,7 +78,9 @@ def arms(front: ParetoFront, budget: str, limits: Mapping[str, float]) -> dict[s
         if point.budget == budget and point.kind != UNIFORM:
             found[point.kind].append(point)
     uniform = sorted((point for point in front.points if point.kind == UNIFORM), key=lambda point: point.size_bytes)
-    within = [point for point in uniform if all(point.cost(name) <= limit for name, limit in limits.items())]
+    met = [point for point in front.points if all(point.cost(name) <= limit for name, limit in limits.items())]
+    found[TAKEN] = [max(met, key=lambda point: point.gain)]
+    within = [point for point in uniform if point in met]
     above = [point for point in uniform if all(point.cost(name) >= limit for name, limit in limits.items())]
     return {**found, **({WITHIN: within[-1:]} if within else {}), **({ABOVE: above[:1]} if above else {})}
 
@@ -85,15 +89,23 @@ def tables(fronts: Sequence[ParetoFront]) -> Iterator[str]:
     """Per split a row for every budget, and what the search adds to each arm, seed by seed."""
     for split in ("val", "test"):
         found = scores(fronts, split)
-        yield f"\n| {split}, {len(fronts)} job seeds | " + " | ".join(ARMS) + " | search - best control | by seed |"
-        yield "|---" * (len(ARMS) + 3) + "|"
+        yield (
+            f"\n| {split}, {len(fronts)} job seeds | "
+            + " | ".join(ARMS)
+            + " | search - best control | by seed | taken - best control |"
+        )
+        yield "|---" * (len(ARMS) + 4) + "|"
         for budget, by_arm in found.items():
             means = {arm: Estimate.from_values(by_arm[arm]) for arm in ARMS if by_arm.get(arm)}
-            best = max((arm for arm in means if arm != SEARCH), key=lambda arm: means[arm].mean)
-            apart = [mine - theirs for mine, theirs in zip(by_arm[SEARCH], by_arm[best], strict=True)]
-            gain = Estimate.from_values(apart)
+            best = max((arm for arm in CONTROLS if arm in means), key=lambda arm: means[arm].mean)
+            apart, taken = (
+                [mine - theirs for mine, theirs in zip(by_arm[arm], by_arm[best], strict=True)]
+                for arm in (SEARCH, TAKEN)
+            )
+            gain, other = Estimate.from_values(apart), Estimate.from_values(taken)
             cells = [f"{e.mean:.2f} ± {e.std:.2f}" if (e := means.get(arm)) else "" for arm in ARMS]
             told = f"{gain.mean:+.2f} ± {gain.std:.2f} ({best}) | " + " ".join(f"{value:+.2f}" for value in apart)
+            told += f" | {other.mean:+.2f} ± {other.std:.2f}"
             yield f"| {budget} | " + " | ".join(cells) + f" | {told} |"
 
 
