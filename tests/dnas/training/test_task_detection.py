@@ -130,6 +130,21 @@ def coco_precision(wanted: Sequence[Any], found: Sequence[Any]) -> float:
     return float(evaluation.stats[0])
 
 
+def test_of_many_boxes_the_best_hundred_count_without_a_word() -> None:
+    """torchmetrics warns of more than COCO counts; warnings are errors here."""
+    corners = torch.rand(150, 2) * 20 + 30
+    guesses = torch.cat([corners, corners + 5], 1)
+    guesses[140] = torch.tensor([1.0, 1.0, 9.0, 9.0])
+    labels, scores = torch.ones(150, dtype=torch.int64), torch.linspace(1, 0.1, 150)
+    wanted = [{"boxes": guesses[140:141], "labels": labels[:1]}]
+    for score, precision in ((scores[140], 0.0), (torch.tensor(2.0), 1.0)):
+        scores[140] = score
+        meter = FoundBoxes()
+        found = [{"boxes": guesses, "labels": labels, "scores": scores.clone()}]
+        meter.update(Detected(1, {}, {}, lambda found=found: found), wanted)  # type: ignore[misc]
+        assert meter.compute() == pytest.approx(precision)
+
+
 def test_nothing_to_be_found_is_no_score() -> None:
     meter = FoundBoxes()
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
