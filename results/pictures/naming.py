@@ -1,5 +1,7 @@
 """Names beside the points of a front: each where it covers neither a point nor another name, or not at all.
 
+Where there is such a place that no line runs through, it is taken.
+
 What is taken is kept as a map of the figure whose sums answer for all places of a name at once. So the time for a name
 does not depend on how many points and names there are.
 """
@@ -7,6 +9,7 @@ does not depend on how many points and names there are.
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -67,8 +70,9 @@ def name_points(figure: Figure, axes: Axes, picture: FrontPicture) -> None:
     if not picture.labels:
         return
     figure.draw_without_rendering()  # places the axes, which the room for names depends on
-    room, names = (Room(figure.bbox.width, figure.bbox.height) for _ in range(2))
+    room, names, lines_through = (Room(figure.bbox.width, figure.bbox.height) for _ in range(3))
     room.take(np.array([*_markers(figure, axes, picture), *_lines_across(axes), *_texts(axes)]))
+    lines_through.take(_lines(axes, picture))
     within = np.array([axes.bbox.x0, axes.bbox.y0, figure.bbox.x1, axes.bbox.y1]) - APART
     points = axes.transData.transform([label.point for label in picture.labels])
     lines = []
@@ -77,7 +81,8 @@ def name_points(figure: Figure, axes: Axes, picture: FrontPicture) -> None:
         inside = (boxes[:, :2] >= within[:2]).all(axis=1) & (boxes[:, 2:] <= within[2:]).all(axis=1)
         empty = np.flatnonzero(inside & room.free(boxes))
         fitting = empty[_unbroken(point, boxes[empty], names)] if empty.size else empty
-        for place in fitting[:1]:
+        clear = fitting[lines_through.free(boxes[fitting])]
+        for place in (clear if clear.size else fitting)[:1]:
             box = boxes[place : place + 1]
             names.take(box)
             room.take(np.concatenate([box + APART, _along(point, box)[0]]))
@@ -171,6 +176,21 @@ def _lines_across(axes: Axes) -> list[np.ndarray]:
     across = [line for line in axes.lines if line.get_transform() == axes.get_yaxis_transform("grid")]
     heights = (line.get_window_extent().y0 for line in across)
     return [np.array([axes.bbox.x0, y - 2, axes.bbox.x1, y + 2]) for y in heights]
+
+
+def _lines(axes: Axes, picture: FrontPicture) -> np.ndarray:
+    """What the front and the error bars take, in pixels (n, 4)."""
+    spans = [
+        ((x, y - error), (x, y + error))
+        for series in picture.series
+        for x, y, error in zip(series.x, series.y, series.error, strict=True)
+    ]
+    for stairs in picture.staircases:
+        corners = [*zip(stairs.x, stairs.y, strict=True)]
+        for (x, y), (next_x, next_y) in pairwise(corners):
+            spans += [((x, y), (next_x, y)), ((next_x, y), (next_x, next_y))]
+    ends = axes.transData.transform(np.array(spans).reshape(-1, 2)).reshape(-1, 2, 2)
+    return np.concatenate([ends.min(axis=1), ends.max(axis=1)], axis=1) + APART[[1, 1, 3, 3]]
 
 
 def _texts(axes: Axes) -> list[np.ndarray]:

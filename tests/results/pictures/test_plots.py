@@ -5,6 +5,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -176,6 +177,31 @@ def test_names_of_the_front_cover_neither_a_point_nor_each_other(count):
     places = axes.transData.transform([(p.size_bytes, 100 * p.val.mean) for p in points])
     assert not any(box.contains(*place) for box in boxes for place in places)
     assert all(axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 for box in boxes)
+
+
+@pytest.mark.parametrize("last", [76.2, 76.3, 76.4, 76.5, 76.7])
+def test_names_of_the_front_leave_its_line_and_error_bars_free_where_there_is_room(last):
+    """Of a segmentation: the first place that is tried for the last name may be on the long step before it."""
+    found = {"u2": (6768, 71.06, 0.7), "s1": (8720, 74.55, 0.8), "u3": (9440, 75.36, 0.5), "u4": (12112, 76.17, 0.4)}
+    found["uniform-8"] = (22800, last, 0.7)
+    points = [
+        FrontPoint(name, "uniform", float(size), 1e6, 5, Estimate(value / 100, spread / 100, 3))
+        for name, (size, value, spread) in found.items()
+    ]
+    figure = draw_fronts({"a": ParetoFront.from_points(points)})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = {note.get_text(): Text.get_window_extent(note) for note in axes.texts}
+    assert boxes.keys() == found.keys()
+    places = np.array([(size / 1024, value) for size, value, _ in found.values()])
+    for box in boxes.values():
+        for (x, y), (next_x, next_y) in pairwise(places):
+            along = [(x + (next_x - x) * share, y) for share in np.linspace(0, 1, 200)]
+            up = [(next_x, y + (next_y - y) * share) for share in np.linspace(0, 1, 50)]
+            assert not any(box.contains(*place) for place in axes.transData.transform([*along, *up]))
+        for size, value, spread in found.values():
+            bar = [(size / 1024, value + spread * share) for share in np.linspace(-1, 1, 50)]
+            assert not any(box.contains(*place) for place in axes.transData.transform(bar))
 
 
 @pytest.mark.parametrize("name", ["search-4-pruned-uniform-{}", "WWW-{}-WWW", "il.il.il.{}", "θ-µ-Ø-{}", "a_b=c+d.{}"])
