@@ -108,16 +108,21 @@ class Segmentation(Task):
                 self._check_class(name, images.classes - 1, logits.shape[1])  # all were read, once
             for target in _maps(images):
                 classes |= self._classes_in(name, target, tuple(images.input_shape[1:]), logits.shape[1])
-            if not classes:
-                raise InputError(
-                    f"data: every pixel in the maps of the {name} images is {self.ignored}, which counts nowhere; give "
-                    "some a class"
-                )
-            if name == "training" and len(classes) < 2 <= logits.shape[1]:
-                raise InputError(
-                    f"data: every pixel that counts in the maps of the training images is of class {classes.pop()}; "
-                    f"give others their class ({self.ignored} is none: such pixels count nowhere)"
-                )
+            if len(looked_at(images)) == len(images):  # else the others may say more
+                self._check_variety(name, classes, logits.shape[1])
+
+    def _check_variety(self, name: str, classes: set[int], known: int) -> None:
+        """Refuse maps without a pixel that counts, and training ones of a single class."""
+        if not classes:
+            raise InputError(
+                f"data: every pixel in the maps of the {name} images is {self.ignored}, which counts nowhere; give "
+                "some a class"
+            )
+        if name == "training" and len(classes) < 2 <= known:
+            raise InputError(
+                f"data: every pixel that counts in the maps of the training images is of class {classes.pop()}; "
+                f"give others their class ({self.ignored} is none: such pixels count nowhere)"
+            )
 
     def _classes_in(self, name: str, target: Any, shape: tuple[int, ...], classes: int) -> set[int]:
         """Those in one map (H, W), or in several (N, H, W)."""

@@ -18,7 +18,7 @@ from dnas.config.training import TrainingSection
 from dnas.data.image_sets import DataSplits
 from dnas.data.mask_files import MaskFiles
 from dnas.data.shapes import shapes
-from dnas.data.target_images import TargetImages, held_images
+from dnas.data.target_images import HeldItems, TargetImages, held_images, looked_at
 from dnas.search.supernet import Supernet
 from dnas.training.rehearsal import rehearse
 from dnas.training.task import outputs_of, smoothed, task_of
@@ -185,6 +185,18 @@ def test_one_class_or_none_in_an_image_is_fine_among_others() -> None:
         rehearse(
             Heads(), DataSplits(pictures(), maps_of(255, 255), single, 0, SHAPE), {"training": single}, 4, task=TASK
         )
+
+
+def test_of_maps_that_are_not_all_looked_at_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of files that are sorted by their classes."""
+    monkeypatch.setattr("dnas.data.target_images._MOST_LOOKED_AT", 2)
+    monkeypatch.setattr(HeldItems, "targets_held", False)
+    maps = [torch.full(SHAPE[1:], each, dtype=torch.int64) for each in (0, 0, 1)]
+    images = TargetImages.of(HeldItems(torch.rand(3, *SHAPE), maps))
+    monkeypatch.setattr("dnas.training.task_segmentation._maps", looked_at)
+    TASK.check({"training": images}, {"out": torch.zeros(1, 3, *SHAPE[1:])})
+    with pytest.raises(InputError, match="is of class 0"):
+        TASK.check({"training": images.subset(torch.arange(2))}, {"out": torch.zeros(1, 3, *SHAPE[1:])})
 
 
 def test_the_classes_of_every_file_of_maps_are_known_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
