@@ -22,6 +22,7 @@ from dnas.data.described import described
 from dnas.data.image_sets import ImageSet
 from dnas.training.device import Device, widened
 from dnas.training.metrics import Gauge, Meter, gauges_of
+from search_spaces.channels.running import tensors
 from search_spaces.errors import InputError, check_type, nearest, one_line, out_of_memory
 from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.network.examples import rows_of, run_on
@@ -82,8 +83,13 @@ class Task:
         return Gauge(self.metric, self.meter), *self.beside
 
     def comparable(self, outputs: Any) -> Any:
-        """What of the outputs a net learns from a teacher's: tensors of the same shapes for all of its copies."""
-        return outputs
+        """What of the outputs a net learns from a teacher's: tensors of the same shapes for all of its copies.
+
+        All of them; of a structure with other values, or of a class that PyTorch does not know, a list of its floats.
+        """
+        if all(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(outputs)):
+            return outputs
+        return [tensor for tensor in tensors(outputs) if tensor.is_floating_point()]
 
     def divergence(self, outputs: Any, told: Any) -> Tensor:
         """How far what is comparable is from a teacher's: the mean squared difference, where a task says no other.

@@ -278,3 +278,40 @@ def test_a_metric_needs_a_name_that_files_can_have(name: str) -> None:
 def test_a_direction_is_larger_or_smaller() -> None:
     with pytest.raises(InputError, match="direction 'lower' is not 'larger' or 'smaller'"):
         Metric("mae", "lower")  # type: ignore[arg-type]
+
+
+@dataclass
+class Found:
+    """What newer networks return: a class that PyTorch takes for one value."""
+
+    logits: Tensor
+    features: tuple[Tensor, ...]
+    best: Tensor
+    nothing: None = None
+
+
+class Output(dict[str, Any]):
+    """A dict of a class of its own, as transformers returns."""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda a, b: Found(a, (b,), a.argmax(1)),
+        lambda a, b: Output(logits=a, features=(b,), best=a.argmax(1)),
+        lambda a, b: {"logits": a, "features": [b, None], "best": a.argmax(1)},
+        lambda a, b: (a, b),
+    ],
+)
+def test_every_float_of_whatever_a_network_returns_is_learned_from_a_teacher(made: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, c, d = (torch.randn(5, width, generator=generator) for width in (3, 4, 3, 4))
+    task = Task()
+    own, told = task.comparable(made(a, b)), task.comparable(made(c, d))
+    assert float(task.divergence(own, told)) == pytest.approx(float((F.mse_loss(a, c) + F.mse_loss(b, d)) / 2))
+    assert float(task.divergence(task.ensemble([own, own]), own)) == 0
+
+
+def test_a_structure_of_floats_is_comparable_as_it_is() -> None:
+    given = {"logits": torch.rand(2), "more": (torch.rand(3),)}
+    assert Task().comparable(given) is given
