@@ -176,7 +176,7 @@ def export(
     ] = None,
     residual_bits: Annotated[
         int | None,
-        typer.Option(help="onnx: 8: sums and outputs that nothing quantizes, in 8 bits.", show_default=False),
+        typer.Option(help="onnx, pt2e: 8: sums and outputs that nothing quantizes, in 8 bits.", show_default=False),
     ] = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,

@@ -85,11 +85,20 @@ def _own(source: str, found: Any) -> NetExporter:
     return NetExporter(write)
 
 
-def _onnx(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
+def _check_residual_bits(options: ExportOptions) -> None:
     if options.residual_bits not in (None, RESIDUAL_BITS):
         raise InputError(f"--residual-bits is {RESIDUAL_BITS} or left out, and not {options.residual_bits}")
+
+
+def _onnx(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
+    _check_residual_bits(options)
     format = OnnxFormat(find_target(options.target or DEFAULT_TARGET), options.residual_bits)
     return export_graph(out, format, net, normalise=options.normalise)
+
+
+def _pt2e(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
+    _check_residual_bits(options)
+    return export_pt2e(out, net, residuals=options.residual_bits is not None)
 
 
 NET_EXPORTERS = Registry(
@@ -101,7 +110,7 @@ NET_EXPORTERS = Registry(
             lambda out, net, options: export_graph(out, QonnxFormat(), net, normalise=options.normalise),
             takes=frozenset({"normalise"}),
         ),
-        "pt2e": NetExporter(lambda out, net, options: export_pt2e(out, net)),
+        "pt2e": NetExporter(_pt2e, takes=frozenset({"residual_bits"})),
         "torchao": NetExporter(
             lambda out, net, options: export_torchao(out, net.graph, net.assignment, net.preprocessing),
             trained=False,

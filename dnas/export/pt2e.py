@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # registers the operators
+from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from dnas.export.calls import call_on, plain, tensors_of
@@ -33,6 +34,7 @@ from dnas.export.fixed_layers import (
 from dnas.export.onnx_check import same_steps
 from dnas.export.parts import deployed_copy
 from dnas.export.pt2e_norms import fold_norms
+from dnas.export.pt2e_outputs import join_limits, quantize_outputs
 from dnas.export.stored import StoredNet
 from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.schemes import GappedWeight
@@ -49,11 +51,12 @@ _OF_THE_MAKER = ("stack_trace", "from_node")
 __all__ = ["FORMAT", "export_pt2e", "_decomposed"]
 
 
-def export_pt2e(path: Path, net: StoredNet) -> ExportedFile:
+def export_pt2e(path: Path, net: StoredNet, *, residuals: bool = False) -> ExportedFile:
     """Write ``net`` as a ``.pt2`` program with an open batch size, its assignment and preprocessing among extra files.
 
-    Raises :class:`InputError` for a net that has no such operators, :class:`JobError` where the program computes
-    something else; nothing is written then.
+    With ``residuals`` what layers and sums give is quantized too, by its range on ``net.images``. Raises
+    :class:`InputError` for a net that has no such operators, :class:`JobError` where the program computes something
+    else; nothing is written then.
     """
     network = before_boxes(deployed_copy(net.network), net.graph.input_shape)
     call = call_on(net.graph, network, net.images, _SAMPLES)
@@ -63,8 +66,15 @@ def export_pt2e(path: Path, net: StoredNet) -> ExportedFile:
     program = _exported(twin, call, batched)
     module = program.module()
     fold_norms(module)
+    join_limits(module)
     folded = _exported(module, call, batched)
     _check_results(folded, network, call)
+    notes = []
+    if residuals:
+        module = folded.module()
+        count = quantize_outputs(module, call)
+        before, folded = folded, _exported(module, call, batched)
+        notes.append(_change(before, folded, call, count))
     for node in folded.graph.nodes:
         for key in _OF_THE_MAKER:
             node.meta.pop(key, None)
@@ -74,7 +84,16 @@ def export_pt2e(path: Path, net: StoredNet) -> ExportedFile:
     extra = {f"dnas.{key}": encode_json(value, what=key) for key, value in told.items()}
     data = _serialized(folded, extra)
     write_bytes(path, data)
-    return ExportedFile(path, FORMAT, len(data), ideal_bytes(net.assignment))
+    return ExportedFile(path, FORMAT, len(data), ideal_bytes(net.assignment), notes=notes)
+
+
+def _change(before: torch.export.ExportedProgram, after: torch.export.ExportedProgram, call: Call, count: int) -> str:
+    """What ``count`` more quantized tensors do to the results, in words."""
+    with torch.no_grad():
+        known, found = (tensors_of(call.run(each.module())) for each in (before, after))
+    off = max(float((a - b).abs().max()) for a, b in zip(known, found, strict=True))
+    most = max(float(each.abs().max()) for each in known)
+    return f"{count} sums and outputs in 8 bits move results by up to {off:.3g} where {most:.3g} is most"
 
 
 class _DequantizedWeight(nn.Module):
@@ -115,8 +134,10 @@ class _RequantizedInput(nn.Module):
         super().__init__()
         self.levels, self.gain = levels, gain
         self.step = float(levels.threshold_step[0])
-        inside = (0 <= levels.low and levels.high <= 255, -128 <= levels.low and levels.high <= 127)
-        self.dtype = torch.uint8 if inside[0] else torch.int8 if inside[1] else torch.int32
+        # XNNPACK takes bytes for signed ones whatever their type says, so that codes from 0 on begin at -128.
+        self.zero = -128 if levels.low >= 0 and 128 <= levels.high <= 255 else 0
+        fits = -128 <= levels.low + self.zero and levels.high + self.zero <= 127
+        self.dtype = torch.int8 if fits else torch.int32
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` (any shape); the gain, if any, is elsewhere."""
@@ -124,8 +145,11 @@ class _RequantizedInput(nn.Module):
         if not self.levels.rounds:
             value = torch.floor(x / self.step).clamp(low, high) + self.levels.centre
             return value * float(self.levels.level_step[0])
-        codes = _OPERATORS.quantize_per_tensor.default(x, self.step, 0, low, high, self.dtype)
-        found = _OPERATORS.dequantize_per_tensor.default(codes, self.step, 0, low, high, self.dtype)
+        told = (self.step, self.zero, low + self.zero, high + self.zero, self.dtype)
+        if self.dtype == torch.int8 and told[2:4] != (-128, 127):  # XNNPACK knows no limits but those of the type
+            x = F.hardtanh(x, low * self.step, high * self.step)
+        codes = _OPERATORS.quantize_per_tensor.default(x, *told)
+        found = _OPERATORS.dequantize_per_tensor.default(codes, *told)
         return found * self.gain if self.gain != 1 else found
 
 

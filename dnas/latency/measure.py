@@ -92,12 +92,18 @@ class _Measurement:
     progress: Progress
     clock: Clock
     done: float = 0.0
+    always_ms: float = 0.0
     kept: KeptTimes = field(default_factory=KeptTimes)
     spreads: list[float] = field(default_factory=list)
 
     @cached_property
     def maker(self) -> NetMaker:
         return NetMaker(self.network, self.graph, self.choice)
+
+    @cached_property
+    def always(self) -> Layers:
+        """The net that is timed with all others."""
+        return self.maker.uniform(FLOAT)
 
     @cached_property
     def load(self) -> Loader:
@@ -241,19 +247,23 @@ class _Measurement:
         return random_layers(self.graph, self.pairs, draw, prunes=bool(self.graph.channels.groups))
 
     def _whole(self, nets: Sequence[Layers], what: str) -> list[float]:
-        """Milliseconds of whole nets."""
+        """Milliseconds of whole nets, as if all of them had been timed when the first were.
+
+        A machine is not as fast at all times, so that one net takes its turns among all others.
+        """
         found: list[float] = []
-        image = self.maker.images[:1].numpy()
         for start in range(0, len(nets), _AT_ONCE):
             some = dict(enumerate(nets[start : start + _AT_ONCE], start=start + 1))
-            loads = {
-                number: lambda layers=layers: self.load(self.maker.stored(layers), image)
-                for number, layers in some.items()
-            }
+            loads = {number: partial(self._loaded, layers) for number, layers in (some | {0: self.always}).items()}
             times = self._times(f"{what} {min(some)} to {max(some)} of {len(nets)}", loads, _NET_WORK * len(some))
-            found += [timing.ms for timing in times.values()]
+            always = times.pop(0).ms
+            self.always_ms = self.always_ms or always
+            found += [timing.ms * self.always_ms / always for timing in times.values()]
             self.spreads += [timing.spread for timing in times.values()]
         return found
+
+    def _loaded(self, layers: Layers) -> Run:
+        return self.load(self.maker.stored(layers), self.maker.images[:1].numpy())
 
     def _checked(self, table: LatencyTable, draw: random.Random) -> LatencyTable:
         nets = [self._random(draw) for _ in range(self.effort.checks)]

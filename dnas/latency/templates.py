@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -59,7 +59,7 @@ class Template:
         format = _format(net, self.target, self.residual_bits)
         model = copy.deepcopy(self.model)
         _give_shape(model, net.graph.input_shape)
-        _regroup(model, network)
+        _regroup(model, network, self.weights)
         numpy_helper = need("onnx", "onnx.numpy_helper")[0]
         for tensor in model.graph.initializer:
             if tensor.name in self.weights:
@@ -105,9 +105,10 @@ def _give_shape(model: Any, input_shape: tuple[int, ...]) -> None:
         value.type.tensor_type.ClearField("shape")
 
 
-def _regroup(model: Any, network: nn.Module) -> None:
+def _regroup(model: Any, network: nn.Module, weights: Iterable[str]) -> None:
     """Give each convolution the groups of its layer, which are fewer where a depthwise one lost filters."""
-    read = {node.output[0]: mark_of(node)[0] for node in model.graph.node if mark_of(node)[0]}
+    read = {name: name.rpartition(".")[0] for name in weights}
+    read |= {node.output[0]: mark_of(node)[0] for node in model.graph.node if mark_of(node)[0]}
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "group" and node.input[1] in read:

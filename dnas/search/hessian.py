@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from dnas.training.task import CLASSIFICATION, Task, outputs_of
 from search_spaces.network.examples import rows_of
@@ -73,7 +75,7 @@ def _probed(
     task: Task,
 ) -> np.ndarray:
     """The forms v' H v of the loss on one batch for some probes, float64 (probes, layers)."""
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+    with sdpa_kernel(SDPBackend.MATH), _TwiceDifferentiable():  # the fused attention kernels have no second derivative
         loss = task.loss(outputs_of(task, model, x, y), y)
         gradients = torch.autograd.grad(loss, weights, create_graph=True)
         found = []
@@ -82,6 +84,20 @@ def _probed(
             products = torch.autograd.grad(gradients, weights, signs, retain_graph=True, materialize_grads=True)
             found.append(torch.stack([(s * p).sum() for s, p in zip(signs, products, strict=True)]).detach())
     return torch.stack(found).cpu().double().numpy()
+
+
+class _TwiceDifferentiable(TorchFunctionMode):
+    """Computes the one activation whose backward pass PyTorch cannot differentiate, Hardsigmoid, by one that it can."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Call ``func``, or what stands for it."""
+        stands_in = _hardsigmoid if func is F.hardsigmoid else func
+        return stands_in(*args, **(kwargs or {}))
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    value = F.relu6(input + 3) / 6
+    return input.copy_(value) if inplace else value
 
 
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dnas.data.shapes import shapes
 from dnas.export import pt2e
 from dnas.export.detectors import before_boxes
 from dnas.export.pt2e import export_pt2e
+from dnas.export.pt2e_outputs import quantize_outputs
 from dnas.export.stored import StoredNet
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.switchable.net import SwitchableNet
@@ -94,6 +96,67 @@ def test_every_family_and_width(tmp_path: Path, part: str) -> None:
         twin = pt2e._twin(network, call_of(x))  # raises where a quantizer differs
         with torch.no_grad():
             assert (twin(x) - network(x)).abs().median() <= 1e-4 * network(x).abs().max()
+
+
+@pytest.mark.parametrize("bits", [8, 7, 4, 2])
+def test_codes_are_signed_bytes_that_end_where_the_type_or_a_limit_does(tmp_path: Path, bits: int) -> None:
+    """XNNPACK takes unsigned bytes for signed ones, and does not look at the ends of a quantizer."""
+    program = program_of(tmp_path, StoredNet(*fixed_net("residual", (8, bits))))
+    found = [node for node in program.graph.nodes if node.target is Q.quantize_per_tensor.default]
+    unsigned = 0
+    for node in found:
+        source, step, zero, low, high, dtype = node.args
+        assert dtype == torch.int8
+        unsigned += low == zero
+        if (low, high) != (-128, 127):
+            assert source.target is torch.ops.aten.hardtanh.default
+            assert source.args[1:] == pytest.approx(((low - zero) * step, (high - zero) * step))
+    assert 0 < unsigned < len(found)
+
+
+def test_what_layers_and_sums_give_is_quantized_if_asked(tmp_path: Path) -> None:
+    net = StoredNet(*fixed_net("residual", (8, 4), QuantizerChoice("lsq", "pact", per_channel=True)))
+    net = replace(net, images=inputs_for(net.graph, 16))
+    file = export_pt2e(tmp_path / "net.pt2", net, residuals=True)
+    program = torch.export.load(file.path)
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    aten = torch.ops.aten
+    limits = {aten.relu.default, aten.hardtanh.default}
+    for node in nodes:
+        if node.target in {aten.conv2d.default, aten.add.Tensor}:
+            (reader,) = node.users
+            (quantizer,) = reader.users if reader.target in limits else [reader]
+            assert quantizer.target is Q.quantize_per_tensor.default
+        if node.target is aten.add.Tensor:
+            assert {side.target for side in node.args[:2]} == {Q.dequantize_per_tensor.default}
+        if node.target is Q.dequantize_per_tensor.default:
+            assert len(node.users) == 1
+        if node.target is aten.hardtanh.default:
+            assert node.args[0].op == "placeholder" or node.args[0].target is not aten.relu.default
+    (result,) = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    assert result.target is aten.linear.default
+    (note,) = file.notes
+    assert note.startswith("3 sums and outputs in 8 bits move results by up to ")
+    with torch.no_grad():
+        found, wanted = program.module()(net.images), net.network(net.images)
+    assert float((found - wanted).abs().median()) < 0.05 * float(wanted.abs().max())
+    assert not torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_sum_that_is_written_over_is_quantized_once(inplace: bool) -> None:
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a, b = x * 2, x.relu()
+            total = a.add_(b) if inplace else a + b
+            total = total.relu_() if inplace else total.relu()
+            return (a if inplace else total) * total
+
+    x = torch.randn(4, 3)
+    module: Any = torch.export.export(Sum(), (x,)).module()
+    wanted = module(x)
+    assert quantize_outputs(module, call_of(x)) == 1
+    torch.testing.assert_close(module(x), wanted, rtol=0, atol=0.03 * float(wanted.max()))
 
 
 def test_a_profile_holds_its_own_values_only(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def test_a_layer_alone_with_fewer_inputs_comes_from_the_base_of_the_whole(
     for inputs, filters in shape.sizes(True, True):
         net = Alone(shape.module(inputs, filters), shape, inputs).eval()
         maker = NetMaker(net, read_graph(net, small_input(shape, inputs)))
-        nets.append((maker.stored(maker.uniform(EIGHT)), maker.images[:1].numpy()))
+        layers = maker.uniform(EIGHT) | {"entry": LayerBits(32, 32, inputs)}
+        nets.append((maker.stored(layers), maker.images[:1].numpy()))
     monkeypatch.setattr(templates, "exported", None)
     load = ENGINES[name].loader(nets[0][0], Place())
     found = [np.asarray(load(net, image)()[0]).shape[1] for net, image in nets]

@@ -62,6 +62,7 @@ class Known:
     now: list[float] = field(default_factory=lambda: [0.0])
     loaded: int = 0
     stops_at: int = 0
+    drift: float = 0.0
 
     def version(self) -> str:
         return "1"
@@ -81,7 +82,7 @@ class Known:
         seconds = round(ms / 1000 * 2**40) / 2**40  # of which sums are exact
 
         def run() -> None:
-            self.now[0] += seconds
+            self.now[0] += seconds * (1 + self.drift * self.loaded)
 
         return run
 
@@ -224,3 +225,12 @@ def test_times_of_another_network_or_of_other_rounds_are_not_taken_over(tmp_path
         with pytest.raises(InputError, match=told):
             table_of(other, read_graph(other, SHAPE), Known(), own, [], keep)
     assert keep.read_bytes() == kept
+
+
+def test_a_machine_that_becomes_slower_does_not_make_nets_slow() -> None:
+    network, effort = Net().eval(), Effort(rounds=3, nets=10, checks=12)
+    graph, engine = read_graph(network, SHAPE), Known(narrower=(), drift=0.01)
+    table = table_of(network, graph, engine, effort, [])
+    assert engine.drift * engine.loaded > 0.5
+    assert (table.median_error or 1) < 0.02
+    assert table.rest_ms == pytest.approx(0.25, rel=0.5)

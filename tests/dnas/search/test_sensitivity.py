@@ -70,6 +70,26 @@ def test_one_probe_is_exact_where_the_hessian_is_diagonal() -> None:
     )
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_hardsigmoid_is_differentiated_twice(inplace: bool) -> None:
+    """As in MobileNetV3; PyTorch itself has no derivative of its backward pass."""
+
+    class Written(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x / 6 + 0.5).clamp(0, 1)
+
+    nets = [nn.Sequential(nn.Linear(5, 4), gate, nn.Linear(4, 3)) for gate in (nn.Hardsigmoid(inplace), Written())]
+    found = []
+    for net in nets:
+        net.load_state_dict(tiny().state_dict())
+        net.double()
+        x = torch.randn(8, 5, generator=seeded(0), dtype=torch.float64)
+        layers = {"0": net[0], "2": net[2]}
+        found.append(hessian_traces(net, layers, [(x, torch.arange(8) % 3)], probes=3).values)
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+    assert min(map(abs, found[0].values())) > 0
+
+
 def space(**options: object) -> PrecisionSpace:
     return plan(Net(), first_layer="search", **options)[1]
 
