@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -61,27 +62,28 @@ def other_input(data: dict[str, Any]) -> None:
     data["model"]["input_shape"] = [1, 9, 9]
 
 
-@pytest.mark.parametrize("sealed", [False, True])
-@pytest.mark.parametrize("change", [other_activation_bits, other_weight_bits, float_weights, other_input])
-def test_an_assignment_is_that_of_its_net(
-    change: Callable[[dict[str, Any]], None], sealed: bool, folder: Path, tmp_path: Path
-) -> None:
+CHANGES = (other_activation_bits, other_weight_bits, float_weights, other_input)
+
+
+def test_an_assignment_is_that_of_its_net(folder: Path, tmp_path: Path) -> None:
     own = (id for id, item in Run.open(folder).assignments().items() if "same_as" not in item.metrics)
     id = next(own)
-    path = folder / "assignments" / f"{id}.json"
-    out = str(tmp_path / "out")
-    words = [["evaluate", str(folder), id], ["export", str(folder), id, "--format", "packed", "--out", out]]
+    path, out = folder / "assignments" / f"{id}.json", tmp_path / "out"
+    words = [["evaluate", str(folder), id], ["export", str(folder), id, "--format", "packed", "--out", str(out)]]
     for command in words:
         assert CliRunner().invoke(app, command).exit_code == 0
-    (tmp_path / "out").unlink()
-    changed(path, change, sealed)
-    for command in words:
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 2
-        assert str(path) in result.stderr
-        assert "changed" in result.stderr
-        assert "dnas resume" in result.stderr
-    assert not (tmp_path / "out").exists()
+    out.unlink()
+    before = path.read_bytes()
+    for change, sealed in product(CHANGES, (False, True)):
+        path.write_bytes(before)
+        changed(path, change, sealed)
+        for command in words:
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 2, (change, sealed)
+            assert str(path) in result.stderr
+            assert "changed" in result.stderr
+            assert "dnas resume" in result.stderr
+        assert not out.exists()
 
 
 @pytest.mark.parametrize(

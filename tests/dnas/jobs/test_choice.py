@@ -32,6 +32,8 @@ from search_spaces.provenance import PROPOSAL
 Job = Callable[..., JobConfig]
 CHOOSING = (
     "choice.enabled=true",
+    "data.train_limit=80",
+    "pretrain.epochs=1",
     "choice.refined=2",
     "choice.learned=2",
     "space.activation_bits=[8]",

@@ -34,7 +34,7 @@ SMALL = [
     "finalise.epochs=1", "finalise.seeds=1",
     "space.weight_bits=[2,4]", "space.activation_bits=[2,4]",
     'search.budgets=[{size_bytes="12%"}]', 'prune.budgets=[{size_bytes="70%"}]', "prune.trials=2",
-    "controls.uniform=[4]",
+    "controls.uniform=[4]", "choice.rounds=1", "choice.draws=1", "choice.programs=1",
 ]  # fmt: skip
 JOBS = {
     "every stage": [
