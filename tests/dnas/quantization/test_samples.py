@@ -15,7 +15,7 @@ from dnas.quantization.layers import TensorQuantizer
 from dnas.quantization.samples import joined, sampled, thinned, whole
 from tests.toys import seeded
 
-MAPS = (64, 8, 32, 32)
+MAPS = (32, 8, 32, 32)
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +38,13 @@ ACTIVATIONS: dict[str, Callable[[], Tensor]] = {
     "columns that differ": lambda: normal(*MAPS) * ramp(32, 32),
     "rows that differ": lambda: normal(*MAPS) * ramp(32, 32, 1),
     "channels that differ": lambda: normal(*MAPS) * ramp(8, 8, 1, 1),
-    "images that differ": lambda: normal(*MAPS) * ramp(64, 64, 1, 1, 1),
+    "images that differ": lambda: normal(*MAPS) * ramp(32, 32, 1, 1, 1),
     "rectified": lambda: normal(*MAPS).relu(),
     "saturated": lambda: (3 * normal(*MAPS)).clamp(0, 6),
-    "a dark border": lambda: torch.cat([torch.zeros(64, 8, 32, 1), 1 + normal(64, 8, 32, 31)], 3),
+    "a dark border": lambda: torch.cat([torch.zeros(32, 8, 32, 1), 1 + normal(32, 8, 32, 31)], 3),
     "rare outliers": lambda: torch.where(torch.rand(MAPS, generator=seeded(2)) < 2e-5, 60.0, normal(*MAPS)),
     "one outlier": lambda: normal(*MAPS).index_put((torch.tensor([3]),) * 4, torch.tensor(200.0)),
-    "tokens of odd length": lambda: normal(16, 197, 192) * ramp(192, 192),
+    "tokens of odd length": lambda: normal(8, 197, 192) * ramp(192, 192),
 }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dnas.export.aimet import export_aimet
 from dnas.export.fixed_layers import fixed_layers
@@ -121,11 +123,17 @@ def test_a_packed_file_holds_the_weights_bit_for_bit_in_the_bytes_they_cost(
     assert entry
 
 
+@cache
+def _made(kind: str) -> tuple[nn.Module, LayerGraph]:
+    """A network, which quantizing leaves as it is, and what is read of it."""
+    model = made_weights.network(kind)
+    return model, read_graph(model, made_weights.SHAPE)
+
+
 @every_scheme
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_represents_what_a_layer_multiplies_with(scheme: WeightScheme, kind: str, tmp_path: Path) -> None:
-    model, name = made_weights.network(kind), made_weights.name_of(kind)
-    graph = read_graph(model, made_weights.SHAPE)
+    (model, graph), name = _made(kind), made_weights.name_of(kind)
     layers = layers_with(graph, (name,), scheme)
     network, x = quantize_fixed(model, graph, layers), made_weights.images()
     calibrate(network, [x])

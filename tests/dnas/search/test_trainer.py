@@ -94,8 +94,7 @@ def test_a_restored_search_goes_on_bit_for_bit(mode: dict[str, Any]) -> None:
     assert same(resumed.supernet.state_dict(), whole.supernet.state_dict())
 
 
-@pytest.mark.parametrize("warmup", ["mixture", "sandwich"])
-@pytest.mark.parametrize("engine", ["composite", "branches"])
+@pytest.mark.parametrize(("warmup", "engine"), [("mixture", "branches"), ("sandwich", "composite")])
 def test_a_restored_warmup_goes_on_bit_for_bit(warmup: str, engine: Any) -> None:
     whole, stopped, resumed = (trainer(supernet(engine), warmup=warmup) for _ in range(3))
     records = list(whole.warmup())
@@ -237,8 +236,7 @@ def test_an_overwhelming_penalty_gives_the_cheapest_and_none_ignores_the_budget(
     assert same(*thetas)
 
 
-@pytest.mark.parametrize("sampling", ["gumbel", "gumbel_hard", "softmax"])
-@pytest.mark.parametrize("share", [0.25, 0.6])
+@pytest.mark.parametrize(("sampling", "share"), [("gumbel", 0.25), ("gumbel_hard", 0.6), ("softmax", 0.25)])
 def test_a_search_with_a_two_sided_pull_ends_on_its_budget(sampling: Any, share: float) -> None:
     searching = trainer(epochs=20, loss="two_sided", penalty=10.0, sampling=sampling, theta_learning_rate=0.1)
     limits = budget(searching.supernet, share=share)
