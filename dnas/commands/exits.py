@@ -36,7 +36,7 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
     @functools.wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        if int(os.environ.get("RANK", "0")):
+        if _is_another():
             _be_silent()
         received: list[int] = []
         try:
@@ -88,6 +88,12 @@ def _failed(error: BaseException) -> int:
 
 def _hint() -> str:
     return f" (run it again with {TRACEBACK_VARIABLE}=1 for the traceback)"
+
+
+def _is_another() -> bool:
+    """Whether this is one of several processes of which another speaks."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return rank.isdecimal() and size.isdecimal() and 0 < int(rank) < int(size)
 
 
 def _be_silent() -> None:

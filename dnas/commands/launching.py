@@ -23,7 +23,7 @@ from dnas.jobs import run as jobs
 from dnas.jobs.copies import own_run
 from dnas.jobs.stages.finalise_requests import FinaliseRequest
 from dnas.jobs.stages.prune_requests import PruneRequest
-from dnas.training.processes import joined
+from dnas.training.joining import joined
 from results.events import Epoch, Measured
 from results.pareto import FLOAT, ParetoFront
 from results.run.environment import environment

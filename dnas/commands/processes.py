@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from uuid import uuid4
 
+import torch
 import typer
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -19,16 +20,18 @@ from dnas.commands.exits import DONE
 from search_spaces.errors import InputError, JobError
 
 OPTION = "--nproc-per-node"
+_PROCESSES_OF_A_CORE = 4
 _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def run_in_processes(count: int) -> None:
     """Run this command line in ``count`` processes by PyTorch's launcher; ends with the exit code of the first.
 
-    Raises :class:`InputError` within a process that some launcher started already.
+    Raises :class:`InputError` within a process that some launcher started already, and for more of them than could run.
     """
     if "RANK" in os.environ:
         raise InputError(f"this process is one of a launcher's already; leave out {OPTION}")
+    _check_count(count, os.cpu_count() or 1, torch.cuda.device_count())
     os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())  # the host's own name need not lead back to it
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     logging.disable()  # the launcher tells of failures in tracebacks
@@ -48,6 +51,16 @@ def run_in_processes(count: int) -> None:
         raise typer.Exit(_exit_code(error)) from None
     except SignalException as error:
         raise typer.Exit(128 + error.sigval) from None
+
+
+def _check_count(count: int, cores: int, devices: int) -> None:
+    """Refuse what would bring the machine down before any process could say so."""
+    most = max(devices, _PROCESSES_OF_A_CORE * cores)
+    if count > most:
+        raise InputError(
+            f"{OPTION} {count} is too many for this machine, which has {cores} cores and {devices} CUDA devices; start "
+            f"one for each device, and {most} at most"
+        )
 
 
 def loopback() -> str:

@@ -12,29 +12,29 @@ profiles, and θ takes part in no forward pass.
 from __future__ import annotations
 
 import math
-import os
 import platform
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from dnas.data.image_sets import Part
-from search_spaces.errors import InputError, JobError, ToldElsewhere, one_line, out_of_memory
+from dnas.training.last_words import last_words
+from search_spaces.errors import InputError, JobError, out_of_memory
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+
+
+_CONNECTION = re.compile("gloo/|nccl|connection (closed|reset|refused)|TCPStore|DistStore", re.IGNORECASE)
 
 
 class ProcessLost(JobError):
@@ -143,7 +143,7 @@ class Processes:
             raise
         except (RuntimeError, KeyboardInterrupt) as error:
             lost = isinstance(error, RuntimeError) and _CONNECTION.search(str(error))
-            words = _last_words(self.size, patient=bool(lost)) if self.several else []
+            words = last_words(self.size, patient=bool(lost)) if self.several else []
             if words or (self.several and lost):
                 what = words[0] if words else "another process of this job ended without a word"
                 raise ProcessLost(f"{what}; the run can be resumed, with any number of processes") from error
@@ -218,64 +218,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-@contextmanager
-def joined() -> Iterator[Processes]:
-    """Inside, this process belongs to those that a launcher such as torchrun started with it; else it is alone.
-
-    Only the first process speaks. Another that ends with an error leaves its sentence to it, and raises
-    :class:`ToldElsewhere` where the first ends as well.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
-        return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    processes = Processes.here()
-    try:
-        with processes.watched():
-            yield processes
-    except BaseException as error:
-        if _leave_word(processes.rank, error):
-            raise ToldElsewhere(one_line(error)) from error
-        raise
-    dist.destroy_process_group()
-
-
-def _leave_word(rank: int, error: BaseException) -> bool:
-    """Leave to the first process what ends this one; whether the first ends too, which this waits for a little."""
-    sentence = f"process {rank} on {platform.node()} ended: {one_line(error)}"
-    try:
-        store = _get_default_store()
-        if not isinstance(error, KeyboardInterrupt | ProcessLost):  # of these the first is told itself
-            store.set(_word(rank), sentence)
-        if rank:
-            store.wait([_word(0)], timedelta(seconds=_PATIENCE_SECONDS))
-    except RuntimeError:  # it goes on, or the launcher has gone
-        return False
-    return rank > 0
-
-
-_CONNECTION = re.compile("gloo/|nccl|connection (closed|reset|refused)|TCPStore|DistStore", re.IGNORECASE)
-_PATIENCE_SECONDS = 3.0  # for the sentence of another process that may have ended
-
-
-def _word(rank: int) -> str:
-    return f"dnas/last-word/{rank}"
-
-
-def _last_words(size: int, patient: bool) -> list[str]:
-    """What other processes left to be said before they ended."""
-    until = time.monotonic() + (_PATIENCE_SECONDS if patient else 0)
-    while True:
-        try:
-            store = _get_default_store()
-            words = [store.get(_word(rank)).decode() for rank in range(1, size) if store.check([_word(rank)])]
-        except (RuntimeError, ValueError):  # the launcher has gone, or there never was one
-            return []
-        if words or time.monotonic() >= until:
-            return words
-        time.sleep(_PATIENCE_SECONDS / 20)
 
 
 def _rows_of(targets: Any, rows: slice) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -70,6 +71,45 @@ def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def settings(more: Sequence[str] = ()) -> list[str]:
     own = "model.source=dying:model", "model.arguments={}", "controls.uniform=[4]", *more
     return [word for setting in (*TOY, *SMALLER, *own) for word in ("--set", setting)]
+
+
+def test_more_processes_than_could_run_are_refused_before_any_is_started() -> None:
+    result = CliRunner().invoke(app, ["search", "digits", "--run", "nowhere", "--nproc-per-node", "100000"])
+    assert result.exit_code == 2
+    (told,) = result.stderr.splitlines()
+    assert told.startswith("error: --nproc-per-node 100000 is too many for this machine, which has ")
+    assert not Path("nowhere").exists()
+
+
+LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two' in the environment is no number of a launcher; start the job with"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE = '0' in the environment is no number"),
+        ({"RANK": "first"}, "RANK = 'first' in the environment is no number"),
+        ({"RANK": "2"}, "RANK = 2 is none of the 2 processes of WORLD_SIZE"),
+        ({"RANK": ""}, "WORLD_SIZE = 2 in the environment goes with RANK, which is not set"),
+        ({"MASTER_ADDR": ""}, "WORLD_SIZE = 2 in the environment goes with MASTER_ADDR, which is not set"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT = 70000 is no port, which are below 65536"),
+        ({}, "MASTER_PORT = {port} at localhost is in use by another program; choose a free one, or let torchrun"),
+    ],
+)
+def test_what_no_launcher_leaves_in_the_environment_is_refused(
+    changed: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        for name, value in {**LAUNCHED, "MASTER_PORT": port, **changed}.items():
+            monkeypatch.setenv(name, value)
+        result = CliRunner().invoke(app, ["search", "digits", "--run", "nowhere"])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: {sentence.format(port=port)}")
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.whole
