@@ -104,12 +104,14 @@ class SparseQuantizer(SchemeQuantizer):
         self.register_buffer("active", torch.tensor(True))
 
     def represented(self, weight: Tensor) -> Tensor:
-        """Sparse, quantized weights of the same shape; ``weight`` itself while not yet active."""
-        if not self.active:
-            return weight
+        """Sparse, quantized weights of the same shape; ``weight`` itself while not yet active.
+
+        The device chooses: the host would wait for it to ask.
+        """
         found = self._codes(weight)
-        passes = (found.codes != 0).to(weight.dtype) if self.gradient == "zero" else None
-        return straight_through(weight, found.values(), passes)
+        values = torch.where(self.active, found.values(), weight.detach())
+        kept = (found.codes != 0) | ~self.active
+        return straight_through(weight, values, kept.to(weight.dtype) if self.gradient == "zero" else None)
 
     def stored(self, weight: Tensor, scheme: SparseWeights) -> SparseWeights:
         """Non-zeros, format and bits, at the σ of the net."""

@@ -151,7 +151,10 @@ def test_an_inactive_or_observed_quantizer_passes_the_weight_itself() -> None:
     with observing([layer]):
         assert quantizer(layer.weight) is layer.weight
     delayed(layer, 0.5)(0.49)
-    assert quantizer(layer.weight) is layer.weight
+    passed = quantizer(layer.weight)
+    assert torch.equal(passed, layer.weight)
+    (gradient,) = torch.autograd.grad(passed.sum(), layer.weight)
+    assert torch.equal(gradient, torch.ones_like(gradient))
     delayed(layer, 0.5)(0.5)
     assert not torch.equal(quantizer(layer.weight), layer.weight)
 

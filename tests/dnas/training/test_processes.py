@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,17 +17,23 @@ from torch import Tensor, nn
 
 from dnas.commands.processes import loopback
 from dnas.config.file import load_job
+from dnas.config.job import FinetuneSection
 from dnas.config.training import TrainingSection
 from dnas.data.given import image_set
 from dnas.jobs.job import device_of
 from dnas.jobs.stages.prune_trials import Counts, tried_together
+from dnas.quantization.calibration import calibrate
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
+from dnas.squantizer.quantizer import delayed
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import CPU, Device
+from dnas.training.distillation import Teacher
 from dnas.training.processes import ALONE, Processes
 from dnas.training.task import Classification, Task
 from dnas.training.task_detection import Detection
 from dnas.training.task_segmentation import Segmentation
 from dnas.training.trainer import Measurement, Trainer, evaluate
+from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
 from search_spaces.models.dense_zoo import tiny_segmenter
 from tests.dnas.jobs.test_prune_trials import net, objective
@@ -39,11 +45,13 @@ from tests.dnas.switchable.test_training import net_of, section
 from tests.dnas.training.test_task_detection import of_family, pictures
 from tests.dnas.training.test_task_segmentation import pictures as maps
 from tests.dnas.training.test_trainer import network
-from tests.toys import SHAPE, Net, images, seeded, trained
+from tests.known import known_graph
+from tests.sparse_nets import quantized
+from tests.toys import SHAPE, Net, images, inputs, seeded, trained
 
 STAGES = (
-    "fixed", "single rows", "accumulating", "segmentation", "detection", "two inputs",
-    "warm-up", "sandwich", "theta", "switchable",
+    "fixed", "single rows", "accumulating", "taught", "sparse", "segmentation", "detection", "two inputs",
+    "warm-up", "sandwich", "theta", "branches", "switchable",
 )  # fmt: skip
 IMAGES = images(48)
 ASKED = [[{"stem": n, "first": 6 - n} for n in numbers] for numbers in ([3], [2, 4], [4, 3, 2], [])]
@@ -53,6 +61,9 @@ def trainers(device: Device) -> dict[str, Any]:
     """One trainer of each kind; three updates an epoch."""
     torch.manual_seed(3)
     fixed, accumulating = (Net().train().to(device.place) for _ in range(2))
+    sparse = quantized(trained(Net()))
+    calibrate(sparse, [inputs()])
+    sparse.to(device.place)
     return {
         "single rows": Trainer(
             normalised_last().to(device.place), TrainingSection(epochs=2, learning_rate=0.01),
@@ -62,6 +73,14 @@ def trainers(device: Device) -> dict[str, Any]:
         "accumulating": Trainer(
             accumulating, TrainingSection(epochs=2, accumulation=2, gradient_clipping=0.1, averaging=0.9),
             images=IMAGES, batch_size=12, device=device,
+        ),
+        "taught": Trainer(
+            quantized_net().to(device.place), FinetuneSection(epochs=2, label_smoothing=0.1, damping=0.1),
+            images=IMAGES, batch_size=16, device=device, teacher=Teacher(trained(Net()).to(device.place), 0.5),
+        ),
+        "sparse": Trainer(
+            sparse, TrainingSection(epochs=2), images=IMAGES, batch_size=16, device=device,
+            on_progress=delayed(sparse, 0.5),
         ),
         "switchable": SwitchableTrainer(
             net_of().to(device.place), section(), images=switchable_images(), batch_size=8, device=device
@@ -98,25 +117,41 @@ def normalised_last() -> nn.Module:
     return nn.Sequential(pooled, nn.Flatten(), nn.Linear(4, 3))
 
 
-def searching(device: Device, **section: Any) -> Any:
+def quantized_net() -> nn.Module:
+    model = trained(Net())  # without dropout, which each process draws anew
+    graph = known_graph(model, SHAPE)
+    made = quantize_fixed(model, graph, {spec.name: LayerBits(3, 4) for spec in graph.layers}, QuantizerChoice())
+    calibrate(made, [inputs()])
+    return made
+
+
+def searching(device: Device, engine: str = "composite", **section: Any) -> Any:
     """A search whose updates are those of all processes."""
-    made = search_trainer(supernet(), **section)
+    made = search_trainer(supernet(engine), **section)
     return type(made)(
         made.supernet.to(device.place), made.section, replace(DATA, batch_size=24), seed=0, label="mine", device=device
     )
 
 
-def trained_stages(device: Device, without: Sequence[str] = ()) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
-    """The losses of each stage's epochs and what it ends with."""
+def trained_stages(
+    device: Device, without: Sequence[str] = (), entered: Callable[[str], object] = lambda stage: None
+) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    """The losses of each stage's epochs and what it ends with; ``entered`` is told of each before it begins."""
     ends: dict[str, tuple[list[float], dict[str, Tensor]]] = {}
+
+    def note(stage: str, made: Any, epochs: Iterator[Any]) -> None:
+        entered(stage)
+        ends[stage] = [record.loss for record in epochs], made.state()[0]
+
     for name, made in trainers(device).items():
         if name not in without:
-            ends[name] = [result.loss for result in made.epochs()], made.state()[0]
+            note(name, made, made.epochs())
     for name, keys in {"warm-up": {}, "sandwich": {"warmup": "sandwich"}}.items():
         warm = searching(device, **keys)
-        ends[name] = [record.loss for record in warm.warmup()], warm.state()[0]
-    theta = searching(device)
-    ends["theta"] = [record.loss for record in theta.search(budget(theta.supernet))], theta.state()[0]
+        note(name, warm, warm.warmup())
+    for name, engine in {"theta": "composite", "branches": "branches"}.items():
+        theta = searching(device, engine)
+        note(name, theta, theta.search(budget(theta.supernet)))
     return ends
 
 
