@@ -13,6 +13,7 @@ import typer
 from dnas.commands.exits import told
 from dnas.commands.options import (
     DetachOption,
+    DeviceOption,
     ExecutorOption,
     JsonOption,
     ProcessesOption,
@@ -39,9 +40,7 @@ def search(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="auto|cpu|cuda|cuda:1|mps|xpu", help="Where to compute.")
-    ] = None,
+    device: DeviceOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
@@ -56,9 +55,8 @@ def search(
     from dnas.commands import launching
 
     overrides = list(setting or [])
-    overrides += [f"device={device}"] if device is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
-    overrides += launching.Crew(workers, executor).overrides
+    overrides += launching.Crew(workers, executor, device).overrides
     if detach:
         from dnas.commands.detaching import search_detached
 
@@ -73,6 +71,7 @@ def search(
 @told
 def resume(
     run: RunArgument,
+    device: DeviceOption = None,
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
@@ -93,7 +92,7 @@ def resume(
         return
     folder = run_folder(run)
     with trusting(folder, trust):
-        launching.resume(folder, launching.Crew(workers, executor), as_json, take_over)
+        launching.resume(folder, launching.Crew(workers, executor, device), as_json, take_over)
 
 
 @commands.command()
@@ -117,6 +116,7 @@ def prune(
             "--set", metavar="KEY=VALUE", help="Override a key of [prune], as in criterion=taylor; repeatable."
         ),
     ] = None,
+    device: DeviceOption = None,
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
@@ -131,7 +131,7 @@ def prune(
         return
     if (assignment is None) == (bits is None):
         raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
-    crew, folder = launching.Crew(workers, executor), run_folder(run)
+    crew, folder = launching.Crew(workers, executor, device), run_folder(run)
     with trusting(folder, trust, setting or []):
         launching.prune(folder, assignment, bits, budget or [], trials, setting or [], crew, as_json, take_over)
 
@@ -150,6 +150,7 @@ def finalise(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of [finalise], as in epochs=20; repeatable."),
     ] = None,
+    device: DeviceOption = None,
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
@@ -162,7 +163,7 @@ def finalise(
 
     if launching.in_processes(nproc_per_node):
         return
-    crew, folder = launching.Crew(workers, executor), run_folder(run)
+    crew, folder = launching.Crew(workers, executor, device), run_folder(run)
     with trusting(folder, trust, setting or []):
         launching.finalise(folder, profiles, setting or [], crew, as_json, take_over)
 
@@ -178,6 +179,7 @@ def train_switchable(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
     ] = None,
+    device: DeviceOption = None,
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     nproc_per_node: ProcessesOption = None,
@@ -188,5 +190,5 @@ def train_switchable(
 
     if launching.in_processes(nproc_per_node):
         return
-    overrides = ['compression="switchable"', *(setting or []), *launching.Crew(workers, executor).overrides]
+    overrides = ['compression="switchable"', *(setting or []), *launching.Crew(workers, executor, device).overrides]
     launching.search(job, overrides, run, as_json)

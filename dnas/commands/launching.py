@@ -41,15 +41,16 @@ Request = PruneRequest | FinaliseRequest
 
 @dataclass(frozen=True)
 class Crew:
-    """Who carries tasks out, as the command line says; the job's own keys where it does not."""
+    """Who carries tasks out, and where, as the command line says; the job's own keys where it does not."""
 
     workers: str | None = None
     executor: str | None = None
+    device: str | None = None
 
     @property
     def overrides(self) -> list[str]:
         """The keys of the job that it replaces."""
-        given = {"workers": self.workers, "executor": self.executor}
+        given = {"workers": self.workers, "executor": self.executor, "device": self.device}
         return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
@@ -155,12 +156,12 @@ def _budget_table(text: str) -> str:
     )
 
 
-def evaluate(folder: Path, assignment: str, split: str, as_json: bool, packed: bool) -> None:
+def evaluate(folder: Path, assignment: str, split: str, device: str | None, as_json: bool, packed: bool) -> None:
     """Measure an assignment of a run, or its float network, once more on the validation or the test split."""
     run = Run.open(folder)
     name = FLOAT if assignment == FLOAT else run.assignment(run.complete_id(assignment)).id
     with open_display(as_json) as display:
-        result = jobs.evaluate_assignment(run, name, split, display.report, packed=packed)
+        result = jobs.evaluate_assignment(run, name, split, display.report, packed=packed, device=device)
     if as_json:
         show_json(result)
         return

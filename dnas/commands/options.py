@@ -59,6 +59,9 @@ ExecutorOption = Annotated[
         "--executor", help="Who carries them out: processes of this machine, a Ray cluster, or Slurm's queue."
     ),
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cpu|cuda|cuda:1|mps|xpu", help="Where to compute.")
+]
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Import what a run that you did not start here names; read it first.")
 ]

@@ -13,6 +13,7 @@ import typer
 
 from dnas.commands.exits import WRONG_INPUT, told
 from dnas.commands.options import (
+    DeviceOption,
     ExecutorOption,
     JsonOption,
     RunArgument,
@@ -123,6 +124,7 @@ def rank(
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Epochs of fine-tuning each; by default as the job says.")
     ] = None,
+    device: DeviceOption = None,
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
     trust: TrustOption = False,
@@ -131,7 +133,7 @@ def rank(
     """Tell how well the supernet ranks: its loss beside what fine-tuning makes of assignments of equal cost."""
     from dnas.commands import launching, rank_view
 
-    crew, folder = launching.Crew(workers, executor), run_folder(run)
+    crew, folder = launching.Crew(workers, executor, device), run_folder(run)
     with trusting(folder, trust):
         rank_view.rank(folder, budget, assignments, epochs, crew, as_json)
 

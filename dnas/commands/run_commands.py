@@ -12,6 +12,7 @@ import typer
 
 from dnas.commands.exits import told
 from dnas.commands.options import (
+    DeviceOption,
     Engine,
     JsonOption,
     Kind,
@@ -203,6 +204,7 @@ def evaluate(
     runtime: Annotated[
         Engine, typer.Option(help="What runs the net: PyTorch, or its packed file in integer arithmetic.")
     ] = Engine.torch,
+    device: DeviceOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -211,4 +213,4 @@ def evaluate(
 
     folder = run_folder(run)
     with trusting(folder, trust):
-        launching.evaluate(folder, assignment, split.value, as_json, runtime is Engine.packed)
+        launching.evaluate(folder, assignment, split.value, device, as_json, runtime is Engine.packed)

@@ -116,14 +116,15 @@ def _sentence(error: Exception) -> str:
 
 
 def evaluate_assignment(
-    run: Run, assignment_id: str, split: str, report: Report, *, packed: bool = False
+    run: Run, assignment_id: str, split: str, report: Report, *, packed: bool = False, device: str | None = None
 ) -> dict[str, Any]:
     """Measure an assignment of a run, over its seeds, or its ``float`` network again, on ``val`` or ``test``.
 
-    With ``packed`` in integer arithmetic, from the packed file of each seed's net.
+    With ``packed`` in integer arithmetic, from the packed file of each seed's net. ``device`` replaces that of the job.
     """
     assignment = None if assignment_id == FLOAT else run.assignment(assignment_id)
-    context = JobContext(load_job(run.job_file()), run, report)
+    overrides = [] if device is None else [f"device={device}"]
+    context = JobContext(load_job(run.job_file(), overrides), run, report)
     job = context.job
     images = {"val": job.data.val, "test": job.data.test}.get(split)
     if images is None:

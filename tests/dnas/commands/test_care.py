@@ -217,6 +217,18 @@ def test_what_reads_nets_works_after_clean(copied: Path, tmp_path: Path) -> None
         assert dnas(words[0], copied, *words[1:]).exit_code == 0
 
 
+def test_a_run_is_worked_on_where_the_command_says(copied: Path) -> None:
+    """As a run that was made on a GPU is where there is none, or on another one."""
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    search = Run.open(copied).load_front().points[0].assignment
+    for words in (["evaluate", "float"], ["prune", search], ["finalise"], ["rank"]):
+        told = dnas(words[0], copied, *words[1:], "--device", "cuda:7")
+        assert (told.exit_code, "device = 'cuda:7' is not here; PyTorch finds cpu" in told.stderr) == (2, True), words
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+    here, anywhere = (dnas("evaluate", copied, "float", *words).stdout for words in (["--device", "cpu"], []))
+    assert here == anywhere
+
+
 @pytest.mark.slow  # several trainings
 def test_every_command_works_after_clean(copied: Path, tmp_path: Path) -> None:
     junk(copied)

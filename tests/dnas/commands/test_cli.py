@@ -389,10 +389,12 @@ def test_export(finished: Path) -> None:
 
 
 def test_evaluate(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engines: list[bool] = []
+    engines: list[tuple[bool, str | None]] = []
 
-    def measured(run: Run, name: str, split: str, report: Callable[[Any], None], packed: bool) -> dict[str, Any]:
-        engines.append(packed)
+    def measured(
+        run: Run, name: str, split: str, report: Callable[[Any], None], packed: bool, device: str | None
+    ) -> dict[str, Any]:
+        engines.append((packed, device))
         return {
             "assignment": name,
             "split": split,
@@ -407,8 +409,8 @@ def test_evaluate(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = dnas("evaluate", "digits", "search", "--split", "test").stdout
     assert shown == "search-1 on test: 50.00 ± 1.00 % top-1, 25.00 ± 2.00 % f1 (2 seeds, 360 images)\n"
     assert json.loads(dnas("evaluate", "digits", "search", "--json").stdout)["split"] == "val"
-    dnas("evaluate", "digits", "search", "--runtime", "packed")
-    assert engines == [False, False, True]
+    dnas("evaluate", "digits", "search", "--runtime", "packed", "--device", "cpu")
+    assert engines == [(False, None), (False, None), (True, "cpu")]
     assert "did you mean 'search-1'?" in refused("evaluate", "digits", "seerch-1")
 
 
