@@ -128,8 +128,8 @@ def _zeros(shape: Sequence[Any], model: nn.Module) -> Tensor:
     sides = (1, *(int(side) for side in shape))
     try:
         return torch.zeros(sides, device=parameter.device, dtype=parameter.dtype)
-    except (RuntimeError, TypeError) as error:  # sides that overflow, or an allocator of some device
-        raise InputError(f"an input of shape {sides[1:]} does not fit into memory; give a smaller one") from error
+    except (RuntimeError, TypeError):  # sides that overflow, or an allocator of some device
+        raise InputError(f"an input of shape {sides[1:]} does not fit into memory; give a smaller one") from None
 
 
 def signature_of(call: Call, model: nn.Module) -> Signature | None:
