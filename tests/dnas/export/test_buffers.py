@@ -364,3 +364,4 @@ def test_a_net_that_chooses_by_its_values_is_folded(tmp_path: Path) -> None:
     graph = read_graph(model, SHAPE)
     assignment = assignment_of(graph, same_bits(graph, 4, 8), QuantizerChoice())
     save_packed(tmp_path / "a", apply(model, assignment).eval(), graph, assignment)
+    assert (tmp_path / "a").exists()

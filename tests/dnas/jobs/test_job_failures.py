@@ -102,33 +102,42 @@ def model():
 """
 
 
-def hungry(settings: tuple[str, ...], *stages: str) -> None:
-    """Carry a job out whose network finds too little memory in one stage after the other, and that goes on each time.
+def hungry(settings: tuple[str, ...], *stages: str) -> list[str]:
+    """What is told of a job whose network finds too little memory in one stage after the other, and goes on each time.
 
     A stage stands with the kind of error.
     """
     Path("hungry.py").write_text(HUNGRY_MODEL)
     Path("hungry_in").write_text(stages[0])
-    told = sentence(search((*settings, "model.source=hungry:model", "model.arguments={}")), code=1)
-    for number, stage in enumerate(stages):
+    told = [sentence(search((*settings, "model.source=hungry:model", "model.arguments={}")), code=1)]
+    for stage in stages[1:]:
         Path("hungry_in").write_text(stage)
-        told = told if number == 0 else sentence(dnas("resume", "run"), code=1)
-        assert f"cpu has too little memory for the stage {stage.split()[0]} at data.batch_size = 32; free some" in told
-        assert "--set data.batch_size=16" in told
+        told.append(sentence(dnas("resume", "run"), code=1))
     Path("hungry_in").write_text("nowhere class")
-    assert dnas("resume", "run").exit_code == 0
+    return told
+
+
+def too_little(stage: str) -> str:
+    return f"cpu has too little memory for the stage {stage} at data.batch_size = 32; free some"
 
 
 def test_too_little_memory_is_told_with_the_stage_and_what_to_lower(smaller_settings: tuple[str, ...]) -> None:
     """In training, calibration and measuring, by the class that PyTorch has for it and by words."""
-    hungry(smaller_settings, "pretrain class", "search host", "measure mps", "test cublas")
+    told = hungry(smaller_settings, "pretrain class", "search host", "measure mps", "test cublas")
+    for stage, each in zip(("pretrain", "search", "measure", "test"), told, strict=True):
+        assert too_little(stage) in each
+        assert "--set data.batch_size=16" in each
+    assert dnas("resume", "run").exit_code == 0
 
 
 @pytest.mark.whole
 def test_nothing_that_was_asked_for_is_lost_where_memory_ends(smaller_settings: tuple[str, ...]) -> None:
     more = "controls.ilp=true", "prune.enabled=true", 'prune.budgets=[{size_bytes="60%"}]', "prune.trials=2"
     own = *more, "finalise.enabled=true", "finalise.epochs=1", 'finalise.profiles=["w4a4","search-1"]'
-    hungry((*smaller_settings, *own), "controls class", "prune mps", "finalise cublas")
+    told_of = hungry((*smaller_settings, *own), "controls class", "prune mps", "finalise cublas")
+    for stage, told in zip(("controls", "prune", "finalise"), told_of, strict=True):
+        assert too_little(stage) in told
+    assert dnas("resume", "run").exit_code == 0
     Path("hungry_in").write_text("command class")
     commands = {"measuring search-1": ("evaluate", "run", "search-1"), "measuring float": ("evaluate", "run", "float")}
     commands |= {"sensitivities": ("sensitivity", "run", "--measured")}

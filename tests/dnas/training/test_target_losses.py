@@ -113,3 +113,5 @@ def test_what_only_other_pairs_give_is_no_fault() -> None:
     images = torch.rand(20, *SHAPE)
     means = images.mean((1, 2, 3))[:, None].expand(-1, 3).contiguous()
     rehearsed(Paired(), TargetImages.of(HeldItems(images, means)), network=Means())
+    with pytest.raises(InputError, match=r"the loss of task Paired is -inf for image \d+ of the training images"):
+        rehearsed(Paired(), TargetImages.of(HeldItems(images, means.flip(0))), network=Means())
