@@ -101,7 +101,11 @@ def test_a_stopped_measurement_tells_how_to_go_on_and_does(
     out, times = tmp_path / "t.json", tmp_path / "t.unfinished.json"
     arguments = ("zoo:tiny_resnet", "--runtime", "torch", "--out", str(out))
     begun = stopped_at(monkeypatch, 3, number)
-    code, _, error = bench(*arguments, *FAST)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
+    try:
+        code, _, error = bench(*arguments, *FAST)
+    finally:
+        signal.signal(signal.SIGINT, before)
     words = f"interrupted; what was timed is kept in {times}, and the same command goes on with it"
     assert (code, error.splitlines()[-1], len(begun)) == (exit_code, words, 3)
     assert [path.name for path in tmp_path.iterdir()] == [times.name]
