@@ -18,7 +18,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from scipy.stats import kendalltau
+
 from benchmarks.finetuning import front_of
+from results.events import Judged
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.pools import pools
 from results.run.folder import Run
@@ -132,6 +135,29 @@ def chosen(runs: Sequence[Run]) -> Iterator[str]:
     yield f"proposed what was chosen: {dict(count)}"
 
 
+def judging(runs: Sequence[Run]) -> Iterator[str]:
+    """Where what each source proposes ranks in the first round, and how far the second round agrees with it."""
+    ranks: dict[str, list[float]] = defaultdict(list)
+    agreement = []
+    for run in runs:
+        rounds: dict[str, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+        for event in run.journal.events():
+            if isinstance(event, Judged) and event.loss is not None:
+                _, pool, source = event.proposal.split("-", 2)
+                rounds[pool][event.round][source] = event.loss
+        for losses in rounds.values():
+            for rank, source in enumerate(sorted(losses[1], key=lambda name: losses[1][name]), start=1):
+                ranks[source.rstrip("0123456789-")].append(rank / len(losses[1]))
+            both = [(losses[1][source], loss) for source, loss in losses[2].items() if source in losses[1]]
+            if len(both) > 2:
+                agreement.append(float(kendalltau(*zip(*both, strict=True)).statistic))
+    for source, found in sorted(ranks.items(), key=lambda item: sum(item[1]) / len(item[1])):
+        yield f"{source}: in the best {sum(found) / len(found):.0%} of a pool in the mean ({len(found)} proposals)"
+    if agreement:
+        mean = sum(agreement) / len(agreement)
+        yield f"tau of both rounds: {mean:.2f} in the mean, {min(agreement):.2f} to {max(agreement):.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("proof", choices=PROOFS)
@@ -148,7 +174,7 @@ def main() -> None:
             settings = [*PROOFS[options.proof], *options.set, f"seed={seed}", f"name={folder.name}"]
             fronts.append(front_of(JOB, folder, settings))
             runs.append(Run.open(folder))
-            print(*tables(fronts), *spent(fronts), *chosen(runs), sep="\n", flush=True)
+            print(*tables(fronts), *spent(fronts), *chosen(runs), *judging(runs), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
