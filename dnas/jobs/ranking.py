@@ -19,7 +19,7 @@ from dnas.jobs.planning import read_budgets
 from dnas.jobs.resources import memory_told, resources_of
 from dnas.jobs.sensitivity import digest
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer, start_files
-from dnas.jobs.stages.search import WARMUP
+from dnas.jobs.stages.search_names import WARMUP
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import fixed_copy

@@ -26,7 +26,7 @@ from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.evidence import sensitivity_tasks, settle
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
 from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
-from dnas.jobs.stages.search import THETA, proposal_id, search_labels
+from dnas.jobs.stages.search_names import THETA, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.search.budgets import in_search_order
 from dnas.search.learning import Seen

@@ -12,7 +12,8 @@ from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED
-from dnas.jobs.stages.search import WARMUP, NetSearch, search_labels
+from dnas.jobs.stages.net_search import NetSearch
+from dnas.jobs.stages.search_names import WARMUP, search_labels
 from dnas.search.pool import Proposal, Widths
 from dnas.search.ranking import loss_by_batch
 from dnas.search.refinement import ROUNDS, refined

@@ -17,8 +17,8 @@ from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext
 from dnas.jobs.run import evaluate_assignment
 from dnas.jobs.stages.measure import Measurer
+from dnas.jobs.stages.net_search import NetSearch
 from dnas.jobs.stages.pruning import removal_orders
-from dnas.jobs.stages.search import NetSearch
 from dnas.quantization.layers import QuantizedLayer
 from dnas.training.task import CLASSIFICATION
 from dnas.training.trainer import evaluate
