@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from results.events import Event, Trial, TrialResult
+from results.events import Event, Trial
 from results.pareto import hypervolume
+from results.scored import TrialResult
 from results.units import amount_text, scaled_unit
 
 BAYESIAN, RANDOM = "bayesian", "random"

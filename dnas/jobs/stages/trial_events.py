@@ -7,7 +7,8 @@ from dataclasses import replace
 from bayesopt.trials import PruningTrial
 from dnas.jobs.log import RunLog
 from dnas.training.trainer import Measurement
-from results.events import Trial, TrialResult
+from results.events import Trial
+from results.scored import TrialResult
 
 BAYESIAN, RANDOM = "bayesian", "random"
 _DIGITS = 6

@@ -14,10 +14,9 @@ from results.events import (
     Judged,
     Measured,
     Note,
-    Proposal,
     Trial,
-    TrialResult,
 )
+from results.scored import Proposal, TrialResult
 from results.tracking.scalars import scalars_of
 
 EVENTS: list[tuple[Event, dict[str, float], int]] = [
