@@ -6,8 +6,9 @@ started again. With --read nothing is trained: what is finished is told::
     OMP_NUM_THREADS=1 python -m benchmarks.proof weights|activations|paper|resnet56 runs/proof [--seeds 3] [--read] \
         --set 'data.root="FOLDER with train/ and test/"' 'model.checkpoint="resnet20-12fca82f.th"'
 
+The search is the best on validation of its finalists, the "better program" that of both programs, by the same images.
 Uniform widths stand at a budget twice: the widest that meet it, and the narrowest that cost no less. The best control
-is the one of the best mean over the seeds among both programs, the mean of the random draws, and both uniform ones.
+is the one of the best mean over the seeds among the programs, the mean of the random draws, and both uniform ones.
 "Taken" is what a job tells its user to take: whatever within the budget is best on validation.
 """
 
@@ -50,8 +51,8 @@ PROOFS: dict[str, tuple[str, ...]] = {
     # Another net at one budget; its own checkpoint is to be set.
     "resnet56": ("model.source=zoo:resnet56", "search.budgets=[{size_bytes='6.6%'}]", "controls.uniform=[2]"),
 }
-WITHIN, ABOVE, TAKEN = "uniform within", "uniform above", "taken"
-CONTROLS = (ILP, MEASURED_ILP, RANDOM, WITHIN, ABOVE)
+WITHIN, ABOVE, TAKEN, PROGRAMS = "uniform within", "uniform above", "taken", "better program"
+CONTROLS = (ILP, MEASURED_ILP, PROGRAMS, RANDOM, WITHIN, ABOVE)
 ARMS = (SEARCH, TAKEN, *CONTROLS)
 
 Scores = dict[str, list[float]]
@@ -82,7 +83,10 @@ def arms(front: ParetoFront, budget: str, limits: Mapping[str, float]) -> dict[s
             found[point.kind].append(point)
     uniform = sorted((point for point in front.points if point.kind == UNIFORM), key=lambda point: point.size_bytes)
     met = [point for point in front.points if all(point.cost(name) <= limit for name, limit in limits.items())]
-    found[TAKEN] = [max(met, key=lambda point: point.gain)]
+    programs = [*found[ILP], *found[MEASURED_ILP]]
+    for arm, among in {SEARCH: found[SEARCH], PROGRAMS: programs, TAKEN: met}.items():
+        if among:
+            found[arm] = [max(among, key=lambda point: point.gain)]
     within = [point for point in uniform if point in met]
     above = [point for point in uniform if all(point.cost(name) >= limit for name, limit in limits.items())]
     return {**found, **({WITHIN: within[-1:]} if within else {}), **({ABOVE: above[:1]} if above else {})}
@@ -130,7 +134,7 @@ def chosen(runs: Sequence[Run]) -> Iterator[str]:
         for pool in pools(run.journal.events(), run.assignments()):
             yield f"{run.name}: {pool.sentence}"
             for each in pool.candidates:
-                if each.chosen:
+                if each.became == pool.search:
                     count.update(source.rstrip("0123456789-") for source in each.sources)
     yield f"proposed what was chosen: {dict(count)}"
 

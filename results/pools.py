@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 
 from results.events import Decoded, Event, Judged, Pool
 from search_spaces.assignments import BitAssignment
+from search_spaces.provenance import SEARCH
 
 OF_THETA = ("theta", "draw-", "search-", "refined-", "learned-")
 """How sources begin that are the search's: its likeliest, its draws, other budgets' likeliest, what it refined.
@@ -20,14 +21,15 @@ All others are free."""
 class Candidate:
     """One proposal of a pool: all that proposed it, what it costs, and how it was judged in each of its rounds.
 
-    ``supernet_loss`` is its loss in the supernet, where that was measured.
+    ``became`` is the assignment under whose name it was chosen, if it was. ``supernet_loss`` is its loss in the
+    supernet, where that was measured.
     """
 
     id: str
     sources: tuple[str, ...]
     costs: Mapping[str, float]
     rounds: tuple[Judged, ...]
-    chosen: bool = False
+    became: str | None = None
     supernet_loss: float | None = None
 
     @property
@@ -48,7 +50,7 @@ class BudgetPool:
     @property
     def sentence(self) -> str:
         """What was chosen, and what that adds to the best of what was free."""
-        chosen = next((each for each in self.candidates if each.chosen), None)
+        chosen = next((each for each in self.candidates if each.became == self.search), None)
         start = f"{self.search}, budget {self.budget}: "
         if chosen is None:
             return f"{start}nothing is chosen yet"
@@ -93,7 +95,7 @@ def pools(events: Iterable[Event], assignments: Mapping[str, BitAssignment]) -> 
     for event in events:
         if isinstance(event, Judged):
             judged.setdefault(event.proposal, {})[event.round] = event
-    made_of = {event.assignment: event.run for event in events if isinstance(event, Decoded)}
+    became = {event.run: event.assignment for event in events if isinstance(event, Decoded) and event.kind == SEARCH}
     found = {}
     for pool in (event for event in events if isinstance(event, Pool)):
         known = [assignments[name] for name in pool.proposals if name in assignments]
@@ -103,7 +105,7 @@ def pools(events: Iterable[Event], assignments: Mapping[str, BitAssignment]) -> 
                 tuple(pool.proposals[each.id]),
                 {name: each.cost[name] for name in ("size_bytes", *each.provenance.limits) if name in each.cost},
                 tuple(judged.get(each.id, {})[number] for number in sorted(judged.get(each.id, {}))),
-                made_of.get(pool.run) == each.id,
+                became.get(each.id),
                 pool.supernet.get(each.id),
             )
             for each in known

@@ -115,7 +115,7 @@ def _pool_json(pool: BudgetPool) -> dict[str, Any]:
                 "losses": [judged.loss for judged in each.rounds],
                 "errors": [judged.standard_error for judged in each.rounds],
                 "texts": [judged_text(judged) for judged in each.rounds],
-                "chosen": each.chosen,
+                "chosen": each.became is not None,
             }
             for each in ranked
         ],

@@ -25,7 +25,8 @@ def pool_json(pool: BudgetPool) -> dict[str, Any]:
                 "costs": dict(each.costs),
                 "supernet_loss": each.supernet_loss,
                 "rounds": [_round_json(judged) for judged in each.rounds],
-                "chosen": each.chosen,
+                "chosen": each.became is not None,
+                "became": each.became,
             }
             for each in pool.candidates
         ],
@@ -50,7 +51,7 @@ def render_pool(pool: BudgetPool) -> PlainTable:
     for number in range(1, count + 1):
         epochs = next(each.rounds[number - 1].epochs for each in pool.candidates if len(each.rounds) >= number)
         table.add_column(f"loss, {epochs} epoch{'s' if epochs > 1 else ''}", right=True)
-    table.add_column("chosen")
+    table.add_column("chosen as")
     for each in sorted(pool.candidates, key=_place):
         told = [judged_text(judged) for judged in each.rounds]
         table.add_row(
@@ -60,8 +61,8 @@ def render_pool(pool: BudgetPool) -> PlainTable:
             *([_loss_text(each.supernet_loss)] if in_supernet else []),
             *told,
             *[""] * (count - len(told)),
-            "yes" if each.chosen else "",
-            style="bold" if each.chosen else "",
+            each.became or "",
+            style="bold" if each.became else "",
         )
     return table
 

@@ -26,7 +26,7 @@ from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.evidence import sensitivity_tasks, settle
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
 from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
-from dnas.jobs.stages.search_names import THETA, proposal_id, search_labels
+from dnas.jobs.stages.search_names import THETA, finalist_id, proposal_id, search_labels
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.search.budgets import in_search_order
 from dnas.search.learning import Seen
@@ -65,7 +65,8 @@ class Choose(Stage):
         labels = search_labels(self.job, pruned=False)
         others = [name for name in before.handed if not any(name.startswith(proposal_id(each, "")) for each in labels)]
         known = replace(before, sensitivities=before.sensitivities | self._kinds)
-        return known.handing([*labels, *others])
+        finalists = [finalist_id(label, place) for label in labels for place in range(self.section.finalists)]
+        return known.handing([*finalists, *others])
 
     def work(self, before: Foreseen) -> Work:
         """Every budget, as if no two proposals were equal; the sensitivities that no control went by."""
@@ -85,7 +86,7 @@ class Choose(Stage):
         """Choose for every budget; with ``search.monotone`` none is wider than that of a larger budget."""
         plan, monotone = self.job.plan, self.job.config.search.monotone
         labels = search_labels(self.job, pruned=False)
-        chosen: dict[str, BitAssignment] = {}
+        chosen: dict[str, list[BitAssignment]] = {}
         settle(self.context, self._kinds)
         self._seen = []
         bound: Widths | None = None
@@ -97,9 +98,9 @@ class Choose(Stage):
             if monotone:
                 proposed |= self._begun(pools.of([label], bound))
             chosen[label] = self._chosen(label, budget, self._judged_once(label, pools, proposed[label], bound))
-            bound = plan.space.pairs_of(chosen[label].layers) if monotone else None
+            bound = plan.space.pairs_of(chosen[label][0].layers) if monotone else None
         others = [found for found in findings.found if found.provenance.kind != PROPOSAL]
-        findings.found = [*(chosen[label] for label in labels), *others]
+        findings.found = [*(each for label in labels for each in chosen[label]), *others]
 
     def _begun(self, pools: dict[str, list[Proposed]]) -> dict[str, list[Proposed]]:
         """The pools, whose first rounds begin."""
@@ -157,18 +158,20 @@ class Choose(Stage):
         left = [each for each in pool if (each.id, number) not in known]
         self.context.tasks.announce(self._task(each, number, epochs) for each in left)
 
-    def _chosen(self, label: str, budget: Budget, judged: dict[str, list[Judged]]) -> BitAssignment:
-        """The best of a pool by successive halving after its first round, saved under the name of its search."""
+    def _chosen(self, label: str, budget: Budget, judged: dict[str, list[Judged]]) -> list[BitAssignment]:
+        """The best of a pool by successive halving after its first round, saved under names of its search."""
         left = [self.log.run.assignment(name) for name in judged]
         for number, (count, epochs) in enumerate(rounds(len(judged), self.section), start=1):
             left = left[:count]
             self._judge(left, number, epochs, judged)
             left.sort(key=lambda each: mean_loss(judged[each.id]))  # stable: of equal ones the first in the pool
-        best = left[0]
-        made = Provenance(kind=SEARCH, run=best.id)
-        self.log.tell_once([_sentence(label, best.id, judged, len(judged), len(self.job.search_data.theta))])
+        self.log.tell_once([_sentence(label, left[0].id, judged, len(judged), len(self.job.search_data.theta))])
         self.log.tell_once(_ranked(label, self._supernet_losses(label), judged))
-        return self.log.keep(label, best.layers, made, budget)
+        finalists = enumerate(left[: self.section.finalists])
+        return [
+            self.log.keep(finalist_id(label, place), each.layers, Provenance(kind=SEARCH, run=each.id), budget)
+            for place, each in finalists
+        ]
 
     def _supernet_losses(self, label: str) -> Mapping[str, float]:
         return {k: v for event in self.log.events(Pool) if event.run == label for k, v in event.supernet.items()}

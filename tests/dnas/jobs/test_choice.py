@@ -36,6 +36,7 @@ CHOOSING = (
     "pretrain.epochs=1",
     "choice.refined=2",
     "choice.learned=2",
+    "choice.finalists=2",
     "space.activation_bits=[8]",
     "space.weight_bits=[1,2,4,8]",
     "search.budgets=[{size_bytes='10%'},{size_bytes='8%'}]",
@@ -110,6 +111,30 @@ def test_the_chosen_was_judged_no_worse_than_anything_over_the_rounds_of_both(ru
         assert chosen.provenance.kind == "search"
 
 
+def test_the_finalists_are_the_best_of_the_last_round_and_each_is_measured_in_full(run: Run) -> None:
+    front = {point.assignment: point for point in run.load_front().points}
+    for pool in pools_of(run):
+        by_round = judged_by_round(run, pool)
+        last = sorted(
+            by_round[max(by_round)], key=lambda name: mean_loss([by_round[n][name] for n in sorted(by_round)])
+        )
+        finalists = [run.assignment(name) for name in (pool.run, f"{pool.run}-2")]
+        assert [each.provenance.run for each in finalists] == last[:2]
+        assert [each.pairs for each in finalists] == [run.assignment(name).pairs for name in last[:2]]
+        for each in finalists:
+            assert front[each.id].budget == run.assignment(pool.run).provenance.budget
+            assert front[each.id].kind == "search"
+            assert front[each.id].val.n == 1
+        assert f"{pool.run}-3" not in front
+
+
+def test_finalists_of_which_none_bounds_the_next_budget_are_refused(toy: Job) -> None:
+    with pytest.raises(
+        InputError, match=r"choice\.finalists = 2 with search\.monotone = true.* set choice\.finalists = 1"
+    ):
+        toy("choice.enabled=true", "choice.finalists=2", "search.monotone=true", "search.budgets=[{size_bytes='10%'}]")
+
+
 def test_every_control_of_a_budget_is_in_its_pool_once_and_all_meet_it(run: Run) -> None:
     found = run.assignments()
     for pool in pools_of(run):
@@ -148,7 +173,17 @@ def test_no_image_that_judges_is_trained_on_or_reported(
 
 def test_controls_keep_their_own_training_and_rows_and_proposals_have_none(run: Run) -> None:
     points = {point["assignment"]: point for point in json.loads((run.folder / "front.json").read_text())["points"]}
-    expected = {"search-1", "search-2", "uniform-2", "ilp-1", "ilp-2", "measured-ilp-1", "measured-ilp-2"}
+    expected = {
+        "search-1",
+        "search-1-2",
+        "search-2",
+        "search-2-2",
+        "uniform-2",
+        "ilp-1",
+        "ilp-2",
+        "measured-ilp-1",
+        "measured-ilp-2",
+    }
     random = {f"random-{number}-{draw}" for number in (1, 2) for draw in (1, 2)}
     assert set(points) == expected | random | {"sampled-1-epoch2-1", "sampled-2-epoch2-1"}
     assert not [path.name for path in (run.folder / "checkpoints").iterdir() if path.name.startswith("pool-")]
@@ -224,18 +259,19 @@ def test_a_pool_is_shown_with_what_was_free_and_what_the_search_adds(run: Run) -
     result = CliRunner().invoke(app, ["show", str(run.folder), "--pool"])
     assert result.exit_code == 0, result.output
     for pool in pools(run.journal.events(), run.assignments()):
-        chosen = next(each for each in pool.candidates if each.chosen)
-        assert sum(each.chosen for each in pool.candidates) == 1
+        chosen = next(each for each in pool.candidates if each.became == pool.search)
+        names = [each.became for each in pool.candidates if each.became]
+        assert sorted(names) == [pool.search, f"{pool.search}-2"]
         assert f"{pool.search}, budget {pool.budget}: {chosen.id} is chosen" in result.stdout
         for each in pool.candidates:
             row = next(line for line in result.stdout.splitlines() if line.startswith(f"{each.id} "))
-            assert row.rstrip().endswith("yes") == each.chosen
+            assert row.split()[-1] == each.became or (not each.became and row.split()[-1] not in names)
             for judged in each.rounds:
                 assert f"{judged.loss:.4f} ±{judged.standard_error:.4f}" in row
     shown = json.loads(CliRunner().invoke(app, ["show", str(run.folder), "--pool", "--json"]).stdout)
     assert [each["search"] for each in shown["pools"]] == ["search-1", "search-2"]
     first = shown["pools"][0]["proposals"][0]
-    assert {"id", "from", "costs", "supernet_loss", "rounds", "chosen"} == set(first)
+    assert {"id", "from", "costs", "supernet_loss", "rounds", "chosen", "became"} == set(first)
     assert f"{first['supernet_loss']:.4f}" in result.stdout
     assert {"round", "epochs", "loss", "standard_error", "top1"} == set(first["rounds"][0])
 
