@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -14,13 +13,11 @@ import torch
 import torchvision
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision.datasets.folder import make_dataset
 
 from dnas.data.checks import check_splits
-from dnas.data.image_files import FolderImages
+from dnas.data.class_folders import class_folders
 from dnas.data.image_sets import DataSplits, MemoryImages, has_classes, stratified_indices
-from dnas.data.loaders import Loaders
-from dnas.data.pool import COLOUR, Pool, Source, SourceOptions, natural_size, no_folder
+from dnas.data.pool import COLOUR, Pool, Source, SourceOptions, no_folder
 from dnas.data.shapes import SIDE
 from dnas.data.target_images import are_structures, held_images
 from dnas.data.target_sources import TARGET_SOURCES
@@ -35,7 +32,6 @@ _TORCHVISION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 _SHAPES = {"mnist": (1, 28), "fashionmnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32)}
 _SHAPES |= dict.fromkeys(("detection-shapes", "segmentation-shapes"), (3, SIDE))
-_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 _DEFAULT_ROOT = Path("data")
 
 
@@ -123,49 +119,6 @@ def _download(source: str, name: str, root: Path) -> None:
         ) from error
 
 
-def _image_folder(options: SourceOptions) -> Pool:
-    """List the files of both splits; a size that is not given is that of the first image if small, else 224."""
-    root = options.root
-    if root is None:
-        raise InputError("dataset 'imagefolder' needs root, the folder that holds train/CLASS/* and test/ or val/")
-    if wrong := no_folder(root):
-        raise InputError(f"dataset 'imagefolder': root '{root}' {wrong}; give the folder that holds train/CLASS/*")
-    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if not (root / "train").is_dir() or test_folder is None:
-        missing = "train/" if test_folder else "test/ or val/"
-        raise InputError(f"dataset 'imagefolder': '{root}' has no folder {missing}")
-    classes, train_paths, train_labels = _list_images(root / "train")
-    test_classes, test_paths, test_labels = _list_images(test_folder)
-    for name in sorted(set(classes) ^ set(test_classes)):
-        holder, other = (root / "train", test_folder) if name in classes else (test_folder, root / "train")
-        raise InputError(f"dataset 'imagefolder': class '{name}' is in '{holder}' but not in '{other}'")
-    size = (options.image_size, options.image_size) if options.image_size else natural_size(train_paths[0])
-    loaders = Loaders(options.workers)
-    train, test = (
-        FolderImages(paths, labels, size, *COLOUR, loaders, options.decoding)
-        for paths, labels in ((train_paths, train_labels), (test_paths, test_labels))
-    )
-    return Pool(train, test, len(classes), tuple(classes))
-
-
-def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:
-    """Return the sorted classes, and the paths with their labels (N,)."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise InputError(f"dataset 'imagefolder': '{folder}' holds no class folders")
-    numbers = {name: number for number, name in enumerate(classes)}
-    found = make_dataset(folder, numbers, is_valid_file=_is_image, allow_empty=True)
-    labels, paths = zip(*sorted((label, path) for path, label in found), strict=True) if found else ((), ())
-    for empty in sorted({*range(len(classes))} - {*labels}):
-        raise InputError(f"dataset 'imagefolder': class folder '{folder / classes[empty]}' holds no images")
-    return classes, paths, torch.tensor(labels)
-
-
-def _is_image(path: str) -> bool:
-    stem, suffix = os.path.splitext(os.path.basename(path))  # noqa: PTH119, PTH122 - a million files
-    return not stem.startswith(".") and suffix.lower() in _IMAGE_SUFFIXES
-
-
 def _called(source: str, function: Callable[[], Any]) -> Pool | DataSplits:
     """Call the user's function and check what it returned."""
     with importable_working_directory():
@@ -242,7 +195,7 @@ SOURCES: Registry[Source] = Registry(
     "dataset",
     {
         "digits": _digits,
-        "imagefolder": _image_folder,
+        "imagefolder": class_folders,
         **TARGET_SOURCES,
         **{name.lower(): partial(_torchvision, name) for name in _TORCHVISION},
     },

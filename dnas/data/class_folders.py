@@ -1,0 +1,60 @@
+"""A folder of images with a folder for every class, as torchvision's ImageFolder reads it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import make_dataset
+
+from dnas.data.image_files import FolderImages
+from dnas.data.loaders import Loaders
+from dnas.data.pool import COLOUR, Pool, SourceOptions, natural_size, no_folder
+from search_spaces.errors import InputError
+
+_IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+
+
+def class_folders(options: SourceOptions) -> Pool:
+    """List the files of both splits; a size that is not given is that of the first image if small, else 224."""
+    root = options.root
+    if root is None:
+        raise InputError("dataset 'imagefolder' needs root, the folder that holds train/CLASS/* and test/ or val/")
+    if wrong := no_folder(root):
+        raise InputError(f"dataset 'imagefolder': root '{root}' {wrong}; give the folder that holds train/CLASS/*")
+    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if not (root / "train").is_dir() or test_folder is None:
+        missing = "train/" if test_folder else "test/ or val/"
+        raise InputError(f"dataset 'imagefolder': '{root}' has no folder {missing}")
+    classes, train_paths, train_labels = _list_images(root / "train")
+    test_classes, test_paths, test_labels = _list_images(test_folder)
+    for name in sorted(set(classes) ^ set(test_classes)):
+        holder, other = (root / "train", test_folder) if name in classes else (test_folder, root / "train")
+        raise InputError(f"dataset 'imagefolder': class '{name}' is in '{holder}' but not in '{other}'")
+    size = (options.image_size, options.image_size) if options.image_size else natural_size(train_paths[0])
+    loaders = Loaders(options.workers)
+    train, test = (
+        FolderImages(paths, labels, size, *COLOUR, loaders, options.decoding)
+        for paths, labels in ((train_paths, train_labels), (test_paths, test_labels))
+    )
+    return Pool(train, test, len(classes), tuple(classes))
+
+
+def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:
+    """Return the sorted classes, and the paths with their labels (N,)."""
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise InputError(f"dataset 'imagefolder': '{folder}' holds no class folders")
+    numbers = {name: number for number, name in enumerate(classes)}
+    found = make_dataset(folder, numbers, is_valid_file=_is_image, allow_empty=True)
+    labels, paths = zip(*sorted((label, path) for path, label in found), strict=True) if found else ((), ())
+    for empty in sorted({*range(len(classes))} - {*labels}):
+        raise InputError(f"dataset 'imagefolder': class folder '{folder / classes[empty]}' holds no images")
+    return classes, paths, torch.tensor(labels)
+
+
+def _is_image(path: str) -> bool:
+    stem, suffix = os.path.splitext(os.path.basename(path))  # noqa: PTH119, PTH122 - a million files
+    return not stem.startswith(".") and suffix.lower() in _IMAGE_SUFFIXES
