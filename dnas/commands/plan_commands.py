@@ -98,6 +98,7 @@ def sensitivity(
         bool, typer.Option("--measured", help="Measure the loss with one decision at a time at fewer bits.")
     ] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: a .png, .svg or .pdf.")] = None,
+    device: DeviceOption = None,
     trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -110,7 +111,7 @@ def sensitivity(
     kind: Literal["hessian", "measured"] = "measured" if measured else "hessian"
     folder = run_folder(subject) if subject is not None and job is None else None
     with nullcontext() if folder is None else trusting(folder, trust):
-        sensitivity_view.sensitivity(subject, folder, job, kind, out, as_json)
+        sensitivity_view.sensitivity(subject, folder, job, kind, out, device, as_json)
 
 
 @commands.command()

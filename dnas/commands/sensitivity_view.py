@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dnas.commands.launching import opened_if_free
+from dnas.commands.launching import Crew, opened_if_free
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import load_job
 from dnas.jobs.sensitivity import job_sensitivities, run_sensitivities
@@ -18,11 +18,18 @@ from search_spaces.sensitivities import Sensitivities, SensitivityKind
 
 
 def sensitivity(
-    subject: str | None, folder: Path | None, job: str | None, kind: SensitivityKind, out: Path | None, as_json: bool
+    subject: str | None,
+    folder: Path | None,
+    job: str | None,
+    kind: SensitivityKind,
+    out: Path | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Show the sensitivities of the run in ``folder``, or those of a network on a job's data (the job's own: None).
 
-    With ``out`` they are drawn as well. Raises :class:`InputError` where neither a run nor a job tells the images.
+    With ``out`` they are drawn as well; ``device`` replaces that of the job. Raises :class:`InputError` where neither a
+    run nor a job tells the images.
     """
     if job is None:
         if folder is None or not any((folder / name).is_file() for name in (JOB, JOURNAL)):
@@ -31,9 +38,9 @@ def sensitivity(
                 "takes, as in: dnas sensitivity MODEL --job digits"
             )
         with opened_if_free(folder, "they are") as run:
-            found = run_sensitivities(run, kind, tell)
+            found = run_sensitivities(run, kind, tell, device)
     else:
-        found = job_sensitivities(load_job(job), subject, kind, tell)
+        found = job_sensitivities(load_job(job, Crew(device=device).overrides), subject, kind, tell)
     if out is not None:
         save_figure(draw_sensitivities(found), out)
     if as_json:

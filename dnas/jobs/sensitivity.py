@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from dnas.jobs.resources import memory_told
 from dnas.jobs.stored_nets import stored_float
 from dnas.search.controls import Evidence
 from dnas.search.measured import single_changes
+from dnas.training.device import deterministic
 from dnas.training.schedules import derived_seed
 from results.run.folder import Run
 from search_spaces.errors import InputError
@@ -141,15 +143,15 @@ def _kept(run: Run, job: Job, evidence: Evidence, kind: SensitivityKind) -> Sens
     return found if found.network == digest(evidence.network) else None
 
 
-def run_sensitivities(run: Run, kind: SensitivityKind, tell: Tell) -> Sensitivities:
+def run_sensitivities(run: Run, kind: SensitivityKind, tell: Tell, device: str | None = None) -> Sensitivities:
     """The sensitivities of a run's float network: those that it keeps, else worked out, and kept if it is writable.
 
-    Raises :class:`InputError` where the run has not pretrained its network yet.
+    ``device`` replaces that of the job. Raises :class:`InputError` where the run has not pretrained its network yet.
     """
-    job = Job.of(load_job(run.job_file()))
+    job = Job.of(load_job(run.job_file(), [] if device is None else [f"device={device}"]))
     check_weights(job, run, run.journal.events())
     stored_float(run, job.network, job.config.pretrain.epochs)  # into the job's own network
-    with memory_told(job, "sensitivities"):
+    with _working(job):
         return JobSensitivities(job, run, tell, Progress(lambda event: None)).evidence.found(kind)
 
 
@@ -160,10 +162,19 @@ def job_sensitivities(config: JobConfig, source: str | None, kind: SensitivityKi
     job = Job.of(config)
     if not config.model.checkpoint and config.pretrain.epochs:
         tell(f"note: {config.model.source} is not trained first: these are of the weights that it comes with")
-    with memory_told(job, "sensitivities"):
+    with _working(job):
         found = evidence_of(job).found(kind)
     tell(found.told)
     return found
+
+
+@contextmanager
+def _working(job: Job) -> Iterator[None]:
+    """As a job works them out: exact and with the threads it asks for, and too little memory told."""
+    if job.config.threads:
+        torch.set_num_threads(job.config.threads)
+    with deterministic(job.config.deterministic), memory_told(job, "sensitivities"):
+        yield
 
 
 def digest(network: nn.Module) -> str:

@@ -221,7 +221,7 @@ def test_a_run_is_worked_on_where_the_command_says(copied: Path) -> None:
     """As a run that was made on a GPU is where there is none, or on another one."""
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     search = Run.open(copied).load_front().points[0].assignment
-    for words in (["evaluate", "float"], ["prune", search], ["finalise"], ["rank"]):
+    for words in (["evaluate", "float"], ["prune", search], ["finalise"], ["rank"], ["sensitivity"]):
         told = dnas(words[0], copied, *words[1:], "--device", "cuda:7")
         assert (told.exit_code, "device = 'cuda:7' is not here; PyTorch finds cpu" in told.stderr) == (2, True), words
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before

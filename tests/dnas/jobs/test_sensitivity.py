@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dnas.commands.cli import app
+from dnas.config.file import dump_job
 from dnas.config.job import JobConfig
 from dnas.jobs import sensitivity
 from dnas.jobs.context import JobContext
@@ -149,3 +151,25 @@ def test_the_command_wants_a_run_or_a_job(tmp_path: Path, monkeypatch: pytest.Mo
         result = CliRunner().invoke(app, ["sensitivity", *words])
         assert result.exit_code == 2
         assert "--job" in result.stderr
+
+
+def test_the_command_computes_where_it_says_and_as_exactly_as_the_job(
+    smaller: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, exact = tmp_path / "job.toml", list[bool]()
+    config: JobConfig = smaller("deterministic=true")
+    job.write_text(dump_job(config))
+    with Run.create(tmp_path / "run", dump_job(config), {}):
+        pass
+    for words in (["--job", str(job)], [str(tmp_path / "run")]):
+        result = CliRunner().invoke(app, ["sensitivity", *words, "--device", "cuda:7"])
+        assert (result.exit_code, "device = 'cuda:7' is not here; PyTorch finds cpu" in result.stderr) == (2, True)
+
+    def worked(evidence: sensitivity.Evidence) -> Sensitivities:
+        exact.append(torch.are_deterministic_algorithms_enabled())
+        return Sensitivities(kind="hessian", weight_bits=(), activation_bits=(), weights={}, inputs={}, images=1)
+
+    monkeypatch.setattr(sensitivity.Evidence, "_expected", worked)
+    monkeypatch.setattr(Sensitivities, "told", "")
+    result = CliRunner().invoke(app, ["sensitivity", "--job", str(job), "--device", "cpu", "--json"])
+    assert (result.exit_code, exact) == (0, [True]), result.output
