@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ from search_spaces.options import read_capability
 
 ROOT = Path(__file__).parent.parent
 DIGITS = 300  # of 1,797: what the pages train on
+PACKAGES = ("dnas", "search_spaces", "results", "bayesopt")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # The default job, as small as it can be and still leave every file that docs/file-formats.md reads.
@@ -75,6 +78,12 @@ def all_blocks(*languages: str) -> list[object]:
 def pages_with(language: str) -> list[object]:
     found = [page for page in PAGES if any(block.language == language for block in blocks(page))]
     return [pytest.param(page, id=page.name) for page in found]
+
+
+def modules_with_examples() -> list[str]:
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    shown = [path.relative_to(ROOT) for path in paths if ">>> " in path.read_text(encoding="utf-8")]
+    return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in shown]
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -141,6 +150,13 @@ def test_python_blocks_run(
             # Blank lines in front, so that a traceback names the line of the page.
             exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", modules_with_examples())
+def test_examples_in_docstrings_give_what_they_show(module: str) -> None:
+    result = doctest.testmod(import_module(module))
+    assert result.attempted
+    assert not result.failed
 
 
 @pytest.mark.parametrize("block", all_blocks("toml"))

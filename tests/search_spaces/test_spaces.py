@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,22 @@ from torch import Tensor, nn
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
 from search_spaces.fields import LAYER_KINDS
+from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import resnet20
 from search_spaces.network.graph import LAYER_TYPES, read_graph
 from search_spaces.options import SpaceOptions, read_capability
 from search_spaces.spaces import PrecisionSpace, build_space
+from tests.known import known_graph
 from tests.toys import SHAPE, Net, SharedWeight, Unwatchable
 
-GRAPH = read_graph(Net(), SHAPE)
-RESNET20 = read_graph(resnet20(), (3, 32, 32))
+
+@cache
+def resnet20_graph() -> LayerGraph:
+    return read_graph(resnet20(), (3, 32, 32))
 
 
 def space(**options: Any) -> PrecisionSpace:
-    return build_space(GRAPH, SpaceOptions(**options))
+    return build_space(known_graph(Net(), SHAPE), SpaceOptions(**options))
 
 
 def layers_of(space: PrecisionSpace) -> list[tuple[str, ...]]:
@@ -69,15 +74,15 @@ def test_a_group_that_fits_nothing_is_refused() -> None:
 
 
 def test_resnet20_has_nine_block_decisions_named_after_their_blocks() -> None:
-    blocks = build_space(RESNET20, SpaceOptions(granularity="block", weight_bits=(0, 4, 8)))
+    blocks = build_space(resnet20_graph(), SpaceOptions(granularity="block", weight_bits=(0, 4, 8)))
     assert [d.name for d in blocks.decisions] == [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
     assert all(d.layers == (f"{d.name}.conv1", f"{d.name}.conv2") for d in blocks.decisions)
     assert [d.branch.terminal for d in blocks.decisions if d.branch] == [f"{d.name}.bn2" for d in blocks.decisions]
 
 
 def test_a_group_pattern_joins_the_layers_below_each_module_it_fits() -> None:
-    by_block = build_space(RESNET20, SpaceOptions(groups=("layer*.?",)))
-    by_stage = build_space(RESNET20, SpaceOptions(groups=("layer?",)))
+    by_block = build_space(resnet20_graph(), SpaceOptions(groups=("layer*.?",)))
+    by_stage = build_space(resnet20_graph(), SpaceOptions(groups=("layer?",)))
     assert ([len(d.layers) for d in by_block.decisions], [d.name for d in by_stage.decisions]) == (
         [2] * 9,
         ["layer1", "layer2", "layer3"],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
-import torch_pruning
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import densenet
@@ -109,6 +109,7 @@ def test_the_layers_of_every_group_are_those_of_torch_pruning(name: str) -> None
 
 
 def _torch_pruning_groups(network: nn.Module, example: Tensor) -> set[frozenset[str]]:
+    torch_pruning = import_module("torch_pruning")  # a third of a second, and timm with it
     kinds = (nn.Conv2d, nn.Linear)
     names = {module: name for name, module in network.named_modules()}
     found = torch_pruning.DependencyGraph().build_dependency(network, example)
