@@ -61,10 +61,11 @@ class SupernetTrainer:
         self.supernet, self.section, self.data, self.teacher = supernet, section, data, teacher
         self.seed, self.label, self.device = seed, label, Device.of(device)
         self.sandwich = Sandwich(supernet.table, budgets, section.sandwich_samples)
-        self.device.lay_out(supernet)
+        beside = [teacher.network] if teacher else []
+        self.device.lay_out(supernet, *beside)
         self.weights = Updates(supernet.network, section, self.device.processes)
         self.theta = Updates(supernet.theta, theta_optimization(section), self.device.processes)
-        self.passes = Passes(supernet.network, self.device, beside=[teacher.network] if teacher else [])
+        self.passes = Passes(supernet.network, self.device, beside=beside)
         self.epoch = 0
 
     def warmup(self, report: StepReport | None = None) -> Iterator[EpochRecord]:

@@ -81,17 +81,17 @@ class Device:
         """Inside, the forward pass and the loss of a training step compute in this precision."""
         return torch.autocast(self.place.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def lay_out(self, network: nn.Module) -> None:
+    def lay_out(self, *networks: nn.Module) -> None:
         """Bring the weights of 2-D convolutions to this memory format, in place; their values stay."""
-        for parameter in network.parameters() if self.channels_last else ():
+        for parameter in (p for network in networks for p in network.parameters()) if self.channels_last else ():
             if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                parameter.data = _channels_last(parameter.data)
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) on this device in its memory format."""
         if not self.channels_last or x.ndim != 4:
             return x
-        return x.contiguous(memory_format=torch.channels_last)
+        return _channels_last(x)
 
     @contextmanager
     def own_randomness(self, seed: int) -> Iterator[None]:
@@ -102,6 +102,16 @@ class Device:
         with randomness_kept(self.place):
             torch.manual_seed(seed + self.processes.rank)
             yield
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The tensor (N, C, H, W) with its channels last, of one channel too: of it both formats are the same memory.
+
+    PyTorch takes that for the other format, and a network of grey images would begin with it.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    _, channels, height, width = x.shape
+    return x.as_strided(x.shape, (channels * height * width, 1, channels * width, channels))
 
 
 def randomness_kept(place: torch.device) -> AbstractContextManager:

@@ -203,9 +203,9 @@ class Trainer:
         self.network, self.section, self.images = network, section, image_set(images)
         self.batch_size, self.augmentation = batch_size, augmentation
         self.seed, self.label, self.device = seed, label, Device.of(device)
-        self.device.lay_out(network)
-        self.updates = Updates(network, section, self.device.processes)
         beside = [teacher.network] if teacher else []
+        self.device.lay_out(network, *beside)
+        self.updates = Updates(network, section, self.device.processes)
         self.passes = Passes(network, self.device, recordable=on_progress is None, beside=beside)
         self.damping = Damping(network, section, self.device.place)
         self.epoch = 0

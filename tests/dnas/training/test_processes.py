@@ -133,25 +133,27 @@ def searching(device: Device, engine: str = "composite", **section: Any) -> Any:
     )
 
 
+def stages(device: Device) -> Iterator[tuple[str, Any, Iterator[Any]]]:
+    """The name of each stage, its trainer, and its epochs, which are trained as they are asked for."""
+    for name, made in trainers(device).items():
+        yield name, made, made.epochs()
+    for name, keys in {"warm-up": {}, "sandwich": {"warmup": "sandwich"}}.items():
+        warm = searching(device, **keys)
+        yield name, warm, warm.warmup()
+    for name, engine in {"theta": "composite", "branches": "branches"}.items():
+        theta = searching(device, engine)
+        yield name, theta, theta.search(budget(theta.supernet))
+
+
 def trained_stages(
     device: Device, without: Sequence[str] = (), entered: Callable[[str], object] = lambda stage: None
 ) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     """The losses of each stage's epochs and what it ends with; ``entered`` is told of each before it begins."""
     ends: dict[str, tuple[list[float], dict[str, Tensor]]] = {}
-
-    def note(stage: str, made: Any, epochs: Iterator[Any]) -> None:
-        entered(stage)
-        ends[stage] = [record.loss for record in epochs], made.state()[0]
-
-    for name, made in trainers(device).items():
-        if name not in without:
-            note(name, made, made.epochs())
-    for name, keys in {"warm-up": {}, "sandwich": {"warmup": "sandwich"}}.items():
-        warm = searching(device, **keys)
-        note(name, warm, warm.warmup())
-    for name, engine in {"theta": "composite", "branches": "branches"}.items():
-        theta = searching(device, engine)
-        note(name, theta, theta.search(budget(theta.supernet)))
+    for stage, made, epochs in stages(device):
+        if stage not in without:
+            entered(stage)
+            ends[stage] = [record.loss for record in epochs], made.state()[0]
     return ends
 
 
