@@ -11,8 +11,9 @@ from results.events import Decoded, Event, Judged, Pool
 from search_spaces.assignments import BitAssignment
 from search_spaces.provenance import SEARCH
 
-OF_THETA = ("theta", "draw-", "search-", "refined-", "learned-")
-"""How sources begin that are the search's: its likeliest, its draws, other budgets' likeliest, what it refined.
+OF_THETA = ("theta", "draw-", "search-", "refined-", "learned-", "supernet-")
+"""How sources begin that are the search's: its likeliest, its draws, other budgets' likeliest, what it refined or
+learned, and whatever starts from its supernet's weights.
 
 All others are free."""
 

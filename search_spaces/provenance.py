@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -42,7 +42,8 @@ class Provenance(Record):
     """What an assignment is: its ``kind``, the ``run`` (a search, say) that gave it, the budget it was made for.
 
     ``budget`` is the budget as written, ``limits`` are its figures by cost. ``parent`` is the assignment that this
-    one was made from, by removing filters or bits, ``net`` the switchable net that it is a profile of.
+    one was made from, by removing filters or bits, ``net`` the switchable net that it is a profile of. ``start`` says
+    what its fine-tuning starts from, where a choice took other weights than the job's ``finetune.start``.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -55,6 +56,7 @@ class Provenance(Record):
     quantizer: Quantizers = Field(default_factory=Quantizers)
     parent: str | None = None
     net: str | None = None
+    start: Literal["supernet"] | None = None
 
     @property
     def source(self) -> str | None:

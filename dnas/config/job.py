@@ -210,6 +210,7 @@ class ChoiceSection(Section):
     epochs: AtLeastOne = Field(default=1, description="Epochs of fine-tuning in the first round, on the images that train the weights of the search; twice as many in each further one. Judged is the loss on the images of θ, `search.theta_fraction` of the training data.")  # fmt: skip
     rounds: Annotated[int, Field(ge=1, le=16)] = Field(default=2, description="Rounds of successive halving: the better half of a pool, by the mean loss over all rounds so far, goes on to the next round; the best of the last one is chosen.")  # fmt: skip
     finalists: Annotated[int, Field(ge=1, le=100)] = Field(default=1, description="So many of the best of the last round are fine-tuned in full and measured on validation, which tells the one to take: the best as `search-N`, the next as `search-N-2` and so on.")  # fmt: skip
+    from_supernet: bool = Field(default=False, description="Whether finalists are judged from the weights of the warm supernet too, and of both the better go on. At few bits these are far ahead in a short fine-tuning, at many behind; they have the updates of the warm-up behind them, which controls have not.")  # fmt: skip
 
 
 class PruneSection(Section):
@@ -355,6 +356,11 @@ class JobConfig(Section):
             raise ValueError(
                 f"choice.finalists = {self.choice.finalists} with search.monotone = true: a larger budget could not be "
                 "as wide as each of them; set choice.finalists = 1"
+            )
+        if self.chooses and self.choice.from_supernet and self.finetune.start != "pretrained":
+            raise ValueError(
+                f"choice.from_supernet chooses between the float network's weights and the supernet's, and "
+                f"finetune.start = '{self.finetune.start}' has chosen already; set one of them"
             )
         if self.space.pairing == "pairs" and not self.space.pairs:
             raise ValueError("space.pairing = 'pairs' needs space.pairs")

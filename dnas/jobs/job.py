@@ -189,15 +189,16 @@ def _check_widths(config: JobConfig, plan: Plan, choice: QuantizerChoice) -> Non
 
 def _check_start(config: JobConfig) -> None:
     """Refuse fine-tuning from a supernet that has no weights to give."""
-    if config.finetune.start != "supernet":
+    key = "finetune.start = 'supernet'" if config.finetune.start == "supernet" else "choice.from_supernet"
+    if config.finetune.start != "supernet" and not (config.chooses and config.choice.from_supernet):
         return
     if config.search.engine != "composite":
         raise InputError(
-            "finetune.start = 'supernet' needs search.engine = 'composite': of many branches none is the net's own; "
-            "use finetune.start = 'pretrained' or 'fresh'"
+            f"{key} needs search.engine = 'composite': of many branches none is the net's own; use "
+            "finetune.start = 'pretrained' or 'fresh', and choice.from_supernet = false"
         )
     if not config.search.warmup_epochs:
-        raise InputError("finetune.start = 'supernet' needs search.warmup_epochs of at least 1")
+        raise InputError(f"{key} needs search.warmup_epochs of at least 1")
 
 
 def load_network(config: JobConfig) -> LoadedModel:

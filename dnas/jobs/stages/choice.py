@@ -9,32 +9,23 @@ reported is of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from dnas.config.job import ChoiceSection
 from dnas.execution.tasks import JobTask
-from dnas.jobs.context import JobContext, Place
-from dnas.jobs.job import Job
-from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work, in_all, times
+from dnas.jobs.context import JobContext
+from dnas.jobs.progress import Work, in_all, times
 from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.evidence import sensitivity_tasks, settle
-from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer
+from dnas.jobs.stages.judging import CHOICE, checkpoint_name, judged_after, judging_work, measuring_units, rounds
+from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
 from dnas.jobs.stages.search_names import THETA, finalist_id, proposal_id, search_labels
-from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.search.budgets import in_search_order
 from dnas.search.learning import Seen
 from dnas.search.pool import Widths
 from dnas.search.ranking import LEAST_ASSIGNMENTS, rank_correlation
-from dnas.training.processes import ALONE
-from dnas.training.schedules import derived_seed
-from dnas.training.trainer import Trainer, measure
 from results.events import Judged, Pool
 from results.pools import mean_loss
 from results.run.layout import checkpoint_file
@@ -44,9 +35,7 @@ from search_spaces.costs.budgets import Budget
 from search_spaces.provenance import PROPOSAL, SEARCH, Provenance
 from search_spaces.sensitivities import SensitivityKind
 
-CHOICE = "choice"
-PARTS = 32
-"""Of the images that judge; their losses give the standard error."""
+FROM_SUPERNET = "supernet-"
 
 
 class Choose(Stage):
@@ -165,34 +154,56 @@ class Choose(Stage):
             left = left[:count]
             self._judge(left, number, epochs, judged)
             left.sort(key=lambda each: mean_loss(judged[each.id]))  # stable: of equal ones the first in the pool
+        left = left[: self.section.finalists]
+        if self.section.from_supernet:
+            left = self._from_either(label, left, judged)
         self.log.tell_once([_sentence(label, left[0].id, judged, len(judged), len(self.job.search_data.theta))])
         self.log.tell_once(_ranked(label, self._supernet_losses(label), judged))
-        finalists = enumerate(left[: self.section.finalists])
         return [
-            self.log.keep(finalist_id(label, place), each.layers, Provenance(kind=SEARCH, run=each.id), budget)
-            for place, each in finalists
+            self.log.keep(finalist_id(label, place), each.layers, _chosen_from(each), budget)
+            for place, each in enumerate(left)
         ]
+
+    def _from_either(
+        self, label: str, best: Sequence[BitAssignment], judged: dict[str, list[Judged]]
+    ) -> list[BitAssignment]:
+        """As many as ``best`` of these and of the same bits from the supernet's weights, judged in the same rounds."""
+        *_, pool = (event for event in self.log.events(Pool) if event.run == label)
+        told = dict(pool.proposals)
+        both = list(best)
+        for each in best:
+            source = f"{FROM_SUPERNET}{told[each.id][0]}"
+            made = Provenance(kind=PROPOSAL, run=source, start="supernet")
+            budget = search_labels(self.job, pruned=False)[label]
+            other = self.log.keep(proposal_id(label, source), each.layers, made, budget)
+            told[other.id] = (source,)
+            both.append(other)
+        if told != dict(pool.proposals):
+            self.log.write(pool.model_copy(update={"proposals": told, "time": None}))
+        for number in range(1, max(1, len(judged[best[0].id])) + 1):
+            self._judge(both, number, self.section.epochs * 2 ** (number - 1), judged)
+        return sorted(both, key=lambda each: mean_loss(judged[each.id]))[: len(best)]
 
     def _supernet_losses(self, label: str) -> Mapping[str, float]:
         return {k: v for event in self.log.events(Pool) if event.run == label for k, v in event.supernet.items()}
 
     def _judged(self, proposal: BitAssignment, number: int, epochs: int) -> Judged:
         """A proposal after its fine-tuning in one round; journaled."""
-        checkpoint = _checkpoint(proposal.id, number)
+        checkpoint = checkpoint_name(proposal.id, number)
         for known in self.log.events(Judged):
             if (known.proposal, known.round) == (proposal.id, number):
                 self.log.run.delete_checkpoint(checkpoint)  # a kill may have come before it was
-                self.context.progress.recall(_judging(self.job, epochs))
+                self.context.progress.recall(judging_work(self.job, epochs))
                 return known
         told = self.context.outcome(self._task(proposal, number, epochs))
         judged = Judged(proposal=proposal.id, round=number, epochs=epochs, **told)
         self.log.write(judged)
         self.log.run.delete_checkpoint(checkpoint)
-        self.context.progress.step(CHOICE, _measuring(self.job), stage=CHOICE, run=proposal.id, round=number)
+        self.context.progress.step(CHOICE, measuring_units(self.job), stage=CHOICE, run=proposal.id, round=number)
         return judged
 
     def _task(self, proposal: BitAssignment, number: int, epochs: int) -> JobTask:
-        name, work = _checkpoint(proposal.id, number), sum(_judging(self.job, epochs).values())
+        name, work = checkpoint_name(proposal.id, number), sum(judging_work(self.job, epochs).values())
         inputs = {"proposal": proposal.to_json(), "epochs": epochs}
         return JobTask(
             f"{CHOICE} {name}",
@@ -213,80 +224,15 @@ class Choose(Stage):
 
     def _work(self, count: int) -> Work:
         """Work of choosing from so many proposals."""
-        works = [times(left, _judging(self.job, epochs)) for left, epochs in rounds(count, self.section)]
+        section = self.section
+        works = [times(left, judging_work(self.job, epochs)) for left, epochs in rounds(count, section)]
+        if section.from_supernet:
+            works += [times(section.finalists, judging_work(self.job, epochs)) for _, epochs in rounds(count, section)]
         return in_all(*works)
 
 
-def judged_after(context: JobContext, seed: int, proposal: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """Train a proposal on the images of the weights, in the round of that number; returns what the judges say of it."""
-    job, assignment = context.job, BitAssignment.from_json(proposal)
-    network = Measurer(context).fixed(assignment, 0)
-    trainer = Trainer(
-        network,
-        job.config.finetune.model_copy(update={"epochs": epochs}),
-        images=job.search_data.weights,
-        batch_size=job.config.data.batch_size,
-        augmentation=job.augmentation,
-        seed=derived_seed(job.config.seed, seed),
-        label=CHOICE,  # the same for all of a round
-        device=job.device,
-        teacher=job.teacher,
-        task=job.task,
-    )
-    units = TRAIN_QUANTIZED * len(job.search_data.weights)
-    checkpoint = _checkpoint(assignment.id, seed)
-    context.train(trainer, Place(CHOICE, assignment.id, checkpoint, CHOICE, units, seed, validates=False))
-    recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
-    return judge(job, network.eval())
-
-
-def _checkpoint(proposal: str, number: int) -> str:
-    return f"{proposal}-round{number}"
-
-
-def rounds(count: int, section: ChoiceSection) -> Iterator[tuple[int, int]]:
-    """How many of ``count`` proposals are left in each round, and the epochs of each; one alone needs no round.
-
-    >>> list(rounds(11, ChoiceSection(rounds=3))), list(rounds(1, ChoiceSection()))
-    ([(11, 1), (6, 2), (3, 4)], [])
-    """
-    for number in range(section.rounds):
-        if count < 2:
-            return
-        yield count, section.epochs * 2**number
-        count = math.ceil(count / 2)
-
-
-def judge(job: Job, network: nn.Module) -> dict[str, Any]:
-    """What the images that judge say of a network, as :class:`Judged` holds it."""
-    images = job.search_data.theta
-    sums: list[Tensor] = []
-    counts: list[int] = []
-
-    def gather(loss_sum: Tensor, count: int) -> None:
-        sums.append(loss_sum)
-        counts.append(count)
-
-    # Each of several processes measures them all: the parts are to be known everywhere.
-    alone = replace(job.device, processes=ALONE)
-    measured = measure(network, images, math.ceil(len(images) / PARTS), alone, job.task, gather)
-    losses = (torch.stack(sums).cpu().double() / torch.tensor(counts)).tolist()
-    told: dict[str, Any] = {
-        "metric": measured.metric.name,
-        "score": measured.score if math.isfinite(measured.score) else None,
-    }
-    if math.isfinite(measured.loss):
-        told |= {"loss": measured.loss, "losses": tuple(losses)}
-    return job.device.processes.agreed(told)
-
-
-def _judging(job: Job, epochs: int) -> Work:
-    return {CHOICE: TRAIN_QUANTIZED * len(job.search_data.weights) * epochs + _measuring(job)}
-
-
-def _measuring(job: Job) -> float:
-    images = min(len(job.data.train), BATCHNORM_BATCHES * job.config.data.batch_size)
-    return FORWARD_QUANTIZED * (images + len(job.search_data.theta))
+def _chosen_from(proposal: BitAssignment) -> Provenance:
+    return Provenance(kind=SEARCH, run=proposal.id, start=proposal.provenance.start)
 
 
 def _ranked(label: str, losses: Mapping[str, float], judged: Mapping[str, Sequence[Judged]]) -> list[str]:

@@ -127,7 +127,7 @@ class Measurer:
             return assignment.id
         kept = sorted(kept_rows_of(assignment.layers).items())
         course = self.course_of(assignment)
-        trained = [assignment.provenance.parent, self._start(course), course.epochs]
+        trained = [assignment.provenance.parent, assignment.provenance.start, self._start(course), course.epochs]
         return json.dumps([sorted(assignment.pairs.items()), kept, *trained])
 
     def _start(self, course: Course) -> str | None:
@@ -169,7 +169,7 @@ class Measurer:
         """The files that an assignment is trained from."""
         own = start or assignment.provenance.parent
         from_net = self.net_files(own, seed) if own else ()
-        return (*self.context.reads_float, *start_files(self.job.config.finetune.start), *from_net)
+        return (*self.context.reads_float, *start_files(self._weights_of(assignment)), *from_net)
 
     def net_files(self, name: str, seed: int) -> tuple[str, ...]:
         """The files that :meth:`stored` reads of the assignment of that id, as the run has it now, and a seed."""
@@ -255,10 +255,14 @@ class Measurer:
             return self._requantized(self.stored(self.log.run.assignment(start), seed), assignment)
         if assignment.provenance.parent:
             return self._from_parent(assignment, assignment.provenance.parent, seed)
-        model = self.starting_model(job.config.finetune.start, seed)
+        model = self.starting_model(self._weights_of(assignment), seed)
         network = fixed_copy(model, job.plan.graph, assignment.layers, job.choice).to(job.device.place)
         calibrate(network, job.calibration_images())
         return network
+
+    def _weights_of(self, assignment: BitAssignment) -> str:
+        """What an assignment starts from, as a job file calls it: what was chosen for it, or as all do."""
+        return assignment.provenance.start or self.job.config.finetune.start
 
     def starting_model(self, start: str, seed: int) -> nn.Module:
         """The float network to start from: the job's, the supernet's weights in it, or a new initialization."""

@@ -62,9 +62,11 @@ class Pools:
         if known is None or not set(known.proposals) <= set(log.decoded):
             return None
         self.context.progress.recall(refining_work(self.context, len(known.proposals)))
+        pool = {name: log.run.assignment(name) for name in known.proposals}
         return [
-            Proposed(log.run.assignment(name), sources, known.supernet.get(name))
-            for name, sources in known.proposals.items()
+            Proposed(each, known.proposals[name], known.supernet.get(name))
+            for name, each in pool.items()
+            if not each.provenance.start  # the bits of another, judged once more in the end
         ]
 
     def _with_refined(self, pool: Sequence[Proposal], task: JobTask) -> list[Proposal]:

@@ -19,9 +19,11 @@ from dnas.commands.cli import app
 from dnas.config.file import load_job
 from dnas.config.job import ChoiceSection, JobConfig
 from dnas.jobs.context import JobContext
+from dnas.jobs.job import Job as LoadedJob
 from dnas.jobs.run import run_job
-from dnas.jobs.stages import choice
-from dnas.jobs.stages.choice import judge, rounds
+from dnas.jobs.stages import judging
+from dnas.jobs.stages.judging import judge, rounds
+from dnas.jobs.stages.measure import Measurer
 from results.events import Judged, Pool
 from results.pools import mean_loss, pools
 from results.run.folder import Run
@@ -37,6 +39,7 @@ CHOOSING = (
     "choice.refined=2",
     "choice.learned=2",
     "choice.finalists=2",
+    "choice.from_supernet=true",
     "space.activation_bits=[8]",
     "space.weight_bits=[1,2,4,8]",
     "search.budgets=[{size_bytes='10%'},{size_bytes='8%'}]",
@@ -63,7 +66,7 @@ def run(
     trained_and_judged: dict[str, list[Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:
-    trainer, measure = choice.Trainer, choice.measure
+    trainer, measure = judging.Trainer, judging.measure
 
     def training(*given: Any, **options: Any) -> Any:
         trained_and_judged["trained"].append(options["images"])
@@ -74,8 +77,8 @@ def run(
         return measure(network, images, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice, "Trainer", training)
-        patch.setattr(choice, "measure", measuring)
+        patch.setattr(judging, "Trainer", training)
+        patch.setattr(judging, "measure", measuring)
         return carried_out(toy(*CHOOSING), tmp_path_factory.mktemp("choosing") / "run")
 
 
@@ -104,9 +107,10 @@ def test_the_chosen_was_judged_no_worse_than_anything_over_the_rounds_of_both(ru
             if number == max(by_round):
                 assert losses[chosen.provenance.run] == min(losses.values())
             else:  # whoever was left out was no better than anyone who went on
-                on = by_round[number + 1]
-                assert len(on) == math.ceil(len(judged) / 2)
-                assert max(losses[name] for name in on) <= min(losses[name] for name in set(losses) - set(on))
+                losses = {name: loss for name, loss in losses.items() if not run.assignment(name).provenance.start}
+                on = set(by_round[number + 1]) & set(losses)
+                assert len(on) == math.ceil(len(losses) / 2)
+                assert max(losses[name] for name in on) <= min(losses[name] for name in set(losses) - on)
         assert chosen.pairs == run.assignment(chosen.provenance.run).pairs
         assert chosen.provenance.kind == "search"
 
@@ -128,6 +132,40 @@ def test_the_finalists_are_the_best_of_the_last_round_and_each_is_measured_in_fu
         assert f"{pool.run}-3" not in front
 
 
+def test_finalists_have_the_same_bits_from_the_supernets_weights_beside_them(run: Run, toy: Job) -> None:
+    job_context = JobContext(toy(*CHOOSING), Run.open(run.folder), lambda event: None)
+    warm = run.load_checkpoint("warmup")
+    assert warm is not None
+    for pool in pools_of(run):
+        restarted = [run.assignment(name) for name in pool.proposals if run.assignment(name).provenance.start]
+        assert len(restarted) == 2
+        by_round = judged_by_round(run, pool)
+        for each in restarted:
+            (source,) = pool.proposals[each.id]
+            origin = next(n for n, told in pool.proposals.items() if f"supernet-{told[0]}" == source)
+            assert run.assignment(origin).pairs == each.pairs
+            assert all(each.id in judged and origin in judged for judged in by_round.values())
+            network = Measurer(job_context).fixed(each, 0)
+            name, weight = next((n, p) for n, p in network.named_parameters() if n.endswith("weight") and p.ndim == 4)
+            assert torch.equal(weight, warm[0][f"supernet.network.{name}"])
+        for name in (pool.run, f"{pool.run}-2"):
+            chosen = run.assignment(name)
+            assert chosen.provenance.start == run.assignment(chosen.provenance.run).provenance.start
+
+
+def test_a_start_is_chosen_by_measuring_or_by_the_job(toy: Job) -> None:
+    with pytest.raises(
+        InputError, match=r"choice\.from_supernet chooses .* finetune\.start = 'fresh' has chosen already"
+    ):
+        toy(*CHOOSING, "finetune.start=fresh")
+
+
+@pytest.mark.parametrize("setting", ["search.warmup_epochs=0", "search.engine=branches"])
+def test_without_weights_of_a_supernet_nothing_can_start_from_them(toy: Job, setting: str) -> None:
+    with pytest.raises(InputError, match=r"choice\.from_supernet needs search\."):
+        LoadedJob.of(toy(*CHOOSING, setting))
+
+
 def test_finalists_of_which_none_bounds_the_next_budget_are_refused(toy: Job) -> None:
     with pytest.raises(
         InputError, match=r"choice\.finalists = 2 with search\.monotone = true.* set choice\.finalists = 1"
@@ -146,7 +184,7 @@ def test_every_control_of_a_budget_is_in_its_pool_once_and_all_meet_it(run: Run)
         assert sum(source.startswith("uniform-") for source in sources) == 2
         assert sum(source.startswith("refined-") for source in sources) == 2
         assert sum(source.startswith("learned-") for source in sources) <= 2
-        proposals = [found[name] for name in pool.proposals]
+        proposals = [found[name] for name in pool.proposals if not found[name].provenance.start]
         assert len({tuple(each.pairs.items()) for each in proposals}) == len(proposals)
         for name, proposed in pool.proposals.items():
             assert found[name].provenance.kind == PROPOSAL
@@ -249,7 +287,7 @@ def test_a_proposal_that_is_lost_is_made_again_and_nothing_else(
     )
     before = {path.name: path.read_bytes() for path in (copied / "assignments").iterdir()}
     (copied / "assignments" / f"{lost}.json").unlink()
-    monkeypatch.setattr(choice, "Trainer", None)
+    monkeypatch.setattr(judging, "Trainer", None)
     with Run.open(copied, write=True) as again:
         run_job(toy(*CHOOSING), again, lambda event: None)
     assert {path.name: path.read_bytes() for path in (copied / "assignments").iterdir()} == before

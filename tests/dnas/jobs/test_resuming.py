@@ -35,7 +35,6 @@ def busy(smaller: Job) -> JobConfig:
         "search.weight_updates=epoch",
         "search.sample_every=1",
         "search.samples=1",
-        "finetune.start=supernet",
         "finetune.optimizer=AdamW",
         "finetune.learning_rate=0.002",
         "finetune.averaging=0.9",
@@ -51,6 +50,8 @@ def busy(smaller: Job) -> JobConfig:
         "choice.programs=1",
         "choice.refined=1",
         "choice.learned=1",
+        "choice.finalists=2",
+        "choice.from_supernet=true",
         "search.budgets=[{size_bytes='12%'}]",
     )
 
