@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from dnas.export import unpack
 from dnas.jobs import planning, run
+from dnas.latency import measure
 from dnas.quantization import conversion
 from dnas.quantization.proof import check_twin
 from dnas.search import supernet
@@ -18,7 +21,7 @@ from dnas.switchable import net
 from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
 
-_CLASSES = ("torch.nn.modules.", "search_spaces.models.zoo", "tests.toys", "tests.packed_nets")
+_CLASSES = ("torch.nn.modules.", "search_spaces.models.zoo", "tests.")
 _OF_EVERY_MODULE = vars(nn.Module())
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 
@@ -77,8 +80,11 @@ def remembering() -> Iterator[None]:
     """Let jobs, nets and packed files remember. Who calls :func:`read_graph` itself reads anew."""
     prove = once(check_twin)
     with pytest.MonkeyPatch.context() as patch:
-        for reader in (planning, unpack, conversion):
+        for reader in (planning, unpack, conversion, measure):
             patch.setattr(reader, "read_graph", known_graph)
         for prover in (run, conversion, supernet, net):
             patch.setattr(prover, "check_twin", prove)
+        # PyTorch lists what it can write anew for each file: half of the time that a small net takes.
+        listing = import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        patch.setattr(listing, "from_torchlib", staticmethod(cache(listing.from_torchlib)))
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from search_spaces.layers import LayerGraph
+from search_spaces.network.graph import read_graph
 from tests.packed_nets import statistics
 from tests.toys import seeded
 
@@ -132,6 +135,12 @@ def network(kind: str) -> nn.Module:
     for name, part in parts.items():
         model.add_module(name, part)
     return statistics(model)
+
+
+@cache
+def graph_of(kind: str) -> LayerGraph:
+    """What is read of that network, which reading leaves as it is."""
+    return read_graph(network(kind), SHAPE)
 
 
 def name_of(kind: str) -> str:

@@ -30,8 +30,8 @@ from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.quantizers import integer_grid
 from results.packed.file import DEFAULT_PROFILE, PackedFile, read_packed
 from search_spaces.errors import InputError
-from search_spaces.network.graph import read_graph
 from tests.dnas.switchable.test_net import NESTED, assignments, net_of, pruned
+from tests.known import known_graph
 from tests.packed_nets import (
     CASES,
     assignment_of,
@@ -81,7 +81,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 def packed_layer(path: Path, layer: nn.Module, shape: tuple[int, ...], bits: Any, choice: QuantizerChoice) -> Any:
     """One layer alone as a quantized net, with clips and gains that are no round numbers, and its file."""
     model = nn.Sequential(layer)
-    graph = read_graph(model, shape or (layer.in_features,))  # type: ignore[arg-type]
+    graph = known_graph(model, shape or (layer.in_features,))  # type: ignore[arg-type]
     entries = same_bits(graph, *bits)
     network: Any = quantize_fixed(model, graph, entries, choice)
     generator = seeded(bits[0] + 20 * bits[1])
@@ -132,7 +132,7 @@ def test_all_pairs_of_widths_with_zero_padding(tmp_path: Path, family: tuple[str
     torch.manual_seed(activation_bits)
     layer, choice = nn.Conv2d(2, 4, 3, padding=2, stride=2, groups=2), QuantizerChoice(*family, per_channel=True)
     model = nn.Sequential(layer)
-    graph = read_graph(model, (2, 5, 5))
+    graph = known_graph(model, (2, 5, 5))
     x = torch.randn(1, 2, 5, 5, dtype=torch.float64)
     for weight_bits in range(1 + (activation_bits + FAMILIES.index(family)) % 2, 9, 2):
         entries = same_bits(graph, weight_bits, activation_bits)

@@ -25,7 +25,7 @@ from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import read_graph
 from tests.exported_nets import export_onnx
-from tests.made_weights import KINDS, SHAPE, images, name_of, network
+from tests.made_weights import KINDS, graph_of, images, name_of, network
 from tests.packed_nets import assignment_of
 
 NESTED = QuantizerChoice("nested", "pact")
@@ -33,8 +33,7 @@ NESTED = QuantizerChoice("nested", "pact")
 
 def trained_net(kind: str, bits: tuple[int, int]) -> tuple[nn.Module, LayerGraph, BitAssignment]:
     """A fixed net after a step of training."""
-    model = network(kind)
-    graph = read_graph(model, SHAPE)
+    model, graph = network(kind), graph_of(kind)
     layers = {name: LayerBits(*bits, spec.out_channels) for name, spec in graph.by_name.items()}
     net = quantize_fixed(model, graph, layers)
     calibrate(net, [images()])
@@ -76,8 +75,7 @@ def test_a_loaded_net_multiplies_with_what_the_saved_one_did(kind: str, bits: tu
 @pytest.mark.whole
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_switchable_net_shares_what_weights_are_made_of(kind: str, tmp_path: Path) -> None:
-    model = network(kind)
-    graph = read_graph(model, SHAPE)
+    model, graph = network(kind), graph_of(kind)
     profiles = {
         name: assignment_of(graph, {n: LayerBits(bits, 4, s.out_channels) for n, s in graph.by_name.items()}, NESTED)
         for name, bits in {"wide": 4, "narrow": 2}.items()

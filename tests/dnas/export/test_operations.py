@@ -19,7 +19,7 @@ from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from results.packed.file import read_packed
 from search_spaces.errors import InputError
 from search_spaces.models.dense_zoo import tiny_ssd
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.packed_nets import CASES, assignment_of, inputs_for, packed_net, same_bits, statistics
 from tests.toys import seeded
 
@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 def packed(path: Path, function: Callable[[Tensor], Tensor], bits: tuple[int, int] = (32, 32)) -> tuple[Any, Any, Any]:
     torch.manual_seed(3)
     model, choice = statistics(Between(function)), QuantizerChoice()
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     entries = same_bits(graph, *bits)
     network = quantize_fixed(model, graph, entries, choice).eval()
     save_packed(path, network, graph, assignment_of(graph, entries, choice), choice)
@@ -184,5 +184,5 @@ class Split(nn.Module):
 
 def test_detectors_are_told_and_what_is_only_named_like_one_is_not() -> None:
     for network, is_detector in ((tiny_ssd(width=4, size=32).eval(), True), (Split().eval(), False)):
-        found = operations_of(network, read_graph(network, (3, 32, 32)), {}, {})
+        found = operations_of(network, known_graph(network, (3, 32, 32)), {}, {})
         assert ("a detector chooses its boxes by the values" in found.get("refused", "")) == is_detector

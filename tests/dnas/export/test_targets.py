@@ -33,8 +33,8 @@ from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
 from search_spaces.models.zoo import tiny_resnet
-from search_spaces.network.graph import read_graph
 from tests.exported_nets import fixed_net
+from tests.known import known_graph
 from tests.packed_nets import assignment_of, inputs_for
 from tests.toys import seeded
 
@@ -72,7 +72,7 @@ def tiny(
 ) -> StoredNet:
     """The zoo's tiny ResNet with these widths, one layer after the other."""
     model, choice = tiny_model(), QuantizerChoice(weights, inputs, per_channel=per_channel)
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     pairs = [bits[at % len(bits)] for at in range(len(graph.layers))]
     layers = {s.name: LayerBits(*pair, s.out_channels) for s, pair in zip(graph.layers, pairs, strict=True)}
     network = quantize_fixed(model, graph, layers, choice)
@@ -278,7 +278,7 @@ def test_two_layers_that_read_one_tensor(tmp_path: Path, runtime: str, bits: tup
     """OpenVINO moves strides in front of DequantizeLinear, and forgets a Clip where two quantizers read one tensor."""
     torch.manual_seed(1)
     model, shape = Downsampled().eval(), (3, 12, 12)
-    graph, choice = read_graph(model, shape), QuantizerChoice("lsq", "pact", per_channel=True)
+    graph, choice = known_graph(model, shape), QuantizerChoice("lsq", "pact", per_channel=True)
     entries = {"first": bits[0], "shortcut": bits[1]}
     layers = {s.name: LayerBits(8, entries.get(s.name, 8), s.out_channels) for s in graph.layers}
     x = torch.randn(6, *shape, generator=seeded(3))

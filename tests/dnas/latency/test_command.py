@@ -19,9 +19,9 @@ from dnas.latency.shapes import shapes_by_layer
 from search_spaces.costs.latency import read_table
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.models.zoo import tiny_resnet
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions, read_capability
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 
 FAST = ("--rounds", "3", "--nets", "2")
 
@@ -40,7 +40,7 @@ def test_what_is_written_prices_a_space(tmp_path: Path) -> None:
     table, capability = read_table(out), tmp_path / "t.capability.json"
     assert (table.runtime, table.threads, table.model, len(table.checked)) == ("torch", 1, "zoo:tiny_resnet", 2)
     assert read_capability(capability) == {"*": ((32, 32),)}
-    graph = read_graph(tiny_resnet(), table.input_shape)
+    graph = known_graph(tiny_resnet(), table.input_shape)
     ends = {"first_layer": "search", "last_layer": "search"}
     space = build_space(graph, SpaceOptions((8, 32), (8, 32), capability=str(capability), **ends))
     costs = CostTable(graph, space, build_costs(latency=out))
@@ -112,7 +112,7 @@ def test_a_stopped_measurement_tells_how_to_go_on_and_does(
     begun = stopped_at(monkeypatch, 0, number)
     assert bench(*arguments, *FAST)[0] == 0
     network = tiny_resnet()
-    shapes = set(shapes_by_layer(network, read_graph(network, (1, 8, 8))).values())
+    shapes = set(shapes_by_layer(network, known_graph(network, (1, 8, 8))).values())
     assert len(begun) == len(shapes) + 3 - 2  # uniform nets, those that calibrate and those that check; two are known
     assert {path.name for path in tmp_path.iterdir()} == {"t.json", "t.capability.json"}
 

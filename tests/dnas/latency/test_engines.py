@@ -18,7 +18,7 @@ from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
 from search_spaces.layers import LayerSpec
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.toys import SHAPE, Net
 
 
@@ -63,7 +63,7 @@ def test_a_missing_runtime_is_told_with_the_command_that_installs_it(
 def test_nets_of_other_widths_and_filters_come_from_one_base(name: str) -> None:
     torch.manual_seed(0)
     model = Net(channels=16).eval()
-    maker = NetMaker(model, read_graph(model, SHAPE))
+    maker = NetMaker(model, known_graph(model, SHAPE))
     load, image = ENGINES[name].loader(maker.stored(maker.uniform(EIGHT)), Place()), maker.images[:1].numpy()
     mixed = maker.uniform(EIGHT) | {"first": LayerBits(32, 32)}
     group = maker.graph.channels.groups[0]
@@ -86,12 +86,12 @@ def test_a_layer_alone_with_fewer_inputs_comes_from_the_base_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, layer: nn.Conv2d, name: str
 ) -> None:
     """And from no export of its own, which takes seconds."""
-    (spec,) = read_graph(nn.Sequential(layer), (16, 6, 6)).layers
+    (spec,) = known_graph(nn.Sequential(layer), (16, 6, 6)).layers
     shape = shape_of(spec, layer)
     nets = []
     for inputs, filters in shape.sizes(True, True):
         net = Alone(shape.module(inputs, filters), shape, inputs).eval()
-        maker = NetMaker(net, read_graph(net, small_input(shape, inputs)))
+        maker = NetMaker(net, known_graph(net, small_input(shape, inputs)))
         layers = maker.uniform(EIGHT) | {"entry": LayerBits(32, 32, inputs)}
         nets.append((maker.stored(layers), maker.images[:1].numpy()))
     monkeypatch.setattr(templates, "exported", None)
@@ -123,13 +123,13 @@ def test_the_processor_has_a_name() -> None:
     ],
 )
 def test_a_layer_alone_is_the_layer_of_the_network(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    (spec,) = read_graph(nn.Sequential(layer), shape).layers
+    (spec,) = known_graph(nn.Sequential(layer), shape).layers
     found = shape_of(spec, layer)
     assert (found.inputs, found.filters) in found.sizes(True, True)
     assert repr(found.module(found.inputs, found.filters)) == repr(layer)
     for inputs, filters in found.sizes(True, True):
         net = Alone(found.module(inputs, filters), found, inputs).eval()
-        own = {s.name: s for s in read_graph(net, small_input(found, inputs)).layers}[LAYER]
+        own = {s.name: s for s in known_graph(net, small_input(found, inputs)).layers}[LAYER]
         whole = (inputs, filters) == (found.inputs, found.filters)
         assert not whole or _sized(own) == _sized(spec)
         assert own.macs * found.inputs * found.filters == pytest.approx(
@@ -154,7 +154,7 @@ def test_pruned_sizes_are_whole_multiples() -> None:
 def test_the_layer_that_is_timed_has_the_widths() -> None:
     shape = LayerShape("Conv2d", 16, 16, 1, (("kernel_size", (3, 3)), ("padding", (1, 1))), (16, 6, 6), False)
     net = Alone(shape.module(16, 16), shape, 16).eval()
-    graph = read_graph(net, (16, 6, 6))
+    graph = known_graph(net, (16, 6, 6))
     assert [spec.name for spec in graph.layers] == ["entry", LAYER]
     layers = {"entry": LayerBits(32, 32), LAYER: LayerBits(8, 8)}
     stored = NetMaker(net, graph).stored(layers)

@@ -22,7 +22,7 @@ from search_spaces.errors import InputError
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import LayerGraph, LayerSpec
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 
 SHAPE = (3, 8, 8)
 SPEED = {FLOAT: 1.0, EIGHT: 0.4, (4, 4): 0.4, (8, 32): 1.1}
@@ -108,7 +108,7 @@ def table_of(
 def measured() -> tuple[LayerGraph, LatencyTable, list[float]]:
     shares: list[float] = []
     network = Net().eval()
-    graph = read_graph(network, SHAPE)
+    graph = known_graph(network, SHAPE)
     table = table_of(network, graph, Known(), Effort(rounds=3, nets=10, checks=12), shares)
     return graph, table, shares
 
@@ -147,7 +147,7 @@ def test_widths_that_give_nothing_are_told_and_left_out(measured: tuple[LayerGra
 
 def test_a_narrower_width_that_is_faster_is_measured_too() -> None:
     network, engine = Net().eval(), Known(narrower=((4, 4),))
-    graph = read_graph(network, SHAPE)
+    graph = known_graph(network, SHAPE)
     before = SPEED[4, 4]
     SPEED[4, 4] = 0.2
     try:
@@ -189,7 +189,7 @@ def test_the_network_is_left_alone() -> None:
     network = Net().eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     engine = replace(Known(), narrower=())
-    graph = read_graph(network, SHAPE)
+    graph = known_graph(network, SHAPE)
     measure_table(network, graph, engine, Place(), model="m", effort=Effort(3, 2, 2), clock=lambda: engine.now[0])
     assert not network.training
     assert all((value == before[name]).all() for name, value in network.state_dict().items())
@@ -197,7 +197,7 @@ def test_the_network_is_left_alone() -> None:
 
 def test_a_stopped_measurement_goes_on_to_the_table_of_one_that_was_not(tmp_path: Path) -> None:
     network, effort, keep = Net().eval(), Effort(rounds=3, nets=3, checks=9), tmp_path / "times.json"
-    graph, whole = read_graph(network, SHAPE), Known()
+    graph, whole = known_graph(network, SHAPE), Known()
     uninterrupted = table_of(network, graph, whole, effort, [])
     loaded, shares = 0, list[float]()
     for stops_at in (9, 30, 0):
@@ -216,20 +216,20 @@ def test_a_stopped_measurement_goes_on_to_the_table_of_one_that_was_not(tmp_path
 def test_times_of_another_network_or_of_other_rounds_are_not_taken_over(tmp_path: Path) -> None:
     network, effort, keep = Net().eval(), Effort(rounds=3, nets=2, checks=2), tmp_path / "times.json"
     with pytest.raises(KeyboardInterrupt):
-        table_of(network, read_graph(network, SHAPE), Known(stops_at=9), effort, [], keep)
+        table_of(network, known_graph(network, SHAPE), Known(stops_at=9), effort, [], keep)
     kept = keep.read_bytes()
     circular = Net().eval()
     circular.first = nn.Conv2d(32, 32, 3, 1, 1, padding_mode="circular").eval()
     others = [(network, replace(effort, rounds=4), "rounds = 3, which is 4 here"), (circular, effort, "layers = ")]
     for other, own, told in others:
         with pytest.raises(InputError, match=told):
-            table_of(other, read_graph(other, SHAPE), Known(), own, [], keep)
+            table_of(other, known_graph(other, SHAPE), Known(), own, [], keep)
     assert keep.read_bytes() == kept
 
 
 def test_a_machine_that_becomes_slower_does_not_make_nets_slow() -> None:
     network, effort = Net().eval(), Effort(rounds=3, nets=10, checks=12)
-    graph, engine = read_graph(network, SHAPE), Known(narrower=(), drift=0.01)
+    graph, engine = known_graph(network, SHAPE), Known(narrower=(), drift=0.01)
     table = table_of(network, graph, engine, effort, [])
     assert engine.drift * engine.loaded > 0.5
     assert (table.median_error or 1) < 0.02

@@ -18,14 +18,14 @@ from dnas.search.supernet import Supernet
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 from tests.toys import SHAPE, CalledTwice, Net, SharedWeight, build_supernet, images, inputs, plan, seeded, trained
 
 
 def fixed(model: nn.Module, weight_bits: int = 4, activation_bits: int = 4, shape: Any = SHAPE) -> nn.Module:
-    graph = read_graph(model, shape)
+    graph = known_graph(model, shape)
     layers = {layer.name: LayerBits(weight_bits, activation_bits) for layer in graph.layers}
     return quantize_fixed(model, graph, layers, QuantizerChoice())
 
@@ -69,7 +69,7 @@ def test_nothing_that_is_done_with_a_model_touches_it(engine: Any) -> None:
     model.stem.weight.requires_grad_(False)
     before = snapshot(model)
 
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     space = build_space(graph, SpaceOptions(weight_bits=(0, 2, 4), granularity="block", include=("first", "second")))
     supernet = Supernet(model, graph, space, CostTable(graph, space, []), engine=engine)
     calibrate(supernet.network, [inputs()])
@@ -157,7 +157,7 @@ def test_a_fixed_net_at_32_bits_is_the_model_bit_for_bit() -> None:
 
 def test_a_skipped_branch_adds_nothing_and_holds_nothing() -> None:
     model = trained(Net()).eval()
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     bits = {"stem": LayerBits(32, 32), "head": LayerBits(32, 32), "first": LayerBits(0, 0), "second": LayerBits(0, 0)}
     network = quantize_fixed(model, graph, bits, QuantizerChoice())
     assert isinstance(network.first, SkippedLayer)

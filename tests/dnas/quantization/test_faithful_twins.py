@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from dnas.search.supernet import Supernet
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
-from search_spaces.layers import ResidualBranch
+from search_spaces.layers import LayerGraph, ResidualBranch
 from search_spaces.models.copies import copy_network
 from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
@@ -242,8 +243,13 @@ def assert_same(actual: Any, expected: Any) -> None:
         torch.testing.assert_close(*pair, rtol=0, atol=0)
 
 
-def fixed(model: nn.Module, weight_bits: int, activation_bits: int) -> nn.Module:
-    graph = read_graph(model, SHAPE)
+@cache
+def graph_of(name: str) -> LayerGraph:
+    return read_graph(made(name), SHAPE)
+
+
+def fixed(model: nn.Module, weight_bits: int, activation_bits: int, graph: LayerGraph | None = None) -> nn.Module:
+    graph = graph or read_graph(model, SHAPE)
     assert graph.layers
     layers = {layer.name: LayerBits(weight_bits, activation_bits) for layer in graph.layers}
     return quantize_fixed(model, graph, layers, QuantizerChoice()).eval()
@@ -267,8 +273,7 @@ def test_the_twin_at_32_bits_is_the_network(name: str) -> None:
 @every_network
 @pytest.mark.parametrize("engine", ["composite", "branches"])
 def test_a_supernet_of_32_bits_is_the_network(name: str, engine: Any) -> None:
-    model = made(name)
-    graph = read_graph(model, SHAPE)
+    model, graph = made(name), graph_of(name)
     options = SpaceOptions(weight_bits=(4, 32), activation_bits=(4, 32), first_layer="search", last_layer="search")
     space = build_space(graph, options)
     if engine == "branches" and name in ("told from outside", "norm, functional"):  # a copy is not told, nor read
@@ -282,14 +287,14 @@ def test_a_supernet_of_32_bits_is_the_network(name: str, engine: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith(HOOKED_BY_LAMBDAS)])
 def test_a_twin_trains_copies_and_pickles(name: str) -> None:
-    network = fixed(made(name), 3, 4)
+    network = fixed(made(name), 3, 4, graph_of(name))
     calibrate(network, [images()])
     kept = {key: value.clone() for key, value in network.state_dict().items()}
     outputs = network(images())
     sum(o.square().mean() for o in (outputs if isinstance(outputs, list) else [outputs])).backward()
     gradients = {n: p.grad for n, p in network.named_parameters() if n.endswith(".weight") and "norm" not in n}
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
-    for again in (copy_network(network), pickle.loads(pickle.dumps(fixed(made(name), 3, 4)))):
+    for again in (copy_network(network), pickle.loads(pickle.dumps(fixed(made(name), 3, 4, graph_of(name))))):
         again.load_state_dict(kept)
         assert_same(again(images()), outputs)
 

@@ -19,10 +19,10 @@ from dnas.quantization.quantizers import Quantizer
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.registry import Registry
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 from tests.toys import SHAPE, Net, build_supernet, inputs, seeded, trained
 
 OWN = """
@@ -68,7 +68,7 @@ def test_the_job_file_offers_the_registered_names() -> None:
 
 def test_a_quantizer_of_ones_own_goes_through_a_fixed_net_a_supernet_and_a_packed_file(tmp_path: Path) -> None:
     model = trained(Net()).eval()
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     choice = QuantizerChoice("own_family:mine", "own_family:mine")
     layers = {layer.name: LayerBits(3, 4) for layer in graph.layers}
     network = quantize_fixed(model, graph, layers, choice)

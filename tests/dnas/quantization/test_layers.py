@@ -20,7 +20,7 @@ from dnas.quantization.conversion import QuantizerChoice, quantized_layer
 from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import decode, encode
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.toys import OwnForward, seeded
 
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -41,7 +41,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def wrap(
     layer: nn.Module, shape: tuple[int, ...], weight_bits: int, activation_bits: int, **choice: object
 ) -> QuantizedLayer:
-    spec = read_graph(nn.Sequential(layer), shape).layers[0]
+    spec = known_graph(nn.Sequential(layer), shape).layers[0]
     wrapped = quantized_layer(copy.deepcopy(layer), spec, (weight_bits,), (activation_bits,), QuantizerChoice(**choice))
     calibrate(wrapped, [torch.randn(2, *shape, generator=seeded())])
     return wrapped
@@ -210,7 +210,7 @@ def test_the_wrapper_is_made_where_the_layer_is(kind: str) -> None:
     """The meta device stands for any that is not the CPU: an operation on tensors of both fails."""
     make, shape = KINDS[kind]
     layer = make()
-    spec = read_graph(nn.Sequential(layer), shape).layers[0]
+    spec = known_graph(nn.Sequential(layer), shape).layers[0]
     wrapped = quantized_layer(layer.to("meta"), spec, (4,), (4,), QuantizerChoice("nested", "pact", True))
     assert {tensor.device.type for tensor in (*wrapped.parameters(), *wrapped.buffers())} == {"meta"}
     assert wrapped(torch.empty(2, *shape, device="meta")).device.type == "meta"

@@ -21,16 +21,17 @@ from dnas.search.supernet import Supernet
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
+from search_spaces.layers import LayerGraph
 from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
-from tests.made_weights import KINDS, SHAPE, Doubled, Standardized, by_hooks, conv, images, name_of, network
+from tests.made_weights import KINDS, SHAPE, Doubled, Standardized, by_hooks, conv, graph_of, images, name_of, network
 from tests.toys import hand_over, seeded
 
 
-def quantized(model: nn.Module, bits: tuple[int, int] = (3, 32)) -> nn.Module:
-    graph = read_graph(model, SHAPE)
-    net = quantize_fixed(model, graph, {name: LayerBits(*bits) for name in graph.by_name})
+def quantized(model: nn.Module, graph: LayerGraph | None = None) -> nn.Module:
+    graph = graph or read_graph(model, SHAPE)
+    net = quantize_fixed(model, graph, {name: LayerBits(3, 32) for name in graph.by_name})
     calibrate(net, [images()])
     return net.eval()
 
@@ -52,11 +53,10 @@ def by_hand(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_weight_that_is_multiplied_with_is_quantized(kind: str) -> None:
-    model, made = network(kind), name_of(kind)
-    graph = read_graph(model, SHAPE)
+    made, graph = name_of(kind), graph_of(kind)
     assert graph[made].weight_from != "parameter"
     assert not graph.unsupported
-    net = quantized(model)
+    net = quantized(network(kind), graph)
     layer, seen = net.get_submodule(made), {}
     layer.register_forward_hook(lambda module, given, output: seen.update(x=given[0], y=output))
     net(images())
@@ -75,7 +75,7 @@ def test_the_float_twin_is_the_network_which_stays_as_it_was(kind: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     classes = [type(module) for module in model.modules()]
     expected = model(images())
-    net = quantized(model, (3, 32))
+    net = quantized(model, graph_of(kind))
     for module in net.modules():
         if isinstance(module, QuantizedLayer):
             module.quantize_weight.pass_through()
@@ -88,8 +88,7 @@ def test_the_float_twin_is_the_network_which_stays_as_it_was(kind: str) -> None:
 @pytest.mark.parametrize("engine", ["composite", "branches"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_one_hot_supernet_is_the_fixed_net_bit_for_bit(kind: str, engine: Any) -> None:
-    model = network(kind)
-    graph = read_graph(model, SHAPE)
+    model, graph = network(kind), graph_of(kind)
     options = SpaceOptions(weight_bits=(2, 3), activation_bits=(4, 32), first_layer="search", last_layer="search")
     space = build_space(graph, options)
     supernet = Supernet(model, graph, space, CostTable(graph, space, build_costs()), engine=engine).eval()
@@ -114,7 +113,7 @@ def test_a_one_hot_supernet_is_the_fixed_net_bit_for_bit(kind: str, engine: Any)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_go_straight_through_to_what_the_weight_is_made_of(kind: str) -> None:
     made = name_of(kind)
-    net = quantized(network(kind))
+    net = quantized(network(kind), graph_of(kind))
     layer: Any = net.get_submodule(made)
     with torch.no_grad():
         layer.quantize_weight.clip.copy_(1.01 * layer.float_weight().abs().max())
@@ -131,7 +130,7 @@ def test_gradients_go_straight_through_to_what_the_weight_is_made_of(kind: str) 
 @pytest.mark.parametrize("kind", ["spectral norm by hooks", "spectral norm"])
 def test_the_power_iteration_makes_one_step_for_each_pass_in_training_and_none_else(kind: str) -> None:
     model = network(kind)
-    net = quantized(model).train()
+    net = quantized(model, graph_of(kind)).train()
     buffers = lambda network: [b.clone() for name, b in network.made.named_buffers() if "quantize_" not in name]  # noqa: E731
     before = buffers(net)
     calibrate_weights(net)
@@ -240,7 +239,7 @@ def test_a_parent_that_reads_the_computed_weight_is_seen() -> None:
 
 def test_filters_of_a_made_weight_are_frozen_and_told() -> None:
     for kind in KINDS:
-        graph = read_graph(network(kind), SHAPE)
+        graph = graph_of(kind)
         assert name_of(kind) not in {layer for group in graph.channels.groups for layer in group.layers}
         assert "is made of others" in graph.channels.frozen[name_of(kind)] or kind.startswith("an orthogonal")
 
@@ -248,7 +247,7 @@ def test_filters_of_a_made_weight_are_frozen_and_told() -> None:
 @pytest.mark.parametrize("kind", ["standardisation", "a product of one's own", "masks"])
 def test_quantized_nets_of_made_weights_are_pickled(kind: str) -> None:
     with torch.no_grad():
-        net = quantized(network(kind))
+        net = quantized(network(kind), graph_of(kind))
         again = pickle.loads(pickle.dumps(net))
         assert torch.equal(again(images()), net(images()))
 
@@ -281,7 +280,7 @@ def test_weight_standardisation_of_timm() -> None:
 
 
 def test_standardised_layers_stay_what_they_are() -> None:
-    net = quantized(network("standardisation"))
+    net = quantized(network("standardisation"), graph_of("standardisation"))
     assert isinstance(net.made, Standardized)
     assert isinstance(net.made, QuantizedLayer)
     assert QuantizerChoice().of_weights().name == net.made.quantize_weight.quantizer.name

@@ -26,9 +26,9 @@ from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
 from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import tiny_resnet
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 from tests.search_spaces.channel_toys import CASES, some_kept
 from tests.search_spaces.channel_toys import trained as with_statistics
 from tests.toys import SHAPE, Net, seeded, trained
@@ -84,7 +84,7 @@ def network_and_graph(name: str) -> tuple[nn.Module, LayerGraph]:
     torch.manual_seed(0)
     case = CASES.get(name.removeprefix("toy "))
     network = with_statistics(case.build()) if case and name not in NETWORKS else trained(NETWORKS[name]())
-    return network.float().eval(), read_graph(network.float(), case.shape if case and name not in NETWORKS else SHAPE)
+    return network.float().eval(), known_graph(network.float(), case.shape if case and name not in NETWORKS else SHAPE)
 
 
 def bits_of(graph: LayerGraph, weight_bits: int, skipped: bool = False) -> dict[str, LayerBits]:

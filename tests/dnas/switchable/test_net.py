@@ -23,8 +23,8 @@ from dnas.switchable.views import Picked
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
-from search_spaces.network.graph import read_graph
 from search_spaces.sparse_weights.scheme import SparseWeights
+from tests.known import known_graph
 from tests.packed_nets import CASES, assignment_of, inputs_for, model_and_graph, same_bits
 from tests.toys import Net, seeded
 
@@ -261,7 +261,7 @@ def test_the_state_holds_every_tensor_once_and_comes_back(case: str) -> None:
 def test_the_model_is_left_untouched() -> None:
     model = Net(4)
     state = copy.deepcopy(model.state_dict())
-    net = SwitchableNet(model, read_graph(model, (1, 6, 6)), toy_profiles(model), NESTED)
+    net = SwitchableNet(model, known_graph(model, (1, 6, 6)), toy_profiles(model), NESTED)
     net.calibrate(model, [torch.randn(4, 1, 6, 6, generator=seeded())])
     net.train()(torch.randn(4, 1, 6, 6, generator=seeded())).sum().backward()
     assert model.training
@@ -270,7 +270,7 @@ def test_the_model_is_left_untouched() -> None:
 
 
 def toy_profiles(model: nn.Module) -> dict[str, BitAssignment]:
-    graph = read_graph(model, (1, 6, 6))
+    graph = known_graph(model, (1, 6, 6))
     return {
         name: BitAssignment(name, ModelReference("toy", (1, 6, 6)), same_bits(graph, bits, 4))
         for name, bits in (("a", 4), ("b", 2))
@@ -347,7 +347,7 @@ def test_a_layer_that_no_profile_quantizes_may_be_read_in_any_way() -> None:
             return self[1](self[0](x).relu()) * (2 if type(self[1]) is nn.Linear else 1)
 
     model = Asking(nn.Linear(4, 4), nn.Linear(4, 3)).eval()
-    graph, x = read_graph(model, (4,)), torch.randn(3, 4)
+    graph, x = known_graph(model, (4,)), torch.randn(3, 4)
     reference, fp32 = ModelReference("toy", (4,)), LayerBits(32, 32)
     half, whole = (
         BitAssignment(name, reference, {"0": LayerBits(bits, bits), "1": last})
@@ -407,7 +407,7 @@ def test_a_parameter_with_a_name_that_cannot_be_kept_is_refused(name: str) -> No
     model = Net(4)
     model.register_parameter(name, nn.Parameter(torch.ones(1)))
     with pytest.raises(InputError, match=f"cannot hold a parameter called '{name}'"):
-        SwitchableNet(model, read_graph(model, (1, 6, 6)), toy_profiles(model), NESTED)
+        SwitchableNet(model, known_graph(model, (1, 6, 6)), toy_profiles(model), NESTED)
 
 
 def test_parts_are_read_on_another_device() -> None:

@@ -15,9 +15,9 @@ from search_spaces.costs.budgets import parse_budget
 from search_spaces.costs.pruned import PrunedCosts
 from search_spaces.costs.table import Cost, CostTable, build_costs
 from search_spaces.errors import InputError
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 from tests.toys import SHAPE, Net
 
 OWN = """
@@ -44,7 +44,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CostTable:
     (tmp_path / "own_cost.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "own_cost", raising=False)
-    graph = read_graph(Net(), SHAPE)
+    graph = known_graph(Net(), SHAPE)
     space = build_space(graph, SpaceOptions(weight_bits=(2, 4, 8), activation_bits=(2, 4, 8), first_layer="search"))
     return CostTable(graph, space, build_costs(functions=FUNCTIONS))
 

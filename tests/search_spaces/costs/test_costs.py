@@ -31,9 +31,9 @@ from search_spaces.costs.table import (
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.models.zoo import ZOO, resnet20
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 from tests.toys import SHAPE, Net, SharedWeight, plan, trained
 
 WIDTHS = st.sampled_from([bits for bits in BIT_WIDTHS if bits])
@@ -43,17 +43,17 @@ EDMIPS_ACTIVATIONS = [2, 2, 2, 2, 2, 2, 4, 2, 2, 3, 3, 3, 2, 2, 3, 3, 3, 2, 2]
 
 @pytest.fixture(scope="module")
 def resnet18() -> LayerGraph:
-    return read_graph(torchvision.models.resnet18(), (3, 224, 224))
+    return known_graph(torchvision.models.resnet18(), (3, 224, 224))
 
 
 @pytest.mark.parametrize(("name", "weights"), [("resnet20", 267_264), ("resnet56", 847_872)])
 def test_block_weights_are_the_published_ones(name: str, weights: int) -> None:
-    graph = read_graph(ZOO[name](), (3, 32, 32))
+    graph = known_graph(ZOO[name](), (3, 32, 32))
     assert sum(layer.weight_elements for layer in graph.layers if layer.name.startswith("layer")) == weights
 
 
 def test_the_published_resnet20_is_11_6_times_smaller() -> None:
-    graph = read_graph(resnet20(), (3, 32, 32))
+    graph = known_graph(resnet20(), (3, 32, 32))
     bits = (0, 1, 2, 3, 4, 8, 32)
     blocks = build_space(graph, SpaceOptions(bits, (32,), granularity="block", first_layer=32, last_layer=32))
     table = CostTable(graph, blocks, build_costs())
@@ -121,7 +121,7 @@ def _packed_weight(weight: nn.Parameter, quantizer: TensorQuantizer) -> int:
 )
 def test_the_priced_size_is_that_of_the_bytes_packed(pairs: list[tuple[int, int]], per_channel: bool) -> None:
     model = trained(Net(channels=5))
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     layers = {layer.name: LayerBits(*pair) for layer, pair in zip(graph.layers, pairs, strict=True)}
     fixed = quantize_fixed(model, graph, layers, QuantizerChoice(per_channel=per_channel))
     table = CostTable(graph, build_space(graph, SpaceOptions()), build_costs(per_channel))
@@ -198,7 +198,7 @@ def test_a_latency_table_is_added_up(tmp_path: Path, suffix: str) -> None:
     header = ",".join(rows[0])
     lines = "\n".join(",".join(map(str, row.values())) for row in rows)
     path.write_text(json.dumps(rows) if suffix == ".json" else f"{header}\n{lines}\n")
-    graph = read_graph(Net(), SHAPE)
+    graph = known_graph(Net(), SHAPE)
     space = build_space(graph, SpaceOptions((2, 8), (8,)))
     table = CostTable(graph, space, [latency_table(path)])
     assert table.cells_cost([(0, 0), (1, 0)]) == {"latency_ms": 19 + 1 + 0.25 + 1 + 1}
@@ -210,7 +210,7 @@ def test_a_latency_table_is_added_up(tmp_path: Path, suffix: str) -> None:
 def test_a_damaged_latency_table_is_an_input_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / ("latency.json" if text[:1] in "[{" else "latency.csv")
     path.write_text(text)
-    graph = read_graph(Net(), SHAPE)
+    graph = known_graph(Net(), SHAPE)
     with pytest.raises(InputError, match="latency table"):
         CostTable(graph, build_space(graph, SpaceOptions()), [latency_table(path)])
 
@@ -228,14 +228,14 @@ def by_macs(layer: LayerSpec, weight_bits: int, activation_bits: int) -> float:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_an_own_cost_without_sense_is_told_with_layer_and_bits(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.toys.mine", lambda layer, w, a: value, raising=False)
-    graph = read_graph(Net(), SHAPE)
+    graph = known_graph(Net(), SHAPE)
     with pytest.raises(InputError, match=r"cost 'mine' of layer 'first' at \(2, 2\) is"):
         CostTable(graph, build_space(graph, SpaceOptions()), [user_cost("mine", "tests.toys:mine")])
 
 
 def test_an_own_cost_is_summed_and_may_not_take_a_built_in_name() -> None:
     (*_, mine) = build_costs(functions={"mine": f"{__name__}:by_macs"})
-    graph = read_graph(Net(), SHAPE)
+    graph = known_graph(Net(), SHAPE)
     table = CostTable(graph, build_space(graph, SpaceOptions()), [mine])
     assert table.uniform(4) == {"mine": graph.macs / 4}
     with pytest.raises(InputError, match="name of a built-in cost"):

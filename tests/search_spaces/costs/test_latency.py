@@ -20,13 +20,13 @@ from search_spaces.costs.table import CostTable, build_costs, latency_table
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
 from search_spaces.layers import LayerGraph
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
+from tests.known import known_graph
 from tests.toys import SHAPE, Net
 
 CHANNELS = 32
-GRAPH = read_graph(Net(channels=CHANNELS), SHAPE)
+GRAPH = known_graph(Net(channels=CHANNELS), SHAPE)
 SPEED = {(32, 32): 4.0, (8, 8): 2.0, (4, 8): 1.0}
 
 
@@ -148,7 +148,7 @@ def test_a_table_of_another_network_is_refused(
     tmp_path: Path, channels: int, shape: tuple[int, ...], told: str
 ) -> None:
     with pytest.raises(InputError, match=told):
-        priced(written(tmp_path / "t.json", table_of()), read_graph(Net(channels=channels), shape))
+        priced(written(tmp_path / "t.json", table_of()), known_graph(Net(channels=channels), shape))
 
 
 class Twice(nn.Module):
@@ -174,7 +174,7 @@ class Twice(nn.Module):
     ],
 )
 def test_a_table_of_layers_with_other_kernels_or_places_is_refused(tmp_path: Path, other: nn.Module, told: str) -> None:
-    own, foreign = (read_graph(each, (8, 8, 8)) for each in (Twice(nn.Conv2d(8, 8, 3, padding=1)), other))
+    own, foreign = (known_graph(each, (8, 8, 8)) for each in (Twice(nn.Conv2d(8, 8, 3, padding=1)), other))
     words = {spec.name: layer_words(spec) for spec in own.layers}
     table = table_of(rows=tuple(rows_of(own)), input_shape=(8, 8, 8), layers=words)
     path = written(tmp_path / "t.json", table)
