@@ -177,17 +177,15 @@ def test_commands_exist_with_their_options(block: Block) -> None:
         command.make_context(name, rest, parent=context)
 
 
-@pytest.mark.parametrize(
-    ("page", "target"),
-    [pytest.param(page, target, id=f"{page.name}:{target}") for page in PAGES for target in links(page)],
-)
-def test_links_resolve(page: Path, target: str) -> None:
-    path, _, anchor = target.partition("#")
-    linked = (page.parent / path).resolve() if path else page
-    assert linked.exists(), f"{page.name} links to {target}, which is not there"
-    assert linked.is_relative_to(ROOT)
-    if anchor:
-        assert anchor in anchors(linked), f"{linked.name} has no heading '#{anchor}'"
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if [*links(page)]])
+def test_links_resolve(page: Path) -> None:
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{page.name} links to {target}, which is not there"
+        assert linked.is_relative_to(ROOT), f"{page.name} links to {target}, which is outside"
+        if anchor:
+            assert anchor in anchors(linked), f"{linked.name} has no heading '#{anchor}'"
 
 
 def test_every_page_is_in_the_index_of_the_site() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,17 +37,28 @@ class Case(NamedTuple):
         return decode(codes, CLIP, self.grid)
 
 
-CASES = [
-    pytest.param(
-        Case(quantizer, bits, signed), id=f"{kind}-{quantizer.name}-{bits}-{'signed' if signed else 'unsigned'}"
-    )
+FAMILIES = {
+    f"{kind}-{quantizer.name}-{'signed' if signed else 'unsigned'}": [
+        Case(quantizer, bits, signed) for bits in quantizer.widths
+    ]
     for kind, registry in (("weights", WEIGHT_QUANTIZERS), ("activations", ACTIVATION_QUANTIZERS))
     for quantizer in registry.values()
     if quantizer.affine  # for the others, test_logarithmic.py
-    for bits in quantizer.widths
     for signed in ((True,) if kind == "weights" else (True, False))
-]
-every = pytest.mark.parametrize("case", CASES)
+}
+
+
+def every(law: Callable[[Case], None]) -> Callable[[str], None]:
+    """A test of ``law`` for each family and sign, at all widths."""
+
+    def at_all_widths(family: str) -> None:
+        for case in FAMILIES[family]:
+            law(case)
+
+    at_all_widths.__name__ = law.__name__
+    return pytest.mark.parametrize("family", FAMILIES)(at_all_widths)
+
+
 RANDOM = torch.randn(4000, generator=seeded(), dtype=torch.float64)  # no ties
 X = torch.cat([RANDOM, torch.linspace(-1, 1, 4001).double()])
 
@@ -101,8 +113,10 @@ def test_the_trained_tensor_is_what_its_codes_stand_for(case: Case) -> None:
         torch.testing.assert_close(module(x), decode(codes, clip[0] * 1.25, case.grid), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.values[0].quantizer.clip != "data"])
+@every
 def test_the_gradient_is_straight_through_inside_the_clip_and_0_outside(case: Case) -> None:
+    if case.quantizer.clip == "data":
+        return  # nothing is outside
     module = TensorQuantizer(case.quantizer, (case.bits,), signed=case.signed)
     x = (2 * X.float()).requires_grad_()
     upstream = torch.randn(x.shape, generator=seeded(1))

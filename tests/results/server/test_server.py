@@ -56,12 +56,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_run(tmp_path_factory.mktemp("made") / "made").folder
 
 
+def beside_secrets(made: Path, folder: Path) -> Path:
+    (folder / "secret.txt").write_text(SECRET)
+    shutil.copytree(made, folder / "runs" / "made")
+    (folder / "runs" / "made" / "secret.txt").write_text(SECRET)
+    return folder / "runs"
+
+
 @pytest.fixture
 def runs(made: Path, tmp_path: Path) -> Path:
-    (tmp_path / "secret.txt").write_text(SECRET)
-    shutil.copytree(made, tmp_path / "runs" / "made")
-    (tmp_path / "runs" / "made" / "secret.txt").write_text(SECRET)
-    return tmp_path / "runs"
+    return beside_secrets(made, tmp_path)
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,12 @@ def client(runs: Path) -> Visitor:
     return Visitor(Shelf(parent=runs))
 
 
+@pytest.fixture(scope="module")
+def reader(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Visitor:
+    """Of runs that nobody changes."""
+    return Visitor(Shelf(parent=beside_secrets(made, tmp_path_factory.mktemp("read"))))
+
+
 def test_the_report_of_a_run_is_what_a_page_shows_of_it(client: Visitor, runs: Path) -> None:
     told = client.get("/run/made/report.json")
     shown = told.json()
@@ -139,9 +149,9 @@ def test_runs_are_listed_with_where_they_stand(client: Visitor, runs: Path) -> N
     assert (answer.status, "job.toml" in answer.json()["error"]) == (409, True)
 
 
-def test_pages_hold_no_script_of_their_own_and_ask_for_ours_alone(client: Visitor) -> None:
+def test_pages_hold_no_script_of_their_own_and_ask_for_ours_alone(reader: Visitor) -> None:
     for address in ("/", "/run/made"):
-        answer = client.get(address)
+        answer = reader.get(address)
         assert answer.status == 200
         assert answer.guarded
         for part in answer.text.split("<script")[1:]:
@@ -151,10 +161,10 @@ def test_pages_hold_no_script_of_their_own_and_ask_for_ours_alone(client: Visito
     assert "unsafe" not in HEADERS["Content-Security-Policy"]
 
 
-def test_every_file_that_a_page_asks_for_is_there(client: Visitor) -> None:
-    text = client.get("/").text + client.get("/run/made").text
+def test_every_file_that_a_page_asks_for_is_there(reader: Visitor) -> None:
+    text = reader.get("/").text + reader.get("/run/made").text
     for name in {part.partition('"')[0] for part in text.split('"/static/')[1:]}:
-        answer = client.get(f"/static/{name}")
+        answer = reader.get(f"/static/{name}")
         assert (answer.status, answer.guarded) == (200, True)
         assert answer.headers["content-type"].startswith("text/css" if name.endswith("css") else "text/javascript")
     assert set(OWN) > {"runs.js", "live.js"}
@@ -194,8 +204,8 @@ def test_every_file_that_a_page_asks_for_is_there(client: Visitor) -> None:
         "/run/.",
     ],
 )
-def test_no_address_reaches_a_file(client: Visitor, address: str) -> None:
-    answer = client.get(address)
+def test_no_address_reaches_a_file(reader: Visitor, address: str) -> None:
+    answer = reader.get(address)
     assert answer.status in (307, 404)
     assert answer.guarded
     assert SECRET not in answer.text
@@ -277,21 +287,21 @@ FOREIGN = (
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-def test_a_host_that_is_not_ours_is_not_answered(client: Visitor, host: str) -> None:
-    answer = client.get("/runs.json", host=host)
+def test_a_host_that_is_not_ours_is_not_answered(reader: Visitor, host: str) -> None:
+    answer = reader.get("/runs.json", host=host)
     assert (answer.status, answer.guarded) == (400, True)
     assert "made" not in answer.text
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8600", "127.0.0.1", "10.1.2.3:8600", "[::1]:1", "[::1]"])
-def test_a_host_of_ours_is_answered(client: Visitor, host: str) -> None:
-    assert client.get("/runs.json", host=host).status == 200
+def test_a_host_of_ours_is_answered(reader: Visitor, host: str) -> None:
+    assert reader.get("/runs.json", host=host).status == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_nothing_can_be_written(client: Visitor, runs: Path, method: str) -> None:
+def test_nothing_can_be_written(reader: Visitor, method: str) -> None:
     for address in ("/", "/runs.json", "/run/made", "/run/made/report.json", "/static/core.js"):
-        assert client.ask(method, address).status == 405
+        assert reader.ask(method, address).status == 405
 
 
 def test_reading_changes_nothing(client: Visitor, runs: Path) -> None:
@@ -354,13 +364,13 @@ def test_how_far_a_job_is_stands_beside_its_place(client: Visitor, runs: Path) -
         assert {row["best"] for row in told()} == {"search-2 (7,500 B, 93.80 %)"}
 
 
-def test_what_is_sent_is_packed_where_the_reader_unpacks_it(client: Visitor) -> None:
+def test_what_is_sent_is_packed_where_the_reader_unpacks_it(reader: Visitor) -> None:
     for address in ("/static/plotly.js", "/run/made/report.json", "/runs.json"):
-        plain, packed = client.get(address), client.get(address, accept_encoding="gzip, br")
+        plain, packed = reader.get(address), reader.get(address, accept_encoding="gzip, br")
         assert gzip.decompress(packed.body) == plain.body
         assert (packed.headers["content-encoding"], "content-encoding" in plain.headers) == ("gzip", False)
         assert packed.headers["vary"] == "Accept-Encoding"
-        assert client.get(address, if_none_match=plain.headers["etag"]).status == 304
+        assert reader.get(address, if_none_match=plain.headers["etag"]).status == 304
 
 
 def test_a_run_is_read_again_only_when_it_has_changed_and_few_reports_are_kept(
