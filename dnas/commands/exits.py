@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import ParamSpec
 
 import typer
@@ -27,6 +28,8 @@ from search_spaces.errors import (
 
 DONE, FAILURE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 TRACEBACK_VARIABLE = "DNAS_TRACEBACK"
+LAUNCHER_VARIABLE = "DNAS_LAUNCHER"
+"""A folder of our launcher of several processes: each leaves there what it says as it ends, and one of it is told."""
 
 Arguments = ParamSpec("Arguments")
 
@@ -69,7 +72,12 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 def _tell(sentence: str, code: int, prefix: str = "error: ") -> int:
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exc()
-    print(printable(f"{prefix}{shortened(sentence)}"), file=sys.stderr)
+    line, rank = printable(f"{prefix}{shortened(sentence)}"), os.environ.get("RANK")
+    if rank is None or LAUNCHER_VARIABLE not in os.environ:
+        print(line, file=sys.stderr)
+    else:
+        with suppress(OSError):  # the launcher has gone
+            Path(os.environ[LAUNCHER_VARIABLE], rank).write_text(f"{code} {line}", encoding="utf-8")
     return code
 
 

@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import torch
@@ -16,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dnas.commands.exits import DONE
+from dnas.commands.exits import LAUNCHER_VARIABLE
 from search_spaces.errors import InputError, JobError
 
 OPTION = "--nproc-per-node"
@@ -45,12 +47,15 @@ def run_in_processes(count: int) -> None:
         max_restarts=0,  # a job that ended is resumed, not begun again
         monitor_interval=0.1,
     )
-    try:
-        elastic_launch(config, sys.executable)("-m", "dnas", *without_option(sys.argv[1:]))
-    except ChildFailedError as error:
-        raise typer.Exit(_exit_code(error)) from None
-    except SignalException as error:
-        raise typer.Exit(128 + error.sigval) from None
+    with TemporaryDirectory() as folder:
+        os.environ[LAUNCHER_VARIABLE] = folder
+        try:
+            elastic_launch(config, sys.executable)("-m", "dnas", *without_option(sys.argv[1:]))
+        except ChildFailedError as error:
+            by_time = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+            raise typer.Exit(_told_once({rank: failure.exitcode for rank, failure in by_time}, Path(folder))) from None
+        except SignalException as error:
+            raise typer.Exit(_told_once({0: 128 + error.sigval}, Path(folder))) from None
 
 
 def _check_count(count: int, cores: int, devices: int) -> None:
@@ -84,13 +89,21 @@ def without_option(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _exit_code(error: ChildFailedError) -> int:
-    """The first process's own exit code, which has told why; else what ended another is told here."""
-    own = error.failures[0].exitcode if 0 in error.failures else DONE
-    if own > 0 and own not in _INTERRUPTED:  # the launcher interrupts those that are left
-        return own
-    rank, failure = error.get_first_failure()
-    if failure.exitcode in _INTERRUPTED:
-        return int(failure.exitcode)
-    why = f"was ended by signal {-failure.exitcode}" if failure.exitcode < 0 else f"ended with code {failure.exitcode}"
-    raise JobError(f"process {rank} {why}; the run can be resumed, with any number of processes")
+def _told_once(codes: Mapping[int, int], folder: Path) -> int:
+    """Say why processes ended, which have these exit codes in this order and left words in a folder; returns the code.
+
+    What the first process says counts, unless it was interrupted, as the launcher does to those that are left.
+    """
+    words = {int(path.name): path.read_text(encoding="utf-8").split(" ", 1) for path in folder.iterdir()}
+    told = [(int(code), sentence) for code, sentence in (words[rank] for rank in (0, *codes) if rank in words)]
+    errors = [each for each in told if each[0] not in _INTERRUPTED]
+    others = {rank: code for rank, code in codes.items() if code not in _INTERRUPTED}
+    if not errors and others.get(0, 0) > 0:
+        return others[0]  # it wrote by itself what was wrong
+    if not errors and others:
+        rank, code = next(iter(others.items()))
+        why = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        raise JobError(f"process {rank} {why}; the run can be resumed, with any number of processes")
+    code, sentence = (errors or told or [(next(iter(codes.values())), "interrupted")])[0]
+    print(sentence, file=sys.stderr)
+    return code

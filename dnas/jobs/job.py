@@ -23,7 +23,7 @@ from dnas.quantization.mixture import has_kernels
 from dnas.search.images import SearchData
 from dnas.training.device import CPU, Device
 from dnas.training.distillation import Teacher
-from dnas.training.processes import Processes
+from dnas.training.processes import LAUNCHER_REMEDY, Processes, launcher_number
 from dnas.training.schedules import derived_seed
 from dnas.training.task import Task, placed_by, task_of
 from dnas.training.trainer import Measurement, inputs_of, measure
@@ -139,14 +139,20 @@ def example_of(data: DataSplits, task: Task) -> Example:
 
 def device_of(config: JobConfig) -> Device:
     """Where a job computes, together with the processes that were started with this one."""
-    here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if config.device in ("auto", "cuda") and torch.cuda.is_available() and here > devices:
+    here, devices = launcher_number(os.environ, "LOCAL_WORLD_SIZE", "1"), torch.cuda.device_count()
+    takes_own = config.device in ("auto", "cuda") and torch.cuda.is_available()
+    if takes_own and here > devices:
         raise InputError(
             f"{here} processes were started on {platform.node()}, which has {devices} CUDA "
             f"device{'s' if devices > 1 else ''}; start as many, or set device = 'cpu'"
         )
     device = Device.named(config.device, config.precision, config.channels_last)
     processes = Processes.here(config.synchronise_batchnorm)
+    if takes_own and processes.several and "LOCAL_RANK" not in os.environ:
+        raise InputError(
+            f"{processes} were started without LOCAL_RANK in the environment, so all of a machine would take one "
+            f"device; {LAUNCHER_REMEDY}"
+        )
     if processes.several and config.device.startswith(("cuda:", "mps", "xpu")):
         raise InputError(
             f"device = '{config.device}' is one for {processes}; write cuda, and each takes its own, or cpu"

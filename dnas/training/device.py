@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dnas.training.processes import ALONE, Processes
+from dnas.training.processes import ALONE, Processes, launcher_number
 from search_spaces.errors import InputError, JobError, first_sentence, nearest
 
 Precision = Literal["fp32", "bf16"]
@@ -47,7 +47,7 @@ class Device:
         if name == "auto":
             name = "cuda" if "cuda" in there else "cpu"
         if name == "cuda" and "LOCAL_RANK" in os.environ:  # each of a launcher's processes has a device of its own
-            name = f"cuda:{os.environ['LOCAL_RANK']}"
+            name = f"cuda:{launcher_number(os.environ, 'LOCAL_RANK')}"
         if name not in there:
             hint = nearest(name, there) if name.partition(":")[0] not in _ACCELERATORS else ""
             raise InputError(f"device = '{name}' is not here{hint}; PyTorch finds {', '.join(there)}; or use auto")

@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 
 from dnas.training.last_words import leave_word
-from dnas.training.processes import ALONE, Processes, ProcessLost
+from dnas.training.processes import ALONE, LAUNCHER_REMEDY, Processes, ProcessLost, launcher_number
 from search_spaces.errors import InputError, ToldElsewhere, one_line
 
-_REMEDY = "start the job with dnas ... --nproc-per-node N or with torchrun, which set it, or unset WORLD_SIZE"
 _IN_USE = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
 
 
@@ -50,25 +49,24 @@ def several(environment: Mapping[str, str]) -> bool:
     >>> several({}), several({"WORLD_SIZE": "1"})
     (False, False)
     """
-    size = _number(environment, "WORLD_SIZE", "1")
+    size = launcher_number(environment, "WORLD_SIZE", "1")
     if size == 1:
         return False
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if missing:
-        raise InputError(f"WORLD_SIZE = {size} in the environment goes with {missing[0]}, which is not set; {_REMEDY}")
-    rank, port = _number(environment, "RANK"), _number(environment, "MASTER_PORT")
+        raise InputError(
+            f"WORLD_SIZE = {size} in the environment goes with {missing[0]}, which is not set; "
+            f"{LAUNCHER_REMEDY}, or unset WORLD_SIZE"
+        )
+    rank, port = launcher_number(environment, "RANK"), launcher_number(environment, "MASTER_PORT")
     if rank >= size:
-        raise InputError(f"RANK = {rank} is none of the {size} processes of WORLD_SIZE, which count from 0; {_REMEDY}")
+        raise InputError(
+            f"RANK = {rank} is none of the {size} processes of WORLD_SIZE, which count from 0; "
+            f"{LAUNCHER_REMEDY}, or unset WORLD_SIZE"
+        )
     if port >= 2**16:
         raise InputError(f"MASTER_PORT = {port} is no port, which are below {2**16}; choose a free one")
     return True
-
-
-def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
-    text = environment.get(name, default)
-    if not text.isdecimal() or (name == "WORLD_SIZE" and not int(text)):
-        raise InputError(f"{name} = '{text}' in the environment is no number of a launcher; {_REMEDY}")
-    return int(text)
 
 
 def _begin_group() -> None:

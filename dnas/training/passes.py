@@ -195,12 +195,14 @@ class Passes:
         try:
             (outputs, found), replay = self._recorder(run)
         except RuntimeError as error:  # also too little memory: a graph holds all tensors of a pass
-            self._give_up(first_sentence(error))
+            self._give_up(first_sentence(_beginning(error)))
             return None
         return _Recording([x for x in held if isinstance(x, Tensor)], outputs, found, replay)
 
     def _give_up(self, reason: str) -> None:
         self._recorder = None
+        self._recordings.clear()  # each holds the tensors of a pass, whose memory those step by step may need
+        self._buffers.clear()
         warnings.warn(
             f"the training step cannot be recorded as a CUDA graph ({reason}); it runs step by step, which is slower "
             "and gives the same; cuda_graphs = false silences this",
@@ -247,6 +249,12 @@ class Passes:
             if parameter.grad is not None and parameter.grad is not buffer:
                 buffer.copy_(parameter.grad)
                 parameter.grad = buffer
+
+
+def _beginning(error: BaseException) -> BaseException:
+    """The error that ended a recording: ending it raises another, which says only that there was one."""
+    before = error.__context__
+    return _beginning(before) if isinstance(before, RuntimeError) else error
 
 
 class _Known(torch.autograd.Function):

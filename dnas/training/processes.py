@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +35,9 @@ Value = TypeVar("Value")
 
 
 _CONNECTION = re.compile("gloo/|nccl|connection (closed|reset|refused)|TCPStore|DistStore", re.IGNORECASE)
+
+
+LAUNCHER_REMEDY = "start the job with dnas ... --nproc-per-node N or with torchrun, which set it"
 
 
 class ProcessLost(JobError):
@@ -218,6 +221,20 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def launcher_number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    """A number that a launcher leaves in the environment; :class:`InputError` for what none would leave.
+
+    >>> launcher_number({"LOCAL_RANK": "3"}, "LOCAL_RANK"), launcher_number({}, "LOCAL_RANK", "0")
+    (3, 0)
+    """
+    text = environment.get(name, default)
+    if not text.isdecimal() or (name.endswith("SIZE") and not int(text)):
+        raise InputError(
+            f"{name} = '{text}' in the environment is no number of a launcher; {LAUNCHER_REMEDY}, or unset it"
+        )
+    return int(text)
 
 
 def _rows_of(targets: Any, rows: slice) -> Any:

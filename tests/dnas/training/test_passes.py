@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -288,3 +289,40 @@ def test_no_more_warnings_than_the_pass_itself_gives(recorder: TapeRecorder) -> 
         run(trainer())
     assert [str(each.message) for each in told] == []
     assert recorder.recordings == 1
+
+
+def test_recordings_are_let_go_where_memory_ends_and_the_first_error_is_told(
+    recorder: TapeRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an update, whose gradients stay; what ends a recording raises an error of its own."""
+
+    def recorded(place: torch.device) -> Any:
+        return lambda run: recorder(run) if not recorder.recordings else fail()
+
+    def fail() -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(passes, "CudaRecorder", recorded)
+    network, alone = trained(Net()), trained(Net())
+    made = Passes(network, CPU)
+    held: list[weakref.ref[Any]] = []
+
+    def train(size: int) -> None:
+        x = images(size, seed=len(held)).images
+        made.train("x", lambda x: (network(x).square().mean(),), (x,))
+        alone(x).square().mean().backward()
+        held.extend(weakref.ref(recording) for recording in made._recordings.values())
+
+    for size in (2, 2, 2, 3):
+        train(size)
+    assert len(held) == 2
+    with pytest.warns(UserWarning, match=r"cannot be recorded as a CUDA graph \(CUDA out of memory\)"):
+        train(3)
+    train(2)
+    assert len(held) == 2
+    assert all(recording() is None for recording in held)
+    for own, other in zip(network.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad)

@@ -417,3 +417,12 @@ def test_more_processes_than_devices_are_refused(device: str, monkeypatch: pytes
     ):
         device_of(config)
     assert device_of(load_job("digits", ["device=cpu"])).place == torch.device("cpu")
+    for name, value in {"LOCAL_WORLD_SIZE": "0", "LOCAL_RANK": "first"}.items():
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=f"^{name} = '{value}' in the environment is no number of a launcher; "):
+            device_of(config)
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Processes, "here", lambda together: Processes(1, 2))
+    with pytest.raises(InputError, match=r"^2 processes were started without LOCAL_RANK in the environment"):
+        device_of(config)
