@@ -26,6 +26,7 @@ KeptCost = Callable[[Mapping[str, int]], Mapping[str, float]]
 
 _BISECTIONS = 30
 _WHOLE = ("min_keep", "round_to")
+_OPTIONS = ("max_ratio", *_WHOLE)
 _REMEMBERED_COSTS = 1 << 16
 _EPSILON = 1e-9  # what float arithmetic may add to a whole number before it is rounded up
 
@@ -54,7 +55,7 @@ class RatioSpace:
         for key in ("names", "units"):  # lists and arrays are as good
             object.__setattr__(self, key, tuple(getattr(self, key)))
         self._check_groups()
-        for option in ("max_ratio", "min_keep", "round_to"):
+        for option in _OPTIONS:
             self._check_length(option)
         for row, name in enumerate(self.names):
             self._check_ratio(f"max_ratio of group '{name}'", self._option("max_ratio", row))
@@ -88,9 +89,17 @@ class RatioSpace:
             raise InputError(f"{what} is {ratio}; a ratio lies in [0, 1)")
 
     def _option(self, option: str, row: int) -> Any:
-        value = getattr(self, option)
-        value = value if is_number(value) else value[row]
-        return float(value) if is_number(value) else value
+        return self._options[option][row]
+
+    @cached_property
+    def _options(self) -> dict[str, list[Any]]:
+        """What is asked of each group."""
+        found = {}
+        for option in _OPTIONS:
+            given = getattr(self, option)
+            values = [given] * len(self.names) if is_number(given) else given
+            found[option] = [float(value) if is_number(value) else value for value in values]
+        return found
 
     def _kept(self, row: int, ratio: float) -> int:
         """Units of group ``row`` that stay at ``ratio``: never fewer than asked, in whole steps."""
