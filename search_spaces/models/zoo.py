@@ -67,9 +67,10 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A three-stage ResNet for small images: stem, stages of basic blocks, global average, linear.
+    """A ResNet for small images: stem, a stage of ``blocks`` for each of ``widths``, global average, linear.
 
-    Maps (N, in_channels, H, W) to logits (N, num_classes). Raises InputError on counts below one.
+    Every stage but the first halves the image. Maps (N, in_channels, H, W) to logits (N, num_classes). Raises
+    InputError on counts below one.
     """
 
     def __init__(
@@ -86,16 +87,19 @@ class ResNet(nn.Module):
         _refuse_empty(num_classes=num_classes, in_channels=in_channels)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _stage(blocks[0], widths[0], widths[0], stride=1, norm_last=norm_last)
-        self.layer2 = _stage(blocks[1], widths[0], widths[1], stride=2, norm_last=norm_last)
-        self.layer3 = _stage(blocks[2], widths[1], widths[2], stride=2, norm_last=norm_last)
-        self.linear = nn.Linear(widths[2], num_classes)
+        self.stages = [f"layer{number}" for number in range(1, len(widths) + 1)]
+        before = widths[0]
+        for name, count, width in zip(self.stages, blocks, widths, strict=True):
+            self.add_module(name, _stage(count, before, width, 1 if name == "layer1" else 2, norm_last=norm_last))
+            before = width
+        self.linear = nn.Linear(widths[-1], num_classes)
         _initialize(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to logits (N, num_classes)."""
         out = _activated(self.conv1(x), self.bn1, self.norm_last)
-        out = self.layer3(self.layer2(self.layer1(out)))
+        for name in self.stages:
+            out = self.get_submodule(name)(out)
         out = F.adaptive_avg_pool2d(out, 1).flatten(1)
         return self.linear(out)
 
@@ -191,11 +195,16 @@ def resnet110(num_classes: int = 10, in_channels: int = 3, norm_last: bool = Fal
     return ResNet((18, 18, 18), (16, 32, 64), num_classes=num_classes, in_channels=in_channels, norm_last=norm_last)
 
 
-def tiny_resnet(num_classes: int = 10, in_channels: int = 1, width: int = 8, norm_last: bool = False) -> ResNet:
-    """Build a ResNet of three blocks for 8x8 images such as scikit-learn's digits (19 k parameters at width 8)."""
-    return ResNet(
-        (1, 1, 1), (width, 2 * width, 4 * width), num_classes=num_classes, in_channels=in_channels, norm_last=norm_last
-    )
+def tiny_resnet(
+    num_classes: int = 10, in_channels: int = 1, width: int = 8, norm_last: bool = False, stages: int = 3
+) -> ResNet:
+    """Build a ResNet of a block per stage for 8x8 images such as scikit-learn's digits (19 k parameters at width 8)."""
+    if stages not in range(1, 5):
+        raise InputError(
+            f"tiny_resnet: stages must lie in [1, 4], as each but the first halves the image; got {stages}"
+        )
+    widths = [width * 2**stage for stage in range(stages)]
+    return ResNet([1] * stages, widths, num_classes=num_classes, in_channels=in_channels, norm_last=norm_last)
 
 
 def mobilenet_v1(

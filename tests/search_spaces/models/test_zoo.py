@@ -33,6 +33,22 @@ def test_tiny_resnet_is_tiny() -> None:
     assert sum(parameter.numel() for parameter in tiny_resnet().parameters()) < 25_000
 
 
+def test_tiny_resnet_has_the_stages_that_are_asked_for() -> None:
+    whole = tiny_resnet(width=4).state_dict()
+    for stages in (1, 2, 3, 4):
+        model = tiny_resnet(width=4, stages=stages)
+        state = model.state_dict()
+        assert {name.split(".")[0] for name in state if name.startswith("layer")} == {
+            f"layer{number}" for number in range(1, stages + 1)
+        }
+        assert all(state[name].shape == whole[name].shape for name in {*state} & {*whole} if "linear" not in name)
+        assert model.linear.in_features == 4 * 2 ** (stages - 1)
+        assert model.eval()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    for stages in (0, 5, 10**9, -1):
+        with pytest.raises(InputError, match=rf"stages must lie in \[1, 4\].* got {stages}$"):
+            tiny_resnet(stages=stages)
+
+
 @pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "resnet110"])
 def test_gives_one_logit_per_class_and_traces(name: str) -> None:
     model = ZOO[name](num_classes=7).eval()
