@@ -8,6 +8,8 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from dnas.config.file import dump_job
 from dnas.config.job import JobConfig
+from dnas.execution import local, worker
 from dnas.execution.executors import Folder, Setting
 from dnas.execution.scheduler import Hear, HearLive, Scheduler
 from dnas.execution.tasks import JobTask, TaskGraph
@@ -252,19 +255,62 @@ def workers_of(pid: int) -> list[int]:
     return found
 
 
+class Forked:
+    """A worker process that is a copy of this one: it has imported what takes a new interpreter seconds."""
+
+    started: list[Forked]
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        self.returncode: int | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: here they wait
+            self.pid = os.fork()
+        if not self.pid:
+            try:
+                sys.argv = command[command.index("-m") + 1 :]
+                worker.main()
+            finally:
+                os._exit(1)
+        self.started.append(self)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
 def test_several_workers_give_the_same_though_one_is_killed(
-    smaller: Job, smaller_run: Run, carried_out: CarriedOut, tmp_path: Path
+    smaller: Job, smaller_run: Run, carried_out: CarriedOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The one that gets the first task is a new interpreter, as all are elsewhere; the others are forked."""
     killed: list[int] = []
+    new = subprocess.Popen
+    monkeypatch.setattr(Forked, "started", [], raising=False)
+
+    def start(command: list[str], **options: Any) -> Any:
+        return Forked(command) if workers_of(os.getpid()) else new(command, **options)
 
     def report(event: Event) -> None:
         if event["event"] == "progress" and event.get("stage") == "finetune" and not killed:
-            killed.append(workers_of(os.getpid())[0])
+            killed.append(Forked.started[0].pid)
             os.kill(killed[0], signal.SIGKILL)
 
+    monkeypatch.setattr(local.subprocess, "Popen", start)
     run = carried_out(smaller("workers=4"), tmp_path / "run", report)
     same(run, smaller_run)
     assert killed
+    assert len(Forked.started) == 4
+    assert all(each.returncode == -signal.SIGKILL for each in Forked.started)
     assert workers_of(os.getpid()) == []
 
 
