@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
+import typer.testing
 
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
+from dnas.data import sources
 from dnas.jobs.run import run_job
 from dnas.jobs.stages import testing
 from results.pareto import ParetoFront
@@ -19,7 +23,7 @@ from tests.known import remembering
 TOY = (
     "device=cpu",
     "threads=1",
-    "model.arguments={width=4}",
+    "model.arguments={width=4,stages=2}",
     "data.train_limit=120",
     "data.test_limit=60",
     "data.batch_size=32",
@@ -39,6 +43,7 @@ TOY = (
     "finalise.enabled=false",
 )
 SMALLER = (
+    "model.arguments={width=8,stages=1}",
     "data.train_limit=80",
     "pretrain.epochs=1",
     "search.epochs=1",
@@ -53,6 +58,22 @@ SMALLER = (
 @pytest.fixture(scope="session", autouse=True)
 def _known_networks() -> Iterator[None]:
     with remembering():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_are_built_once() -> Iterator[None]:
+    """Each command that a test runs would build all of them anew: longer than many take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digits_are_read_once() -> Iterator[None]:
+    """Parsing their text takes a tenth of a small job's time, and every command of a test does it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load_digits", cache(sources.load_digits))
         yield
 
 
@@ -102,9 +123,10 @@ def smaller(toy: Callable[..., JobConfig]) -> Callable[..., JobConfig]:
 @pytest.fixture(scope="session")
 def carried_out() -> Callable[..., Run]:
     """Run a job to its end in a new folder."""
+    surroundings = environment()
 
     def carry_out(config: JobConfig, folder: Path, report: Callable[[Any], None] = lambda event: None) -> Run:
-        with Run.create(folder, dump_job(config), environment()) as run:
+        with Run.create(folder, dump_job(config), surroundings) as run:
             run_job(config, run, report)
         return run
 

@@ -31,7 +31,7 @@ CarriedOut = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def unpruned(smaller: Job, carried_out: CarriedOut, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = smaller("prune.enabled=false", "controls.ilp=false")
+    config = smaller("model.arguments={width=4,stages=2}", "prune.enabled=false", "controls.ilp=false")
     return carried_out(config, tmp_path_factory.mktemp("unpruned") / "run")
 
 

@@ -34,6 +34,7 @@ from search_spaces.provenance import PROPOSAL
 Job = Callable[..., JobConfig]
 CHOOSING = (
     "choice.enabled=true",
+    "model.arguments={width=8,stages=2}",
     "data.train_limit=80",
     "pretrain.epochs=1",
     "choice.refined=2",

@@ -28,12 +28,12 @@ from tests.elsewhere import PLACE, Elsewhere, elsewhere
 
 SMALL = [
     "threads=1",
-    "model.arguments={width=4}",
+    "model.arguments={width=8,stages=1}",
     "data.train_limit=40", "data.test_limit=10", "data.batch_size=16",
     "pretrain.epochs=1", "search.warmup_epochs=1", "search.epochs=1", "finetune.epochs=1", "finetune.seeds=1",
     "finalise.epochs=1", "finalise.seeds=1",
     "space.weight_bits=[2,4]", "space.activation_bits=[2,4]",
-    'search.budgets=[{size_bytes="12%"}]', 'prune.budgets=[{size_bytes="70%"}]', "prune.trials=2",
+    'search.budgets=[{size_bytes="15%"}]', 'prune.budgets=[{size_bytes="70%"}]', "prune.trials=2",
     "controls.uniform=[4]", "choice.rounds=1", "choice.draws=1", "choice.programs=1",
 ]  # fmt: skip
 JOBS = {

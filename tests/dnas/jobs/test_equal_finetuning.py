@@ -19,6 +19,7 @@ from results.run.folder import Run
 
 CarriedOut = Callable[..., Run]
 SETTINGS = (
+    "model.arguments={width=4}",
     "data.batch_size=16",
     "prune.enabled=true",
     "prune.trials=1",

@@ -212,7 +212,7 @@ def test_a_refused_job_leaves_the_folders_that_were_there_and_no_other(smaller_s
         ("model.checkpoint=missing.pt", "cannot be read: No such file"),
         ("data.source=digitz", "did you mean 'digits'?"),
         ("data.source=cifar10", "set download = true to fetch it, or root"),
-        ("search.budgets=[{size_bytes='1%'}]", "the least possible is 1,936"),
+        ("search.budgets=[{size_bytes='1%'}]", "the least possible is 704"),
         ("search.budgets=[{size_bites='50%'}]", "did you mean 'size_bytes'?"),
         ("space.include=['nothing*']", "'nothing*', which fits no layer"),
         ("space.exclude=['*']", "nothing to search"),
@@ -238,7 +238,7 @@ def test_wrong_input_is_refused_before_anything_is_made(
     [
         ("model.source=zoo:tiny_resnat", "did you mean 'tiny_resnet'?"),
         ("data.source=cifar10", "set download = true to fetch it, or root"),
-        ("search.budgets=[{size_bytes='1%'}]", "the least possible is 1,936"),
+        ("search.budgets=[{size_bytes='1%'}]", "the least possible is 704"),
         ("prune={enabled=true,assignments=['nothing']}", "fits no assignment"),
     ],
 )

@@ -27,6 +27,7 @@ Job = Callable[..., JobConfig]
 CarriedOut = Callable[..., Run]
 Event = dict[str, Any]
 THREE = (
+    "model.arguments={width=4}",
     "search.budgets=[{size_bytes='14%'},{size_bytes='20%'},{size_bytes='17%'}]",
     "search.theta_learning_rate=0.5",
     "pretrain.epochs=0",

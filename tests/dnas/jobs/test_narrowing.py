@@ -145,6 +145,7 @@ def test_ranges_are_kept_where_the_width_is_and_calibrated_where_it_changes(
 def narrowed(smaller: Job) -> JobConfig:
     return smaller(
         "finetune.start=wider",
+        "model.arguments={width=4}",
         "search.budgets=[{size_bytes='20%'},{size_bytes='25%'}]",
         "controls.uniform=[2,4,8]",
         "controls.random=1",

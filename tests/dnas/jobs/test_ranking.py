@@ -26,10 +26,16 @@ from search_spaces.metrics import ACCURACY
 MakeJob = Callable[..., JobConfig]
 
 
+@pytest.fixture(scope="module")
+def finished(smaller: MakeJob, carried_out: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Of a network whose budget has more than a few assignments."""
+    return carried_out(smaller("model.arguments={width=4}"), tmp_path_factory.mktemp("ranked") / "run")
+
+
 @pytest.fixture
-def run_of(smaller_run: Run, tmp_path: Path) -> Path:
+def run_of(finished: Run, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
-    shutil.copytree(smaller_run.folder, folder)
+    shutil.copytree(finished.folder, folder)
     return folder
 
 

@@ -52,6 +52,8 @@ def busy(smaller: Job) -> JobConfig:
         "choice.learned=1",
         "choice.finalists=2",
         "choice.from_supernet=true",
+        "space.first_layer=search",
+        "space.last_layer=search",
         "search.budgets=[{size_bytes='12%'}]",
     )
 

@@ -27,6 +27,7 @@ from tests.dnas.jobs.kills import LASTING, history, identity, killed_everywhere,
 
 Job = Callable[..., JobConfig]
 SPARSE = (
+    "model.arguments={width=4}",
     "compression=squantizer",
     "search.budgets=[]",
     "prune.enabled=false",
