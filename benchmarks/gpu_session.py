@@ -7,8 +7,10 @@ there come from WHEELS, a folder that ``benchmarks/gpu_wheels.py`` fills where t
 
 DATA holds JPEG CIFAR-10 (folders ``train`` and ``test`` of classes, or zip files of them) and the checkpoint
 ``resnet20-12fca82f.th``; without it the jobs are left out. Every step has a time limit; one that fails or is stopped
-leaves what it printed, and the next begins. ``--device cpu --tiny`` tries it all where there is no GPU, ``--only suite
-steps`` takes some of it.
+leaves what it printed, and the next begins. ``--device cpu --tiny`` tries it all where there is no GPU.
+
+``--only suite steps large --minutes 8`` and then ``--only job feed proof --minutes 5`` do it by two commands of less
+than ten minutes each.
 """
 
 from __future__ import annotations
@@ -161,7 +163,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def session(steps: Sequence[Step], results: Path, seconds: float, environment: dict[str, str]) -> list[str]:
     """Run all steps within so many seconds; returns a line for each, which the summary has as they end."""
     results.mkdir(parents=True, exist_ok=True)
-    until, lines = time.monotonic() + seconds, list[str]()
+    until, lines, summary = time.monotonic() + seconds, list[str](), results / "summary.txt"
+    before = summary.read_text(encoding="utf-8") if summary.exists() else ""  # of the parts that another call took
     for step in steps:
         left = until - time.monotonic()
         allowed = step.seconds if step.brief else min(step.seconds, left)
@@ -170,7 +173,7 @@ def session(steps: Sequence[Step], results: Path, seconds: float, environment: d
             told = carried_out(step, allowed, results / f"{step.part}.txt", environment)
         lines.append(f"{step.part}: {told}: {step}")
         print(lines[-1], flush=True)
-        (results / "summary.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
+        summary.write_text(before + "\n".join([*lines, ""]), encoding="utf-8")
     return lines
 
 

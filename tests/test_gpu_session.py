@@ -49,6 +49,19 @@ def test_every_step_has_its_time_and_leaves_what_it_printed(tmp_path: Path, monk
     assert (tmp_path / "results" / "summary.txt").read_text().splitlines() == lines
 
 
+def test_two_commands_of_less_than_ten_minutes_do_it_all(tmp_path: Path) -> None:
+    """As the page on GPUs says; what another call left in the summary stays there."""
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    calls = [line.split("--only ")[1] for line in page.splitlines() if line.startswith("python") and "--only" in line]
+    parts, minutes = zip(*(call.split(" --minutes ") for call in calls), strict=True)
+    assert sorted(" ".join(parts).split()) == sorted(PARTS)
+    assert max(map(float, minutes)) <= 8.5  # what runs then has a minute more to end
+    assert sum(map(float, minutes)) <= 13
+    for name in "ab":
+        session([Step(name, 30, ("-c", "print(1)"))], tmp_path, 60, {})
+    assert [line[0] for line in (tmp_path / "summary.txt").read_text().splitlines()] == ["a", "b"]
+
+
 def test_where_no_time_is_left_only_what_shows_the_others_runs(tmp_path: Path) -> None:
     steps = [Step("a", 30, ("-c", "print(1)")), Step("a", 30, ("-c", "print(2)"), brief=True)]
     lines = session(steps, tmp_path, 1, {})

@@ -84,13 +84,15 @@ def beside(images: Tensor, drawn: Tensor) -> Tensor:
     return sent(drawn, images.device)
 
 
-def augmented(images: Tensor, draw: AugmentationDraw, augmentation: Augmentation) -> Tensor:
-    """Images (N, C, H, W), cropped, mirrored and through the transforms; what transforms draw needs the CPU."""
-    images = crop_and_flip(images, draw, augmentation.crop_padding)
+def augmented(images: Tensor, draw: AugmentationDraw, augmentation: Augmentation, device: torch.device) -> Tensor:
+    """Images (N, C, H, W), cropped, mirrored and through the transforms, on a device.
+
+    What transforms draw needs the CPU: where the images lie there, they are sent afterwards, and nobody waits.
+    """
     if not augmentation.transforms:
-        return images
-    changed = transformed(images.cpu(), draw.seeds, augmentation.transforms)
-    return changed.to(images.device)
+        return crop_and_flip(sent(images, device), draw, augmentation.crop_padding)
+    cropped = crop_and_flip(images.cpu(), draw, augmentation.crop_padding)
+    return sent(transformed(cropped, draw.seeds, augmentation.transforms), device)
 
 
 def crop_and_flip(images: Tensor, draw: AugmentationDraw, padding: int) -> Tensor:

@@ -94,11 +94,12 @@ class DatasetImages(Batched):
         wanted = (list(zip(self.indices[own].tolist(), seeds[own].tolist(), strict=True)) for own in positions)
         read = self.loaders.batches(self.read, wanted, pinned=device.type == "cuda")
         for whole, indices, found in zip(batches, positions, read, strict=True):
-            x = as_floats(sent(found, device))
+            on_host = augmentation is not None and augmentation.transforms
+            x = as_floats(found if on_host else sent(found, device))
             if augmentation is not None:
                 rows = part.rows(len(whole))
                 draw = draw_augmentation(len(whole), x.shape[2], x.shape[3], augmentation, generator).rows(rows)
-                x = cut_out(augmented(x, draw, augmentation), draw, augmentation.cutout)
+                x = cut_out(augmented(x, draw, augmentation, device), draw, augmentation.cutout)
             yield x, sent(self.labels[indices], device)
 
 

@@ -178,16 +178,16 @@ class MemoryImages(Batched):
         augmentation, device, part = request.augmentation, request.device, request.part
         generator, order = draw_order(len(self), request.seed)
         height, width = self.images.shape[2:]
-        pixels, labels = self._held_on(device)
+        on_host = augmentation is not None and augmentation.transforms
+        pixels, labels = (self.images, self._labels) if on_host else self._held_on(device)
         for indices in request.batches(order.to(pixels.device)):
             rows = part.rows(len(indices))
-            images = sent(pixels[indices[rows]], device)
-            draw = None
+            images, draw = pixels[indices[rows]], None
             if augmentation is not None:
                 draw = draw_augmentation(len(indices), height, width, augmentation, generator).rows(rows)
-                images = augmented(images, draw, augmentation)
+                images = augmented(images, draw, augmentation, device)
             there = sent(labels[indices[rows]], device)
-            yield normalise(images, self.mean, self.std, draw, augmentation), there
+            yield normalise(sent(images, device), self.mean, self.std, draw, augmentation), there
 
     def _held_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels on the device, from the first time on that batches are asked for there, if they are few."""

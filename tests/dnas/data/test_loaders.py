@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from dnas.data.augmentation import Augmentation
 from dnas.data.decoding import decode
@@ -89,20 +91,48 @@ def test_a_copy_has_processes_of_its_own() -> None:
     assert dict(twin.batches(who, [[1]])).keys().isdisjoint(dict(loaders.batches(who, [[1]])))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.fixture
+def _many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let there be more processes than this machine has cores."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+
+
+RANDOM = replace(MANY, transforms=(*MANY.transforms, v2.RandAugment()))
+
+
+@pytest.mark.usefixtures("_many_cores")
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("name", ["folder", "dataset"])
 def test_no_number_of_processes_changes_any_epoch(name: str, workers: int, tmp_path: Path) -> None:
     sets: dict[str, Any] = {
         "folder": lambda count: in_folder(tmp_path, count),
         "dataset": lambda count: image_set(DataLoader(Noisy(), num_workers=count)),
     }
-    augmentation = MANY if name == "folder" else Augmentation(1, True, 1)
+    augmentation = RANDOM if name == "folder" else Augmentation(1, True, 1)
     alone, together = (sets[name](count) for count in (0, workers))
+    assert together.loaders.workers == workers
     for seed in (3, 4):
         torch.rand(seed)
         assert torch.equal(epoch(together, seed, augmentation), epoch(alone, seed, augmentation))
     measured = [torch.cat([x for x, _ in images.batches(5)]) for images in (alone, together)]
     assert torch.equal(*measured)
+
+
+@pytest.mark.usefixtures("_many_cores")
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_damaged_file_is_named_whoever_meets_it_and_the_next_epoch_is_read(workers: int, tmp_path: Path) -> None:
+    images = in_folder(tmp_path, workers)
+    whole, path = epoch(images, 5, RANDOM), Path(images.paths[7])
+    content = path.read_bytes()
+    for damage in (content[:60], content[:-30], b"", b"no image"):
+        path.write_bytes(damage)
+        for read in (lambda: epoch(images, 5, RANDOM, size=2), images.decoded):
+            with pytest.raises(InputError, match=rf"^cannot read the image '{path}': \S") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+    path.write_bytes(content)
+    assert torch.equal(epoch(images, 5, RANDOM), whole)
 
 
 def test_what_a_dataset_draws_follows_from_seed_and_image_alone() -> None:
