@@ -81,7 +81,7 @@ MODES = [
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["weight_updates"])
 def test_a_restored_search_goes_on_bit_for_bit(mode: dict[str, Any]) -> None:
     engine, section = mode["engine"], {key: value for key, value in mode.items() if key != "engine"}
-    whole, stopped, resumed = (trainer(supernet(engine), **section) for _ in range(3))
+    whole, stopped, resumed = (trainer(supernet(engine), epochs=2, **section) for _ in range(3))
     records = list(run(whole))
     first = next(run(stopped))
     tensors, values = copy.deepcopy(stopped.state())
@@ -313,7 +313,7 @@ def test_a_network_that_runs_again_in_backward_is_searched_alike(engine: Any) ->
     for model in (trained(Net()), trained(Checkpointed())):
         built = build_supernet(model, engine=engine, **OPTIONS)
         calibrate(built.network, [inputs()])
-        searching = trainer(built)
+        searching = trainer(built, warmup_epochs=1, epochs=1)
         records = [*searching.warmup(), *run(searching)]
         outcomes.append((timeless(records), {name: p.detach().clone() for name, p in built.named_parameters()}))
     assert outcomes[0][1].keys() == outcomes[1][1].keys()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -274,10 +275,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+@cache
+def trained_alone() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     """What one process finds on the same batches."""
     return trained_stages(CPU)
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    return trained_alone()
 
 
 @pytest.mark.parametrize("stage", STAGES)

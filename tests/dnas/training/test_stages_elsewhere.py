@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dnas.search.trainer import SupernetTrainer
-from dnas.training.device import CPU, Device
+from dnas.training.device import Device
 from dnas.training.optimization import Updates
-from tests.dnas.training.test_processes import STAGES, trained_stages
+from tests.dnas.training.test_processes import STAGES, trained_alone, trained_stages
 from tests.elsewhere import Waits, elsewhere
 
 STEPS = (Updates, "step"), (SupernetTrainer, "_theta_step")
@@ -20,7 +20,7 @@ STEPS = (Updates, "step"), (SupernetTrainer, "_theta_step")
 @pytest.fixture(scope="module")
 def here() -> Any:
     """What every stage gives on the CPU."""
-    return trained_stages(CPU)
+    return trained_alone()
 
 
 @pytest.fixture(scope="module")
