@@ -90,8 +90,8 @@ CASES_USED = ["residual", "shapes", "line", "cube", "shared", "own parameter", "
 @pytest.mark.parametrize(
     ("case", "choice"),
     [
-        *((case, CHOICES[0]) for case in CASES_USED),
-        *((case, CHOICES[1]) for case in ("shapes", "line", "shared")),  # transposed weights have rows of their own
+        *((case, CHOICES[0]) for case in CASES_USED if case not in ("shapes", "shared")),
+        *((case, CHOICES[1]) for case in ("shapes", "shared")),  # transposed weights have rows of their own
     ],
 )
 def test_the_size_is_what_is_counted_by_hand_and_every_profile_comes_back(
@@ -111,7 +111,7 @@ def test_the_size_is_what_is_counted_by_hand_and_every_profile_comes_back(
         assert_same(net, load(tmp_path / "a", model_and_graph(case)[0], name), name)
 
 
-@pytest.mark.parametrize("high", [1, 2, 5, 8])
+@pytest.mark.parametrize("high", [1, 8])
 def test_every_pair_of_widths(tmp_path: Path, high: int) -> None:
     widths = {f"w{low}": (low, 4) for low in range(1, high + 1)}
     net = net_of("shapes", assignments("shapes", widths, NESTED), NESTED)
@@ -133,7 +133,6 @@ PER_CHANNEL = QuantizerChoice("dorefa", "dorefa", True)
     [
         *((NESTED, widths) for widths in (ONE_WIDTH, WITH_FLOAT, WIDTHS)),
         *((PER_CHANNEL, widths) for widths in (ONE_WIDTH, WIDTHS)),
-        *((CHOICES[1], WIDTHS), (QuantizerChoice(), WITH_FLOAT)),
     ],
 )
 def test_weights_of_several_widths_that_do_not_nest_are_stored_in_fp32(
@@ -155,11 +154,10 @@ def test_weights_of_several_widths_that_do_not_nest_are_stored_in_fp32(
 @pytest.mark.parametrize(
     ("case", "whole", "choice"),
     [
-        ("residual", True, CHOICES[0]),
         ("residual", False, CHOICES[1]),
         ("shapes", True, CHOICES[1]),
         ("shapes", False, CHOICES[0]),
-        ("norm last", True, CHOICES[1]),
+        ("norm last", True, CHOICES[0]),
     ],
 )
 def test_pruned_profiles(tmp_path: Path, case: str, whole: bool, choice: QuantizerChoice) -> None:

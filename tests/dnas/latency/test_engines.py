@@ -80,8 +80,13 @@ def test_nets_of_other_widths_and_filters_come_from_one_base(name: str) -> None:
             np.testing.assert_allclose(first, wanted, atol=0.02 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("layer", [nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 24, 3, groups=2)])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("onnxruntime", nn.Conv2d(16, 16, 3, padding=1, groups=16)),
+        ("openvino", nn.Conv2d(16, 24, 3, groups=2)),
+    ],
+)
 def test_a_layer_alone_with_fewer_inputs_comes_from_the_base_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, layer: nn.Conv2d, name: str
 ) -> None:

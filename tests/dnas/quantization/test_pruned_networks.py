@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -202,8 +203,17 @@ def test_a_dynamic_maximum_is_that_of_the_channels_left(name: str) -> None:
     torch.testing.assert_close(logits(smaller, graph.input_shape), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [f"toy {name}" for name in CASES])
-@pytest.mark.parametrize("choice", [QuantizerChoice("dorefa", "pact", False), QuantizerChoice("lsq", "nested", True)])
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [
+        (f"toy {name}", choice)
+        for name, choice in zip(
+            CASES,
+            cycle([QuantizerChoice("dorefa", "pact", False), QuantizerChoice("lsq", "nested", True)]),
+            strict=False,
+        )
+    ],
+)
 def test_so_it_is_however_channels_are_tied(name: str, choice: QuantizerChoice) -> None:
     network, graph, _ = quantized(name, 3, choice)
     assert_pruned_is_masked(network, graph, some_kept(graph.channels), felt=False)

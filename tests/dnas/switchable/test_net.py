@@ -59,14 +59,18 @@ def net_of(case: str, profiles: Mapping[str, BitAssignment], choice: QuantizerCh
     return net.eval()
 
 
+def in_turns(*cases: str) -> list[tuple[str, QuantizerChoice]]:
+    """Each case with every second choice, each choice with every second case."""
+    return [(case, choice) for at, case in enumerate(cases) for choice in CHOICES[at % 2 :: 2]]
+
+
 def norms(net: SwitchableNet, profile: str) -> dict[str, Tensor]:
     view = net.view_of(profile)
     found = {name: module for name, module in view.named_modules() if isinstance(module, _BatchNorm)}
     return {f"{name}.{key}": value.clone() for name, norm in found.items() for key, value in norm.state_dict().items()}
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
-@pytest.mark.parametrize("case", ["residual", "shapes", "shared", "attention"])
+@pytest.mark.parametrize(("case", "choice"), in_turns("residual", "shapes", "shared", "attention"))
 def test_a_profile_is_the_fixed_net_with_the_same_weights_bit_for_bit(case: str, choice: QuantizerChoice) -> None:
     profiles = assignments(case, WIDTHS, choice)
     net = net_of(case, profiles, choice)
@@ -201,8 +205,7 @@ def test_all_widths_of_a_weight_share_their_clip_and_have_a_gain_each() -> None:
     assert layers[0].quantize_weight.gain.grad is None
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
-@pytest.mark.parametrize("case", ["residual", "shapes", "line", "norm last"])
+@pytest.mark.parametrize(("case", "choice"), in_turns("residual", "shapes", "line", "norm last"))
 def test_a_pruned_profile_is_the_pruned_net_with_the_same_weights(case: str, choice: QuantizerChoice) -> None:
     """An oracle of another make: filters removed from a fixed net with the weights of the whole one."""
     profiles = {**assignments(case, {"wide": (5, 6)}, choice), "small": pruned(case, (4, 4), choice)}
