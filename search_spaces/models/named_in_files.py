@@ -24,7 +24,7 @@ _ARGUMENTS = frozenset(
     (
         *("num_classes", "in_channels", "in_chans", "channels", "image_size", "img_size", "patch_size", "window_size"),
         *("width", "width_mult", "width_per_group", "base_width", "cardinality", "groups", "stem_width", "stem_type"),
-        *("norm_last", "depthwise_norm", "avg_down", "global_pool", "output_stride", "zero_init_residual"),
+        *("stages", "norm_last", "depthwise_norm", "avg_down", "global_pool", "output_stride", "zero_init_residual"),
         *("replace_stride_with_dilation", "zero_init_last", "aux_logits", "transform_input", "init_weights"),
         *("dropout", "attention_dropout", "stochastic_depth_prob", "memory_efficient", "drop_rate", "drop_path_rate"),
         *("drop_block_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate", "embed_dim"),

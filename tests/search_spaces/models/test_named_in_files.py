@@ -30,6 +30,7 @@ FETCHING: list[tuple[str, dict[str, Any]]] = [
     ("torchvision:resnet18", {"pretrained": 1}),
     ("zoo:resnet20", {"num_classes": {"a": 1}}),
     ("zoo:tiny_resnet", {"width": 10**9}),
+    ("zoo:tiny_resnet", {"stages": 10**9}),
     ("timm:vit_tiny_patch16_224", {"depth": 10**4}),
     ("zoo:resnet20", {"num_classes": float("nan")}),
     ("timm:hf-hub:somebody/net", {}),
@@ -67,7 +68,7 @@ def test_a_file_asks_for_nothing_from_elsewhere(case: tuple[str, dict[str, Any]]
 @pytest.mark.parametrize(
     ("source", "arguments"),
     [
-        ("zoo:tiny_resnet", {"num_classes": 3, "width": 4, "norm_last": True}),
+        ("zoo:tiny_resnet", {"num_classes": 3, "width": 4, "stages": 2, "norm_last": True}),
         ("torchvision:resnet18", {"num_classes": 5, "weights": None, "progress": False}),
         ("torchvision:regnet_x_400mf", {}),
         ("timm:resnet10t", {"num_classes": 3, "pretrained": False, "drop_path_rate": 0.1, "act_layer": "gelu"}),
