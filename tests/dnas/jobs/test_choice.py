@@ -269,7 +269,14 @@ def test_rounds_halve_until_one_is_left(count: int, most: int) -> None:
 def test_a_larger_budget_is_nowhere_narrower_where_the_job_says_so(
     toy: Job, carried_out: Callable[..., Run], tmp_path: Path
 ) -> None:
-    few = ("search.sample_every=0", "choice.draws=1", "choice.programs=1", "controls.random=1", "data.train_limit=80")
+    few = (
+        "choice.finalists=1",
+        "search.sample_every=0",
+        "choice.draws=1",
+        "choice.programs=1",
+        "controls.random=1",
+        "data.train_limit=80",
+    )
     run = carried_out(toy(*CHOOSING, *few, "search.monotone=true"), tmp_path / "run")
     larger, smaller = (run.assignment(f"search-{number}").pairs for number in (1, 2))
     assert all(a >= b for layer in larger for a, b in zip(larger[layer], smaller[layer], strict=True))

@@ -155,7 +155,7 @@ def test_a_search_that_follows_tells_it_in_its_diagnosis(
 def test_every_kind_of_supernet_is_ranked(
     settings: list[str], smaller: MakeJob, tmp_path: Path, carried_out: Callable[..., Run]
 ) -> None:
-    run = carried_out(smaller(*settings), tmp_path / "run")
+    run = carried_out(smaller("model.arguments={width=4}", *settings), tmp_path / "run")
     if settings[-1] == "search.budgets=[]":
         with pytest.raises(
             InputError, match=r"the job has no budgets, not 1; name a number or an amount, as in --budget"

@@ -199,6 +199,7 @@ def test_neither_the_order_of_the_tasks_nor_where_they_are_changes_anything(
 
 
 SPARSE = (
+    "model.arguments={width=4}",
     "compression=squantizer",
     "search.budgets=[]",
     "squantizer.weight_bits=[3,4]",
@@ -223,11 +224,12 @@ def test_searches_of_sigma_take_turns_and_give_the_same(
 
 @pytest.mark.whole
 def test_a_ranking_by_workers_is_that_of_one_process(
-    smaller_run: Run, contrary: list[Contrary], tmp_path: Path
+    smaller: Job, carried_out: CarriedOut, contrary: list[Contrary], tmp_path: Path
 ) -> None:
+    made = carried_out(smaller("model.arguments={width=4}"), tmp_path / "made")
     request, found = RankRequest(assignments=5, epochs=1), []
     for overrides in ((), ("workers=2",)):
-        folder = shutil.copytree(smaller_run.folder, tmp_path / f"run-{len(overrides)}")
+        folder = shutil.copytree(made.folder, tmp_path / f"run-{len(overrides)}")
         with Run.open(folder, write=True) as run:
             found.append(rank_run(run, request, lambda text: None, overrides))
         assert run.ranking() == found[-1]
