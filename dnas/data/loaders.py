@@ -6,12 +6,12 @@ batches that an epoch wants are handed to a loader that is there already, and wh
 
 from __future__ import annotations
 
-import os
 import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import joblib
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,7 +26,7 @@ class Loaders:
     """Loaders of ``workers`` processes each; as many as epochs are read at once, and of several ways to read."""
 
     def __init__(self, workers: int = 0) -> None:
-        self.workers = min(workers, os.cpu_count() or 1)
+        self.workers = min(workers, joblib.cpu_count())  # those that this process may use
         self._idle: list[_Loader] = []
         # A DataLoader that Python's garbage collector ends together with its queues waits five seconds for processes
         # that no longer hear it. So it is held from outside until these Loaders are gone, and ends by itself then.

@@ -41,7 +41,7 @@ from results.network import Network
 from results.pareto import FLOAT, Estimate, ParetoFront
 from results.run.environment import environment
 from results.run.folder import Run
-from results.run.layout import CHECKPOINTS, ENVIRONMENT
+from results.run.layout import CHECKPOINTS, ENVIRONMENT, NETWORK
 from results.run.lost import lost_files, standing, unasked_checkpoints, unknown_files
 from results.tracking.tracker import check_trackers, open_trackers, tracked
 from search_spaces.assignments import BitAssignment
@@ -178,8 +178,10 @@ def _started(job: Job) -> Started:
 def _keep_network(context: JobContext) -> None:
     """Leave the layers in the run, for those who show it and do not run the network; anew where they are damaged."""
     run, job, known = context.log.run, context.job, None
-    with contextlib.suppress(InputError):
+    try:
         known = run.network()
+    except InputError:
+        context.log.tell_once([f"{NETWORK} is damaged: it is made again"])
     if known is None:
         run.save_network(Network.of(job.config.model.source, job.plan.graph))
 

@@ -111,8 +111,9 @@ def _other(weight: Tensor) -> Tensor:
 def outputs_on_noise(network: nn.Module, example: tuple[int, ...] | Signature) -> list[Tensor] | None:
     """All tensors that the network returns for one random sample; None where it cannot run."""
     like = next(network.parameters(), torch.empty(0))
-    devices = [like.device] if like.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    own = like.device.type in ("cuda", "mps", "xpu")
+    kept = torch.random.fork_rng([like.device] if own else [], device_type=like.device.type if own else "cuda")
+    with torch.no_grad(), kept:
         torch.manual_seed(0)
         try:
             found = drawn(example, 1, network).run(network)

@@ -94,7 +94,7 @@ def test_a_copy_has_processes_of_its_own() -> None:
 @pytest.fixture
 def _many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let there be more processes than this machine has cores."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
 
 
