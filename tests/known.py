@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from dnas.export import unpack
 from dnas.jobs import planning, run
@@ -40,8 +40,10 @@ def structure(model: nn.Module) -> Hashable | None:
             return None
         parts.append((name, type(part), repr(part), repr(values)))
     state = model.state_dict(keep_vars=True)
-    if any(not value.is_floating_point() and value.dim() for value in state.values()):
-        return None  # an index, say
+    if not all(
+        isinstance(value, Tensor) and (value.is_floating_point() or not value.dim()) for value in state.values()
+    ):
+        return None  # an index, say, or what get_extra_state gives
     first = {id(value): name for name, value in reversed(state.items())}
     tensors = tuple(
         (name, value.shape, value.dtype, value.device, value.requires_grad, first[id(value)])
