@@ -18,7 +18,15 @@ from dnas.jobs.progress import Work, in_all, times
 from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.evidence import sensitivity_tasks, settle
-from dnas.jobs.stages.judging import CHOICE, checkpoint_name, judged_after, judging_work, measuring_units, rounds
+from dnas.jobs.stages.judging import (
+    CHOICE,
+    checkpoint_name,
+    epochs_of,
+    judged_after,
+    judging_work,
+    measuring_units,
+    rounds,
+)
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
 from dnas.jobs.stages.search_names import THETA, finalist_id, proposal_id, search_labels
@@ -181,7 +189,7 @@ class Choose(Stage):
         if told != dict(pool.proposals):
             self.log.write(pool.model_copy(update={"proposals": told, "time": None}))
         for number in range(1, max(1, len(judged[best[0].id])) + 1):
-            self._judge(both, number, self.section.epochs * 2 ** (number - 1), judged)
+            self._judge(both, number, epochs_of(number, self.section), judged)
         return sorted(both, key=lambda each: mean_loss(judged[each.id]))[: len(best)]
 
     def _supernet_losses(self, label: str) -> Mapping[str, float]:

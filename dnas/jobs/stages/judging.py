@@ -63,8 +63,13 @@ def rounds(count: int, section: ChoiceSection) -> Iterator[tuple[int, int]]:
     for number in range(section.rounds):
         if count < 2:
             return
-        yield count, section.epochs * 2**number
+        yield count, epochs_of(number + 1, section)
         count = math.ceil(count / 2)
+
+
+def epochs_of(number: int, section: ChoiceSection) -> int:
+    """The epochs of a round, from 1: each trains twice as long as the one before."""
+    return section.epochs * 2 ** (number - 1)
 
 
 def judge(job: Job, network: nn.Module) -> dict[str, Any]:
