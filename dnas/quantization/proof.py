@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from dnas.quantization.branches import branch_layer
 from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import TensorQuantizer, quantize_layer, shapes_of
+from dnas.quantization.randomness import randomness_kept
 from search_spaces.channels.running import tensors
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
@@ -111,9 +112,7 @@ def _other(weight: Tensor) -> Tensor:
 def outputs_on_noise(network: nn.Module, example: tuple[int, ...] | Signature) -> list[Tensor] | None:
     """All tensors that the network returns for one random sample; None where it cannot run."""
     like = next(network.parameters(), torch.empty(0))
-    own = like.device.type in ("cuda", "mps", "xpu")
-    kept = torch.random.fork_rng([like.device] if own else [], device_type=like.device.type if own else "cuda")
-    with torch.no_grad(), kept:
+    with torch.no_grad(), randomness_kept(like.device):
         torch.manual_seed(0)
         try:
             found = drawn(example, 1, network).run(network)

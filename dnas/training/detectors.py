@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dnas.data.described import described
-from dnas.training.device import randomness_kept
+from dnas.quantization.randomness import randomness_kept
 from search_spaces.errors import InputError
 
 Target = Mapping[str, Tensor]

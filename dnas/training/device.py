@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dnas.quantization.randomness import ACCELERATORS, randomness_kept
 from dnas.training.processes import ALONE, Processes, launcher_number
 from search_spaces.errors import InputError, JobError, first_sentence, nearest
 
 Precision = Literal["fp32", "bf16"]
-_ACCELERATORS = ("cuda", "xpu", "mps")  # each has a global generator of its own
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Device:
         if name == "cuda" and "LOCAL_RANK" in os.environ:  # each of a launcher's processes has a device of its own
             name = f"cuda:{launcher_number(os.environ, 'LOCAL_RANK')}"
         if name not in there:
-            hint = nearest(name, there) if name.partition(":")[0] not in _ACCELERATORS else ""
+            hint = nearest(name, there) if name.partition(":")[0] not in ACCELERATORS else ""
             raise InputError(f"device = '{name}' is not here{hint}; PyTorch finds {', '.join(there)}; or use auto")
         place = torch.device(name)
         asked = "auto" in (precision, channels_last)
@@ -112,12 +112,6 @@ def _channels_last(x: Tensor) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     _, channels, height, width = x.shape
     return x.as_strided(x.shape, (channels * height * width, 1, channels * width, channels))
-
-
-def randomness_kept(place: torch.device) -> AbstractContextManager:
-    """Inside, the global generators of the host and of this device may be seeded; they are put back afterwards."""
-    own = place.type in _ACCELERATORS
-    return torch.random.fork_rng(devices=[place] if own else [], device_type=place.type if own else "cuda")
 
 
 @contextmanager
