@@ -20,13 +20,14 @@ def parse_json(text: str | bytes) -> Any:
     [1, 2500000000.0]
     """
     raw = text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
-    if sum(map(raw.count, (b",", b"[", b"{"))) > MOST_VALUES:
+    brackets = raw.count(b"[") + raw.count(b"{")
+    if brackets + raw.count(b",") > MOST_VALUES:
         raise ValueError("it holds too many values")
     try:
         found = json.loads(text, parse_constant=_refuse, parse_float=_figure, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    if _too_deep(found):
+    if brackets > DEEPEST and _too_deep(found):
         raise ValueError("it is nested too deeply")
     if b"\\ud" in raw.lower():  # it may be half a letter, which nobody can write
         json.dumps(found, ensure_ascii=False).encode()

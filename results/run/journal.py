@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,21 @@ _SEALED = re.compile(rb'(.*), "sha256": "(.{16})"}', re.DOTALL)
 """A line of earlier versions has no checksum, and comes before all that have one."""
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What was read already: whole lines, what they say (the first of them as events), whether they have checksums."""
+
+    data: bytes = b""
+    records: tuple[dict[str, Any], ...] = ()
+    events: tuple[Event, ...] = ()
+    sealed: bool = False
+
+
 class Journal:
     """Records of what happened, each with its ``event`` and its ``time`` in seconds since the epoch.
 
-    A last line torn by a kill is ignored by :meth:`records` and cut off before the next :meth:`append`.
+    A last line torn by a kill is ignored by :meth:`records` and cut off before the next :meth:`append`. As long as the
+    file still begins with what was read, that is not parsed again.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, clock: Callable[[], float] = time.time) -> None:
@@ -31,6 +43,7 @@ class Journal:
         self.read_only = read_only
         self._clock = clock
         self._sound = False
+        self._known = _Known()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record as one synced line.
@@ -54,12 +67,13 @@ class Journal:
 
     def records(self) -> list[dict[str, Any]]:
         """Return all complete records in order; raise :class:`InputError` for a corrupt line before the last."""
-        return self._read()[0]
+        return list(self._read().records)
 
     def events(self) -> list[Event]:
         """Return what the records say, in order; raise :class:`InputError` naming the line that says nothing known."""
-        events = []
-        for number, record in enumerate(self.records(), start=1):
+        known = self._read()
+        events = list(known.events)
+        for number, record in enumerate(known.records[len(events) :], start=len(events) + 1):
             try:
                 events.append(read_event(record))
             except InputError as error:
@@ -67,14 +81,18 @@ class Journal:
                     f"{self.path} at line {number}: {error}; "
                     "restore the file from a copy, or start again with another --run"
                 ) from error
+        self._known = replace(known, events=tuple(events))
         return events
 
-    def _read(self) -> tuple[list[dict[str, Any]], int]:
-        """Return the records and how many bytes they take."""
-        *lines, rest = (read_bytes(self.path) if self.path.exists() else b"").split(b"\n")
+    def _read(self) -> _Known:
+        """Read what was added since, or all where the file no longer begins with what is known."""
+        data = read_bytes(self.path) if self.path.exists() else b""
+        known = self._known if data.startswith(self._known.data) else _Known()
+        *lines, rest = data[len(known.data) :].split(b"\n")
+        first, last = len(known.records) + 1, len(known.records) + len(lines)
         records: list[dict[str, Any]] = []
-        sound_bytes, sound_seals = 0, False
-        for number, line in enumerate(lines, start=1):
+        sound_bytes, sound_seals = len(known.data), known.sealed
+        for number, line in enumerate(lines, start=first):
             sealed = _SEALED.fullmatch(line)
             record = _parse_line(sealed[1] + b"}" if sealed else line)
             if record and (sealed[2] != _digest(sealed[1]) if sealed else sound_seals):
@@ -83,7 +101,7 @@ class Journal:
                     "restore the file from a copy, or start the job again with another --run"
                 )
             if record is None:
-                if number == len(lines) and not rest:
+                if number == last and not rest:
                     break
                 raise InputError(
                     f"{self.path} is corrupt at line {number}: it is not a journal record; "
@@ -92,10 +110,11 @@ class Journal:
             records.append(record)
             sound_seals |= sealed is not None
             sound_bytes += len(line) + 1
-        return records, sound_bytes
+        self._known = _Known(data[:sound_bytes], (*known.records, *records), known.events, sound_seals)
+        return self._known
 
     def _cut_torn_line(self) -> None:
-        sound_bytes = self._read()[1]
+        sound_bytes = len(self._read().data)
         try:
             if self.path.exists() and self.path.stat().st_size > sound_bytes:
                 with FileIO(self.path, "r+b", opener=_own_file) as file:

@@ -74,6 +74,29 @@ def test_a_corrupt_line_before_the_last_is_told_by_number(tmp_path_factory, numb
     assert path.read_bytes() == before
 
 
+def read(journal: Journal) -> object:
+    """What a journal gives, or how it refuses."""
+    try:
+        return journal.records(), journal.events()
+    except InputError as error:
+        return str(error)
+
+
+@given(st.data())
+def test_one_that_was_read_before_reads_like_a_new_one_whatever_became_of_the_file(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
+    whole = filled(path, [{"event": "note", "text": text} for text in "abc"]).path.read_bytes()
+    journal = Journal(path)
+    for _ in range(4):
+        start = data.draw(st.sampled_from([0, whole.index(b"\n") + 1, len(whole)]) | st.integers(0, len(whole)))
+        junk = data.draw(st.sampled_from([b"", b"x", b"\n", b"{}\n", b'{"event": "note", "time": 1, "text": "t"}\n']))
+        path.write_bytes(whole[:start] + junk + data.draw(st.sampled_from([b"", whole[start:], whole])))
+        assert read(journal) == read(Journal(path))
+        if isinstance(read(journal), tuple):
+            journal.append({"event": "note", "text": "more"})
+            assert read(journal) == read(Journal(path))
+
+
 def test_a_nan_is_refused_before_anything_is_written(tmp_path):
     journal = filled(tmp_path / "journal.jsonl")
     before = journal.path.read_bytes()
