@@ -239,10 +239,8 @@ def train_switchable(
 
 def _epoch_units(job: Job, section: FinaliseSection, profiles: int) -> float:
     """Units of one epoch: its training passes, and the measurement of every profile."""
-    images, validation_images = len(job.data.train), len(job.search_data.validation)
-    return (
-        TRAIN_QUANTIZED * images * passes_per_step(section, profiles) + FORWARD_QUANTIZED * validation_images * profiles
-    )
+    trained = TRAIN_QUANTIZED * len(job.data.train) * passes_per_step(section, profiles)
+    return trained + FORWARD_QUANTIZED * len(job.search_data.validation) * profiles
 
 
 def _work(measurer: Measurer, section: FinaliseSection, profiles: int) -> Work:
