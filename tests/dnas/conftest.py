@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tests.computing  # noqa: F401  # before anything else: it says how Triton is to be imported
+
+# isort: split
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path

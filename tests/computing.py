@@ -1,0 +1,24 @@
+"""What every process that runs tests sets up: one thread, the same random numbers, kernels that run on the CPU.
+
+One thread, since the suite runs several processes, and small tensors gain nothing from more.
+"""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels then run on the CPU
+
+settings.register_profile(
+    "shared machine", deadline=None, max_examples=50
+)  # where others compute, an example may take any time
+settings.load_profile("shared machine")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.default_generator.manual_seed(0)  # so that no test depends on the ones before it
