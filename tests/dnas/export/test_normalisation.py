@@ -66,6 +66,7 @@ def test_a_file_that_normalises_gives_for_pixels_what_another_gives_for_normalis
     np.testing.assert_allclose(results[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.whole
 def test_qonnx_normalises_too(tmp_path: Path) -> None:
     network, graph, assignment = small_net()
     export_qonnx(tmp_path / "a", network, graph, assignment, preprocessing=TOLD, normalise=True)

@@ -56,7 +56,12 @@ def assert_same(program: torch.export.ExportedProgram, net: StoredNet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("families", "bits"), [(("lsq", "pact"), (8, 8)), (("nested", "lsq"), (4, 6)), (("dorefa", "pact"), (2, 2))]
+    ("families", "bits"),
+    [
+        (("lsq", "pact"), (8, 8)),
+        (("nested", "lsq"), (4, 6)),
+        pytest.param(("dorefa", "pact"), (2, 2), marks=pytest.mark.whole),
+    ],
 )
 def test_the_net_and_its_operators(tmp_path: Path, families: tuple[str, str], bits: tuple[int, int]) -> None:
     net = StoredNet(*fixed_net("residual", bits, QuantizerChoice(*families, per_channel=True)))
@@ -77,7 +82,7 @@ def test_the_net_and_its_operators(tmp_path: Path, families: tuple[str, str], bi
 @pytest.mark.parametrize(
     "name",
     [
-        "shapes",
+        pytest.param("shapes", marks=pytest.mark.whole),
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("line", "shared", "own forward", "attention")),
     ],
 )
@@ -98,7 +103,7 @@ def test_every_family_and_width(tmp_path: Path, part: str) -> None:
             assert (twin(x) - network(x)).abs().median() <= 1e-4 * network(x).abs().max()
 
 
-@pytest.mark.parametrize("bits", [8, 7, 4, 2])
+@pytest.mark.parametrize("bits", [8, 7, *(pytest.param(bits, marks=pytest.mark.whole) for bits in (4, 2))])
 def test_codes_are_signed_bytes_that_end_where_the_type_or_a_limit_does(tmp_path: Path, bits: int) -> None:
     """XNNPACK takes unsigned bytes for signed ones, and does not look at the ends of a quantizer."""
     program = program_of(tmp_path, StoredNet(*fixed_net("residual", (8, bits))))

@@ -187,6 +187,7 @@ def test_a_mixed_net_for_every_target(tmp_path: Path, name: str, families: tuple
     assert bool(norms) == (name == "tensorrt"), "scales are positive there"
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("bits", [(4, 4), *(pytest.param(bits, marks=pytest.mark.slow) for bits in ((8, 8), (2, 2)))])
 def test_sums_in_8_bits_let_onnxruntime_run_every_layer_in_integers(tmp_path: Path, bits: tuple[int, int]) -> None:

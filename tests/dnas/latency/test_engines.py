@@ -59,7 +59,15 @@ def test_a_missing_runtime_is_told_with_the_command_that_installs_it(
         find_engine(name, Place())
 
 
-@pytest.mark.parametrize("name", [pytest.param("onnxruntime", marks=pytest.mark.slow), "openvino", "torch", "packed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("onnxruntime", marks=pytest.mark.slow),
+        pytest.param("openvino", marks=pytest.mark.whole),
+        "torch",
+        "packed",
+    ],
+)
 def test_nets_of_other_widths_and_filters_come_from_one_base(name: str) -> None:
     torch.manual_seed(0)
     model = Net(channels=16).eval()
@@ -80,6 +88,7 @@ def test_nets_of_other_widths_and_filters_come_from_one_base(name: str) -> None:
             np.testing.assert_allclose(first, wanted, atol=0.02 * np.abs(wanted).max())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "layer"),
     [

@@ -216,7 +216,9 @@ def test_the_wrapper_is_made_where_the_layer_is(kind: str) -> None:
     assert wrapped(torch.empty(2, *shape, device="meta")).device.type == "meta"
 
 
-@pytest.mark.parametrize("kind", ["conv2d", "transposed3d", "linear"])
+@pytest.mark.parametrize(
+    "kind", ["conv2d", *(pytest.param(kind, marks=pytest.mark.whole) for kind in ("transposed3d", "linear"))]
+)
 def test_a_compiler_sees_a_quantized_layer_whole(kind: str) -> None:
     make, shape = KINDS[kind]
     wrapped = wrap(make(), shape, 3, 4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -262,10 +264,14 @@ def noise(device: Device) -> list[float]:
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found, of which this is the first."""
     folder = tmp_path_factory.mktemp("processes")
+    # A copy of this process has imported already what takes a new one seconds; threads of a GPU cannot be copied.
+    copied = sys.platform == "linux" and not torch.cuda.is_available()
+    other = multiprocessing.get_context("fork" if copied else "spawn").Process(target=work, args=(1, str(folder)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", loopback())
-        other = multiprocessing.get_context("spawn").Process(target=work, args=(1, str(folder)))
-        other.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: here they wait
+            other.start()
         try:
             work(0, str(folder))
             other.join()
