@@ -104,5 +104,5 @@ def nearest(value: str, choices: Iterable[str]) -> str:
     >>> nearest("zzz", ["epochs", "seed"])
     ''
     """
-    found = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{found[0]}'?" if found else ""

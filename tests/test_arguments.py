@@ -113,6 +113,26 @@ def test_what_holds_no_images_is_one_sentence(given: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+class Spoilt(Dataset[Any]):
+    """Has one image that is not finite."""
+
+    def __len__(self) -> int:
+        return len(Y)
+
+    def __getitem__(self, index: int) -> Any:
+        return (X[index] if index != 5 else X[index] * torch.inf), Y[index]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Spoilt(), DataLoader(Spoilt(), 8), list(DataLoader(Spoilt(), 4)), [(x.numpy(), int(y)) for x, y in Spoilt()]],
+)
+def test_an_image_that_is_not_finite_is_named_though_quantizers_would_clip_it(given: Any) -> None:
+    network = dnas.quantize_fixed(trained(Net()), GRAPH, LAYERS).eval()
+    with pytest.raises(InputError, match=r"image 5 \(from 0 on\) holds values that are not finite"):
+        dnas.evaluate(network, given, 8)
+
+
 SECTIONS: dict[str, Any] = {
     "section": SearchSection(warmup_epochs=0, epochs=1),
     "space": dnas.SpaceOptions(weight_bits=[2, 8], activation_bits=8),  # type: ignore[arg-type]
@@ -140,6 +160,16 @@ def test_a_search_and_a_fine_tuning_take_what_people_have(data: Any) -> None:
 def test_a_search_refuses_data_that_do_not_fit(data: Any) -> None:
     with pytest.raises(InputError):
         dnas.search_bits(trained(Net()), data, [BUDGET], **SECTIONS)
+
+
+@pytest.mark.parametrize("call", ["search", "finetune"])
+def test_a_weight_that_is_not_finite_is_named_before_any_training(call: str) -> None:
+    model = trained(Net())
+    with torch.no_grad():
+        last = [*model.parameters()][-1].fill_(torch.inf)
+    name = next(name for name, parameter in model.named_parameters() if parameter is last)
+    with pytest.raises(InputError, match=f"'{name}' holds {last.numel()} of {last.numel()} values that are not finite"):
+        dnas.search_bits(model, PAIRS, BUDGET) if call == "search" else dnas.finetune(model, ASSIGNMENT, PAIRS)
 
 
 def test_budgets_may_be_one_many_or_read_already() -> None:
@@ -354,6 +384,10 @@ WRONG_CALLS: dict[str, Callable[[], Any]] = {
     "no batches": lambda: dnas.sensitivities(Net(), SPACE, CHOICE, []),
     "batches without labels": lambda: dnas.sensitivities(Net(), SPACE, CHOICE, [X]),  # type: ignore[list-item]
     "calibrate on nothing": lambda: dnas.calibrate(dnas.quantize_fixed(Net(), GRAPH, LAYERS), None),  # type: ignore[arg-type]
+    "calibrate nothing": lambda: dnas.calibrate(None, [X]),  # type: ignore[arg-type]
+    "recalibrate nothing": lambda: dnas.recalibrate_batchnorm("net", [X]),  # type: ignore[arg-type]
+    "measure nothing": lambda: dnas.evaluate(None, PAIRS),  # type: ignore[arg-type]
+    "cost by number": lambda: dnas.parse_budget({3: 4}, TABLE),  # type: ignore[dict-item]
     "groups as a list": lambda: bayesopt.importance(Net(), list(GRAPH.channels.groups)),  # type: ignore[arg-type]
     "group by name": lambda: bayesopt.removal_order(Net(), "stem"),  # type: ignore[arg-type]
     "taylor without labels": lambda: bayesopt.importance(Net(), GRAPH.channels, "taylor", batches=[X]),  # type: ignore[list-item]

@@ -13,6 +13,7 @@ from dnas.data.augmentation import augmented, cut_out, draw_augmentation
 from dnas.data.given_items import (
     as_floats,
     as_tensors,
+    check_finite_images,
     got,
     image_of,
     item_at,
@@ -45,7 +46,9 @@ class DatasetItems:
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """The pair at ``index``."""
         item = item_at(self.dataset, index, self.name)
-        return as_floats(image_of(item, self.name)), as_tensors(item[1])
+        image = image_of(item, self.name)
+        check_finite_images(image[None], self.name, index)
+        return as_floats(image), as_tensors(item[1])
 
     def target(self, index: int) -> Any:
         """The target at ``index``; the image is read as well."""
@@ -116,7 +119,9 @@ class ItemReader:
         with randomness_restored():
             for index, seed in wanted:
                 seed_everything(seed)
-                images.append(image_of(item_at(self.dataset, index, self.name), self.name))
+                image = image_of(item_at(self.dataset, index, self.name), self.name)
+                check_finite_images(image[None], self.name, index)
+                images.append(image)
         try:
             return torch.stack(images)
         except RuntimeError as error:

@@ -14,6 +14,7 @@ from dnas.data.dataset_images import DatasetImages, DatasetItems
 from dnas.data.described import described
 from dnas.data.given_items import (
     PAIRS,
+    check_finite_images,
     got,
     item_at,
     joined_targets,
@@ -138,6 +139,7 @@ def _in_memory(pairs: Iterable[Any], name: str) -> ImageSet:
     targets: Any = structures or joined_targets(labels, name)
     if whole.ndim != 4 or len(targets) != len(whole):
         raise InputError(f"{name}: {PAIRS}; {got(whole)} and {described(targets)}")
+    check_finite_images(whole, name)
     return held_images(whole, targets, (0.0,) * whole.shape[1], (1.0,) * whole.shape[1])
 
 

@@ -52,6 +52,16 @@ def image_of(item: Any, name: str) -> Tensor:
         raise InputError(f"{name}: {described(item[0])} is no tensor{hint}") from error
 
 
+def check_finite_images(images: Tensor, name: str, first: int = 0) -> None:
+    """Refuse images (N, C, H, W) with values that are not finite; ``first`` is the index of the first of them."""
+    if images.is_floating_point() and not images.isfinite().all():
+        bad = first + int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise InputError(
+            f"{name}: image {bad} (from 0 on) holds values that are not finite; remove it, or check how images are "
+            "normalised"
+        )
+
+
 def as_floats(images: Tensor) -> Tensor:
     """Images as floats; uint8 ones are scaled to [0, 1]."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()

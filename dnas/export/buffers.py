@@ -39,9 +39,9 @@ def _described(name: str, buffer: Tensor, add: Callable[[str, np.ndarray], str])
     if buffer.is_floating_point() and buffer.dtype != torch.float64:
         values = array_of(buffer)
         return {"tensor": add(name, values), "dtype": "float32", "shape": list(values.shape)}
-    values = np.ascontiguousarray(buffer.detach().cpu().resolve_conj().numpy())
-    if str(values.dtype) not in _TYPES:
+    if str(buffer.dtype).removeprefix("torch.") not in _TYPES:
         raise InputError(f"the buffer '{name}' is of {buffer.dtype}, which a packed file cannot hold")
+    values = np.ascontiguousarray(buffer.detach().cpu().resolve_conj().numpy())
     data = np.frombuffer(values.astype(values.dtype.newbyteorder("<")).tobytes(), dtype=np.uint8)
     return {"tensor": add(name, data), "dtype": str(values.dtype), "shape": list(buffer.shape)}
 

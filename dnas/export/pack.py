@@ -22,6 +22,7 @@ from dnas.export.operations import operations_of
 from dnas.export.parts import (
     Codes,
     array_of,
+    check_parameter,
     check_skipped,
     check_storable,
     folded_norm,
@@ -123,6 +124,7 @@ class _Packer:
         for name, norm in other_norms(self.network, self.graph):
             self.norms[name] = self._norm(name, name, norm)
         for name, parameter in other_parameters(self.network, self.graph):
+            check_parameter(name, parameter)
             self.parameters[name] = self._add(name, parameter)
         self.buffers = described_buffers(self.network, self.graph, self._add)
 

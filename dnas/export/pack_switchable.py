@@ -17,6 +17,7 @@ from dnas.export.folding import check_folded
 from dnas.export.operations import operations_of
 from dnas.export.parts import (
     array_of,
+    check_parameter,
     check_skipped,
     check_storable,
     codes_of,
@@ -238,6 +239,7 @@ class _SharedPacker:
     def _pack_parameters(self) -> None:
         """Everything shared that is no layer's weight or bias."""
         for name, parameter in self.net.other_parameters().items():
+            check_parameter(name, parameter)
             module, _, key = name.rpartition(".")
             self.parameters[name] = self._stored(name, parameter, list(self.net.profiles), module, key)
 

@@ -152,6 +152,17 @@ def other_parameters(network: nn.Module, graph: LayerGraph) -> Iterator[tuple[st
                 yield full, parameter
 
 
+def check_parameter(name: str, parameter: Tensor) -> None:
+    """Refuse a parameter outside the layers with values that fp32 cannot hold: complex ones and large integers."""
+    if parameter.is_floating_point():
+        return
+    if parameter.is_complex() or not torch.equal(parameter.float().to(parameter.dtype), parameter):
+        raise InputError(
+            f"the parameter '{name}' is of {parameter.dtype}, and a packed file holds parameters in fp32; make it a "
+            "buffer (register_buffer) or real numbers (torch.view_as_real) and export again"
+        )
+
+
 def check_storable(name: str, layer: nn.Module, bits: LayerBits) -> None:
     """Refuse levels that are no affine grid, inputs whose range is that of each batch, and others than were told."""
     quantized = isinstance(layer, QuantizedLayer)

@@ -211,6 +211,7 @@ def recalibrate_batchnorm(
     Raises :class:`InputError`, the statistics as they were, where there is no batch, one that is not finite, or a layer
     that overflows; ``allow_overflow`` lets the last be, for a net that diverged and is to be measured as it is.
     """
+    check_type(network, nn.Module, "a network", "give a torch.nn.Module")
     norms = _tracking_norms(network)
     if not norms:
         return

@@ -22,7 +22,7 @@ from search_spaces.channels.running import tensors
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 from search_spaces.models.copies import copy_network, fresh_copy
-from search_spaces.network.examples import drawn
+from search_spaces.network.examples import drawn, floats_of
 from search_spaces.signature import Signature
 
 _TOLERANCE = 1e-4
@@ -59,7 +59,9 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: 
     network = copy_network(model, copied).eval()
     copied_twin: dict[int, Any] = {}
     twin = fresh_copy(model, copied_twin).eval()
-    originals = {id(copied_twin[id(parameter)]): parameter for parameter in model.parameters()}
+    # The parameters of a scripted module are copied past Python.
+    known = [parameter for parameter in model.parameters() if id(parameter) in copied_twin]
+    originals = {id(copied_twin[id(parameter)]): parameter for parameter in known}
     with torch.no_grad():
         weights = {}
         for name in names:
@@ -74,7 +76,7 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: 
                 changes = _passing()
             quantizers = _passing(), cast(TensorQuantizer, changes)
             if branched:
-                branch_layer(twin, spec, [quantizers]).lent = next(network.parameters()).new_ones(1)
+                branch_layer(twin, spec, [quantizers]).lent = floats_of(network).new_ones(1)
             else:
                 quantize_layer(layer, *quantizers, shapes_of(spec))
         for weight in weights.values():
@@ -111,7 +113,7 @@ def _other(weight: Tensor) -> Tensor:
 
 def outputs_on_noise(network: nn.Module, example: tuple[int, ...] | Signature) -> list[Tensor] | None:
     """All tensors that the network returns for one random sample; None where it cannot run."""
-    like = next(network.parameters(), torch.empty(0))
+    like = floats_of(network)
     with torch.no_grad(), randomness_kept(like.device):
         torch.manual_seed(0)
         try:

@@ -7,7 +7,7 @@ Hutchinson's estimator. For activations the Hessian is replaced by its Gauss-New
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def hessian_sensitivities(
     ``batches`` are (images (N, C, H, W), targets (N, ...)) of training data. They are gone through several times, one
     at a time: what can be iterated only once is kept in memory. ``probes`` are drawn for each batch, by default until
     the traces are known to a tenth. The model is left untouched. Raises :class:`InputError` for a weight or an image
-    that is not finite.
+    that is not finite, and for a network that overflows.
     """
     check_finite(model)
     task, batches = task_of(task), _repeatable(batches)
@@ -77,16 +77,27 @@ def hessian_sensitivities(
     layers = {name: twin.get_submodule(name) for name in names}
     inputs, images = _input_losses(twin, layers, space, choice, batches, task)
     traces = hessian_traces(twin, layers, batches, seed=seed, probes=probes, task=task)
+    weights = {name: _weight_losses(layer, traces.values[name], space, choice) for name, layer in layers.items()}
+    _check_losses([weights, inputs])
     return Sensitivities(
         kind="hessian",
         weight_bits=space.weight_bits,
         activation_bits=space.activation_bits,
-        weights={name: _weight_losses(layer, traces.values[name], space, choice) for name, layer in layers.items()},
+        weights=weights,
         inputs={name: tuple(losses.tolist()) for name, losses in inputs.items()},
         images=images,
         probes=traces.probes,
         errors=traces.errors,
     )
+
+
+def _check_losses(found: Iterable[Mapping[str, Any]]) -> None:
+    bad = next((name for losses in found for name, row in losses.items() if not np.isfinite(row).all()), None)
+    if bad is not None:
+        raise InputError(
+            f"the sensitivity of layer '{bad}' is not finite, though weights and images are: a layer of the network "
+            "overflows, or the loss does; train or load the net again"
+        )
 
 
 def _repeatable(batches: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, Any]]:

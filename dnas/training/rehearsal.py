@@ -26,6 +26,7 @@ from dnas.training.target_losses import check_losses
 from dnas.training.task import CLASSIFICATION, Task, outputs_of, placed_by
 from search_spaces.errors import InputError, one_line, out_of_memory
 from search_spaces.models.copies import fresh_copy
+from search_spaces.models.load import check_finite
 from search_spaces.network.examples import rows_of
 
 FEW_IMAGES = 5
@@ -50,12 +51,13 @@ def rehearse(
     Then the network is run without gradients on as many images as each kind of batch will have, full and last ones.
     ``training`` names the sets whose batches BatchNorm will take its statistics from; ``trains`` says whether any
     weights will be trained, ``searches`` whether θ will, ``curved`` whether second derivatives will be taken. Raises
-    :class:`InputError` for splits that cannot be used, a network in which nothing can be trained, batches of one image
-    under BatchNorm, labels without an output, outputs that are not logits (N, classes), outputs without a row for each
-    image of some batch, targets whose loss is NaN, checkpoints that θ cannot be trained through, operations without a
-    second derivative, and whatever the network's own code raises.
+    :class:`InputError` for splits that cannot be used, a weight that is not finite, a network in which nothing can be
+    trained, batches of one image under BatchNorm, labels without an output, outputs that are not logits (N, classes),
+    outputs without a row for each image of some batch, targets whose loss is NaN, checkpoints that θ cannot be trained
+    through, operations without a second derivative, and whatever the network's own code raises.
     """
     check_splits(data)
+    check_finite(network)
     twin = fresh_copy(network).to(device.place).train()
     if trains and not any(parameter.requires_grad for parameter in twin.parameters()):
         raise InputError(
@@ -209,10 +211,13 @@ def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
     if not isinstance(loss, Tensor) or loss.ndim:
         raise InputError(f"the loss of task {name} is {described(loss)}; give the mean over the batch, one number")
     if loss.isnan():
-        raise InputError(
-            f"the loss of task {name} is NaN on training images before any training, though the outputs are not; "
-            "correct the targets of these images, or the loss"
+        infinite = any(leaf.isinf().any() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
+        why = (
+            "for the outputs hold inf; correct the network's forward pass, its weights or the data"
+            if infinite
+            else "though the outputs are not; correct the targets of these images, or the loss"
         )
+        raise InputError(f"the loss of task {name} is NaN on training images before any training, {why}")
     return loss
 
 

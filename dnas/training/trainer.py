@@ -78,6 +78,8 @@ def evaluate(
     Raises :class:`InputError` where the loss is NaN for weights or images that are not finite, :class:`JobError` where
     the network makes it so of finite ones.
     """
+    if not callable(network):
+        raise InputError(f"a network cannot be a {type(network).__name__}; give a torch.nn.Module")
     images, device, task = image_set(images), Device.of(device), task_of(task)
     _check_fit(network, images, device, task)
     measured = measure(network, images, batch_size, device, task)

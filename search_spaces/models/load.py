@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces.errors import InputError, nearest, one_line, unreadable
+from search_spaces.errors import InputError, check_type, nearest, one_line, unreadable
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 from search_spaces.models.zoo import ZOO
 from search_spaces.registry import (
@@ -83,6 +83,7 @@ def load_model(
 
 def check_finite(network: nn.Module) -> None:
     """Raise :class:`InputError` that names the first parameter or BatchNorm statistic that is not finite."""
+    check_type(network, nn.Module, "a network", "give a torch.nn.Module")
     statistics = (
         (f"{name}.{key}" if name else key, norm.get_buffer(key))
         for name, norm in network.named_modules()

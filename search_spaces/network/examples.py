@@ -118,13 +118,18 @@ def _hides(leaf: Any) -> bool:
     return not isinstance(leaf, Tensor) and (isinstance(leaf, Mapping) or hasattr(leaf, "__dict__"))
 
 
+def floats_of(model: nn.Module) -> Tensor:
+    """The first parameter of floats, which has the type and the device of the network; an empty tensor without one."""
+    return next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
+
+
 def _zeros(shape: Sequence[Any], model: nn.Module) -> Tensor:
     if not all(isinstance(side, (int, np.integer)) and type(side) is not bool and side > 0 for side in shape):
         raise InputError(
             f"{tuple(shape)} is no shape of an input; give whole numbers above 0 without the batch dimension, such as "
             "(3, 224, 224)"
         )
-    parameter = next(model.parameters(), torch.empty(0))
+    parameter = floats_of(model)
     sides = (1, *(int(side) for side in shape))
     try:
         return torch.zeros(sides, device=parameter.device, dtype=parameter.dtype)
@@ -164,7 +169,7 @@ def drawn(
     seed 0.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    like = next(model.parameters(), torch.empty(0))
+    like = floats_of(model)
     signature = example if isinstance(example, Signature) else Signature((TensorSpec(tuple(example)),))
     return Call(*signature.map(lambda leaf: _tensor(leaf, rows if signature.batched else None, like, generator)))
 

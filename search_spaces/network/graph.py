@@ -217,6 +217,8 @@ def _why_unsupported(
         return "its weight is shared with a module that is not a layer (such as an embedding)"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}"
+    if not weight.numel():
+        return "its weight is empty"
     return ""
 
 

@@ -104,6 +104,7 @@ def observe(
         warnings.simplefilter("ignore")  # the network's own run says it again, where it is the user's to see
         stack.enter_context(torch.no_grad())
         stack.enter_context(_hooks(network, watch))
+        stack.enter_context(_tensors_kept(network))
         stack.enter_context(Products(watch.note_weight))
         # Without values the input cannot choose the path: what is asked for then are constants.
         if not any(tensor.is_meta for tensor in call.tensors):
@@ -224,6 +225,24 @@ class _Values(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.depends_on_data |= func in _VALUES
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _tensors_kept(network: nn.Module) -> Iterator[None]:
+    """Give modules back, afterwards, the tensors and the memory that their code replaces as it runs."""
+    held: list[tuple[Any, str, Tensor, Tensor]] = [
+        (own, key, tensor, tensor.data)
+        for module in network.modules()
+        for own in (module._parameters, module._buffers)
+        for key, tensor in own.items()
+        if tensor is not None
+    ]
+    yield
+    for own, key, tensor, values in held:
+        if key not in own or own[key] is not tensor:
+            own[key] = tensor
+        if memory(tensor) != memory(values):
+            tensor.data = values
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,12 @@ def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(*shape))
 
 
+def empty_linear(inputs: int, outputs: int) -> nn.Linear:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an empty weight nothing can be drawn
+        return nn.Linear(inputs, outputs, bias=False)
+
+
 def head(width: int = 4) -> nn.Linear:
     return nn.Linear(width, 2)
 
@@ -46,6 +53,14 @@ def mixture(toy: Any, x: Tensor) -> Tensor:
 
 def listed_mixture(toy: Any, x: Tensor) -> Tensor:
     return toy.head(toy.experts[toy.router(x).argmax(-1).tolist()[0]](x))
+
+
+def replacing(toy: Any, x: Tensor) -> Tensor:
+    """A weight is normalised before each run, and a parameter gets other memory after it."""
+    toy.a.weight.data = F.normalize(toy.a.weight.data, dim=1)
+    out = toy.head(toy.a(x) * toy.p)
+    toy.p.data = toy.p.data.clone()
+    return out
 
 
 def auxiliary(toy: Any, x: Tensor) -> Any:
@@ -225,5 +240,27 @@ ZOO: dict[str, tuple[nn.Module, Example, set[str], int]] = {
     "tied layers": (SharedWeight(), (1, 6, 6), set(), 0),
     "half": (Net().half(), (1, 6, 6), set(), 0),
     "double, unwatchable": (Unwatchable().double(), (1, 6, 6), set(), 0),
+    "an empty weight": (
+        Toy(
+            lambda t, x: t.head(x) + t.b(t.a(x)).mean(),
+            a=empty_linear(4, 0),
+            b=empty_linear(0, 2),
+            head=head(),
+        ),
+        (4,),
+        {"a", "b"},
+        0,
+    ),
+    "integers first": (
+        Toy(
+            lambda t, x: t.head(x[:, t.p]),
+            p=nn.Parameter(torch.tensor([1, 0, 2, 3]), requires_grad=False),
+            head=head(),
+        ),
+        (4,),
+        set(),
+        16,
+    ),
+    "its data replaced": (Toy(replacing, p=parameter(4), a=nn.Linear(4, 4), head=head()), (4,), {"a"}, 4 * (4 + 20)),
     "makes constants": (Toy(lambda t, x: t.head(x + torch.arange(4.0)), a=head(), head=head()), (4,), {"a"}, 0),
 }

@@ -55,6 +55,31 @@ def masked(x: Tensor, held: Tensor | None) -> Tensor:
     return x if held is None or held.shape != (4,) else x * held[:, None, None]
 
 
+class Replacing(Held):
+    """Puts another tensor, or other memory, in the place of the buffer as it runs, of the same values."""
+
+    def __init__(self, replace: Callable[[Any], None]) -> None:
+        super().__init__(lambda: drawn(4), masked)
+        self.replace = replace
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        self.replace(self)
+        return y
+
+
+def other_tensor(model: Any) -> None:
+    model.held = model.held * 1
+
+
+def other_memory(model: Any) -> None:
+    model.held.data = model.held.data.clone()
+
+
+def set_anew(model: Any) -> None:
+    model.held.set_(model.held * 1)
+
+
 class Scaling(nn.Conv2d):
     """A layer with a buffer and a forward of its own."""
 
@@ -110,6 +135,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "int8": (lambda: Held(lambda: permuted().to(torch.int8), lambda x, held: masked(x, held.float())), 4),
     "mask": (lambda: Held(lambda: permuted() > 1, masked), 4),
     "set later": (lambda: Held(lambda: None, masked), 4 * 4),
+    "replaced": (lambda: Replacing(other_tensor), 4 * 4),
+    "of other memory": (lambda: Replacing(other_memory), 4 * 4),
+    "set anew": (lambda: Replacing(set_anew), 4 * 4),
     "of a layer": (lambda: chain(Scaling(), nn.ReLU()), 4 * 4),
     "two names": (TwoNames, 4 * 108),
     "spectral norm": (lambda: chain(spectral_norm(nn.Conv2d(4, 4, 3))), 0),
@@ -159,6 +187,39 @@ def test_a_buffer_that_only_training_reads_is_neither_counted_nor_stored(tmp_pat
     *_, file = packed(tmp_path / "a", made(lambda: Held(lambda: drawn(4), lambda x, held: x), 0))
     assert file.description["buffers"] == {}
     load(tmp_path / "a", made(lambda: Held(lambda: drawn(4), lambda x, held: x), 1))
+
+
+def own_type(held: Tensor) -> nn.Module:
+    return Held(lambda: held, lambda x, held: x * held.to(torch.complex64).real)
+
+
+def as_parameter(held: Tensor) -> nn.Module:
+    model = own_type(held)
+    del model.held
+    model.held = nn.Parameter(held, requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "held", "sentence"),
+    [
+        (own_type, torch.ones(1, dtype=torch.uint16), "the buffer 'held' is of torch.uint16"),
+        (as_parameter, torch.ones(1, dtype=torch.complex64), "the parameter 'held' is of torch.complex64"),
+        (as_parameter, torch.tensor([2**40 + 1]), "the parameter 'held' is of torch.int64"),
+    ],
+)
+def test_values_that_a_file_cannot_hold_are_refused(
+    tmp_path: Path, make: Callable[[Tensor], nn.Module], held: Tensor, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        packed(tmp_path / "a", make(held).eval())
+    assert not (tmp_path / "a").exists()
+
+
+def test_integers_that_fp32_holds_are_parameters_too(tmp_path: Path) -> None:
+    network, *_ = packed(tmp_path / "a", as_parameter(torch.tensor([3])).eval())
+    loaded = load(tmp_path / "a", as_parameter(torch.tensor([5])).eval())
+    assert torch.equal(loaded(inputs()), network(inputs()))
 
 
 def test_statistics_of_instances_lose_the_entries_of_removed_filters() -> None:

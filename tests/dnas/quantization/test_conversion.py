@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dnas.export.save import save_packed
+from dnas.export.unpack import load
 from dnas.quantization.branches import SkippedLayer
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice, apply, quantize_fixed
@@ -16,8 +19,9 @@ from dnas.quantization.layers import QuantizedLayer
 from dnas.search.sensitivity import sensitivities
 from dnas.search.supernet import Supernet
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
-from search_spaces.costs.table import CostTable
+from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
+from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
 from tests.known import known_graph
@@ -205,3 +209,26 @@ def test_float64_models_are_quantized_in_float64() -> None:
     calibrate(supernet.network, [x])
     with supernet.sampled(supernet.one_hot([(0, 1), (1, 0)])):
         assert supernet(x).dtype == torch.float64
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.*deprecated", "ignore:The .grad attribute of a Tensor that is not a leaf"
+)
+def test_a_scripted_part_stays_as_it_is(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        return nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(4, 5), nn.ReLU())), nn.Linear(5, 2)).eval()
+
+    model, x = network(), torch.randn(3, 4, generator=seeded())
+    graph = read_graph(model, (4,))
+    assert [layer.name for layer in graph.layers] == ["1"]
+    layers = {"1": LayerBits(4, 8)}
+    twin = quantize_fixed(model, graph, layers)
+    calibrate(twin, [x])
+    expected = nn.functional.linear(twin[1].quantize_input(model[0](x)), twin[1].quantized_weight(), model[1].bias)
+    assert torch.equal(twin.eval()(x), expected)
+    ends = {"first_layer": "search", "last_layer": "search"}
+    space = build_space(graph, SpaceOptions(weight_bits=(4,), activation_bits=(8,), **ends))
+    cost = CostTable(graph, space, build_costs()).price(layers)
+    reference = ModelReference("mine", graph.input_shape)
+    save_packed(tmp_path / "a", twin, graph, BitAssignment("a", reference, layers, cost))
+    assert torch.equal(load(tmp_path / "a", network())(x), expected)

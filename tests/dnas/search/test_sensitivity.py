@@ -142,6 +142,14 @@ def test_an_image_that_is_not_finite_is_refused() -> None:
         sensitivities(Net(), plan(Net())[1], QuantizerChoice(), [BATCHES[0], (x * torch.inf, y)])
 
 
+def test_a_network_that_overflows_is_refused() -> None:
+    model = Net()
+    with torch.no_grad():
+        next(model.parameters()).fill_(1e38)
+    with pytest.raises(InputError, match=r"the sensitivity of layer '\w+' is not finite, though weights"):
+        sensitivities(model, plan(Net())[1], QuantizerChoice(), BATCHES)
+
+
 # --- sure of what it says ------------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,12 @@ def test_outputs_that_would_be_spread_over_the_targets_are_refused() -> None:
         tried(lambda y: y[:, 0], (16, 8, 8), 1)
 
 
+def test_outputs_that_overflow_are_blamed_for_the_loss() -> None:
+    data = images(16)
+    with pytest.raises(InputError, match="is NaN on training images before any training, for the outputs hold inf"):
+        rehearse(Shaped(lambda y: y + torch.inf), DataSplits(data, data, data, 3, SHAPE), {"training": data}, 8)
+
+
 def test_the_network_is_left_as_it_was() -> None:
     network = Shaped(lambda y: y).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
