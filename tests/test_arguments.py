@@ -339,6 +339,10 @@ def test_other_arguments(tmp_path: Path) -> None:
     assert type(dnas.LayerBits(np.int64(4), 8).weight_bits) is int  # type: ignore[arg-type]
 
 
+def unsized() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+
 LAYERS = {layer.name: dnas.LayerBits(4, 8) for layer in GRAPH.layers}
 ASSIGNMENT = dnas.BitAssignment("mine", dnas.ModelReference("toys", SHAPE), LAYERS)
 CHOICE = dnas.QuantizerChoice()
@@ -384,6 +388,8 @@ WRONG_CALLS: dict[str, Callable[[], Any]] = {
     "no batches": lambda: dnas.sensitivities(Net(), SPACE, CHOICE, []),
     "batches without labels": lambda: dnas.sensitivities(Net(), SPACE, CHOICE, [X]),  # type: ignore[list-item]
     "calibrate on nothing": lambda: dnas.calibrate(dnas.quantize_fixed(Net(), GRAPH, LAYERS), None),  # type: ignore[arg-type]
+    "calibrate what has no shape": lambda: dnas.calibrate(nn.Sequential(nn.LazyConv2d(2, 3)), [X]),
+    "load what has no shape": lambda: dnas.load_model(f"{__name__}:unsized"),
     "calibrate nothing": lambda: dnas.calibrate(None, [X]),  # type: ignore[arg-type]
     "recalibrate nothing": lambda: dnas.recalibrate_batchnorm("net", [X]),  # type: ignore[arg-type]
     "measure nothing": lambda: dnas.evaluate(None, PAIRS),  # type: ignore[arg-type]

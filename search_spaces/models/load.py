@@ -81,9 +81,17 @@ def load_model(
     return loaded
 
 
+def check_known_shapes(network: nn.Module) -> None:
+    """Raise :class:`InputError` that names the first parameter of a network whose layers have never run."""
+    lazy = (name for name, parameter in network.named_parameters() if nn.parameter.is_lazy(parameter))
+    if (name := next(lazy, None)) is not None:
+        raise InputError(f"the parameter '{name}' is lazy, so it has no shape yet; run the network once on an example")
+
+
 def check_finite(network: nn.Module) -> None:
     """Raise :class:`InputError` that names the first parameter or BatchNorm statistic that is not finite."""
     check_type(network, nn.Module, "a network", "give a torch.nn.Module")
+    check_known_shapes(network)
     statistics = (
         (f"{name}.{key}" if name else key, norm.get_buffer(key))
         for name, norm in network.named_modules()

@@ -20,6 +20,7 @@ from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.models.attention import unfold_attention
 from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.copies import copy_network
+from search_spaces.models.load import check_known_shapes
 from search_spaces.models.multiplied import is_standard
 from search_spaces.network.couplings import Couplings, read_couplings, unknown_couplings
 from search_spaces.network.dense_part import dense_part, entering
@@ -103,8 +104,7 @@ def _check_network(model: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = "; give its .module" if isinstance(getattr(model, "module", None), nn.Module) else ""
         raise InputError(f"a {type(model).__name__} is no network (torch.nn.Module){hint}")
-    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
-        raise InputError("the network has lazy parameters; run it once on an example before the search")
+    check_known_shapes(model)
     if isinstance(model, (*LAYER_TYPES, nn.MultiheadAttention)):
         kind = type(model).__name__
         raise InputError(f"the network is itself one layer ({kind}); put it into another module, as nn.Sequential does")

@@ -93,6 +93,10 @@ def frozen():
     return net().requires_grad_(False)
 
 
+def unsized():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+
+
 def broken():
     raise LookupError("no such thing")
 
@@ -251,6 +255,10 @@ REFUSED = {
     "NaN": (("model.source=own:Returning", "model.arguments={what='NaN'}"), "that holds NaN before any training"),
     "too many threads": (("threads=999999",), "expected at most 1024"),
     "frozen": (("model.source=own:frozen",), "no parameter that requires a gradient"),
+    "layers without sizes": (
+        ("model.source=own:unsized",),
+        "model 'own:unsized': the parameter '1.weight' is lazy, so it has no shape yet; run the network once",
+    ),
     "one image per batch": (("model.arguments.norm=true", "data.batch_size=1"), "module 'norm'"),
     "one image for theta": (("model.arguments.norm=true", "search.theta_fraction=0.01"), "only 1 image for θ"),
     "one image for validation": (
