@@ -196,7 +196,7 @@ def test_a_cost_is_a_function_or_the_name_of_one() -> None:
         assert dnas.CostTable(GRAPH, SPACE, costs).uniform(4, ["e"])["e"] == sum(
             energy(layer, 4, 4) for layer in GRAPH.layers
         )
-    for wrong in ({"e": 5}, {"e": "energy"}, {"bitops": energy}, [energy]):
+    for wrong in ({"e": 5}, {"e": "energy"}, {"bitops": energy}, {3: energy}, {"": energy}, [energy]):
         with pytest.raises(InputError):
             dnas.build_costs(functions=wrong)  # type: ignore[arg-type]
 

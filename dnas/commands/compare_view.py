@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,12 @@ def compare(folders: Sequence[Path], x: str, reference: str | None, out: Path, a
 def _reference(text: str) -> Reference:
     try:
         cost, value = map(float, text.split(","))
+        if not (math.isfinite(cost) and math.isfinite(value)):
+            raise ValueError("not finite")
     except ValueError as error:
         raise InputError(
-            f"--reference {text} is not a cost and a value of the metric, such as 200000,0.5 for 200,000 bytes and 50 %"
+            f"--reference {text} is not a cost and a value of the metric, both finite, such as 200000,0.5 for 200,000 "
+            "bytes and 50 %"
         ) from error
     return Reference(cost, value)
 

@@ -99,6 +99,8 @@ def budget_of(text: str) -> dict[str, Amount]:
         name, sign, amount = part.partition("=")
         if not sign:
             raise InputError(f"--budget {text} is not of the form COST=AMOUNT, such as size_bytes=12%")
+        if name.strip() in limits:
+            raise InputError(f"--budget {text} limits {name.strip()} twice; give one amount for each cost")
         limits[name.strip()] = amount.strip()
     return limits
 

@@ -8,7 +8,7 @@ from dnas.commands.launching import Crew, opened_if_free
 from dnas.commands.terminal import show, show_json, tell
 from dnas.config.file import load_job
 from dnas.jobs.sensitivity import job_sensitivities, run_sensitivities
-from results.pictures.figures import save_figure
+from results.pictures.figures import picture_format, save_figure
 from results.pictures.plot_data import bit_text
 from results.pictures.sensitivity import draw_sensitivities, loss_text
 from results.run.layout import JOB, JOURNAL
@@ -31,6 +31,8 @@ def sensitivity(
     With ``out`` they are drawn as well; ``device`` replaces that of the job. Raises :class:`InputError` where neither a
     run nor a job tells the images.
     """
+    if out is not None:
+        picture_format(out)  # before what takes long
     if job is None:
         if folder is None or not any((folder / name).is_file() for name in (JOB, JOURNAL)):
             raise InputError(

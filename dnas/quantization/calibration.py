@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.samples import TensorSample, joined, sampled
-from search_spaces.errors import InputError, check_type, one_line, out_of_memory
+from search_spaces.errors import InputError, JobError, check_type, one_line, out_of_memory
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.network.calls import first_input
@@ -76,7 +76,7 @@ def images_of(batches: Iterable[Any]) -> Iterator[Any]:
         batches = [batches]
     check_type(batches, Iterable, "batches of images", "give a list of them, or a DataLoader")
     empty = True
-    for number, batch in enumerate(batches, start=1):
+    for number, batch in enumerate(_read(batches), start=1):
         empty = False
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(x, (Tensor, Mapping, Call)):
@@ -89,6 +89,23 @@ def images_of(batches: Iterable[Any]) -> Iterator[Any]:
         yield x
     if empty:
         raise InputError("there is no batch of images to calibrate on; give at least one (a generator is used up once)")
+
+
+def _read(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; an error of the code that makes them is told with the number of the batch."""
+    given = 0
+    try:
+        for batch in batches:
+            given += 1
+            yield batch
+    except (InputError, JobError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(
+            f"batch {given + 1} cannot be read: {one_line(error)}; repair what gives the batches"
+        ) from error
 
 
 def check_batch(number: int, x: Tensor) -> None:

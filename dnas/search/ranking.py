@@ -27,6 +27,8 @@ from search_spaces.errors import InputError
 LEAST_ASSIGNMENTS = 5
 """Fewer have no standard error."""
 _TRIES = 20
+_MOST_IN_VAIN = 200
+"""Draws in a row that give nothing new: then the budget allows hardly any more, however many are asked for."""
 _NORMAL_95 = 1.959964
 
 
@@ -57,14 +59,17 @@ def random_assignments(table: CostTable, budget: Budget, count: int, seed: int) 
     Raises :class:`InputError` where the budget does not allow that many.
     """
     generator, found = np.random.default_rng(seed), list[Cells]()
-    for _ in range(_TRIES * count):
+    draws = latest = 0
+    while draws < _TRIES * count and draws - latest < _MOST_IN_VAIN:
+        draws += 1
         cells = allocate_widest(generator.random(table.space.allowed.shape), table, budget)
         if cells not in found:
             found.append(cells)
+            latest = draws
         if len(found) == count:
             return found
     raise InputError(
-        f"{_TRIES * count} draws within {budget.label} gave {len(found)} different assignments, not {count}; ask for "
+        f"{draws} draws within {budget.label} gave {len(found)} different assignments, not {count}; ask for "
         "fewer, or name another budget"
     )
 

@@ -58,14 +58,20 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def picture_format(path: Path) -> str:
+    """``png``, ``svg`` or ``pdf`` by the suffix of ``path``; :class:`InputError` for another one."""
+    format = path.suffix.lower().removeprefix(".")
+    if format not in _UNDATED:
+        raise InputError(f"cannot draw {path}: the suffix '{path.suffix}' is none of .png, .svg, .pdf")
+    return format
+
+
 def save_figure(figure: Figure, path: Path, style: Style = SCREEN) -> None:
     """Write ``figure`` as png (200 dpi), svg or pdf by the suffix of ``path``, in one step.
 
     Raises :class:`InputError` for another suffix, :class:`JobError` where the disk refuses.
     """
-    format = path.suffix.lower().removeprefix(".")
-    if format not in _UNDATED:
-        raise InputError(f"cannot draw {path}: the suffix '{path.suffix}' is none of .png, .svg, .pdf")
+    format = picture_format(path)
     buffer = io.BytesIO()
     _lay_out(figure)
     # Text as text (svg) and as embedded TrueType (pdf), which journals ask for; ids that do not change per call.

@@ -269,6 +269,8 @@ def build_costs(
     if latency is not None:
         costs.append(latency_table(Path(latency)))
     for name, source in (functions or {}).items():
+        if not isinstance(name, str) or not name:
+            raise InputError(f"functions are by the name of their cost, such as {{'energy': function}}; got {name!r}")
         if name in {cost.name for cost in costs}:
             raise InputError(f"costs.functions: '{name}' is the name of a built-in cost; choose another")
         costs.append(user_cost(name, source))

@@ -265,7 +265,11 @@ def test_compare_shows_settings_fronts_and_areas(copied: Path, tmp_path: Path) -
     assert {row["key"]: row["values"] for row in told["settings"]}["seed"] == ["0", "5"]
     assert told["hypervolume"]["one"] == told["hypervolume"]["two"] > 0
     assert "nothing to compare" in dnas("compare", copied).stderr
-    assert "is not a cost and a value" in dnas("compare", copied, other, "--reference", "much").stderr
+    for text in ("much", "nan,0.5", "1,inf", "1,2,3"):
+        assert (
+            f"--reference {text} is not a cost and a value of the metric"
+            in dnas("compare", copied, other, "--reference", text).stderr
+        )
 
 
 class FakeProcess:

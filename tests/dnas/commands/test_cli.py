@@ -341,6 +341,11 @@ def test_a_run_that_cannot_be_written_to_is_drawn_here(finished: Path, monkeypat
         (("doctor", "zoo:tiny_resnet", "--input-shape", "1,99999999,99999999"), "does not fit into memory"),
         (("doctor", "zoo:tiny_resnet", "--input-shape", f"1,{2**64},1"), "does not fit into memory"),
         (("prune", "digits", "--bits", "-1"), "there is no run"),
+        (
+            ("doctor", "--job", "digits", "--budget", "macs=5%, macs=4%"),
+            "limits macs twice; give one amount for each cost",
+        ),
+        (("sensitivity", "--job", "digits", "--out", "s.txt"), "the suffix '.txt' is none of"),
     ],
 )
 def test_odd_input_is_one_sentence(words: tuple[str, ...], told: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import decode, encode, integer_grid
 from dnas.quantization.samples import whole
 from search_spaces.assignments import LayerBits
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError
 from tests.known import known_graph
 from tests.toys import SHAPE, Net, build_supernet, inputs, seeded, trained
 
@@ -248,6 +249,22 @@ def test_statistics_that_overflow_are_refused_and_nothing_is_lost() -> None:
 def test_a_batch_without_images_is_refused() -> None:
     with pytest.raises(InputError, match=r"batch 2 of shape .* holds no image"):
         calibrate(fixed_net(), [inputs(), inputs()[:0]])
+
+
+def test_an_error_of_the_code_that_gives_batches_is_told_with_their_number() -> None:
+    def broken(error: Exception) -> Iterator[Tensor]:
+        yield inputs()
+        raise error
+
+    for use in (calibrate, recalibrate_batchnorm):
+        network = fixed_net()
+        before = state(network)
+        with pytest.raises(InputError, match=r"^batch 2 cannot be read: KeyError: 'b'; repair what gives the batches$"):
+            use(network, broken(KeyError("b")))
+        assert all(torch.equal(a, b) for a, b in zip(before.values(), state(network).values(), strict=True))
+        for own in (JobError("the disk is gone"), MemoryError()):
+            with pytest.raises(type(own)):
+                use(network, broken(own))
 
 
 @pytest.mark.parametrize("use", [calibrate, recalibrate_batchnorm])

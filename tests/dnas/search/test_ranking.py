@@ -86,6 +86,8 @@ def test_assignments_are_all_different_spend_the_budget_and_more_begin_with_the_
     least = table.cells_cost([(0, 0)] * 3)["bitops"]
     with pytest.raises(InputError, match=r"draws within tight gave 1 different assignments, not 6; ask for fewer"):
         random_assignments(table, Budget({"bitops": least}, "tight"), 6, seed=0)
+    with pytest.raises(InputError, match=r"^2\d\d draws within tight gave 1 different assignments, not 99999999999;"):
+        random_assignments(table, Budget({"bitops": least}, "tight"), 99_999_999_999, seed=0)
 
 
 @pytest.mark.parametrize("seed", range(2))
