@@ -146,9 +146,14 @@ def _subject(subject: str, folder: Path, shape: str | None) -> tuple[nn.Module, 
     given = input_shape_of(shape)
     if is_run(folder):
         config = load_job(Run.open(folder).job_file())
+        if given not in (None, data_shape(config)):
+            raise InputError(
+                f"--input-shape {shape}: the nets of {folder} take inputs of {data_shape(config)}; leave it out, or "
+                f"name the network itself, {config.model.source}"
+            )
         own = config.quantizer
         choice = QuantizerChoice(own.weights, own.activations, own.per_channel)
-        return load_network(config).module.eval(), given or data_shape(config), choice
+        return load_network(config).module.eval(), data_shape(config), choice
     network = load_model(subject).module.eval()
     return network, given or default_input_shape(network, subject), CHOICE
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from dnas.commands.concluding import conclude
 from dnas.commands.display import open_display
+from dnas.commands.doctor_view import budget_of
 from dnas.commands.serving import check_installed, served
 from dnas.commands.signals import Interrupted, Signals, finishing
 from dnas.commands.terminal import show, show_json, tell
@@ -150,10 +151,8 @@ def finalise(
 
 def _budget_table(text: str) -> str:
     """``70%`` as a limit on the size, ``size_bytes=70%,macs=60%`` as it says; as a TOML table."""
-    parts = [part.partition("=") for part in (text if "=" in text else f"size_bytes={text}").split(",")]
-    return (
-        "{" + ", ".join(f"{json.dumps(cost.strip())} = {json.dumps(amount.strip())}" for cost, _, amount in parts) + "}"
-    )
+    limits = budget_of(text if "=" in text else f"size_bytes={text}")
+    return "{" + ", ".join(f"{json.dumps(cost)} = {json.dumps(amount)}" for cost, amount in limits.items()) + "}"
 
 
 def evaluate(folder: Path, assignment: str, split: str, device: str | None, as_json: bool, packed: bool) -> None:

@@ -38,9 +38,9 @@ def init(
     from dnas.config.file import commented_job
     from results.files import write_text
 
+    check_file(path)
     if path.exists():
         raise InputError(f"{path} exists already; name another file, or remove it")
-    check_file(path)
     write_text(path, commented_job())
     show(f"written: {path}; run it with: dnas search {path}")
 

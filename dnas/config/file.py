@@ -198,11 +198,12 @@ def _override_places(data: Any, settings: Sequence[tuple[tuple[str, ...], str]])
 
 
 def _locator(places: Mapping[KeyPath, str], title: str) -> Where:
-    """Tell where a key stands, or the nearest table around it that stands anywhere."""
+    """Tell where a key stands, or what is set inside it, or the nearest table around it that stands anywhere."""
 
     def where(path: KeyPath) -> str:
-        ends = range(len(path), 0, -1)
-        return next((places[path[:end]] for end in ends if path[:end] in places), title)
+        inside = (place for key, place in places.items() if path and key[: len(path)] == path)
+        around = (places[path[:end]] for end in range(len(path) - 1, 0, -1) if path[:end] in places)
+        return places.get(path) or next(inside, None) or next(around, title)
 
     return where
 

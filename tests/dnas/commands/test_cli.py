@@ -292,6 +292,11 @@ def test_what_only_looks_runs_no_code_of_a_job(old: str, finished: Path, monkeyp
     assert "own_code" not in sys.modules
 
 
+def test_the_times_of_a_run_are_those_of_its_own_images(finished: Path) -> None:
+    told = refused("bench-latency", "digits", "--runtime", "torch", "--input-shape", "1,9,9")
+    assert "--input-shape 1,9,9: the nets of runs/digits take inputs of (1, 8, 8); leave it out" in told
+
+
 def test_a_plot_over_an_unknown_cost_is_refused(finished: Path) -> None:
     assert "has no cost 'latency'" in refused("plot", "digits", "--x", "latency")
 
@@ -345,6 +350,7 @@ def test_a_run_that_cannot_be_written_to_is_drawn_here(finished: Path, monkeypat
             ("doctor", "--job", "digits", "--budget", "macs=5%, macs=4%"),
             "limits macs twice; give one amount for each cost",
         ),
+        (("init", "x" * 300), "File name too long; choose another file"),
         (("sensitivity", "--job", "digits", "--out", "s.txt"), "the suffix '.txt' is none of"),
     ],
 )

@@ -209,6 +209,9 @@ def unchanged(run: Run, before: Run) -> None:
         (("search-1", "--budget", "1%"), "it is still"),
         (("search-1", "--budget", "=1%"), "budgets"),
         (("search-1", "--trials", "-1"), "expected at least 1"),
+        (("search-1", "--budget", "70%,bitops=5%"), "--budget 70%,bitops=5% is not of the form COST=AMOUNT"),
+        (("search-1", "--budget", "macs=5%,macs=5%"), "limits macs twice; give one amount for each cost"),
+        (("search-1", "--set", "prune.trials=3"), "error: --set prune.prune.trials=3: [prune] has no key 'prune'"),
     ],
 )
 def test_a_command_that_asks_for_nonsense_is_refused(
