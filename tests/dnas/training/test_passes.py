@@ -51,7 +51,7 @@ def switchable(**keys: Any) -> SwitchableTrainer:
 
 
 def searched(engine: str, **keys: Any) -> Any:
-    made = search_trainer(supernet(engine=engine), epochs=2, **keys)
+    made = search_trainer(supernet(engine=engine), warmup_epochs=1, epochs=2, **keys)
     list(made.warmup())
     list(made.search(budget(made.supernet)))
     return made
