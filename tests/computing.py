@@ -12,9 +12,8 @@ from hypothesis import settings
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: kernels then run on the CPU
 
-settings.register_profile(
-    "shared machine", deadline=None, max_examples=50
-)  # where others compute, an example may take any time
+# Where others compute, an example may take any time. Every run draws others, so fifty are enough.
+settings.register_profile("shared machine", deadline=None, max_examples=50)
 settings.load_profile("shared machine")
 
 

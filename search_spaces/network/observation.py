@@ -237,12 +237,13 @@ def _tensors_kept(network: nn.Module) -> Iterator[None]:
         for key, tensor in own.items()
         if tensor is not None
     ]
-    yield
-    for own, key, tensor, values in held:
-        if key not in own or own[key] is not tensor:
+    try:
+        yield
+    finally:
+        for own, key, tensor, values in held:
             own[key] = tensor
-        if memory(tensor) != memory(values):
-            tensor.data = values
+            if memory(tensor) != memory(values):
+                tensor.data = values
 
 
 @contextmanager
