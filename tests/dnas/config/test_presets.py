@@ -47,7 +47,7 @@ def test_all_presets_are_there_and_described() -> None:
     [
         ("digits", 6, 4608),
         ("dnas-resnet20-cifar10", 9, 267264),  # methods/dnas.md §6
-        ("dnas-resnet56-cifar10", 27, 847872),
+        pytest.param("dnas-resnet56-cifar10", 27, 847872, marks=pytest.mark.whole),
         ("dnas-resnet18-imagenet-compute", 8, None),
         ("edmips-resnet18-imagenet", 19, None),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,9 +178,10 @@ OUTPUTS = {
 KINDS = list(CALLS)
 
 
-def some(*fast: type[nn.Module]) -> list[Any]:
-    """All kinds, of which those that are named run with the default suite."""
-    return [kind if kind in fast else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+def some(*often: type[nn.Module], whole: Sequence[type[nn.Module]] = ()) -> list[Any]:
+    """All kinds, of which those that are named run with the default suite, or with whole jobs."""
+    marks = {kind: pytest.mark.slow for kind in KINDS if kind not in often} | dict.fromkeys(whole, pytest.mark.whole)
+    return [pytest.param(kind, marks=marks[kind]) if kind in marks else kind for kind in KINDS]
 
 
 def made(kind: type[nn.Module], seed: int = 0) -> nn.Module:
@@ -267,7 +268,7 @@ def test_an_onnx_file_takes_every_tensor_by_name(kind: type[nn.Module], tmp_path
         assert_near(session.run(None, feeds), results(quantized, call))
 
 
-@pytest.mark.parametrize("kind", some(Anything, Nested, OnePair))
+@pytest.mark.parametrize("kind", some(Nested, OnePair, whole=[Anything]))
 def test_a_program_is_called_as_the_network_is(kind: type[nn.Module], tmp_path: Path) -> None:
     quantized, graph, assignment, _ = fixed(kind)
     net = StoredNet(quantized, graph, assignment)
@@ -334,6 +335,7 @@ def fixed_by(kind: type[nn.Module], example: Any, given: Any) -> StoredNet:
     return StoredNet(quantized.eval(), graph, BitAssignment("four", ModelReference("mine:net", (3, 6, 6)), bits))
 
 
+@pytest.mark.whole
 def test_results_that_are_no_numbers_are_compared_and_told_of(tmp_path: Path) -> None:
     net = fixed_by(Masked, (3, 6, 6), images(6))
     export_pt2e(tmp_path / "net.pt2", net)

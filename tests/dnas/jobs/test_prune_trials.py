@@ -23,7 +23,7 @@ from results.events import Measured
 from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.channels.slicing import remove_filters
-from search_spaces.network.graph import read_graph
+from tests.known import known_graph
 from tests.toys import SHAPE, Net, images, inputs, trained
 
 ORDERS = {"stem": (4, 1, 0, 2, 3), "first": (0, 1, 2, 3, 4)}
@@ -39,21 +39,21 @@ SETTINGS = (
 
 def net() -> nn.Module:
     model = trained(Net(channels=5))
-    graph = read_graph(model, SHAPE)
+    graph = known_graph(model, SHAPE)
     quantized = quantize_fixed(model, graph, {s.name: LayerBits(3, 3) for s in graph.layers}, QuantizerChoice())
     calibrate(quantized, STATISTICS)
     return quantized.eval()
 
 
 def objective(network: nn.Module, measured_on: MemoryImages | None = None, device: Device = CPU) -> PruningObjective:
-    groups = read_graph(Net(channels=5), SHAPE).channels
+    groups = known_graph(Net(channels=5), SHAPE).channels
     options: dict[str, Any] = {"images": measured_on or images(30), "batch_size": 7, "device": device}
     return PruningObjective(network, groups, ORDERS, batchnorm_images=STATISTICS, **options)
 
 
 def by_hand(network: nn.Module, kept: dict[str, tuple[int, ...]], measured_on: MemoryImages) -> tuple[float, float]:
     """Loss and accuracy of the smaller net whose BatchNorms have the mean of their batches' statistics."""
-    smaller = remove_filters(network, read_graph(Net(channels=5), SHAPE).channels, kept)
+    smaller = remove_filters(network, known_graph(Net(channels=5), SHAPE).channels, kept)
     norms = [module for module in smaller.modules() if isinstance(module, nn.BatchNorm2d)]
     seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
 

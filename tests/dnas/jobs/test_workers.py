@@ -171,6 +171,7 @@ def alone(everything: JobConfig, carried_out: CarriedOut, tmp_path_factory: pyte
     return carried_out(everything, tmp_path_factory.mktemp("alone") / "run")
 
 
+@pytest.mark.whole
 def test_neither_the_order_of_the_tasks_nor_where_they_are_changes_anything(
     everything: JobConfig, alone: Run, carried_out: CarriedOut, contrary: list[Contrary], tmp_path: Path
 ) -> None:
