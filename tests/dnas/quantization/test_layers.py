@@ -219,6 +219,7 @@ def test_the_wrapper_is_made_where_the_layer_is(kind: str) -> None:
 @pytest.mark.parametrize(
     "kind", ["conv2d", *(pytest.param(kind, marks=pytest.mark.whole) for kind in ("transposed3d", "linear"))]
 )
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of PyTorch 2.9's compiler
 def test_a_compiler_sees_a_quantized_layer_whole(kind: str) -> None:
     make, shape = KINDS[kind]
     wrapped = wrap(make(), shape, 3, 4)

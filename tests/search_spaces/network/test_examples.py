@@ -135,7 +135,7 @@ def test_an_example_keeps_its_values_and_its_network(capfd: pytest.CaptureFixtur
         (({"x": Holder(IMAGE)},), "called with a Holder, in which PyTorch finds no tensors; let it take tensors, or"),
         ([Holding(x=IMAGE)], "called with a Holding, in which PyTorch finds no tensors"),
         (torch.tensor(1.0), "holds no tensor with a batch dimension"),
-        ((IMAGE, WORDS[:, :0].float()), "does not run on inputs of shapes"),
+        ((IMAGE, WORDS, MASK[:, :3]), "does not run on inputs of shapes"),
         ({"picture": IMAGE}, "does not run on an input of shape"),
         ((-1, 6, 6), "is no shape"),
         ((1, 6.5, 6), "is no shape"),
