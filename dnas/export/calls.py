@@ -108,6 +108,20 @@ def rows_of(feeds: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     return [{name: values[at : at + 1] for name, values in feeds.items()} for at in range(counts.pop())]
 
 
+def runnable(program: torch.export.ExportedProgram, call: Call) -> torch.export.ExportedProgram:
+    """The program, which PyTorch made of what ``call`` gives, without a check of its own that cannot run.
+
+    PyTorch 2.9 compares the batch sizes of several inputs by names that are not there when the program runs.
+    """
+    if len(call.tensors) > 1:
+        try:
+            with torch.no_grad():
+                call.run(program.module())
+        except NameError:
+            program._guards_code.clear()
+    return program
+
+
 class Flattened(nn.Module):
     """A network as a function of tensors alone that gives tensors alone; whatever else it is called with is fixed."""
 

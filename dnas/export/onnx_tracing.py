@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dnas.export.calls import Flattened, input_names, output_names
+from dnas.export.calls import Flattened, input_names, output_names, runnable
 from dnas.export.fixed_layers import FixedLayer
 from dnas.export.onnx_packages import need
 from dnas.quantization.branches import SkippedLayer
@@ -25,10 +25,12 @@ from dnas.quantization.layers import QuantizedLayer
 from search_spaces.errors import InputError
 from search_spaces.models.copies import copy_network
 from search_spaces.network.calls import first_input, with_first_input
-from search_spaces.network.examples import Call, drawn
+from search_spaces.network.examples import Call, call_of, drawn
 from search_spaces.signature import Signature
 
 _DOMAIN = "dnas"
+_OPEN = {0: torch.export.Dim.DYNAMIC}
+"""Axes of an input whose batch size is left open."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,16 @@ def trace(
     inputs = input_names(network, call, plain)
     open_batch = batch is None and (plain or cast(Signature, example).batched)
     twin, given = _marked(network, names, call)
-    axis = {0: torch.export.Dim.DYNAMIC}
-    dynamic = (axis,) if plain else (tuple(axis for _ in call.tensors),)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # The exporter's own uses of what it deprecates; nothing that a user could do about them.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             program = torch.onnx.export(
-                twin if plain else Flattened(twin, call).eval(),
+                twin if plain else _program(Flattened(twin, call).eval(), tuple(call.tensors), open_batch),
                 tuple(call.tensors),
                 dynamo=True,
-                dynamic_shapes=dynamic if open_batch else None,
+                dynamic_shapes=(_OPEN,) if plain and open_batch else None,
                 opset_version=opset,
                 verbose=False,
                 input_names=inputs,
@@ -116,6 +116,12 @@ def trace(
         _name_as_the_network_does(model)
     _forget_where_it_was_made(model)
     return model
+
+
+def _program(flattened: Flattened, tensors: tuple[Tensor, ...], open_batch: bool) -> torch.export.ExportedProgram:
+    """The program of a network that takes these tensors, perhaps with an open batch size."""
+    shapes = (tuple(_OPEN for _ in tensors),) if open_batch else None
+    return runnable(torch.export.export(flattened, tensors, dynamic_shapes=shapes, strict=False), call_of(tensors))
 
 
 def mark_of(node: Any) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from torch.ao.quantization.fx import _decomposed  # registers the operators
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from dnas.export.calls import call_on, plain, tensors_of
+from dnas.export.calls import call_on, plain, runnable, tensors_of
 from dnas.export.detectors import before_boxes
 from dnas.export.fixed_layers import (
     DenseWeight,
@@ -210,7 +210,8 @@ def _exported(module: nn.Module, call: Call, batched: bool) -> torch.export.Expo
         shapes = tree_map(lambda leaf: axes if isinstance(leaf, Tensor) else None, dict(arguments))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the tracer's own; nothing that a user could do about them
-            return torch.export.export(module, some.args, dict(some.kwargs), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(module, some.args, dict(some.kwargs), dynamic_shapes=shapes, strict=False)
+            return runnable(program, some)
     except Exception as error:
         raise InputError(f"PyTorch cannot export this network as a program: {one_line(error)}") from error
 

@@ -30,6 +30,10 @@ from search_spaces import BitAssignment, LayerBits, LayerGraph, ModelReference
 from search_spaces.errors import InputError
 from search_spaces.network.examples import Call, call_of, drawn
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The given buffer is not writable"
+)  # PyTorch's own, in loading a program
+
 
 class Pair(NamedTuple):
     first: Tensor
