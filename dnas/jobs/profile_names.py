@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dnas.config.job import FinaliseSection
+from results.pareto import FLOAT
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits
 from search_spaces.errors import InputError, nearest, unreadable
 from search_spaces.layers import FLOAT_BITS, LayerGraph
@@ -83,6 +84,11 @@ def check_names(section: FinaliseSection, known: Sequence[str]) -> list[str]:
     for name in names:
         if name == FRONT or name.endswith(".json") or uniform_pair(name) or name in known:
             continue
+        if name == FLOAT:
+            raise InputError(
+                f"'{FLOAT}' is no assignment but the network itself; as a profile it is called "
+                f"'{uniform_name(FLOAT_BITS, FLOAT_BITS)}'"
+            )
         if not _WILD.search(name) or not any(fnmatchcase(other, name) for other in known):
             raise InputError(
                 f"no assignment is called '{name}'{nearest(name, known)}; name one of the run, a pattern, "

@@ -22,6 +22,7 @@ from results.files import (
 from results.network import Network
 from results.pareto import ParetoFront
 from results.ranking import Ranking
+from results.run.ids import completed, told_unknown
 from results.run.journal import Journal
 from results.run.layout import (
     ASSIGNMENTS,
@@ -248,8 +249,7 @@ class Run:
                 raise InputError(
                     f"{self.folder / ASSIGNMENTS / id}.json is gone; make it again with: dnas resume {self.folder}"
                 )
-            known = f"; it has {', '.join(paths)}" if 0 < len(paths) <= 12 else ""
-            raise InputError(f"{self.folder} has no assignment '{id}'{nearest(str(id), paths)}{known}")
+            raise InputError(told_unknown(str(id), list(paths), self.folder))
         return self._read(paths[id])
 
     def complete_id(self, beginning: str) -> str:
@@ -257,15 +257,7 @@ class Run:
 
         Raises :class:`InputError` where several begin so.
         """
-        ids = [path.stem for path in self.assignment_paths()]
-        found = [id for id in ids if beginning and id.startswith(beginning)]
-        if beginning in ids or not found:
-            return beginning
-        if len(found) > 1:
-            raise InputError(
-                f"'{beginning}' could be any of {', '.join(found)} in {self.folder}; give more of the name"
-            )
-        return found[0]
+        return completed(beginning, [path.stem for path in self.assignment_paths()], self.folder)
 
     def save_sensitivities(self, found: Sensitivities) -> None:
         """Write the sensitivities of one kind; older ones are replaced."""

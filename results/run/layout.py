@@ -44,6 +44,9 @@ _SHOWN = (ENVIRONMENT, FRONT_JSON, FRONT_CSV, FRONT_PICTURE, NETWORK, RANKING, *
 _WRITTEN = (*_SHOWN, LOCK, OWNER, ORIGIN, PROGRESS, LOG, MLFLOW)
 """Files that are replaced whole, beside those in the two folders."""
 
+_RESTORE = (
+    "restore it from a copy, or put the job file that the run was started with there, its --set values written in"
+)
 _JOB_SEAL = re.compile(r"sha256 of the lines below|[0-9a-f]{64}")
 
 
@@ -103,10 +106,7 @@ def refuse_incomplete(folder: Path) -> None:
                 f"copy, {elsewhere}"
             )
     if (folder / JOURNAL).is_file():
-        raise InputError(
-            f"{folder} has lost its {JOB}: restore it from a copy, or put the job file that the run was started with "
-            "there, its --set values written in"
-        )
+        raise InputError(f"{folder} has lost its {JOB}: {_RESTORE}")
     if (folder / JOB).is_file() and any((folder / name).glob("*") for name in (ASSIGNMENTS, CHECKPOINTS)):
         raise InputError(f"{folder} has lost its {JOURNAL}: restore it from a copy, {elsewhere}")
     raise InputError(f"{folder} is not a run folder: it has no {JOURNAL} beside a {JOB}")
@@ -167,6 +167,8 @@ def sealed_job(text: str) -> str:
 
 def unsealed_job(path: Path, text: str) -> str:
     """The text without that comment; :class:`InputError` where it was changed. Older files have no such comment."""
+    if not text.strip():
+        raise InputError(f"{path} is empty, and it said what the run is: {_RESTORE}")
     first, _, rest = text.partition("\n")
     found = _JOB_SEAL.search(first)
     if not found:

@@ -231,6 +231,10 @@ def test_a_net_starts_from_the_supernet(copied: Run) -> None:
     ("arguments", "words"),
     [
         (("--profiles", "serch-1"), "no assignment is called 'serch-1'; did you mean 'search-1'?"),
+        (
+            ("--profiles", "float"),
+            "'float' is no assignment but the network itself; as a profile",
+        ),
         (("--profiles", "a*"), "no assignment is called 'a*'"),
         (("--profiles", "w4a4,w4a4"), "profile 'w4a4' is named twice"),
         (("--profiles", ","), "no profile is named"),

@@ -285,6 +285,20 @@ def test_assignments(run):
         run.assignment("serch-1")
 
 
+def test_the_float_network_is_told_from_an_assignment(run):
+    with pytest.raises(InputError, match=r"'float' is the float network of .* is no assignment; it becomes one"):
+        run.assignment(run.complete_id("float"))
+
+
+def test_an_emptied_job_file_is_told_with_the_step_that_helps(run):
+    for text in ("", "\n \n"):
+        (run.folder / "job.toml").write_text(text)
+        with pytest.raises(
+            InputError, match=r"job\.toml is empty, and it said what the run is: restore it from a copy"
+        ):
+            run.job_file()
+
+
 @pytest.mark.parametrize("beginning", ["", "search", "search-1", "u", "uniform-4.json"])
 def test_only_a_whole_id_names_an_assignment(run, beginning):
     for name in ("search-10", "uniform-4"):
