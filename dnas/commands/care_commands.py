@@ -71,8 +71,10 @@ def compare(
 ) -> None:
     """Show the settings in which runs differ, their fronts in one table and one picture, and their areas."""
     from dnas.commands import compare_view
+    from results.pictures.figures import picture_format
 
     if len(runs) < 2:
         raise InputError(f"there is nothing to compare {runs[0]} with; name another run, or see it with: dnas show")
     check_file(out)
+    picture_format(out)
     compare_view.compare([run_folder(run) for run in runs], x, reference, out, as_json)

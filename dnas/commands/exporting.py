@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dnas.commands.options import check_format
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
 from dnas.export.fixed_layers import ExportedFile
@@ -46,6 +47,7 @@ def export(
     """
     options = options or ExportOptions()
     _check_options(format, seed, options)
+    check_format(out, format)
     run = Run.open(folder)
     assignments = run.assignments()
     nets = switchable_nets(assignments)

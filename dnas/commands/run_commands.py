@@ -21,6 +21,7 @@ from dnas.commands.options import (
     Split,
     TrustOption,
     check_file,
+    check_page,
     run_folder,
 )
 from dnas.commands.trust import trusting
@@ -98,9 +99,11 @@ def plot(
 ) -> None:
     """Draw the front against its controls, bits and pruning ratios along it, and the course of search and trials."""
     from dnas.commands import plotting
-    from results.pictures.figures import STYLES
+    from results.pictures.figures import STYLES, picture_format
 
     check_file(out)
+    if out is not None:
+        picture_format(out)
     kinds = [kind.value for kind in Kind if kind is not Kind.all] if kind is Kind.all else [kind.value]
     plotting.plot([run_folder(run) for run in runs], x, out, kinds, as_json, STYLES[style.value], data)
 
@@ -118,6 +121,7 @@ def report(
     from dnas.commands import reporting
 
     check_file(out)
+    check_page(out)
     reporting.report([run_folder(run) for run in runs], out, as_json)
 
 

@@ -312,6 +312,7 @@ def test_plots_are_written(finished: Path) -> None:
     assert "did you mean 'bitops'?" in refused("plot", "digits", "--kind", "front", "--x", "bitop")
     assert ".png, .svg, .pdf" in refused("plot", "digits", "--out", "front.doc")
     assert "no folder" in refused("plot", "digits", "--out", "nowhere/front.png")
+    assert "cannot draw c.doc" in refused("compare", "digits", "other", "--out", "c.doc")
 
 
 def test_pictures_for_print_and_their_numbers_leave_the_files_of_the_run_alone(finished: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dnas.commands.options import check_file
+from dnas.commands.options import check_file, check_format, check_page
+from dnas.export.formats import NET_EXPORTERS
+from results.tables.export import EXPORTERS
 from search_spaces.errors import InputError
 
 
@@ -28,3 +30,39 @@ def test_what_cannot_be_written_is_told(tmp_path: Path, name: str, sentence: str
         check_file(tmp_path / name)
     check_file(None)
     check_file(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "sentence"),
+    [
+        (
+            "net.onnx",
+            "json",
+            "for a file of the format 'json'; end it in .json, or give --format onnx or qonnx",
+        ),
+        ("net.json", "packed", "end it in .safetensors or .dnas, or give --format json or torchao or aimet"),
+        ("net.PNG", "csv", "no name for a file of the format 'csv'; end it in .csv$"),
+        ("net.dnas", "pt2e", r"end it in \.pt2, or give --format packed"),
+    ],
+)
+def test_a_file_of_one_format_is_not_called_as_one_of_another(name: str, format: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        check_format(Path(name), format)
+
+
+@pytest.mark.parametrize("format", [*EXPORTERS, *NET_EXPORTERS])
+def test_every_format_has_an_ending_of_its_own_and_takes_those_that_say_nothing(format: str) -> None:
+    with pytest.raises(InputError, match=f"'{format}'; end it in ") as refused:
+        check_format(Path("net.html"), format)
+    own = str(refused.value).split("end it in ")[1].split(",")[0].split(" or ")
+    for name in (*(f"net{suffix}" for suffix in own), "net", "net.txt", "search-0.5"):
+        check_format(Path(name), format)
+    check_format(Path("net.html"), "own:format")
+
+
+@pytest.mark.parametrize("name", ["page", "page.txt", "page.json", "page.png"])
+def test_a_page_is_called_as_one(name: str) -> None:
+    with pytest.raises(InputError, match=rf"cannot write a page as {name}: the suffix '.*' is none of \.html, \.htm"):
+        check_page(Path(name))
+    check_page(Path("page.HTML"))
+    check_page(None)

@@ -53,6 +53,7 @@ def test_the_values_are_told_as_json(run: Run) -> None:
         (["nothing"], "there is no run at"),
         (["made", "--out", "."], "is a folder"),
         (["made", "--out", "no/where.html"], "there is no folder"),
+        (["nothing", "--out", "page.txt"], "cannot write a page as page.txt"),
     ],
 )
 def test_what_cannot_be_reported_is_said_and_nothing_is_written(
