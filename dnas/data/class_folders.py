@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchvision.datasets.folder import make_dataset
 
+from dnas.data.endings import counted, ending, is_picture, told_unread, visible
 from dnas.data.image_files import FolderImages
 from dnas.data.loaders import Loaders
 from dnas.data.pool import COLOUR, Pool, SourceOptions, natural_size, no_folder
@@ -48,13 +49,19 @@ def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:
     if not classes:
         raise InputError(f"dataset 'imagefolder': '{folder}' holds no class folders")
     numbers = {name: number for number, name in enumerate(classes)}
-    found = make_dataset(folder, numbers, is_valid_file=_is_image, allow_empty=True)
-    labels, paths = zip(*sorted((label, path) for path, label in found), strict=True) if found else ((), ())
+    files = make_dataset(folder, numbers, is_valid_file=lambda path: bool(visible(path)), allow_empty=True)
+    found = [(label, path) for path, label in files if ending(path) in _IMAGE_SUFFIXES]
+    others = [(label, ending(path)) for path, label in files if ending(path) not in _IMAGE_SUFFIXES]
+    labels, paths = zip(*sorted(found), strict=True) if found else ((), ())
     for empty in sorted({*range(len(classes))} - {*labels}):
-        raise InputError(f"dataset 'imagefolder': class folder '{folder / classes[empty]}' holds no images")
+        raise InputError(
+            f"dataset 'imagefolder': class folder '{folder / classes[empty]}' holds no images: "
+            f"{told_unread(_IMAGE_SUFFIXES, (suffix for label, suffix in others if label == empty))}"
+        )
+    if pictures := [suffix for _, suffix in others if is_picture(suffix)]:
+        warnings.warn(
+            f"dataset 'imagefolder': pictures in '{folder}' are left out, for their kind is not read: "
+            f"{counted(pictures)}; save them as PNG or JPEG",
+            stacklevel=2,
+        )
     return classes, paths, torch.tensor(labels)
-
-
-def _is_image(path: str) -> bool:
-    stem, suffix = os.path.splitext(os.path.basename(path))  # noqa: PTH119, PTH122 - a million files
-    return not stem.startswith(".") and suffix.lower() in _IMAGE_SUFFIXES

@@ -69,13 +69,18 @@ def _pairs(folder: Path) -> list[tuple[str, str]]:
             raise InputError(f"dataset 'masks': '{masks[mask.stem]}' and '{mask.name}' are of one image; remove one")
         masks[mask.stem] = mask
     if not images:
-        raise InputError(f"dataset 'masks': '{folder / 'images'}' holds no images")
+        raise InputError(f"dataset 'masks': '{folder / 'images'}' holds no images: no file lies there")
     for image in images:
         if image.stem not in masks:
-            raise InputError(
-                f"dataset 'masks': '{image}' has no mask; write '{folder / 'masks' / image.stem}.png', or remove it"
-            )
+            raise InputError(f"dataset 'masks': '{image}' has no mask; {_instead(folder / 'masks', image.stem)}")
     return [(str(image), str(masks[image.stem])) for image in images]
+
+
+def _instead(folder: Path, stem: str) -> str:
+    """What to do where a mask is missing: it may lie there as a file of another kind."""
+    other = next((path.name for path in sorted(folder.glob("*")) if path.stem == stem), None)
+    unread = f"'{other}' is none, for masks are files that end in {', '.join(sorted(_SUFFIXES))}: " if other else ""
+    return f"{unread}write '{folder / stem}.png', or remove it"
 
 
 def read_mask(path: str) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from dnas.data.box_files import SPLITS, Annotated, checked_box, content_of, inside, number, side, split_of
+from dnas.data.endings import ending, told_unread, visible
 from search_spaces.errors import InputError, one_line
 
 _DIFFICULT = {"": False, "0": False, "1": True}
@@ -38,11 +39,20 @@ def _files(root: Path, splits: Sequence[str]) -> tuple[Path, list[Path], Path]:
             names = [line.split()[0] for line in _lines(listed) if line.strip()]
             return listed, [inside(root / "Annotations", f"{name}.xml") for name in names], root / "JPEGImages"
         if (root / split).is_dir():
-            return root / split, sorted((root / split).rglob("*.xml")), root / split
+            return root / split, _annotations(root / split), root / split
     raise InputError(
         f"dataset 'voc': '{root}' has no ImageSets/Main/{splits[0]}.txt and no folder {splits[0]}/ of XML files; give "
         "the folder that holds one"
     )
+
+
+def _annotations(folder: Path) -> list[Path]:
+    """The XML files in a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and visible(path.name)]
+    if not (found := [path for path in files if ending(path.name) == ".xml"]):
+        others = (ending(path.name) for path in files)
+        raise InputError(f"dataset 'voc': '{folder}' holds no annotations: {told_unread(('.xml',), others)}")
+    return found
 
 
 def _lines(path: Path) -> list[str]:

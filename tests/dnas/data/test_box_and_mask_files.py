@@ -331,6 +331,22 @@ def test_bad_masks_are_told(tmp_path: Path) -> None:
     target.unlink()
     with pytest.raises(InputError, match=r"1.png' has no mask; write"):
         load_data("masks", root=root)
+    target.with_suffix(".jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"; '1.jpg' is none, for masks are files that end in \.bmp, \.png, "):
+        load_data("masks", root=root)
+
+
+def test_folders_without_files_of_the_right_kind_say_which_are_read(tmp_path: Path) -> None:
+    root = masks(tmp_path / "masks")
+    for image in (root / "train" / "images").iterdir():
+        image.unlink()
+    with pytest.raises(InputError, match="holds no images: no file lies there"):
+        load_data("masks", root=root)
+    for split in ("train", "val"):
+        picture(tmp_path / "voc" / split / "1.jpg")
+        (tmp_path / "voc" / split / "1.txt").touch()
+    with pytest.raises(InputError, match=r"no annotations: files that end in \.xml .* others: 1 \.jpg, 1 \.txt"):
+        load_data("voc", root=tmp_path / "voc", image_size=10)
 
 
 @pytest.mark.parametrize(

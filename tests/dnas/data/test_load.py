@@ -363,6 +363,14 @@ def test_unreadable_image_is_named(tmp_path: Path, size: int, workers: int) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_pictures_of_kinds_that_are_not_read_are_told(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, size=8)
+    for name in ("a.GIF", "b.gif", "c.jfif", "notes.txt", ".hidden.gif"):
+        (root / "train" / "cat" / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"left out, for their kind is not read: 2 \.gif, 1 \.jfif; save them as PNG"):
+        load_data("imagefolder", root=root)
+
+
 def test_senseless_image_folders_are_refused(tmp_path: Path) -> None:
     assert "needs root" in refusal("imagefolder")
     assert "does not exist" in refusal("imagefolder", root=tmp_path / "none")
@@ -372,7 +380,11 @@ def test_senseless_image_folders_are_refused(tmp_path: Path) -> None:
     assert "holds no class folders" in refusal("imagefolder", root=tmp_path)
     (tmp_path / "train" / "cat").mkdir()
     (tmp_path / "train" / "cat" / "notes.txt").write_text("not an image")
-    assert f"'{tmp_path / 'train' / 'cat'}' holds no images" in refusal("imagefolder", root=tmp_path)
+    told = refusal("imagefolder", root=tmp_path)
+    assert f"'{tmp_path / 'train' / 'cat'}' holds no images: files that end in .bmp, .jpeg, .jpg," in told
+    assert told.endswith(".webp are read, and it holds others: 1 .txt")
+    (tmp_path / "train" / "cat" / "notes.txt").rename(tmp_path / "train" / "cat" / ".notes.png")
+    assert refusal("imagefolder", root=tmp_path).endswith("are read, and it holds no file")
     whole = write_folder(tmp_path / "whole", size=8)
     (whole / "test" / "dog").rename(whole / "test" / "bird")
     assert "class 'bird' is in" in refusal("imagefolder", root=whole)
