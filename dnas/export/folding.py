@@ -8,12 +8,16 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 
 from dnas.export.parts import folded_norm
 from dnas.quantization.layers import TensorQuantizer
 from dnas.quantization.proof import agree, outputs_on_noise
+from dnas.switchable.views import Picked
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
+from search_spaces.models.computed import computed_names, hooked_name
 from search_spaces.models.copies import copy_network
 
 _LEAST = sys.float_info.min  # adds nothing to 1; some versions of PyTorch refuse 0
@@ -42,6 +46,8 @@ def check_folded(network: nn.Module, graph: LayerGraph) -> None:
         for name, norm in network.named_modules()
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None and name not in graph.unused
     ]
+    for name in norms:
+        _check_plain(name, network.get_submodule(name))
     expected = outputs_on_noise(_folded(network, ()), graph.example) if norms else None
     if expected is None or agree(outputs_on_noise(_folded(network, norms), graph.example), expected):
         return
@@ -50,6 +56,24 @@ def check_folded(network: nn.Module, graph: LayerGraph) -> None:
             raise InputError(
                 f"the network reads the weight or the statistics of the BatchNorm '{name}' itself, and a packed file "
                 "holds them folded into a scale and a shift; let the code read a parameter or a buffer of its own"
+            )
+
+
+def _check_plain(name: str, norm: nn.Module) -> None:
+    """Refuse a BatchNorm that makes its weight or bias anew each time: what it makes them of would be stored too."""
+    masked = [hook for hook in norm._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
+    for key in (hooked_name(hook) for hook in masked):
+        raise InputError(
+            f"the {key} of the BatchNorm '{name}' is behind a mask of torch.nn.utils.prune, and a packed file holds it "
+            "folded; keep what the mask left before the network is quantized: "
+            f"prune.remove(network.get_submodule('{name}'), '{key}')"
+        )
+    for key in computed_names(norm):
+        if not (parametrize.is_parametrized(norm, key) and isinstance(norm.parametrizations[key][0], Picked)):
+            raise InputError(
+                f"the {key} of the BatchNorm '{name}' is computed of other tensors, and a packed file holds it folded; "
+                "let the network hold it as a parameter before it is quantized, as "
+                "parametrize.remove_parametrizations does"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from dnas.export.aimet import export_aimet
 from dnas.export.save import save_packed
@@ -131,3 +132,41 @@ def test_whole_networks_of_timm_with_standardised_weights(tmp_path: Path) -> Non
         calibrate(net, [x])
         save_packed(tmp_path / "net", net.eval(), graph, assignment_of(graph, layers, QuantizerChoice()))
         assert torch.equal(load(tmp_path / "net", copy_network(model))(x), net(x))
+
+
+@pytest.mark.parametrize("switchable", [False, True])
+@pytest.mark.parametrize(
+    ("make", "plain", "told"),
+    [
+        (
+            lambda norm: prune.l1_unstructured(norm, "bias", 1),
+            lambda norm: prune.remove(norm, "bias"),
+            r"the bias of the BatchNorm '1' is behind a mask .* prune\.remove\(",
+        ),
+        (
+            lambda norm: parametrize.register_parametrization(norm, "weight", nn.Softplus(), unsafe=True),
+            lambda norm: parametrize.remove_parametrizations(norm, "weight"),
+            "the weight of the BatchNorm '1' is computed of other tensors, .*remove_parametrizations does",
+        ),
+    ],
+    ids=["mask", "parametrization"],
+)
+def test_a_batchnorm_that_makes_its_weight_anew_is_named(
+    make: Any, plain: Any, told: str, switchable: bool, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)).eval()
+
+    def save() -> None:
+        graph = read_graph(model, (2, 4, 4))
+        layers = {name: LayerBits(4, 4, spec.out_channels) for name, spec in graph.by_name.items()}
+        assignment = assignment_of(graph, layers, NESTED)
+        made = SwitchableNet(model, graph, {"one": assignment}, NESTED) if switchable else None
+        net = made or quantize_fixed(model, graph, layers, NESTED)
+        calibrate(net, [torch.randn(4, 2, 4, 4)])
+        save_packed(tmp_path / "net.dnas", net, graph, assignment)
+
+    make(model[1])
+    with pytest.raises(InputError, match=told):
+        save()
+    plain(model[1])
+    save()
