@@ -18,7 +18,8 @@ from dnas.search.supernet import Supernet
 from dnas.training.device import Device
 from dnas.training.task import Task
 from dnas.training.trainer import measure, without_single
-from search_spaces.allocation.program import Cells
+from search_spaces.allocation.cuts import Cells
+from search_spaces.allocation.spent import another_widest, can_be_counted
 from search_spaces.allocation.widening import allocate_widest
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
@@ -27,6 +28,7 @@ from search_spaces.errors import InputError
 LEAST_ASSIGNMENTS = 5
 """Fewer have no standard error."""
 _TRIES = 20
+_FEW_IN_VAIN = 10
 _MOST_IN_VAIN = 200
 """Draws in a row that give nothing new: then the budget allows hardly any more, however many are asked for."""
 _NORMAL_95 = 1.959964
@@ -60,18 +62,29 @@ def random_assignments(table: CostTable, budget: Budget, count: int, seed: int) 
     """
     generator, found = np.random.default_rng(seed), list[Cells]()
     draws = latest = 0
-    while draws < _TRIES * count and draws - latest < _MOST_IN_VAIN:
+    counted = can_be_counted(table, budget)
+    while len(found) < count:
+        worth, in_vain = generator.random(table.space.allowed.shape), draws - latest
+        if counted and in_vain >= _FEW_IN_VAIN:
+            # Draws would have to repeat for long to tell that hardly anything else is left; the program knows.
+            if (cells := another_widest(worth, table, budget, found)) is None:
+                raise InputError(
+                    f"{budget.label} allows {len(found)} different assignments that spend it, not {count}; ask for "
+                    "fewer, or name another budget"
+                )
+            found.append(cells)
+            continue
+        if in_vain == _MOST_IN_VAIN or draws == _TRIES * count:
+            raise InputError(
+                f"{draws} draws within {budget.label} gave {len(found)} different assignments, not {count}; ask for "
+                "fewer, or name another budget"
+            )
         draws += 1
-        cells = allocate_widest(generator.random(table.space.allowed.shape), table, budget)
+        cells = allocate_widest(worth, table, budget)
         if cells not in found:
             found.append(cells)
             latest = draws
-        if len(found) == count:
-            return found
-    raise InputError(
-        f"{draws} draws within {budget.label} gave {len(found)} different assignments, not {count}; ask for "
-        "fewer, or name another budget"
-    )
+    return found
 
 
 def supernet_loss(

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from search_spaces.allocation.cuts import Cut
 from search_spaces.allocation.monotone import no_wider
-from search_spaces.allocation.program import Cells, Cut, best_within, dominated
+from search_spaces.allocation.program import Cells, best_within, dominated
 from search_spaces.allocation.widening import widened
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable

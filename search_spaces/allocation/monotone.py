@@ -54,6 +54,17 @@ def no_narrower(space: PrecisionSpace, least: Sequence[Pair]) -> np.ndarray:
     return space.allowed & fits
 
 
+def rises_with_width(table: CostTable, budget: Budget) -> bool:
+    """Whether no decision gets cheaper, in any cost that is limited, by being wider in one width and no narrower."""
+    space = table.space
+    weights, activations = (np.broadcast_to(bits, space.widths.shape).ravel() for bits in _bits(space))
+    wider = (weights[None] >= weights[:, None]) & (activations[None] >= activations[:, None])  # [narrow, wide]
+    allowed = space.allowed.reshape(len(space.decisions), -1)
+    both = wider & allowed[:, :, None] & allowed[:, None, :]
+    entries = (table.entries[name].reshape(len(allowed), -1) for name in budget.limits)
+    return not any((both & (each[:, None, :] < each[:, :, None])).any() for each in entries)
+
+
 def check_bounds(table: CostTable, budgets: Sequence[Budget]) -> None:
     """Raise :class:`InputError` where a bound could leave a budget that can be met without any choice.
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_array, vstack
 
+from search_spaces.allocation.cuts import Beyond, Cells, Cut
 from search_spaces.allocation.monotone import no_wider
 from search_spaces.allocation.solver import most_useful, not_decided, warn_not_proven
 from search_spaces.costs.budgets import Budget, parse_budget
@@ -22,22 +23,12 @@ from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, JobError, one_line
 from search_spaces.fields import Pair
 
-Cells = list[tuple[int, int]]
-
 
 class Found(NamedTuple):
     """The cells that a program found, and whether they are proven to be the best."""
 
     cells: Cells
     proven: bool = True
-
-
-class Cut(NamedTuple):
-    """Leaves out what agrees with ``cells`` in more than ``most_equal`` decisions, or in fewer than ``least_equal``."""
-
-    cells: Cells
-    most_equal: int
-    least_equal: int = 0
 
 
 # The solver's tolerances are absolute, 1e-6: limits and the spread of the utilities are brought to these figures.
@@ -177,7 +168,7 @@ def _figure(value: float) -> str:
 
 
 def best_within(
-    utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], cuts: Sequence[Cut] = ()
+    utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], cuts: Sequence[Cut | Beyond] = ()
 ) -> Found | None:
     """The best cells whose exact costs are within ``limits``; None where it is proven that there are none."""
     if not cuts:  # most questions whether a budget can be met are answered by what is best without it
@@ -205,7 +196,9 @@ def _unlimited(utilities: np.ndarray, table: CostTable) -> Found | None:
     return Found([(int(flat) // columns, int(flat) % columns) for flat in open_worth.argmax(axis=1)])
 
 
-def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], cuts: Sequence[Cut]) -> Found | None:
+def _solve(
+    utilities: np.ndarray, table: CostTable, limits: Mapping[str, float], cuts: Sequence[Cut | Beyond]
+) -> Found | None:
     """One integer program over x (D * Kw * Ka), 1 where a cell is chosen; None when it has no solution."""
     open_cells = table.space.allowed & (utilities > -np.inf)
     rows: list[csr_array] = []
@@ -224,11 +217,8 @@ def _solve(utilities: np.ndarray, table: CostTable, limits: Mapping[str, float],
     decisions, *cell_shape = utilities.shape
     per_decision = math.prod(cell_shape)
     for cut in cuts:
-        chosen = np.zeros(utilities.shape)
-        for index, cell in enumerate(cut.cells):
-            chosen[index, *cell] = 1
-        rows.append(csr_array(chosen.reshape(1, -1)))
-        bounds.append((cut.least_equal, cut.most_equal))
+        rows.append(csr_array(cut.counted(utilities.shape).reshape(1, -1)))
+        bounds.append(cut.bounds)
     choose_one = csr_array(np.kron(np.eye(decisions), np.ones((1, per_decision))))
     constraints = [LinearConstraint(choose_one, 1, 1)]
     if rows:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from search_spaces.allocation.cuts import Cut
 from search_spaces.allocation.monotone import no_wider
-from search_spaces.allocation.program import Cells, Cut, best_within
+from search_spaces.allocation.program import Cells, best_within
 from search_spaces.allocation.widening import allocate_widest, widened
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable

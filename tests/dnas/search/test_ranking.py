@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from dnas.quantization.calibration import recalibrate_batchnorm
 from dnas.quantization.conversion import QuantizerChoice
+from dnas.search import ranking
 from dnas.search.ranking import random_assignments, rank_correlation, supernet_loss
 from dnas.training.device import CPU, Device
 from dnas.training.task import CLASSIFICATION
+from search_spaces.allocation.cuts import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from tests.dnas.search.test_supernet import calibrated, fixed_twin, random_cells
@@ -84,10 +86,35 @@ def test_assignments_are_all_different_spend_the_budget_and_more_begin_with_the_
                 if wider[0] < 5 and wider[1] < 4:
                     assert not budget.met_by(table.cells_cost([*cells[:place], wider, *cells[place + 1 :]]))
     least = table.cells_cost([(0, 0)] * 3)["bitops"]
-    with pytest.raises(InputError, match=r"draws within tight gave 1 different assignments, not 6; ask for fewer"):
-        random_assignments(table, Budget({"bitops": least}, "tight"), 6, seed=0)
-    with pytest.raises(InputError, match=r"^2\d\d draws within tight gave 1 different assignments, not 99999999999;"):
-        random_assignments(table, Budget({"bitops": least}, "tight"), 99_999_999_999, seed=0)
+    for many in (6, 99_999_999_999):
+        with pytest.raises(InputError, match=f"^tight allows 1 different assignments that spend it, not {many};"):
+            random_assignments(table, Budget({"bitops": least}, "tight"), many, seed=0)
+
+
+@pytest.mark.parametrize(("costs", "share"), [(("size_bytes",), 0.93), (("bitops", "size_bytes"), 0.06)], ids=str)
+def test_every_assignment_that_spends_a_budget_is_found_and_no_more(costs: tuple[str, ...], share: float) -> None:
+    _, _, table = plan(Net(), weight_bits=(1, 4, 8), activation_bits=(2, 8), first_layer="search")
+    every = [list(cells) for cells in itertools.product(itertools.product(range(3), range(2)), repeat=3)]
+    least, most = (table.cells_cost(cells) for cells in (every[0], every[-1]))
+    budget = Budget({name: least[name] + share * (most[name] - least[name]) for name in costs}, "some")
+    meeting = [cells for cells in every if budget.met_by(table.cells_cost(cells))]
+    spent = [one for one in meeting if not any(_wider(other, one) for other in meeting)]
+    assert sorted(random_assignments(table, budget, len(spent), seed=1)) == sorted(spent)
+    with pytest.raises(InputError, match=f"some allows {len(spent)} different assignments that spend it"):
+        random_assignments(table, budget, len(spent) + 1, seed=1)
+
+
+def test_where_wider_may_be_cheaper_draws_tell_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, table = plan(Net(), weight_bits=(2, 4), activation_bits=(2, 8), first_layer="search")
+    table.entries["bitops"][0, 1] = 0.5 * table.entries["bitops"][0, 0]
+    monkeypatch.setattr(ranking, "_MOST_IN_VAIN", 5)
+    tight = Budget({"bitops": table.cells_cost([(1, 0), (0, 0), (0, 0)])["bitops"]}, "tight")
+    with pytest.raises(InputError, match=r"^\d+ draws within tight gave \d different assignments, not 9;"):
+        random_assignments(table, tight, 9, seed=0)
+
+
+def _wider(one: Cells, other: Cells) -> bool:
+    return one != other and all(a >= c and b >= d for (a, b), (c, d) in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 
 from search_spaces.allocation import widening
-from search_spaces.allocation.program import Cells, Cut, allocate, best_within
+from search_spaces.allocation.cuts import Cut
+from search_spaces.allocation.program import Cells, allocate, best_within
 from search_spaces.allocation.proposals import allocate_several, nearest_within
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
