@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 
 from search_spaces.assignments import LayerBits
+from search_spaces.cells import refuse_cells
 from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.fields import Pair
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec, ResidualBranch
@@ -62,9 +63,12 @@ class PrecisionSpace:
 
     def layers_of(self, cells: Sequence[tuple[int, int]]) -> dict[str, LayerBits]:
         """Bits of every layer when decision d takes the cell ``cells[d]``."""
-        if len(cells) != len(self.decisions):
-            raise InputError(f"there are {len(cells)} cells for {len(self.decisions)} decisions; give one for each")
+        self.check_cells(cells)
         return self.layers_with([self.pair(*cell) for cell in cells])
+
+    def check_cells(self, cells: Sequence[tuple[int, int]]) -> None:
+        """Raise :class:`InputError` unless there is a cell for each decision, and one that it may take."""
+        refuse_cells(cells, [decision.name for decision in self.decisions], self.allowed)
 
     def layers_with(self, pairs: Sequence[Pair]) -> dict[str, LayerBits]:
         """Bits of every layer when decision d takes ``pairs[d]``; :meth:`pairs_of` leads back."""

@@ -190,7 +190,8 @@ class Supernet(nn.Module):
         return self.theta.sample(temperature, sampling, generator)
 
     def one_hot(self, cells: Cells) -> Sample:
-        """The sample that runs exactly one candidate per decision."""
+        """The sample that runs exactly one candidate per decision; :class:`InputError` unless each has one."""
+        self.space.check_cells(cells)
         one_hot = np.zeros(self.space.allowed.shape, dtype=np.float32)
         one_hot[np.arange(len(cells)), *np.transpose(cells)] = 1.0
         device = next(self.theta.parameters()).device
@@ -198,7 +199,10 @@ class Supernet(nn.Module):
 
     @contextmanager
     def sampled(self, sample: Sample) -> Iterator[None]:
-        """Lend ``sample`` to the network inside this context."""
+        """Lend ``sample`` to the network inside this context; :class:`InputError` for one of another space."""
+        check_type(sample, Sample, "what is lent to a supernet", "give what its one_hot or sample returns")
+        if (found := tuple(sample.cells.shape)) != (own := self.space.allowed.shape):
+            raise InputError(f"the sample is of {found} cells and this supernet has {own}; draw one of this supernet")
         rows = cast(Tensor, self._kept_rows)
         kept = sample.weights.index_select(1, rows)
         kept_probability = kept.sum(1, keepdim=True)

@@ -25,6 +25,7 @@ from dnas.search.supernet import Sample, Supernet, Theta
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import Cost, CostTable
+from search_spaces.errors import InputError
 from tests.known import known_graph
 from tests.search_spaces.allocation.test_widening import single_widenings
 from tests.toys import SHAPE, Net, build_supernet, hand_over, images, inputs, plan, seeded, trained
@@ -465,3 +466,35 @@ def test_a_supernet_can_be_pickled(engine: Any) -> None:
     assert torch.equal(*outputs)
     uniform = supernet.space.uniform(4, 4)
     assert again.table.price(uniform) == supernet.table.price(uniform)
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ([(0, 0)], "there are 1 cells for 2 decisions; give one for each"),
+        ([(0, 0), (0, 1)], r"decision 'second.*' cannot take the cell \(0, 1\)"),
+        ([(0, 0), (0, -1)], r"cannot take the cell \(0, -1\)"),
+        ([(0, 0), (0, 9)], r"cannot take the cell \(0, 9\)"),
+        ([(0, 0), 1], "cannot take the cell 1;"),
+        ("ab", "the cells of a choice cannot be a str"),
+    ],
+    ids=str,
+)
+def test_what_runs_exactly_one_candidate_per_decision_names_one_for_each(cells: Any, told: str) -> None:
+    """Of a decision without a cell every candidate would be missing: its layers would multiply with zeros."""
+    supernet = build_supernet(Net(), weight_bits=(2, 8), activation_bits=(2, 8), pairing="tied")
+    for refusing in (supernet.one_hot, supernet.table.cells_cost):
+        with pytest.raises(InputError, match=told):
+            refusing(cells)
+
+
+def test_only_a_sample_of_its_own_space_is_lent() -> None:
+    supernet, other = (build_supernet(Net(), weight_bits=bits) for bits in ((2, 8), (2, 4, 8)))
+    for wrong, told in (
+        (None, "cannot be a NoneType"),
+        ([(0, 0)] * 2, "cannot be a list"),
+        (other, r"of \(2, 3, 6\) cells"),
+    ):
+        sample = wrong.one_hot([(0, 0)] * 2) if isinstance(wrong, Supernet) else wrong
+        with pytest.raises(InputError, match=told), supernet.sampled(sample):
+            pass
