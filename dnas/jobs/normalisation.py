@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dnas.config.file import load_job
+from dnas.data.checks import first_images
 from dnas.data.image_sets import DataSplits
 from dnas.jobs.job import load_splits
 from results.preprocessing import Preprocessing
@@ -10,14 +13,36 @@ from results.run.folder import Run
 from results.run.layout import FRONT_JSON
 from search_spaces.errors import InputError
 
+_LOOKED_AT = 256
+_WITHIN = 1e-6
+
 
 def preprocessing_of(data: DataSplits) -> Preprocessing | None:
-    """What the job's networks are given; None for images that do not tell their mean and std."""
-    mean, std = (getattr(data.train, key, None) for key in ("mean", "std"))
-    if mean is None or std is None:
+    """What the job's networks are given; None where the images do not tell it.
+
+    Images that are given as they are, with mean 0 and std 1, were normalised by somebody else where they are no pixels
+    in [0, 1]. Of a user's own set ``mean`` and ``std`` may be anything.
+    """
+    mean, std = (_numbers(getattr(data.train, key, None)) for key in ("mean", "std"))
+    if mean is None or std is None or (not any(mean) and set(std) == {1.0} and not _are_pixels(data)):
         return None
-    means, stds = (tuple(float(value) for value in values) for values in (mean, std))
-    return Preprocessing(tuple(data.input_shape), means, stds, data.classes, data.class_names)
+    try:
+        return Preprocessing(tuple(data.input_shape), mean, std, data.classes, data.class_names)
+    except InputError:  # not one for each channel
+        return None
+
+
+def _numbers(found: Any) -> tuple[float, ...] | None:
+    try:
+        return tuple(float(value) for value in found)
+    except (TypeError, ValueError):
+        return None
+
+
+def _are_pixels(data: DataSplits) -> bool:
+    """Whether the first images lie in [0, 1]."""
+    images, _ = first_images("training", data.train, _LOOKED_AT)
+    return -_WITHIN <= float(images.min()) and float(images.max()) <= 1 + _WITHIN
 
 
 def stored_preprocessing(run: Run) -> Preprocessing | None:
