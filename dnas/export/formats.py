@@ -112,7 +112,7 @@ NET_EXPORTERS = Registry(
         ),
         "pt2e": NetExporter(_pt2e, takes=frozenset({"residual_bits"})),
         "torchao": NetExporter(
-            lambda out, net, options: export_torchao(out, net.graph, net.assignment, net.preprocessing),
+            lambda out, net, options: export_torchao(out, net.network, net.graph, net.assignment, net.preprocessing),
             trained=False,
         ),
         "aimet": NetExporter(

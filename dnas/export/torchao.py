@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from dnas.export.fixed_layers import ExportedFile, ideal_bytes
 from results.files import indented_json, write_text
 from results.preprocessing import Preprocessing
@@ -18,6 +20,7 @@ from search_spaces.channels.slicing import pruned_graph
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
+from search_spaces.models.attention import PROJECTIONS, UnfoldedAttention
 
 FORMAT = "torchao"
 _VERSION = 2
@@ -25,18 +28,26 @@ _WEIGHT_BITS = range(2, 9)
 """torchao's int1 is the two codes -1 and 0, with scales that leave 0 alone."""
 _INPUT_BITS = {"Linear": 8}
 """Widths of inputs by kind of layer; convolutions have none."""
+_HIDDEN = "torchao quantizes layers that are called, and nn.MultiheadAttention reads the weights of these itself"
 
 
 def export_torchao(
-    path: Path, graph: LayerGraph, assignment: BitAssignment, preprocessing: Preprocessing | None = None
+    path: Path,
+    network: nn.Module,
+    graph: LayerGraph,
+    assignment: BitAssignment,
+    preprocessing: Preprocessing | None = None,
 ) -> ExportedFile:
     """Write what ``torchao.core.config.config_from_dict`` reads, and list what torchao has no config for.
 
-    A skipped layer, and one in fp32, has no config. Raises :class:`InputError` where nothing can be said.
+    ``network`` is the fixed net, of which only its attention is looked at. A skipped layer, and one in fp32, has no
+    config. Raises :class:`InputError` where nothing can be said.
     """
     kept = kept_units(graph.channels, kept_rows_of(assignment.layers))
     graph = pruned_graph(graph, kept) if kept else graph
-    found = {name: layer_config(graph[name], bits) for name, bits in assignment.layers.items()}
+    unfolded = [name for name, module in network.named_modules() if isinstance(module, UnfoldedAttention)]
+    hidden = {".".join(filter(None, (name, layer))) for name in unfolded for layer in PROJECTIONS}
+    found = {name: layer_config(graph[name], bits, name in hidden) for name, bits in assignment.layers.items()}
     configs = {name: config for name, (config, _) in found.items()}
     left_out = {name: why for name, (_, why) in found.items() if why}
     if left_out and not any(configs.values()):
@@ -55,12 +66,15 @@ def export_torchao(
     return ExportedFile(path, FORMAT, len(text.encode()), ideal_bytes(assignment), left_out)
 
 
-def layer_config(spec: LayerSpec, bits: LayerBits) -> tuple[Mapping[str, Any] | None, str]:
-    """The config of one layer (None: it stays in fp32), and what that leaves out of its bits ("": nothing)."""
+def layer_config(spec: LayerSpec, bits: LayerBits, hidden: bool = False) -> tuple[Mapping[str, Any] | None, str]:
+    """The config of one layer (None: it stays in fp32), and what that leaves out of its bits ("": nothing).
+
+    ``hidden`` is a projection that is no layer of the user's own network: ``nn.MultiheadAttention`` reads its weight.
+    """
     if bits.weight_bits == 0 or bits.is_float:
         return None, ""
     told = f"{bits.weight_bits}-bit weights and {bits.activation_bits}-bit inputs"
-    reason = _why_not(spec, bits)
+    reason = _HIDDEN if hidden else _why_not(spec, bits)
     if reason:
         return None, f"{told}: {reason}"
     weight_dtype = {"_type": "torch.dtype", "_data": f"int{bits.weight_bits}"}

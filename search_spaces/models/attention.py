@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PROJECTIONS = ("in_proj", "out_proj")
+"""The layers of an unfolded attention module."""
+
 
 class UnfoldedAttention(nn.MultiheadAttention):
     """Multi-head attention as published (arXiv 1706.03762, section 3.2.2); see :func:`unfold_attention`.

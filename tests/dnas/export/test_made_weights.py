@@ -106,7 +106,7 @@ def test_onnx_holds_the_codes_of_what_is_multiplied_with(kind: str, tmp_path: Pa
 @pytest.mark.parametrize("kind", KINDS)
 def test_tools_that_quantize_parameters_are_not_given_what_these_do_not_hold(kind: str, tmp_path: Path) -> None:
     net, graph, assignment = trained_net(kind, (8, 8))
-    told = export_torchao(tmp_path / "net", graph, assignment)
+    told = export_torchao(tmp_path / "net", net, graph, assignment)
     assert "multiplies with one that is made of others" in told.left_out[name_of(kind)]
     with pytest.raises(InputError, match=f"layer '{name_of(kind)}' multiplies with a weight that is made of others"):
         export_aimet(tmp_path / "other", net, assignment)

@@ -53,7 +53,7 @@ def test_torchao_itself_quantizes_by_the_file(tmp_path: Path, bits: int, inputs:
         "head": LayerBits(max(bits, 2), inputs, 3),
     }
     assignment = assignment_of(graph, layers, QuantizerChoice())
-    file = export_torchao(tmp_path / "a.json", graph, assignment)
+    file = export_torchao(tmp_path / "a.json", model, graph, assignment)
     told = json.loads(file.path.read_text())
     configs = told["_data"]["fqn_to_config"]
     assert BitAssignment.from_json(told["dnas.assignment"]) == assignment
@@ -74,6 +74,19 @@ def test_torchao_itself_quantizes_by_the_file(tmp_path: Path, bits: int, inputs:
     assert configs["stem"] is None  # one input channel per filter
     assert (configs["second"] is None) == (bits == 1)
     assert network(inputs_for(graph)).isfinite().all()
+
+
+@pytest.mark.parametrize("inputs", [8, 32])
+def test_torchao_runs_what_it_quantized_around_attention(tmp_path: Path, inputs: int) -> None:
+    """The module reads the weights of its projections itself, which fails on torchao's."""
+    network, graph, assignment = fixed_net("attention", (4, inputs))
+    file = export_torchao(tmp_path / "a.json", network, graph, assignment)
+    assert sorted(file.left_out) == ["2.self_attn.in_proj", "2.self_attn.out_proj"]
+    assert all("nn.MultiheadAttention reads the weights" in why for why in file.left_out.values())
+    model = model_and_graph("attention")[0]
+    found = quantized_by_torchao(file.path, copy.deepcopy(model))(inputs_for(graph))
+    expected = model(inputs_for(graph))
+    assert 0 < (found - expected).abs().max() < 0.5 * expected.abs().max()
 
 
 def test_what_torchao_cannot_express_is_listed() -> None:
@@ -105,10 +118,10 @@ def test_what_torchao_cannot_express_is_listed() -> None:
 
 
 def test_torchao_is_refused_where_it_can_say_nothing(tmp_path: Path) -> None:
-    graph = model_and_graph("residual")[1]
+    model, graph = model_and_graph("residual")
     assignment = assignment_of(graph, same_bits(graph, 1, 4), QuantizerChoice())
     with pytest.raises(InputError, match="torchao can quantize no layer of this net, such as 'stem'"):
-        export_torchao(tmp_path / "a.json", graph, assignment)
+        export_torchao(tmp_path / "a.json", model, graph, assignment)
     assert list(tmp_path.iterdir()) == []
 
 
