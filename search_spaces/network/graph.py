@@ -203,6 +203,8 @@ def _why_unsupported(
     reason = _why_not_held(name, record.module)
     if reason:
         return reason
+    if record.odd_call:
+        return record.odd_call
     if not record.outputs:
         return _why_not_called(record, seen)
     if record.reads_outside:

@@ -38,6 +38,7 @@ class LayerRecord:
     """What one layer did: its calls, and how its weight was read in them and outside them.
 
     ``made`` are weights of the shape of its own that it multiplied with and that are held nowhere: its code made them.
+    ``odd_call`` says how it was called otherwise than from one tensor to one; empty where it was not.
     """
 
     module: nn.Module
@@ -51,6 +52,7 @@ class LayerRecord:
     norms: list[str] = field(default_factory=list)
     other_readers: int = 0
     made: list[Tensor] = field(default_factory=list)
+    odd_call: str = ""
 
 
 @dataclass
@@ -278,6 +280,8 @@ def _layer_hooks(
         record.running = False
         given = first_input(module, args, kwargs)
         if not isinstance(given, Tensor) or not isinstance(output, Tensor):
+            did, what = ("takes", given) if not isinstance(given, Tensor) else ("returns", output)
+            record.odd_call = f"it {did} a {type(what).__name__}, and a layer takes one tensor first and returns one"
             return
         if not record.inputs:
             record.first_call = len(produced)

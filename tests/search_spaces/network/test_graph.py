@@ -242,6 +242,28 @@ def test_layers_that_cannot_be_quantized_are_unsupported_with_the_reason() -> No
     assert "shared with a module that is not a layer" in graph.unsupported["tied"]
 
 
+def test_layers_that_are_called_with_or_return_no_single_tensor_are_told_so() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: Any, mask: Tensor | None = None) -> Any:
+            if isinstance(x, dict):
+                return super().forward(x["x"])
+            return super().forward(x) if mask is None else (super().forward(x * mask), mask)
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dict, self.both, self.plain = (Masked(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, mask = self.both(self.dict({"x": x}), x > 0)
+            return self.plain(self.both(y) * mask)
+
+    graph = read_graph(Odd(), (4,))
+    assert [layer.name for layer in graph.layers] == ["plain"]
+    ends = "and a layer takes one tensor first and returns one"
+    assert graph.unsupported == {"dict": f"it takes a dict, {ends}", "both": f"it returns a tuple, {ends}"}
+
+
 def test_layers_that_read_one_tensor_share_their_input() -> None:
     class Fork(nn.Module):
         def __init__(self) -> None:
