@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -27,4 +26,6 @@ def refuse_cells(cells: Any, decisions: Sequence[str], allowed: np.ndarray) -> N
 def _is_within(cell: Any, shape: tuple[int, ...]) -> bool:
     if not isinstance(cell, (tuple, list, np.ndarray)) or len(cell) != len(shape):
         return False
-    return all(isinstance(at, Integral) and -count <= at < count for at, count in zip(cell, shape, strict=True))
+    return all(
+        isinstance(at, (int, np.integer)) and -count <= at < count for at, count in zip(cell, shape, strict=True)
+    )

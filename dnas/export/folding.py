@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,12 +70,17 @@ def _check_plain(name: str, norm: nn.Module) -> None:
             f"prune.remove(network.get_submodule('{name}'), '{key}')"
         )
     for key in computed_names(norm):
-        if not (parametrize.is_parametrized(norm, key) and isinstance(norm.parametrizations[key][0], Picked)):
+        if not (parametrize.is_parametrized(norm, key) and isinstance(_first_of(norm, key), Picked)):
             raise InputError(
                 f"the {key} of the BatchNorm '{name}' is computed of other tensors, and a packed file holds it folded; "
                 "let the network hold it as a parameter before it is quantized, as "
                 "parametrize.remove_parametrizations does"
             )
+
+
+def _first_of(module: nn.Module, key: str) -> nn.Module:
+    """The first parametrization of a tensor."""
+    return cast(nn.ModuleList, cast(nn.ModuleDict, module.parametrizations)[key])[0]
 
 
 def _folded(network: nn.Module, names: Collection[str]) -> nn.Module:

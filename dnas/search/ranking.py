@@ -18,7 +18,7 @@ from dnas.search.supernet import Supernet
 from dnas.training.device import Device
 from dnas.training.task import Task
 from dnas.training.trainer import measure, without_single
-from search_spaces.allocation.cuts import Cells
+from search_spaces.allocation.program import Cells
 from search_spaces.allocation.spent import another_widest, can_be_counted
 from search_spaces.allocation.widening import allocate_widest
 from search_spaces.costs.budgets import Budget

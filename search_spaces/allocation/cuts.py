@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-Cells = list[tuple[int, int]]
-
 
 class Cut(NamedTuple):
     """Leaves out what agrees with ``cells`` in more than ``most_equal`` decisions, or in fewer than ``least_equal``."""
 
-    cells: Cells
+    cells: list[tuple[int, int]]
     most_equal: int
     least_equal: int = 0
 

@@ -15,13 +15,15 @@ from numpy.typing import ArrayLike
 from scipy.optimize import LinearConstraint
 from scipy.sparse import csr_array, vstack
 
-from search_spaces.allocation.cuts import Beyond, Cells, Cut
+from search_spaces.allocation.cuts import Beyond, Cut
 from search_spaces.allocation.monotone import no_wider
 from search_spaces.allocation.solver import most_useful, not_decided, warn_not_proven
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, JobError, one_line
 from search_spaces.fields import Pair
+
+Cells = list[tuple[int, int]]
 
 
 class Found(NamedTuple):

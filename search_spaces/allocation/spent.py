@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from search_spaces.allocation.cuts import Beyond, Cells
+from search_spaces.allocation.cuts import Beyond
 from search_spaces.allocation.monotone import no_wider, rises_with_width
-from search_spaces.allocation.program import best_within
+from search_spaces.allocation.program import Cells, best_within
 from search_spaces.allocation.widening import widened
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable

@@ -17,7 +17,7 @@ from dnas.search import ranking
 from dnas.search.ranking import random_assignments, rank_correlation, supernet_loss
 from dnas.training.device import CPU, Device
 from dnas.training.task import CLASSIFICATION
-from search_spaces.allocation.cuts import Cells
+from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from tests.dnas.search.test_supernet import calibrated, fixed_twin, random_cells
