@@ -205,10 +205,12 @@ class _Mark(nn.Module):
     def __init__(self, layer: str, part: str) -> None:
         super().__init__()
         self._told = {"layer": layer, "part": part}
+        self._calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``, marked."""
-        told = cast(Any, self._told)
+        """Return ``x``, marked; calls on one tensor stay apart, for a layer may be told more than its input."""
+        self._calls += 1
+        told = cast(Any, {**self._told, "call": str(self._calls)})
         return torch.onnx.ops.symbolic(f"{_DOMAIN}::Mark", (x,), told, dtype=x.dtype, shape=x.shape, version=1)
 
 

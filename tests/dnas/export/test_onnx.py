@@ -28,7 +28,8 @@ from dnas.export.onnx_nodes import OnnxBuilder
 from dnas.export.onnx_tracing import replace_marks
 from dnas.export.runtimes import run_graph
 from dnas.export.targets import find_target
-from dnas.quantization.conversion import QuantizerChoice
+from dnas.quantization.calibration import calibrate
+from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.squantizer.quantizer import SparseQuantizer
@@ -37,6 +38,7 @@ from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
 from search_spaces.layers import LayerGraph
 from search_spaces.network.examples import Call, drawn
+from search_spaces.network.graph import read_graph
 from search_spaces.sparse_weights.scheme import SparseWeights
 from tests.exported_nets import (
     INPUTS,
@@ -49,7 +51,7 @@ from tests.exported_nets import (
     small_net,
     traced_once,
 )
-from tests.packed_nets import CASES, inputs_for
+from tests.packed_nets import CASES, assignment_of, inputs_for
 
 
 @pytest.fixture(autouse=True)
@@ -397,3 +399,29 @@ def test_equal_constants_are_stored_once() -> None:
     assert builder.constant("a", 0.5) == builder.constant("b", 0.5) == "a"
     assert builder.constant("c", [0.5]) == "c"
     assert numpy_helper.to_array(builder.initializers["a"]) == np.float32(0.5)
+
+
+class UpTwice(nn.Module):
+    """One transposed layer that is called on one tensor for two sizes of output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(1, 3, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(3, 2, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(x).relu()
+        return self.up(y, output_size=(5, 5)).mean((2, 3)) + self.up(y, output_size=(6, 6)).amax((2, 3))
+
+
+@pytest.mark.whole
+def test_calls_of_one_layer_on_one_tensor_stay_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = UpTwice().eval()
+    graph, x = read_graph(model, (1, 6, 6)), torch.randn(4, 1, 6, 6)
+    layers = {name: LayerBits(4, 5) for name in graph.by_name}
+    network = quantize_fixed(model, graph, layers)
+    calibrate(network, [x])
+    export_onnx(tmp_path / "net.onnx", network.eval(), graph, assignment_of(graph, layers, QuantizerChoice()))
+    found = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(found.run(None, {"input": x.numpy()})[0], network(x).detach().numpy(), atol=1e-5)
