@@ -69,15 +69,15 @@ def random_assignments(table: CostTable, budget: Budget, count: int, seed: int) 
             # Draws would have to repeat for long to tell that hardly anything else is left; the program knows.
             if (cells := another_widest(worth, table, budget, found)) is None:
                 raise InputError(
-                    f"{budget.label} allows {len(found)} different assignments that spend it, not {count}; ask for "
-                    "fewer, or name another budget"
+                    f"{budget.label} allows {len(found)} different assignments that spend it, not {count}; "
+                    f"{_instead(len(found))}"
                 )
             found.append(cells)
             continue
         if in_vain == _MOST_IN_VAIN or draws == _TRIES * count:
             raise InputError(
-                f"{draws} draws within {budget.label} gave {len(found)} different assignments, not {count}; ask for "
-                "fewer, or name another budget"
+                f"{draws} draws within {budget.label} gave {len(found)} different assignments, not {count}; "
+                f"{_instead(len(found))}"
             )
         draws += 1
         cells = allocate_widest(worth, table, budget)
@@ -85,6 +85,11 @@ def random_assignments(table: CostTable, budget: Budget, count: int, seed: int) 
             found.append(cells)
             latest = draws
     return found
+
+
+def _instead(count: int) -> str:
+    """What to do where a budget allows so many; fewer than the least are no ranking."""
+    return "ask for fewer, or name another budget" if count >= LEAST_ASSIGNMENTS else "name another budget"
 
 
 def supernet_loss(
