@@ -87,9 +87,7 @@ def test_assignments_are_all_different_spend_the_budget_and_more_begin_with_the_
                     assert not budget.met_by(table.cells_cost([*cells[:place], wider, *cells[place + 1 :]]))
     least = table.cells_cost([(0, 0)] * 3)["bitops"]
     for many in (6, 99_999_999_999):
-        with pytest.raises(
-            InputError, match=f"^tight allows 1 different assignments that spend it, not {many}; name another"
-        ):
+        with pytest.raises(InputError, match=f"^tight allows 1 .* that spend it, not {many}; name another"):
             random_assignments(table, Budget({"bitops": least}, "tight"), many, seed=0)
 
 
