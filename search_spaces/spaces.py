@@ -66,9 +66,13 @@ class PrecisionSpace:
         self.check_cells(cells)
         return self.layers_with([self.pair(*cell) for cell in cells])
 
-    def check_cells(self, cells: Sequence[tuple[int, int]]) -> None:
-        """Raise :class:`InputError` unless there is a cell for each decision, and one that it may take."""
-        refuse_cells(cells, [decision.name for decision in self.decisions], self.allowed)
+    def check_cells(self, cells: Sequence[tuple[int, int]], any_pair: bool = False) -> None:
+        """Raise :class:`InputError` unless there is a cell for each decision, and one that it may take.
+
+        With ``any_pair`` every pair of widths will do, as where one width alone is changed to be measured.
+        """
+        allowed = np.ones_like(self.allowed) if any_pair else self.allowed
+        refuse_cells(cells, [decision.name for decision in self.decisions], allowed)
 
     def layers_with(self, pairs: Sequence[Pair]) -> dict[str, LayerBits]:
         """Bits of every layer when decision d takes ``pairs[d]``; :meth:`pairs_of` leads back."""

@@ -190,8 +190,11 @@ class Supernet(nn.Module):
         return self.theta.sample(temperature, sampling, generator)
 
     def one_hot(self, cells: Cells) -> Sample:
-        """The sample that runs exactly one candidate per decision; :class:`InputError` unless each has one."""
-        self.space.check_cells(cells)
+        """The sample that runs exactly one candidate per decision; :class:`InputError` unless each has one.
+
+        A pair of widths that the space leaves out runs as well: sensitivities are measured so.
+        """
+        self.space.check_cells(cells, any_pair=True)
         one_hot = np.zeros(self.space.allowed.shape, dtype=np.float32)
         one_hot[np.arange(len(cells)), *np.transpose(cells)] = 1.0
         device = next(self.theta.parameters()).device

@@ -61,7 +61,7 @@ def random_sample(supernet: Supernet, seed: int = 0, dtype: torch.dtype = torch.
 def fixed_twin(supernet: Supernet, cells: Cells, choice: QuantizerChoice) -> nn.Module:
     """The fixed net of these cells with the supernet's weights, ranges and statistics."""
     model = trained(Net())
-    layers = supernet.space.layers_of(cells)
+    layers = supernet.space.layers_with([supernet.space.pair(*cell) for cell in cells])  # of any pair of widths
     fixed = quantize_fixed(model, known_graph(model, SHAPE), layers, choice).eval()
     for name, target in fixed.named_modules():
         if isinstance(target, QuantizedLayer):
@@ -472,8 +472,6 @@ def test_a_supernet_can_be_pickled(engine: Any) -> None:
     ("cells", "told"),
     [
         ([(0, 0)], "there are 1 cells for 2 decisions; give one for each"),
-        ([(0, 0), (0, 1)], r"decision 'second.*' cannot take the cell \(0, 1\)"),
-        ([(0, 0), (0, -1)], r"cannot take the cell \(0, -1\)"),
         ([(0, 0), (0, 9)], r"cannot take the cell \(0, 9\)"),
         ([(0, 0), 1], "cannot take the cell 1;"),
         ("ab", "the cells of a choice cannot be a str"),
@@ -486,6 +484,15 @@ def test_what_runs_exactly_one_candidate_per_decision_names_one_for_each(cells: 
     for refusing in (supernet.one_hot, supernet.table.cells_cost):
         with pytest.raises(InputError, match=told):
             refusing(cells)
+
+
+@pytest.mark.parametrize("cell", [(0, 1), (0, -1)])
+def test_a_pair_that_the_space_leaves_out_runs_but_has_no_price(cell: tuple[int, int]) -> None:
+    """Sensitivities are measured of one width that alone is changed."""
+    supernet = build_supernet(Net(), weight_bits=(2, 8), activation_bits=(2, 8), pairing="tied")
+    assert supernet.one_hot([(0, 0), cell]).cells[1, 0, 1] == 1
+    with pytest.raises(InputError, match=rf"decision 'second.*' cannot take the cell \({cell[0]}, {cell[1]}\)"):
+        supernet.table.cells_cost([(0, 0), cell])
 
 
 def test_only_a_sample_of_its_own_space_is_lent() -> None:
