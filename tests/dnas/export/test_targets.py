@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ def exported(
 
 def assert_close(found: np.ndarray, expected: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+def is_exact(runtime: str) -> bool:
+    """Whether what a runtime makes of integers is the net's: OpenVINO's kernels for AVX2 alone are up to 10 % off."""
+    flags = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    return runtime == "openvino" and not ("avx2" in flags and "avx512" not in flags)
 
 
 def in_runtime(runtime: str | None, model: Any, x: Tensor) -> np.ndarray:
@@ -254,7 +261,7 @@ def test_other_kinds_of_layers(tmp_path: Path, runtime: str, name: str) -> None:
     assert in_fp32 <= transposed, file.layers
     x = inputs_for(graph, 3)
     with torch.no_grad():
-        assert_close(in_runtime(runtime, model, x), network(x), 0.2 if runtime == "onnxruntime" else 0.02)
+        assert_close(in_runtime(runtime, model, x), network(x), 0.02 if is_exact(runtime) else 0.2)
 
 
 class Downsampled(nn.Module):
@@ -289,7 +296,7 @@ def test_two_layers_that_read_one_tensor(tmp_path: Path, runtime: str, bits: tup
     file, graph_file = exported(tmp_path / "a.onnx", net, runtime, 8 if runtime == "onnxruntime" else None)
     assert {told.runs for told in file.layers.values()} == {"integers"}
     with torch.no_grad():
-        assert_close(in_runtime(runtime, graph_file, x), network(x), 1e-4 if runtime == "openvino" else 0.1)
+        assert_close(in_runtime(runtime, graph_file, x), network(x), 1e-4 if is_exact(runtime) else 0.1)
 
 
 def test_what_openvino_does_not_read_is_told_in_a_sentence(tmp_path: Path) -> None:
