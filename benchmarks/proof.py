@@ -83,8 +83,8 @@ def arms(front: ParetoFront, budget: str, limits: Mapping[str, float]) -> dict[s
             found[point.kind].append(point)
     uniform = sorted((point for point in front.points if point.kind == UNIFORM), key=lambda point: point.size_bytes)
     met = [point for point in front.points if all(point.cost(name) <= limit for name, limit in limits.items())]
-    programs = [*found[ILP], *found[MEASURED_ILP]]
-    for arm, among in {SEARCH: found[SEARCH], PROGRAMS: programs, TAKEN: met}.items():
+    programs = [*found.get(ILP, ()), *found.get(MEASURED_ILP, ())]
+    for arm, among in {SEARCH: found.get(SEARCH), PROGRAMS: programs, TAKEN: met}.items():
         if among:
             found[arm] = [max(among, key=lambda point: point.gain)]
     within = [point for point in uniform if point in met]
