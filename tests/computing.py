@@ -4,6 +4,8 @@ One thread, since the suite runs several processes, and small tensors gain nothi
 """
 
 import os
+import sys
+import warnings
 
 import pytest
 import torch
@@ -21,3 +23,19 @@ settings.load_profile("shared machine")
 def _one_thread() -> None:
     torch.set_num_threads(1)
     torch.default_generator.manual_seed(0)  # so that no test depends on the ones before it
+
+
+def copies_compute() -> bool:
+    """Whether a forked copy of this process can train: none of a GPU's can, nor any once autograd has threads."""
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: here they wait
+        pid = os.fork()
+    if not pid:
+        try:
+            torch.ones(1, requires_grad=True).sum().backward()
+        except RuntimeError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

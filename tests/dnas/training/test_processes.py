@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -39,6 +38,7 @@ from dnas.training.trainer import Measurement, Trainer, evaluate
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
 from search_spaces.models.dense_zoo import tiny_segmenter
+from tests.computing import copies_compute
 from tests.dnas.jobs.test_prune_trials import net, objective
 from tests.dnas.jobs.test_task_jobs import Beside, TwoInputs, pairs
 from tests.dnas.search.test_trainer import DATA, budget, supernet
@@ -264,9 +264,10 @@ def noise(device: Device) -> list[float]:
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found, of which this is the first."""
     folder = tmp_path_factory.mktemp("processes")
-    # A copy of this process has imported already what takes a new one seconds; threads of a GPU cannot be copied.
-    copied = sys.platform == "linux" and not torch.cuda.is_available()
-    other = multiprocessing.get_context("fork" if copied else "spawn").Process(target=work, args=(1, str(folder)))
+    # A copy of this process has imported already what takes a new one seconds.
+    other = multiprocessing.get_context("fork" if copies_compute() else "spawn").Process(
+        target=work, args=(1, str(folder))
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", loopback())
         with warnings.catch_warnings():
