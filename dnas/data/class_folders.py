@@ -49,7 +49,7 @@ def _list_images(folder: Path) -> tuple[list[str], tuple[str, ...], Tensor]:
     if not classes:
         raise InputError(f"dataset 'imagefolder': '{folder}' holds no class folders")
     numbers = {name: number for number, name in enumerate(classes)}
-    files = make_dataset(folder, numbers, is_valid_file=lambda path: bool(visible(path)), allow_empty=True)
+    files = make_dataset(folder, numbers, is_valid_file=visible, allow_empty=True)
     found = [(label, path) for path, label in files if ending(path) in _IMAGE_SUFFIXES]
     others = [(label, ending(path)) for path, label in files if ending(path) not in _IMAGE_SUFFIXES]
     labels, paths = zip(*sorted(found), strict=True) if found else ((), ())
