@@ -28,19 +28,28 @@ def _forward(
     x: Tensor, clip: Tensor, gain: Tensor, grids: Tensor, low: Tensor, coefficients: Tensor, saturates: bool
 ) -> Tensor:
     wide, clip = x.to(torch.promote_types(x.dtype, torch.float32)), clip.clamp_min(SMALLEST_CLIP)
-    u = torch.maximum(wide / clip, low).clamp_max(1.0)
-    # sum_k c_k (code_k * step_k + start_k), with everything that does not depend on x taken out of the loop
-    weight = coefficients[: gain.shape[0]] * gain
-    slopes, mixed = weight * grids[3], (weight * grids[4]).sum() + torch.zeros_like(u)
-    for k in range(gain.shape[0]):
-        code = torch.floor(u * grids[0, k] + grids[1, k])
-        if saturates:
-            code = torch.minimum(code, grids[2, k])
-        mixed = mixed + slopes[k] * code
-    mixed = clip * mixed
+    u = (wide / clip).clamp_min_(low).clamp_max_(1.0)
+    mixed = _staircases(u, gain, grids, coefficients, saturates).mul_(clip)
     if coefficients.shape[0] > gain.shape[0]:  # the last coefficient is that of the tensor itself, at 32 bits
-        mixed = mixed + coefficients[-1] * wide
+        mixed += coefficients[-1] * wide
     return mixed.to(x.dtype)
+
+
+def _staircases(u: Tensor, gain: Tensor, grids: Tensor, coefficients: Tensor, saturates: bool) -> Tensor:
+    """``sum_k c_k gain_k (code_k * step_k + start_k)``, with everything that does not depend on u out of the loop."""
+    weight = coefficients[: gain.shape[0]] * gain
+    slopes, start = weight * grids[3], (weight * grids[4]).sum()
+    mixed = _codes(u, grids[:, 0], saturates).mul_(slopes[0]).add_(start)
+    memory = torch.empty_like(u) if gain.shape[0] > 1 else None
+    for k in range(1, gain.shape[0]):
+        mixed += _codes(u, grids[:, k], saturates, memory).mul_(slopes[k])
+    return mixed
+
+
+def _codes(u: Tensor, grid: Tensor, saturates: bool, memory: Tensor | None = None) -> Tensor:
+    """The codes of one grid, in ``memory`` where it is given: fresh memory costs more than what is computed in it."""
+    codes = torch.mul(u, grid[0], out=memory).add_(grid[1]).floor_()
+    return codes.clamp_max_(grid[2]) if saturates else codes
 
 
 def _backward(
@@ -59,35 +68,28 @@ def _backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     wide, g_wide = x.to(clip.dtype), g.to(clip.dtype)
     given, clip = clip, clip.clamp_min(SMALLEST_CLIP)
-    u = wide / clip
-    inside = (u >= low) & (u <= 1.0)
+    unclipped = wide / clip
+    u = unclipped.clamp_min(low).clamp_max_(1.0)
+    inside = unclipped.eq_(u)  # 1 or 0, in the same memory
     quantized = coefficients[: gain.shape[0]].sum()
-    slope = torch.where(inside, quantized, 0.0)
-    if coefficients.shape[0] > gain.shape[0]:
-        slope = slope + coefficients[-1]
-    grad_x = (g_wide * slope).to(x.dtype)
-    u = torch.maximum(u, low).clamp_max(1.0)
-    g_clip = g_wide * clip
-    weight = coefficients[: gain.shape[0]] * gain
-    slopes, mixed = weight * grids[3], (weight * grids[4]).sum() + torch.zeros_like(u)
-    code_sums = []
-    if clip_gradient == FULL or wants_coefficients:
-        for k in range(gain.shape[0]):
-            code = torch.floor(u * grids[0, k] + grids[1, k])
-            if saturates:
-                code = torch.minimum(code, grids[2, k])
-            mixed = mixed + slopes[k] * code
-            code_sums.append((g_clip * code).sum())
     grad_clip = None
     if clip_gradient == FULL:
-        grad_clip = (g_wide * (mixed - torch.where(inside, quantized * u, 0.0))).sum(1, keepdim=True)
+        within = (u * quantized).mul_(inside)
+        grad_clip = _staircases(u, gain, grids, coefficients, saturates).sub_(within).mul_(g_wide)
     elif clip_gradient == SATURATED:
         # Where x is clipped, u is 1 or low, and so (for these grids) is the value: no staircase to evaluate.
-        grad_clip = (g_wide * torch.where(inside, 0.0, quantized * u)).sum(1, keepdim=True)
+        grad_clip = (u * quantized).mul_(1.0 - inside).mul_(g_wide)
     if grad_clip is not None:
-        grad_clip = torch.where(given >= SMALLEST_CLIP, clip_scale * grad_clip, 0.0)
+        grad_clip = torch.where(given >= SMALLEST_CLIP, clip_scale * grad_clip.sum(1, keepdim=True), 0.0)
+    slope = inside.mul_(quantized)
+    if coefficients.shape[0] > gain.shape[0]:
+        slope += coefficients[-1]
+    grad_x = slope.mul_(g_wide).to(x.dtype)
     if not wants_coefficients:
         return grad_x, grad_clip, None, None
+    g_clip = g_wide * clip
+    memory = torch.empty_like(u)
+    code_sums = [_codes(u, grids[:, k], saturates, memory).mul_(g_clip).sum() for k in range(gain.shape[0])]
     along = grids[3] * torch.stack(code_sums) + grids[4] * g_clip.sum()  # what coefficient times gain multiplies
     grad_coefficients = gain * along
     if coefficients.shape[0] > gain.shape[0]:

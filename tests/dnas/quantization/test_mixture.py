@@ -149,7 +149,7 @@ class Counting(TorchDispatchMode):
     floors = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.floors += func._schema.name == "aten::floor"
+        self.floors += func._schema.name in ("aten::floor", "aten::floor_")
         return func(*args, **(kwargs or {}))
 
 
