@@ -28,6 +28,7 @@ from dnas.jobs.resources import Resources
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.training.device import deterministic
+from dnas.training.memory import keep_freed_memory
 from results.events import Event, Note
 from results.files import TEMPORARY_SUFFIX, write_bytes
 from results.run.folder import Run
@@ -145,6 +146,7 @@ class Bench:
         tf32: tuple[bool, bool],
     ) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         if Path(directory).is_dir():
             os.chdir(directory)  # relative paths of the job, and the user's own modules

@@ -34,6 +34,7 @@ from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.quantization.proof import check_twin
 from dnas.training.device import deterministic
+from dnas.training.memory import keep_freed_memory
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, Searched, StageEvent, Started
@@ -62,6 +63,7 @@ def run_job(
     check_type(config, JobConfig, "a job", "give what dnas.load_job(source) returns")
     if config.threads:
         torch.set_num_threads(config.threads)
+    keep_freed_memory()
     _give_up_lost(run, report)
     processes = Processes.here()
     names = config.log.names if processes.rank == 0 else ()
