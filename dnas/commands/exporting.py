@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dnas.commands.options import check_format
+from dnas.commands.options import PAGES
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
 from dnas.export.fixed_layers import ExportedFile
@@ -88,6 +88,21 @@ def _find(format: str) -> NetExporter:
     return NET_EXPORTERS.find(format)
 
 
+def check_format(path: Path, format: str) -> None:
+    """Refuse a name that says of a file that it is of another format than it will be; one that says nothing is fine."""
+    suffix, own = path.suffix.lower(), _suffixes(format)
+    fitting = [known for known in (*EXPORTERS, *NET_EXPORTERS) if suffix in _suffixes(known)]
+    if suffix in own or not own or not (fitting or suffix in _OF_NO_FORMAT):
+        return
+    other = f", or give --format {' or '.join(fitting)}" if fitting else ""
+    raise InputError(f"{path} is no name for a file of the format '{format}'; end it in {' or '.join(own)}{other}")
+
+
+def _suffixes(format: str) -> tuple[str, ...]:
+    return (f".{format}",) if format in EXPORTERS else NET_EXPORTERS.find(format).suffixes
+
+
+_OF_NO_FORMAT = (*PAGES, ".png", ".svg", ".pdf")
 _IMAGES = 64
 _UNABLE = {
     "normalise": (

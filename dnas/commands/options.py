@@ -98,29 +98,10 @@ def check_file(path: Path | None) -> None:
     refuse_special(path)
 
 
-_PAGES = (".html", ".htm")
-_FORMATS_OF: dict[str, tuple[str, ...]] = {
-    ".json": ("json", "torchao", "aimet"),
-    ".csv": ("csv",),
-    ".onnx": ("onnx", "qonnx"),
-    ".pt2": ("pt2e",),
-    **dict.fromkeys((".safetensors", ".dnas"), ("packed",)),
-    **dict.fromkeys((*_PAGES, ".png", ".svg", ".pdf"), ()),
-}
-"""What is written into files whose names end so; other endings say nothing of what is in a file."""
+PAGES = (".html", ".htm")
 
 
 def check_page(path: Path | None) -> None:
     """Refuse a page that no browser would show as one, for its name says that it is something else."""
-    if path is not None and path.suffix.lower() not in _PAGES:
-        raise InputError(f"cannot write a page as {path}: the suffix '{path.suffix}' is none of {', '.join(_PAGES)}")
-
-
-def check_format(path: Path, format: str) -> None:
-    """Refuse a name that says of a file that it is of another format than it will be; of one's own format none does."""
-    fitting = _FORMATS_OF.get(path.suffix.lower())
-    own = [suffix for suffix, formats in _FORMATS_OF.items() if format in formats]
-    if fitting is None or format in fitting or not own:
-        return
-    other = f", or give --format {' or '.join(fitting)}" if fitting else ""
-    raise InputError(f"{path} is no name for a file of the format '{format}'; end it in {' or '.join(own)}{other}")
+    if path is not None and path.suffix.lower() not in PAGES:
+        raise InputError(f"cannot write a page as {path}: the suffix '{path.suffix}' is none of {', '.join(PAGES)}")

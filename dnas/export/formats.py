@@ -48,12 +48,13 @@ class NetExporter:
     """Writes a net to a path and says what it wrote.
 
     ``write`` is given (path, net, options), and of the options only those in ``takes``. ``trained`` is False for a
-    format that holds nothing of a trained net.
+    format that holds nothing of a trained net. ``suffixes`` are what its files' names end in; none where any will do.
     """
 
     write: Callable[[Path, StoredNet, ExportOptions], ExportedFile]
     trained: bool = True
     takes: frozenset[str] = frozenset()
+    suffixes: tuple[str, ...] = ()
 
 
 def _packed(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
@@ -104,19 +105,22 @@ def _pt2e(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
 NET_EXPORTERS = Registry(
     "format",
     {
-        PACKED: NetExporter(_packed),
-        "onnx": NetExporter(_onnx, takes=frozenset({"normalise", "target", "residual_bits"})),
+        PACKED: NetExporter(_packed, suffixes=(".safetensors", ".dnas")),
+        "onnx": NetExporter(_onnx, takes=frozenset({"normalise", "target", "residual_bits"}), suffixes=(".onnx",)),
         "qonnx": NetExporter(
             lambda out, net, options: export_graph(out, QonnxFormat(), net, normalise=options.normalise),
             takes=frozenset({"normalise"}),
+            suffixes=(".onnx",),
         ),
-        "pt2e": NetExporter(_pt2e, takes=frozenset({"residual_bits"})),
+        "pt2e": NetExporter(_pt2e, takes=frozenset({"residual_bits"}), suffixes=(".pt2",)),
         "torchao": NetExporter(
             lambda out, net, options: export_torchao(out, net.network, net.graph, net.assignment, net.preprocessing),
             trained=False,
+            suffixes=(".json",),
         ),
         "aimet": NetExporter(
-            lambda out, net, options: export_aimet(out, net.network, net.assignment, net.preprocessing)
+            lambda out, net, options: export_aimet(out, net.network, net.assignment, net.preprocessing),
+            suffixes=(".json",),
         ),
     },
     _own,

@@ -125,14 +125,14 @@ def read_budgets(
     return budgets
 
 
-_EAGER_SECONDS_PER_VALUE = 4e-9
+_EAGER_SECONDS_PER_VALUE = 1.5e-9
 _COMPILATION_SECONDS = 60.0
 
 
 def compilation_pays(config: JobConfig, plan: Plan, images: int) -> bool:
     """Whether fusing the mixture saves more time over the whole job than compiling it costs.
 
-    Measured on one CPU thread: eager, a candidate costs about 4 ns per input value and training step more than fused;
+    Measured on one CPU thread: eager, a candidate costs about 1.5 ns an input value and training step more than fused;
     compiling takes up to a minute, less when its on-disk cache is warm (benchmarks/step_cost.py prints both).
     """
     search = config.search
