@@ -46,6 +46,7 @@ from dnas.switchable.net import SwitchableNet
 from dnas.switchable.training import SwitchableTrainer
 from dnas.training.device import Device
 from dnas.training.loss_meter import STEPS_BETWEEN_LOOKS, LossMeter
+from dnas.training.memory import keep_freed_memory
 from dnas.training.trainer import Trainer
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.table import CostTable, build_costs
@@ -294,6 +295,7 @@ def compare(network: str, device: Device, options: argparse.Namespace) -> None:
     where = torch.cuda.get_device_name(device.place) if on_cuda else f"{torch.get_num_threads()} threads"
     print(f"{network}, batch {len(bench.x)}, {options.precision}, {layout}, {where}, torch {torch.__version__}")
     timed_ways = ways(options, on_cuda)
+    keep_freed_memory()
     with compiled_mixture(not (options.eager or on_cuda)) as compiled:
         if not on_cuda:
             print(f"{'compiled' if compiled else 'eager'} mixture")

@@ -28,6 +28,7 @@ from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
+from search_spaces.models.attention import published_weight_name
 from search_spaces.models.computed import computed_names
 
 FORMAT = "aimet"
@@ -47,7 +48,9 @@ def export_aimet(
     found = fixed_layers(network)
     layers = found.values()
     inputs = [{"name": f"{layer.name}.input", **_encoding(layer.input)} for layer in layers if layer.input]
-    weights = [{"name": f"{layer.name}.weight", **_weight(layer)} for layer in layers if layer.weight]
+    weights = [
+        {"name": published_weight_name(network, layer.name), **_weight(layer)} for layer in layers if layer.weight
+    ]
     data = {
         "version": "1.0.0",
         "activation_encodings": inputs,

@@ -115,3 +115,11 @@ def _is_usual(attention: nn.MultiheadAttention) -> bool:
     """Whether queries, keys and values have one width, and nothing is appended to the keys."""
     plain = "forward" not in vars(attention) and attention.out_proj._parameters.keys() == {"weight", "bias"}
     return plain and attention._qkv_same_embed_dim and attention.bias_k is None and not attention.add_zero_attn
+
+
+def published_weight_name(network: nn.Module, layer: str) -> str:
+    """The name of a layer's weight in the network before :func:`unfold_attention`."""
+    parent, _, own = layer.rpartition(".")
+    if own == "in_proj" and isinstance(network.get_submodule(parent), UnfoldedAttention):
+        return f"{layer}_weight"
+    return f"{layer}.weight"

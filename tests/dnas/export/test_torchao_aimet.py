@@ -184,6 +184,15 @@ def test_aimet_inputs(tmp_path: Path) -> None:
     np.testing.assert_allclose(encodings["first.input"]["scale"][0] * 7, top, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["attention", "residual"])
+def test_aimet_weights_go_by_the_names_of_the_network_as_it_was(name: str, tmp_path: Path) -> None:
+    network, _, assignment = fixed_net(name, (4, 8))
+    told = json.loads(export_aimet(tmp_path / "a.json", network, assignment).path.read_text())
+    names = {encoding["name"] for encoding in told["param_encodings"]}
+    assert len(names) == len(assignment.layers)
+    assert names <= {parameter for parameter, _ in model_and_graph(name)[0].named_parameters()}
+
+
 def test_aimet_leaves_fp32_out_and_refuses_sparse_weights(tmp_path: Path) -> None:
     def bits(graph: Any) -> dict[str, LayerBits]:
         found = {spec.name: LayerBits(4, 4, spec.out_channels) for spec in graph.layers}
