@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import qmc, rankdata
+from scipy.stats import qmc
 
 from bayesopt.acquisition import mutated
+from bayesopt.initial import checked_budgets, first_count, ratios_to_try
 from bayesopt.proposals import CostRange, Proposal, Suggestion
 from bayesopt.ratios import Limits, RatioSpace
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError
 
 _SMALL_SPACE = 2_000  # combinations that are listed one by one when chance finds nothing new
 _TRIES, _FEW_TRIES = 200, 20
@@ -49,10 +50,10 @@ class Proposer(ABC):
             raise InputError("there is no ratio to search: every channel group is fixed or can have one count only")
         self.space, self.seed = space, seed
         self.range = targets if isinstance(targets, CostRange) else None
-        self.budgets = _checked_budgets(space, targets)
-        self.sensitivity = _checked_sensitivity(space, sensitivity)
+        self.budgets = checked_budgets(space, targets)
+        self.sensitivity = ratios_to_try(space, sensitivity)
         self.notes: tuple[str, ...] = ()
-        self.first = _first(first, total, len(space.free), len(self._openings))
+        self.first = first_count(first, total, len(space.free), len(self._openings))
         self._asked: dict[int, Proposal] = {}
         self._told: dict[int, float] = {}
         self._listed: dict[int, list[tuple[int, ...]]] = {}
@@ -212,41 +213,3 @@ class Proposer(ABC):
         """Points (P, D) asked and not told."""
         rows = [self._asked[number].x for number in sorted(self._asked) if number not in self._told]
         return np.array(rows).reshape(len(rows), len(self.space.free))
-
-
-def _checked_budgets(space: RatioSpace, targets: Sequence[Limits] | CostRange) -> list[dict[str, float]]:
-    if isinstance(targets, CostRange):
-        space.check_reachable({targets.cost: targets.lowest})
-        return [{targets.cost: targets.highest}]
-    if not targets:
-        raise InputError("there is no budget to prune to; give one, several, or a cost range")
-    for limits in targets:
-        if not limits:
-            raise InputError("a budget is empty; without a limit nothing would be pruned")
-        space.check_reachable(limits)
-    return [dict(limits) for limits in targets]
-
-
-def _checked_sensitivity(space: RatioSpace, sensitivity: Mapping[str, float] | None) -> np.ndarray | None:
-    """Ratios to try first: the more harmful a group is to prune, the smaller; ranks alone count."""
-    if sensitivity is None:
-        return None
-    for name, value in sensitivity.items():
-        if name not in space.names:
-            raise InputError(f"the sensitivity names no channel group '{name}'{nearest(name, space.names)}")
-        if not math.isfinite(value):
-            raise InputError(f"the sensitivity of group '{name}' is {value}; it must be finite")
-    harms = np.array([sensitivity.get(space.names[row], math.nan) for row in space.free])
-    harms = np.where(np.isnan(harms), np.median(list(sensitivity.values())), harms)
-    ranks = rankdata(harms, method="ordinal") - 1
-    return 1 - 0.8 * ranks / max(1, len(ranks) - 1)
-
-
-def _first(first: int | None, total: int | None, dimensions: int, openings: int) -> int:
-    """How many proposals come before the model: about half the dimensions, never more than half of all."""
-    if first is None:
-        first = openings + min(10, max(4, dimensions // 2))
-        first = min(first, max(openings, (total or 2 * first) // 2))
-    if first < 1:
-        raise InputError(f"first is {first}; at least one configuration must be tried before a model can be fitted")
-    return first
