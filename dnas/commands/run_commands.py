@@ -187,12 +187,20 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
+    from results.tables.export import EXPORTERS
+
+    check_file(out)
+    folder = run_folder(run)
+    netless = format in EXPORTERS and (seed, normalise, target, residual_bits) == (None, False, None, None)
+    if assignment is not None and netless and out.suffix.lower() == f".{format}":
+        from dnas.commands import exporting_bits
+
+        exporting_bits.export(folder, assignment, format, out, as_json)
+        return
     from dnas.commands import exporting
     from dnas.export.formats import ExportOptions
 
-    check_file(out)
     options = ExportOptions(normalise, target, residual_bits)
-    folder = run_folder(run)
     with trusting(folder, trust, [format]):
         exporting.export(folder, assignment, format, out, as_json, seed, options)
 

@@ -122,15 +122,23 @@ def test_what_only_reads_a_run_waits_for_no_heavy_library(folder: Path, table: C
         found = run.assignment("search-1")
         run.save_assignment(replace(found, layer_costs=costs_by_layer(table, found.layers)))
     code = (
-        "import sys\n"
+        "import os, sys\n"
         "from dnas.commands.cli import app\n"
-        "for words in (['status'], ['show'], ['show', 'search-1'], ['show', 'float']):\n"
-        "    app([words[0], sys.argv[1], *words[1:]], standalone_mode=False)\n"
-        "    print(words, [m for m in ('torch', 'scipy', 'matplotlib', 'skopt', 'networkx') if m in sys.modules])"
+        "os.chdir(sys.argv[1])\n"
+        "for words in sys.argv[2:]:\n"
+        "    app(words.split(), standalone_mode=False)\n"
+        "    loaded = [m for m in ('torch', 'scipy', 'matplotlib', 'skopt', 'networkx') if m in sys.modules]\n"
+        "    print('after', words, *loaded)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    told = [line for line in done.stdout.splitlines() if line.startswith("['s")]
-    assert told == ["['status'] []", "['show'] []", "['show', 'search-1'] []", "['show', 'float'] []"]
+    told = [
+        *("status .", "show .", "show . search-1", "show . float", "logs .", "clean . --dry-run", "presets"),
+        *("init own.toml", "export . search-1 --out bits.json", "export . search-1 --format csv --out bits.csv"),
+        "report . --out page.html",
+    ]
+    done = subprocess.run([sys.executable, "-c", code, str(folder), *told], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith("after ")] == [
+        f"after {words}" for words in told
+    ]
 
 
 def test_an_unpruned_assignment_has_no_column_for_filters(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
