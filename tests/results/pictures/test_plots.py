@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from results.events import read_event
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.curve_data import search_curves
-from results.pictures.figures import PAPER, PNG_DPI, SCREEN
+from results.pictures.figures import PAPER, PNG_DPI, SCREEN, bar_place
 from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, save_figure
 from results.pictures.prune_data import GroupRatio, RatioPanel
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
@@ -146,6 +146,23 @@ def test_names_of_many_decisions_are_thinned_out():
     many = {f"layer{i}": [2, 4] for i in range(150)}
     figure = draw_search_curves(search_curves([record(1, bits=many)])["search-1"])
     assert 30 <= len(figure.axes[4].get_yticklabels()) <= 75
+
+
+def test_long_names_of_decisions_take_no_room_from_the_curves():
+    named = {"encoder.stages.0.blocks.0.attention.projection_of_values_and_keys.pointwise": [2, 4]}
+    figure = draw_search_curves(search_curves([record(epoch, bits=named) for epoch in (1, 2)])["search-1"])
+    figure.draw_without_rendering()
+    for panel in figure.axes[:4]:
+        legend = panel.get_legend()
+        assert panel.get_window_extent().width / figure.dpi > 2
+        assert legend is None or legend.get_window_extent().width < panel.get_window_extent().width
+
+
+@pytest.mark.parametrize("inches", [0, 0.5, 3, 6, 23, 200])
+def test_the_bar_of_colours_stays_narrow_beside_any_number_of_layers(inches):
+    place = bar_place(inches, 0.9)
+    assert inches * place["shrink"] / place["aspect"] < 0.15
+    assert 0 < place["shrink"] <= 0.9
 
 
 def test_drawing_changes_no_global_state(tmp_path):
