@@ -18,6 +18,7 @@ from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_sea
 from results.pictures.prune_data import GroupRatio, RatioPanel
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError
+from search_spaces.metrics import Metric
 
 ROOT = Path(__file__).parents[3]
 
@@ -234,8 +235,10 @@ def test_names_stay_within_the_axes_of_the_picture_that_is_saved(name, style):
     assert all(axes.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1 for box in boxes)
 
 
-def test_several_runs_are_told_apart_by_colour_and_not_named():
+def test_several_runs_are_told_apart_by_colour_and_line_and_not_named():
     figure = draw_fronts({"a": front(), "b": front(2)})
+    stairs = [line.get_linestyle() for line in figure.axes[0].lines if line.get_drawstyle() == "steps-post"]
+    assert len(stairs) == len(set(stairs)) == 2
     assert not [text for text in figure.axes[0].texts if text.get_text()]
 
 
@@ -245,6 +248,23 @@ def test_a_point_below_the_axis_is_an_arrow_with_its_accuracy():
     (axes,) = figure.axes
     assert axes.get_ylim()[0] > 80
     assert "20.0 %" in [text.get_text() for text in axes.texts]
+
+
+def test_a_point_above_the_axis_of_an_error_is_an_arrow_in_its_own_unit():
+    error = Metric("mae", "smaller", unit="K")
+    points = [FrontPoint(f"ilp-{i}", "ilp", 1000 + i, 1e6, 5, Estimate(0.5 + i / 100), metric=error) for i in range(9)]
+    outlier = FrontPoint("uniform-2", "uniform", 1100, 1e6, 5, Estimate(40.0), metric=error)
+    (axes,) = draw_fronts({"a": ParetoFront.from_points([*points, outlier])}).axes
+    assert axes.get_ylim()[1] < 1
+    assert "40 K" in [text.get_text() for text in axes.texts]
+
+
+def test_the_axis_of_a_share_ends_where_shares_do():
+    points = [FrontPoint(f"s{i}", "search", 1000 + i, 1, 5, Estimate(y, 0.05, 2)) for i, y in enumerate((0.01, 0.99))]
+    (axes,) = draw_fronts({"a": ParetoFront.from_points(points)}).axes
+    low, high = axes.get_ylim()
+    assert low > -4
+    assert high < 104
 
 
 @pytest.mark.parametrize("control", [0.0, 0.05, 0.5, 0.9, 1.0])
