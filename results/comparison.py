@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,16 @@ def compare_fronts(
     )
     shares = {run: volume / together if together else 0.0 for run, volume in volumes.items()}
     return FrontComparison(x, metric, corner, tuple(points), volumes, shares)
+
+
+def cost_of_all(fronts: Iterable[ParetoFront]) -> str:
+    """The cost that all these fronts are over, which is that of their jobs' budgets; the size where they differ.
+
+    >>> cost_of_all([])
+    'size_bytes'
+    """
+    costs = {front.x for front in fronts}
+    return costs.pop() if len(costs) == 1 else "size_bytes"
 
 
 def _beyond(points: Sequence[FrontPoint], x: str, metric: Metric) -> Reference:

@@ -84,7 +84,9 @@ def show(
 @told
 def plot(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or their names in runs/.")],
-    x: Annotated[str, typer.Option(metavar="COST", help="The cost to draw: size_bytes, bitops, ...")] = "size_bytes",
+    x: Annotated[
+        str | None, typer.Option(metavar="COST", help="The cost to draw; that of the runs' first budgets by default.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .png, .svg or .pdf; into the run by default.")
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dnas.commands import plotting, status_view, viewing
+from dnas.commands import compare_view, plotting, status_view, viewing
 from dnas.config.file import dump_job, load_job
 from dnas.jobs.planning import cost_table
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
@@ -160,6 +161,24 @@ def test_the_pictures_of_a_run_that_has_pruned(folder: Path, capsys: pytest.Capt
     files = json.loads(capsys.readouterr().out)["files"]
     assert [Path(file).name for file in files] == ["front.png", "ratios.png", "trials-prune-search-1.png"]
     assert all(Path(file).stat().st_size for file in files)
+
+
+def test_fronts_are_drawn_and_compared_over_the_cost_of_their_budgets(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run.open(folder, write=True) as run:
+        run.save_front(run.load_front().by_cost("bitops"))
+    twin = tmp_path / "twin"
+    shutil.copytree(folder, twin)
+    plotting.plot([folder], None, None, ["front"], as_json=False, with_data=True)
+    assert "bit operations" in (folder / "front.data.csv").read_text(encoding="utf-8")
+    capsys.readouterr()
+    compare_view.compare([folder, twin], None, None, tmp_path / "c.png", as_json=True)
+    assert json.loads(capsys.readouterr().out)["x"] == "bitops"
+    with Run.open(twin, write=True) as run:
+        run.save_front(run.load_front().by_cost("macs"))
+    compare_view.compare([folder, twin], None, None, tmp_path / "c.png", as_json=True)
+    assert json.loads(capsys.readouterr().out)["x"] == "size_bytes"
 
 
 def test_a_run_without_pruning_is_drawn_without_a_word_of_it(
