@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -175,6 +176,23 @@ def test_commands_exist_with_their_options(block: Block) -> None:
         context = group.make_context("dnas", list(words))  # refuses an unknown option
         name, command, rest = group.resolve_command(context, [*words])  # type: ignore[attr-defined]
         command.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if "`dnas " in page.read_text()])
+def test_commands_within_sentences_exist_with_their_options(page: Path) -> None:
+    group = typer.main.get_command(app)
+    for text in re.findall(r"`dnas ([a-z][^`]*)`", page.read_text(encoding="utf-8")):
+        name, *words = shlex.split(text)
+        command = group.commands[name]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, text
+
+
+def test_extras_that_pages_name_can_be_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {extra for page in PAGES for extra in re.findall(r"dnas\[([a-z0-9-]+)\]", page.read_text(encoding="utf-8"))}
+    assert named
+    assert named <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if [*links(page)]])

@@ -60,8 +60,8 @@ def plot(
 ) -> None:
     """Draw the pictures of these ``kinds`` ("front", "bits", "curves", "ratios", "trials"), each into its own file.
 
-    Without ``x`` fronts are drawn over the cost that they are of. Of a run that has pruned nothing the last two are left
-    out in silence, unless one of them is all that is asked.
+    Without ``x`` fronts are drawn over the cost that they are of. Of a run that has pruned nothing the last two are
+    left out in silence, unless one of them is all that is asked.
 
     With ``out`` the first picture goes there and the others beside it, their names behind its own; else those of one
     run go into its folder, those of several, and of one that cannot be written to, into the current one. Raises
