@@ -28,6 +28,7 @@ from dnas.config.job import JobConfig
 from dnas.data import sources
 from results.run.folder import Run
 from results.run.journal import Journal
+from search_spaces.fields import BIT_WIDTHS
 from search_spaces.options import read_capability
 
 ROOT = Path(__file__).parent.parent
@@ -186,6 +187,17 @@ def test_commands_within_sentences_exist_with_their_options(page: Path) -> None:
         command = group.commands[name]  # type: ignore[attr-defined]
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, text
+
+
+def test_the_table_of_the_readme_has_every_command_and_width() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [row] = re.findall(r"^\| commands \| (.*)$", text, re.MULTILINE)
+    group = typer.main.get_command(app)
+    assert set(re.findall(r"`([a-z-]+)`", row)) - {"dnas"} == set(group.commands)  # type: ignore[attr-defined]
+    assert "| choices | 0 (skip a residual branch), 1–8, 16, 32 bits," in text
+    assert set(BIT_WIDTHS) | {0} == {0, *range(1, 9), 16, 32}
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    assert f"Python {python.replace('>=', '≥ ')}" in text
 
 
 def test_extras_that_pages_name_can_be_installed() -> None:

@@ -82,7 +82,7 @@ def _mark_below(axes: Axes, picture: FrontPicture, run_colours: Mapping[str, str
     if picture.floor is None:
         return
     up = picture.side < 0
-    axes.set_ylim(**{"top" if up else "bottom": picture.floor})
+    axes.set_ylim(top=picture.floor) if up else axes.set_ylim(bottom=picture.floor)
     height, arrow = (0.98, r"$\uparrow$") if up else (0.02, r"$\downarrow$")
     for series, at in picture.below:
         colour = run_colours.get(series.run, POINT_KINDS[series.kind].colour)
