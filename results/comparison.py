@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,16 +82,31 @@ def compare_fronts(
     corner = reference or _beyond(measured, x, metric)
     owned = [(run, point) for run, front in named.items() for point in front.front]
     owned.sort(key=lambda pair: (pair[1].cost(x), -pair[1].gain, list(named).index(pair[0])))
-    best, points = float("-inf"), []
+    points: list[ComparedPoint] = []
+    highest: tuple[float, float] | None = (
+        None  # gain and cost of the last point that none beats, whose equals none does
+    )
     for run, point in owned:
-        points.append(ComparedPoint(run, point, point.gain > best))
-        best = max(best, point.gain)
+        own = point.gain, point.cost(x)
+        unbeaten = highest is None or own[0] > highest[0] or own == highest
+        points.append(ComparedPoint(run, point, unbeaten))
+        highest = own if unbeaten else highest
     volumes = {run: front.hypervolume(corner.cost, corner.value) for run, front in named.items()}
     together = hypervolume(
         [(-point.cost(x), point.gain) for _, point in owned], (-corner.cost, metric.gain(corner.value))
     )
     shares = {run: volume / together if together else 0.0 for run, volume in volumes.items()}
     return FrontComparison(x, metric, corner, tuple(points), volumes, shares)
+
+
+def cost_of_all(fronts: Iterable[ParetoFront]) -> str:
+    """The cost that all these fronts are over, which is that of their jobs' budgets; the size where they differ.
+
+    >>> cost_of_all([])
+    'size_bytes'
+    """
+    costs = {front.x for front in fronts}
+    return costs.pop() if len(costs) == 1 else "size_bytes"
 
 
 def _beyond(points: Sequence[FrontPoint], x: str, metric: Metric) -> Reference:

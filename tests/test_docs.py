@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ from dnas.config.job import JobConfig
 from dnas.data import sources
 from results.run.folder import Run
 from results.run.journal import Journal
+from search_spaces.fields import BIT_WIDTHS
 from search_spaces.options import read_capability
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +177,34 @@ def test_commands_exist_with_their_options(block: Block) -> None:
         context = group.make_context("dnas", list(words))  # refuses an unknown option
         name, command, rest = group.resolve_command(context, [*words])  # type: ignore[attr-defined]
         command.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if "`dnas " in page.read_text()])
+def test_commands_within_sentences_exist_with_their_options(page: Path) -> None:
+    group = typer.main.get_command(app)
+    for text in re.findall(r"`dnas ([a-z][^`]*)`", page.read_text(encoding="utf-8")):
+        name, *words = shlex.split(text)
+        command = group.commands[name]  # type: ignore[attr-defined]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, text
+
+
+def test_the_table_of_the_readme_has_every_command_and_width() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [row] = re.findall(r"^\| commands \| (.*)$", text, re.MULTILINE)
+    group = typer.main.get_command(app)
+    assert set(re.findall(r"`([a-z-]+)`", row)) - {"dnas"} == set(group.commands)  # type: ignore[attr-defined]
+    assert "| choices | 0 (skip a residual branch), 1–8, 16, 32 bits," in text
+    assert set(BIT_WIDTHS) | {0} == {0, *range(1, 9), 16, 32}
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    assert f"Python {python.replace('>=', '≥ ')}" in text
+
+
+def test_extras_that_pages_name_can_be_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {extra for page in PAGES for extra in re.findall(r"dnas\[([a-z0-9-]+)\]", page.read_text(encoding="utf-8"))}
+    assert named
+    assert named <= set(project["optional-dependencies"])
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if [*links(page)]])

@@ -59,7 +59,9 @@ def clean(
 @told
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Run folders, or their names in runs/.")],
-    x: Annotated[str, typer.Option(metavar="COST", help="The cost: size_bytes, bitops, ...")] = "size_bytes",
+    x: Annotated[
+        str | None, typer.Option(metavar="COST", help="The cost; that of the runs' first budgets by default.")
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(metavar="COST,VALUE", help="Where areas are measured from; the worst measured without."),

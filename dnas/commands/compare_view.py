@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas.commands.terminal import show, show_json
-from results.comparison import FrontComparison, Reference, compare_fronts
+from results.comparison import FrontComparison, Reference, compare_fronts, cost_of_all
 from results.pictures.front import draw_fronts, save_figure
 from results.report.repeat import differences
 from results.run.folder import Run
@@ -17,12 +17,13 @@ from results.units import amount_text, measured, number_text, scaled_unit
 from search_spaces.errors import InputError
 
 
-def compare(folders: Sequence[Path], x: str, reference: str | None, out: Path, as_json: bool) -> None:
+def compare(folders: Sequence[Path], x: str | None, reference: str | None, out: Path, as_json: bool) -> None:
     """Show where runs differ: their settings, their fronts in a table and a picture, the areas that these dominate."""
     runs = [Run.open(folder) for folder in dict.fromkeys(folders)]
     names = [run.name for run in runs]
     named = {run.name if names.count(run.name) == 1 else str(run.folder): run for run in runs}
     fronts = {name: run.load_front() for name, run in named.items()}
+    x = x or cost_of_all(fronts.values())
     found = compare_fronts(fronts, x, None if reference is None else _reference(reference))
     settings = differences({name: run.job_toml() for name, run in named.items()})
     save_figure(draw_fronts(fronts, x), out)

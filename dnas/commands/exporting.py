@@ -1,4 +1,4 @@
-"""The command ``export``: an assignment, or its trained net, for other tools."""
+"""The command ``export``: the trained net of an assignment, or a switchable net, for other tools."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dnas.commands.exporting_bits import export_bits, switchable_nets
 from dnas.commands.options import PAGES
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
@@ -23,12 +24,12 @@ from dnas.training.task import task_of
 from dnas.training.trainer import inputs_of
 from results.events import Measured
 from results.run.folder import Run
-from results.tables.export import EXPORTERS, export_assignment
+from results.tables.export import EXPORTERS
 from search_spaces.assignments import BitAssignment, check_fits
 from search_spaces.errors import InputError, nearest
 from search_spaces.metrics import metric_of, validation_of
 from search_spaces.network.graph import read_graph
-from search_spaces.provenance import Profile, in_order
+from search_spaces.provenance import Profile
 
 
 def export(
@@ -56,12 +57,12 @@ def export(
         raise InputError(
             f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
         )
-    written = (
-        _export_net(run, name or (measured or nets)[-1], format, out, seed or 0, options)
-        if name is None or name in nets
-        else None
-    )
-    written = written or [_export_one(run, run.assignment(run.complete_id(str(name))), format, out, seed or 0, options)]
+    if format in EXPORTERS:
+        written = [_Written(export_bits(run, name or (measured or nets)[-1], format, out), "")]
+    elif name is None or name in nets:
+        written = _export_net(run, name or (measured or nets)[-1], format, out, seed or 0, options)
+    else:
+        written = [_export_one(run, run.assignment(run.complete_id(name)), format, out, seed or 0, options)]
     if as_json:
         show_json(written[0].told if len(written) == 1 else [file.told for file in written])
     else:
@@ -121,11 +122,6 @@ class _Written:
     words: str
 
 
-def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
-    """The switchable nets that these assignments are profiles of, by number."""
-    return in_order({item.provenance.net for item in assignments.values() if item.provenance.net})
-
-
 def _export_net(run: Run, name: str, format: str, out: Path, seed: int, options: ExportOptions) -> list[_Written]:
     """A switchable net: one packed file of all profiles, or a file for each."""
     profiles = {
@@ -136,8 +132,6 @@ def _export_net(run: Run, name: str, format: str, out: Path, seed: int, options:
     some = next(iter(profiles.values()))
     if format == PACKED:
         return [_packed_net(run, name, some, out, seed)]
-    if format in EXPORTERS:
-        raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {some.id}")
     return [
         _export_one(run, item, format, out.with_stem(f"{out.stem}-{key}"), seed, options)
         for key, item in profiles.items()
@@ -167,9 +161,6 @@ def _export_one(
     run: Run, assignment: BitAssignment, format: str, out: Path, seed: int, options: ExportOptions
 ) -> _Written:
     told: dict[str, Any] = {"assignment": assignment.id, "format": format, "file": str(out)}
-    if format in EXPORTERS:
-        export_assignment(assignment, format, out)
-        return _Written(told, "")
     exporter, net = _find(format), load_stored(run, assignment, seed)
     net = net if options.residual_bits is None else replace(net, images=_images(run))
     file = exporter.write(out, net, options)

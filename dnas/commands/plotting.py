@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dnas.commands.terminal import show, show_json, tell
 from dnas.commands.viewing import shown_ids
+from results.comparison import cost_of_all
 from results.events import Searched
 from results.files import write_text
 from results.pareto import ParetoFront
@@ -50,7 +51,7 @@ class NothingPrunedError(InputError):
 
 def plot(
     folders: Sequence[Path],
-    x: str,
+    x: str | None,
     out: Path | None,
     kinds: Sequence[str],
     as_json: bool,
@@ -59,13 +60,15 @@ def plot(
 ) -> None:
     """Draw the pictures of these ``kinds`` ("front", "bits", "curves", "ratios", "trials"), each into its own file.
 
-    Of a run that has pruned nothing the last two are left out in silence, unless one of them is all that is asked.
+    Without ``x`` fronts are drawn over the cost that they are of. Of a run that has pruned nothing the last two are
+    left out in silence, unless one of them is all that is asked.
 
     With ``out`` the first picture goes there and the others beside it, their names behind its own; else those of one
     run go into its folder, those of several, and of one that cannot be written to, into the current one. Raises
     :class:`InputError` where there is nothing to draw.
     """
     runs = _opened(folders)
+    x = x or cost_of_all(_front(run) for run in runs.values() if (run.folder / FRONT_JSON).exists())
     _check_cost(runs, x)
     named, missing = _pictures(runs, x, kinds)
     if not named:

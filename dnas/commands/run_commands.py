@@ -84,7 +84,9 @@ def show(
 @told
 def plot(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or their names in runs/.")],
-    x: Annotated[str, typer.Option(metavar="COST", help="The cost to draw: size_bytes, bitops, ...")] = "size_bytes",
+    x: Annotated[
+        str | None, typer.Option(metavar="COST", help="The cost to draw; that of the runs' first budgets by default.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .png, .svg or .pdf; into the run by default.")
     ] = None,
@@ -187,12 +189,20 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write an assignment, its trained net, or a switchable net with all its profiles, for other tools."""
+    from results.tables.export import EXPORTERS
+
+    check_file(out)
+    folder = run_folder(run)
+    netless = format in EXPORTERS and (seed, normalise, target, residual_bits) == (None, False, None, None)
+    if assignment is not None and netless and out.suffix.lower() == f".{format}":
+        from dnas.commands import exporting_bits
+
+        exporting_bits.export(folder, assignment, format, out, as_json)
+        return
     from dnas.commands import exporting
     from dnas.export.formats import ExportOptions
 
-    check_file(out)
     options = ExportOptions(normalise, target, residual_bits)
-    folder = run_folder(run)
     with trusting(folder, trust, [format]):
         exporting.export(folder, assignment, format, out, as_json, seed, options)
 

@@ -31,7 +31,7 @@ def show(*parts: RenderableType) -> None:
     wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
     console = PipeConsole(width=wide)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
+        console.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False, crop=False)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchema
 from pydantic.fields import FieldInfo
 from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
-from search_spaces.costs.budgets import parse_amount
+from search_spaces.costs.amounts import parse_amount
 from search_spaces.errors import nearest
 
 LARGEST = 2**63 - 1

@@ -38,6 +38,11 @@ class Plan:
     table: CostTable
     budgets: tuple[Budget, ...]
 
+    @property
+    def front_cost(self) -> str:
+        """The cost that the job's front is over: the first that its first budget limits, else the size."""
+        return next(iter(self.budgets[0].limits)) if self.budgets else "size_bytes"
+
 
 def plan_job(config: JobConfig, model: nn.Module, example: Example, exact: Sequence[str] = ()) -> Plan:
     """Plan a job of a network that is called as in ``example``, such as an input's shape.

@@ -13,7 +13,7 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
-from results.pictures.figures import NORMAL, SCREEN, SMALL, Style, bit_colour_map, bit_colours
+from results.pictures.figures import NORMAL, SCREEN, SMALL, Style, bar_place, bit_colour_map, bit_colours
 from results.pictures.plot_data import BitMap, bit_map, bit_text
 from search_spaces.assignments import BitAssignment
 
@@ -41,7 +41,7 @@ def draw_bit_map(data: BitMap, style: Style = SCREEN) -> Figure:
         axes.set_xticks(range(len(data.assignments)), data.assignments, rotation=90, fontsize=SMALL)
         axes.tick_params(length=0)
     left.set_yticks(range(len(data.layers)), data.layers, fontsize=SMALL)
-    add_bit_bar(figure, image, [left, right], data.levels)
+    add_bit_bar(figure, image, [left, right], data.levels, ROW_INCHES * len(data.layers))
     return figure
 
 
@@ -71,9 +71,9 @@ def draw_cells(
     return image
 
 
-def add_bit_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], levels: tuple[int, ...]) -> None:
-    """Add the discrete colour bar that names each bit-width."""
-    bar = figure.colorbar(image, ax=list(axes), ticks=list(range(len(levels))), shrink=0.9, pad=0.02, aspect=30)
+def add_bit_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], levels: tuple[int, ...], inches: float) -> None:
+    """Add the discrete colour bar that names each bit-width, beside cells of so many ``inches`` in height."""
+    bar = figure.colorbar(image, ax=list(axes), ticks=list(range(len(levels))), **bar_place(inches, 0.9))
     bar.ax.set_yticklabels([bit_text(level) for level in levels], fontsize=SMALL)
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from results.pictures.bits import add_bit_bar, draw_cells
+from results.pictures.bits import LETTER_INCHES, add_bit_bar, draw_cells
 from results.pictures.curve_data import Column, SearchCurves
 from results.pictures.figures import NORMAL, SCREEN, SMALL, Style, bit_colours, plain_axes
 
@@ -22,14 +22,16 @@ MOVED: dict[str, Any] = {
     **{"marker": "D", "color": RED, "linestyle": "none"},
     **{"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.7},
 }
-DECISION_INCHES, MOST_DECISION_INCHES = 0.13, 9.0
+DECISION_INCHES, MOST_DECISION_INCHES, NAME_INCHES = 0.13, 9.0, 1.0
 
 
 def draw_search_curves(curves: SearchCurves, style: Style = SCREEN) -> Figure:
     """Draw accuracy, cost against its budget, temperature, θ entropy, and below them the bits chosen over time."""
     decisions = list(curves.weight_bits)
-    images = min(max(DECISION_INCHES * len(decisions), 1.3), MOST_DECISION_INCHES) if decisions else 0.0
-    figure = style.figure(7.0, 4.4 + (images + 0.5 if decisions else 0.0))
+    images = _cell_inches(decisions)
+    # Names beyond the usual room would take theirs from the panels, whose legends then lie over the curves.
+    names = max(0.0, LETTER_INCHES * max(map(len, decisions), default=0) - NAME_INCHES)
+    figure = style.figure(7.0 + names, 4.4 + (images + 0.5 if decisions else 0.0))
     figure.suptitle(f"{curves.label}: course of the search", fontsize=NORMAL + 1)
     grid = figure.add_gridspec(3 if decisions else 2, 2, height_ratios=[2, 2, images][: 3 if decisions else 2])
     panels = [figure.add_subplot(grid[row, column]) for row in (0, 1) for column in (0, 1)]
@@ -46,6 +48,11 @@ def draw_search_curves(curves: SearchCurves, style: Style = SCREEN) -> Figure:
         right = figure.add_subplot(grid[2, 1], sharey=left)
         _draw_bits_over_time(figure, left, right, curves)
     return figure
+
+
+def _cell_inches(decisions: Sequence[str]) -> float:
+    """How high the cells of so many decisions are."""
+    return min(max(DECISION_INCHES * len(decisions), 1.3), MOST_DECISION_INCHES) if decisions else 0.0
 
 
 def _draw_accuracy(axes: Axes, curves: SearchCurves) -> None:
@@ -115,7 +122,7 @@ def _draw_bits_over_time(figure: Figure, left: Axes, right: Axes, curves: Search
     step = math.ceil(len(decisions) * DECISION_INCHES / MOST_DECISION_INCHES)
     left.set_yticks(range(0, len(decisions), step), decisions[::step], fontsize=SMALL - 0.5)
     right.tick_params(labelleft=False, left=False)
-    add_bit_bar(figure, image, [left, right], levels)
+    add_bit_bar(figure, image, [left, right], levels, _cell_inches(decisions))
     if any(any(sides) for sides in curves.moved.values()):
         mark = Line2D([], [], **MOVED, label="moved by the projection onto the budget")
         figure.legend(handles=[mark], fontsize=SMALL, frameon=False, loc="outside lower center")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from search_spaces.fields import BIT_WIDTHS
 
 PNG_DPI = 200
 SMALL, NORMAL = 7.0, 8.5
+MOST_BAR_INCHES = 4.0
 
 # The metadata entry that would put the time of day into the file: the same figure gives the same bytes.
 _UNDATED: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -56,6 +58,17 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def bar_place(inches: float, share: float = 1.0) -> dict[str, Any]:
+    """Where a colour bar stands beside cells of so many ``inches`` in height, as arguments of ``Figure.colorbar``.
+
+    Beside many rows a bar of their height would be as wide as their columns and have its names far down the page: then
+    it is short, at their top.
+    """
+    short = MOST_BAR_INCHES / max(inches, 0.1)
+    place = {"shrink": short, "anchor": (0.0, 1.0)} if short < share else {"shrink": share}
+    return {"pad": 0.02, "aspect": 30, **place}
 
 
 def picture_format(path: Path) -> str:

@@ -23,6 +23,8 @@ from results.pictures.trials import draw_trials as draw_trials
 from search_spaces.metrics import Metric
 
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+RUN_LINES: tuple[Any, ...] = ("-", (0, (4, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (1, 1)), (0, (7, 2)))
+"""Fronts of several runs, for those who do not tell colours apart, and for equal ones, which would hide each other."""
 OVER_BUDGET = "over budget"
 MANY_POINTS, LEAST_MARKER_SCALE = 100, 0.35
 """From so many points on markers are smaller, down to this share of their size."""
@@ -42,10 +44,12 @@ def draw_front_picture(picture: FrontPicture, style: Style = SCREEN) -> Figure:
     axes = figure.add_subplot()
     plain_axes(axes)
     colours = {run: RUN_COLOURS[index % len(RUN_COLOURS)] for index, run in enumerate(picture.runs)}
+    lines = {run: RUN_LINES[index % len(RUN_LINES)] for index, run in enumerate(picture.runs)}
     several = len(colours) > 1
     for stairs in picture.staircases:
         colour = colours[stairs.run] if several else "0.25"
-        axes.step(stairs.x, stairs.y, where="post", color=colour, linewidth=1.2, zorder=2)
+        line = lines[stairs.run] if several else "-"
+        axes.step(stairs.x, stairs.y, where="post", color=colour, linestyle=line, linewidth=1.2, zorder=2)
     for link in picture.links:
         colour = colours[link.run] if several else POINT_KINDS["pruned"].colour
         axes.plot(*zip(link.start, link.end, strict=True), color=colour, **LINK_STYLE)
@@ -59,7 +63,7 @@ def draw_front_picture(picture: FrontPicture, style: Style = SCREEN) -> Figure:
         axes.axhline(level, color=colours[run] if several else "0.35", linestyle=(0, (5, 3)), linewidth=1, zorder=1)
     _label_axes(axes, picture)
     _mark_below(axes, picture, colours if several else {})
-    handles = _legend(picture, colours if several else {})
+    handles = _legend(picture, colours if several else {}, lines)
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -74,20 +78,21 @@ def draw_front_picture(picture: FrontPicture, style: Style = SCREEN) -> Figure:
 
 
 def _mark_below(axes: Axes, picture: FrontPicture, run_colours: Mapping[str, str]) -> None:
-    """Cut the axis at the picture's floor; what lies below it is an arrow there with its accuracy."""
+    """Cut the axis at the picture's floor; what is worse is an arrow there with its value in the metric's unit."""
     if picture.floor is None:
         return
-    axes.set_ylim(bottom=picture.floor)
+    up = picture.side < 0
+    axes.set_ylim(top=picture.floor) if up else axes.set_ylim(bottom=picture.floor)
+    height, arrow = (0.98, r"$\uparrow$") if up else (0.02, r"$\downarrow$")
     for series, at in picture.below:
         colour = run_colours.get(series.run, POINT_KINDS[series.kind].colour)
-        words = f"{series.y[at]:.1f} %"
         style: dict[str, Any] = {"color": colour, "transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(series.x[at], 0.02, marker=r"$\downarrow$", linestyle="none", markersize=7, zorder=5, **style)
+        axes.plot(series.x[at], height, marker=arrow, linestyle="none", markersize=7, zorder=5, **style)
         axes.annotate(
-            words,
-            (series.x[at], 0.02),
+            picture.metric.text(series.y[at] / picture.metric.scale, digits=1),
+            (series.x[at], height),
             xycoords=axes.get_xaxis_transform(),
-            xytext=(4, 1),
+            xytext=(4, -4 if up else 1),
             textcoords="offset points",
             fontsize=SMALL - 1,
             color=colour,
@@ -134,6 +139,7 @@ def _label_axes(axes: Axes, picture: FrontPicture) -> None:
     axes.set_xlabel(picture.x_label, fontsize=NORMAL)
     axes.set_ylabel(picture.y_label, fontsize=NORMAL)
     axes.margins(x=0.06, y=0.08)
+    _within_a_share(axes, picture)
     if picture.log_x:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
@@ -143,9 +149,21 @@ def _label_axes(axes: Axes, picture: FrontPicture) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(picture: FrontPicture, run_colours: Mapping[str, str]) -> list[Line2D]:
-    """Return the legend's entries: runs by colour where there are several, then kinds, then the other marks."""
-    handles = [Line2D([], [], color=colour, linewidth=2, label=run) for run, colour in run_colours.items()]
+def _within_a_share(axes: Axes, picture: FrontPicture) -> None:
+    """End the axis of a share where shares do: spreads reach further, and would label 102 % of all images."""
+    values = [y for series in (*picture.series, *picture.test_series) for y in series.y]
+    if picture.metric.unit == "%" and all(0 <= value <= 100 for value in values):
+        low, high = axes.get_ylim()
+        room = 0.03 * (high - low)  # for the markers
+        axes.set_ylim(max(low, -room), min(high, 100 + room))
+
+
+def _legend(picture: FrontPicture, run_colours: Mapping[str, str], lines: Mapping[str, Any]) -> list[Line2D]:
+    """Return the legend's entries: several runs by colour and line, then kinds, then the other marks."""
+    handles = [
+        Line2D([], [], color=colour, linestyle=lines[run], linewidth=1.6, label=run)
+        for run, colour in run_colours.items()
+    ]
     drawn = {series.kind for series in picture.series}
     for name, kind in POINT_KINDS.items():
         if name in drawn:

@@ -68,8 +68,9 @@ class Label:
 class FrontPicture:
     """All that is drawn of one or several fronts; ``baselines`` are float accuracies in % by run.
 
-    ``floor`` is the accuracy at which the axis begins where some points, far below all others, would squeeze the rest;
-    None where all are shown. ``labels`` name the points on the front, of one run alone.
+    ``floor`` is the accuracy at which the axis begins where some points, far below all others, would squeeze the rest
+    (of an error, where smaller is better, that at which it ends); None where all are shown. ``labels`` name the points
+    on the front, of one run alone.
     """
 
     x_label: str
@@ -86,10 +87,16 @@ class FrontPicture:
 
     @property
     def below(self) -> tuple[tuple[Series, int], ...]:
-        """Which points lie below the floor: their series, and which of it."""
+        """Which points are worse than the floor: their series, and which of it."""
         if self.floor is None:
             return ()
-        return tuple((series, at) for series in self.series for at, y in enumerate(series.y) if y < self.floor)
+        least = self.side * self.floor
+        return tuple((series, at) for series in self.series for at, y in enumerate(series.y) if self.side * y < least)
+
+    @property
+    def side(self) -> int:
+        """1 where better points lie higher in the picture, -1 where they lie lower."""
+        return side_of(self.metric)
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -146,20 +153,24 @@ def wants_logarithm(costs: Sequence[float]) -> bool:
 
 
 def floor_of(fronts: Sequence[ParetoFront]) -> float | None:
-    """The least value worth its place: no point of a front is left out, nor any that is near others; None: all are."""
+    """The worst value worth its place: no point of a front is left out, nor any that is near others; None: all are."""
     points = [point for front in fronts for point in front.points]
-    if any(point.metric.direction == "smaller" for point in points):
-        return None  # what is far off lies above
-    means = [point.metric.scale * point.val.mean for point in points]
+    side = side_of(fronts[0].metric)
+    means = [side * point.metric.scale * point.val.mean for point in points]
     low, high = np.quantile(means, [0.25, 0.75])
     kept = [
-        point.metric.scale * (point.val.mean - point.val.std)
+        mean - abs(point.metric.scale) * point.val.std
         for point, mean in zip(points, means, strict=True)
         if point.on_front or mean >= low - FENCE * (high - low)
     ]
     floor = min(kept) - 0.05 * (max(means) - min(kept))
     squeezed = max(means) - floor < WORTH_CUTTING * (max(means) - min(means))
-    return float(floor) if squeezed else None
+    return side * float(floor) if squeezed else None
+
+
+def side_of(metric: Metric) -> int:
+    """1 where better values of a metric are drawn higher, -1 where they are drawn lower."""
+    return 1 if (metric.direction == "larger") == (metric.scale > 0) else -1
 
 
 def _links(run: str, front: ParetoFront, divisor: float) -> Iterator[Link]:

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from results.pictures.figures import NORMAL, SMALL, new_figure
+from results.pictures.figures import NORMAL, SMALL, bar_place, new_figure
 from results.pictures.plot_data import bit_text
 from search_spaces.sensitivities import Sensitivities
 
@@ -61,7 +61,7 @@ def draw_sensitivities(found: Sensitivities) -> Figure:
     for axes, panel in zip(grid, panels, strict=True):
         image = _draw_panel(axes, panel, scale)
     grid[0].set_yticks(range(len(layers)), layers, fontsize=SMALL)
-    bar = figure.colorbar(image, ax=list(grid), pad=0.02, aspect=30)
+    bar = figure.colorbar(image, ax=list(grid), **bar_place(ROW_INCHES * len(layers)))
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
     bar.set_label(f"log10 of loss, {found.kind}", fontsize=SMALL)

@@ -7,7 +7,7 @@ from typing import Any
 
 from results.kinds import POINT_KINDS, PointKind
 from results.pareto import COSTS, Estimate, FrontPoint, ParetoFront
-from results.pictures.plot_data import floor_of, wants_logarithm
+from results.pictures.plot_data import floor_of, side_of, wants_logarithm
 from results.tables.advice import advice, recommended
 from results.tables.verdicts import verdicts
 from results.units import amount_text, measured, scaled_unit
@@ -67,7 +67,7 @@ def points_json(front: ParetoFront) -> dict[str, Any]:
     return {
         "metric": metric_json(front.metric),
         "x": front.x,
-        "floor": floor_of([front]) if front.points else None,
+        "floor": floor_of([front]) if front.points and side_of(front.metric) > 0 else None,
         "costs": [_cost_json(name, front) for name in names],
         "points": [_point_json(point, names) for point in front.points],
         "fronts": {name: _front_json(front, name) for name in names},

@@ -49,10 +49,12 @@ def _near_float(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
     words = "one point" if metric.unit == "%" else f"{_SHARE:.0%}"
     near = [point for point in points if _is_near(front, point)]
     float_text = f"float ({metric.told(val)} on validation)"
+    limited = {name: None for limits in _budgets(points).values() for name in limits}
+    names = list({front.x: None, **limited})
     if not near:
         best = _best(points, front.x)
-        return [f"nothing is within {words} of {float_text}; the best is {_told(best, front.x)}"]
-    told = _told(_cheapest(near, front.x), front.x)
+        return [f"nothing is within {words} of {float_text}; the best is {_told(best, names)}"]
+    told = _told(_cheapest(near, front.x), names)
     return [f"take {told}: the {_adjective(front.x)} net within {words} of {float_text}"]
 
 
@@ -70,19 +72,24 @@ def _cheapest(points: Sequence[FrontPoint], x: str) -> FrontPoint:
 
 
 def _by_budget(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
-    """The best point within each budget that was searched, by rising limits."""
-    budgets: dict[str, Mapping[str, float]] = {
-        point.budget: point.limits
-        for point in points
-        if point.budget and point.limits and POINT_KINDS[point.kind].controls
-    }
+    """The best point within each budget that was searched, by rising limits; its costs are those that are limited."""
+    budgets = _budgets(points)
     within = Within(points, lambda point: _order(point, front.x))
     told = []
     for label, limits in sorted(budgets.items(), key=lambda budget: tuple(budget[1].values())):
         best = within.best(limits)
-        told += [f"{label}: {_told(best, front.x)}"] if best else []
+        told += [f"{label}: {_told(best, list(limits))}"] if best else []
     which = "each budget" if len(told) <= MOST_BUDGETS else f"{MOST_BUDGETS} of {len(told)} budgets"
     return [f"the best within {which}: {'; '.join(spread(told, MOST_BUDGETS))}"] if told else []
+
+
+def _budgets(points: Sequence[FrontPoint]) -> dict[str, Mapping[str, float]]:
+    """Label → limits of the budgets that were searched."""
+    return {
+        point.budget: point.limits
+        for point in points
+        if point.budget and point.limits and POINT_KINDS[point.kind].controls
+    }
 
 
 def _best(points: Sequence[FrontPoint], x: str) -> FrontPoint:
@@ -98,7 +105,9 @@ def _adjective(x: str) -> str:
     return "smallest" if x == "size_bytes" else f"cheapest ({x})"
 
 
-def _told(point: FrontPoint, x: str) -> str:
+def _told(point: FrontPoint, names: Sequence[str]) -> str:
+    """A point with those of these costs that it has, and what it reaches."""
+    costs = [amount_text(name, point.cost(name)) for name in names if name in point.costs]
     found = point.val
     figure = f"{measured(point.metric, found.mean, found.std, found.n)} {point.metric.unit}".rstrip()
-    return f"'{point.assignment}' ({amount_text(x, point.cost(x))}, {figure})"
+    return f"'{point.assignment}' ({', '.join([*costs, figure])})"

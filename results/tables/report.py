@@ -14,6 +14,7 @@ from results.units import MEASURED_LATENCY, measured, scaled_unit
 from search_spaces.metrics import ACCURACY, Metric
 
 KIBIBYTE = 1024
+MOST_DECIMALS = 6
 
 
 def front_rows(front: ParetoFront) -> list[dict[str, Any]]:
@@ -131,11 +132,14 @@ class _CostColumn:
     name: str
     heading: str
     divisor: float
-    decimals: int
+    decimals: int | None
 
     def text(self, row: Mapping[str, Any]) -> str:
         value = row["costs"].get(self.name)
-        return "" if value is None else f"{value / self.divisor:,.{self.decimals}f}"
+        if value is None:
+            return ""
+        shown = value / self.divisor
+        return f"{shown:.4g}" if self.decimals is None else f"{shown:,.{self.decimals}f}"
 
 
 def _shown_costs(rows: Sequence[Mapping[str, Any]], indexed: bool) -> list[_CostColumn]:
@@ -152,12 +156,13 @@ def _shown_costs(rows: Sequence[Mapping[str, Any]], indexed: bool) -> list[_Cost
     return columns
 
 
-def _decimals(values: Sequence[float]) -> int:
-    """How many decimals show four digits of the smallest value; none where all are whole."""
+def _decimals(values: Sequence[float]) -> int | None:
+    """How many decimals show four digits of the smallest value; 0 where all are whole, None where it takes too many."""
     smallest = min(values, default=0.0)
     if not smallest or all(value == round(value) for value in values):
         return 0
-    return min(max(3 - math.floor(math.log10(smallest)), 0), 6)
+    decimals = max(3 - math.floor(math.log10(smallest)), 0)
+    return decimals if decimals <= MOST_DECIMALS else None
 
 
 def _place(row: Mapping[str, Any]) -> str:

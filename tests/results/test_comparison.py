@@ -41,6 +41,14 @@ def cells(points: list[FrontPoint], corner: Reference, metric: Metric) -> int:
     )
 
 
+def test_equal_runs_are_equally_good() -> None:
+    front = drawn(3, ERROR)
+    marked: dict[str, list[bool]] = {"a": [], "b": []}
+    for each in compare_fronts({"a": front, "b": front}).points:
+        marked[each.run].append(each.best)
+    assert marked["a"] == marked["b"] == [True] * len(front.front)
+
+
 @pytest.mark.parametrize("metric", [Metric("score"), ERROR])
 @pytest.mark.parametrize("seed", range(8))
 def test_areas_are_the_cells_that_points_dominate(seed: int, metric: Metric) -> None:

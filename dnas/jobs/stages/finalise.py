@@ -124,7 +124,7 @@ class _Finaliser:
         if decided is not None:
             return {name: self._again(name) for name in decided}
         chosen: dict[str, BitAssignment] = {}
-        front = [point.assignment for point in ParetoFront.from_points(points).front]
+        front = [point.assignment for point in ParetoFront.from_points(points, self.job.plan.front_cost).front]
         known = {name: item for name, item in run.assignments().items() if not item.provenance.net}
         for name in check_names(self.section, list(known)):
             for assignment in self._of(name, front, known):

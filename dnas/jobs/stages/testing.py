@@ -47,8 +47,8 @@ class Test(Stage):
         values = [Estimate.from_values(self._test(assignment)) for assignment in found]
         tested = [replace(point, test=test) for point, test in zip(findings.points, values, strict=True)]
         tested = with_measured_latency(tested, log.history, table_of(self.context.job.config))
-        x = next(iter(plan.budgets[0].limits)) if plan.budgets else "size_bytes"
-        front = ParetoFront.from_points(tested, x, self._float_reference(), preprocessing_of(self.context.job.data))
+        preprocessing = preprocessing_of(self.context.job.data)
+        front = ParetoFront.from_points(tested, plan.front_cost, self._float_reference(), preprocessing)
         log.run.save_front(front)
         save_figure(draw_fronts({log.run.name: front}, x=front.x), log.run.picture_path)
 

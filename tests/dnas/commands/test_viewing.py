@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dnas.commands import plotting, status_view, viewing
+from dnas.commands import compare_view, plotting, status_view, viewing
 from dnas.config.file import dump_job, load_job
 from dnas.jobs.planning import cost_table
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
@@ -122,15 +123,23 @@ def test_what_only_reads_a_run_waits_for_no_heavy_library(folder: Path, table: C
         found = run.assignment("search-1")
         run.save_assignment(replace(found, layer_costs=costs_by_layer(table, found.layers)))
     code = (
-        "import sys\n"
+        "import os, sys\n"
         "from dnas.commands.cli import app\n"
-        "for words in (['status'], ['show'], ['show', 'search-1'], ['show', 'float']):\n"
-        "    app([words[0], sys.argv[1], *words[1:]], standalone_mode=False)\n"
-        "    print(words, [m for m in ('torch', 'scipy', 'matplotlib', 'skopt', 'networkx') if m in sys.modules])"
+        "os.chdir(sys.argv[1])\n"
+        "for words in sys.argv[2:]:\n"
+        "    app(words.split(), standalone_mode=False)\n"
+        "    loaded = [m for m in ('torch', 'scipy', 'matplotlib', 'skopt', 'networkx') if m in sys.modules]\n"
+        "    print('after', words, *loaded)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    told = [line for line in done.stdout.splitlines() if line.startswith("['s")]
-    assert told == ["['status'] []", "['show'] []", "['show', 'search-1'] []", "['show', 'float'] []"]
+    told = [
+        *("status .", "show .", "show . search-1", "show . float", "logs .", "clean . --dry-run", "presets"),
+        *("init own.toml", "export . search-1 --out bits.json", "export . search-1 --format csv --out bits.csv"),
+        "report . --out page.html",
+    ]
+    done = subprocess.run([sys.executable, "-c", code, str(folder), *told], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith("after ")] == [
+        f"after {words}" for words in told
+    ]
 
 
 def test_an_unpruned_assignment_has_no_column_for_filters(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +161,24 @@ def test_the_pictures_of_a_run_that_has_pruned(folder: Path, capsys: pytest.Capt
     files = json.loads(capsys.readouterr().out)["files"]
     assert [Path(file).name for file in files] == ["front.png", "ratios.png", "trials-prune-search-1.png"]
     assert all(Path(file).stat().st_size for file in files)
+
+
+def test_fronts_are_drawn_and_compared_over_the_cost_of_their_budgets(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run.open(folder, write=True) as run:
+        run.save_front(run.load_front().by_cost("bitops"))
+    twin = tmp_path / "twin"
+    shutil.copytree(folder, twin)
+    plotting.plot([folder], None, None, ["front"], as_json=False, with_data=True)
+    assert "bit operations" in (folder / "front.data.csv").read_text(encoding="utf-8")
+    capsys.readouterr()
+    compare_view.compare([folder, twin], None, None, tmp_path / "c.png", as_json=True)
+    assert json.loads(capsys.readouterr().out)["x"] == "bitops"
+    with Run.open(twin, write=True) as run:
+        run.save_front(run.load_front().by_cost("macs"))
+    compare_view.compare([folder, twin], None, None, tmp_path / "c.png", as_json=True)
+    assert json.loads(capsys.readouterr().out)["x"] == "size_bytes"
 
 
 def test_a_run_without_pruning_is_drawn_without_a_word_of_it(

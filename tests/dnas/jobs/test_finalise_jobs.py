@@ -6,14 +6,16 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import dnas
-from dnas.config.file import load_job
+from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import load_network, load_splits
@@ -21,6 +23,7 @@ from dnas.jobs.packed_nets import PackedNet
 from dnas.jobs.planning import plan_job
 from dnas.jobs.profile_names import uniform_layers
 from dnas.jobs.run import evaluate_assignment, run_job
+from dnas.jobs.stages.finalise import _Finaliser
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stored_nets import stored_net, stored_switchable
 from dnas.training.trainer import evaluate
@@ -35,6 +38,7 @@ from tests.dnas.jobs.kills import LASTING, Event, history, killed_everywhere, ou
 from tests.dnas.jobs.test_job_failures import dnas as command
 from tests.dnas.jobs.test_job_failures import sentence
 from tests.dnas.jobs.test_prune_jobs import events, points
+from tests.made_runs import made_assignment, made_point
 
 Job = Callable[..., JobConfig]
 CarriedOut = Callable[..., Run]
@@ -55,6 +59,27 @@ def copied(finalised: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 
 def kinds(run: Run) -> dict[str, str]:
     return {point["assignment"]: point["kind"] for point in points(run)}
+
+
+def test_the_front_whose_points_become_profiles_is_that_of_the_budgets_cost(tmp_path: Path) -> None:
+    found = [
+        made_assignment("small", [2, 8, 8, 8], kind="search"),
+        made_assignment("fast", [8, 8, 8, 2], kind="search"),
+    ]
+    costs = {"small": (10.0, 100.0), "fast": (20.0, 50.0)}
+    with Run.create(tmp_path / "run", dump_job(load_job("digits")), {}) as run:
+        for item in found:
+            run.save_assignment(item)
+        measured = [
+            replace(made_point(item, 0.9), size_bytes=costs[item.id][0], bitops=costs[item.id][1]) for item in found
+        ]
+        for cost, chosen in (("size_bytes", "small"), ("bitops", "fast")):
+            finaliser: Any = object.__new__(_Finaliser)
+            finaliser.net = "switchable-1"
+            finaliser.section = load_job("digits", ["finalise.profiles=['front']"]).finalise
+            finaliser.job = SimpleNamespace(plan=SimpleNamespace(front_cost=cost))
+            finaliser.log = SimpleNamespace(run=run, events=lambda kind: (), write=lambda event: None)
+            assert list(finaliser._profiles(measured)) == [chosen]
 
 
 def test_every_profile_is_measured_in_the_net_and_alone(finalised: Run) -> None:

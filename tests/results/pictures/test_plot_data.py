@@ -7,6 +7,7 @@ from results.pictures.plot_data import bit_map, bit_text, front_picture
 from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError
+from search_spaces.metrics import Metric
 
 
 def point(id, kind, kib, top1, std=0.0, n=1, **changes):
@@ -212,6 +213,19 @@ def test_one_outlier_does_not_squeeze_the_axis_of_accuracy():
     assert accuracies(0.2).floor is None
     assert accuracies(0.5, 0.5).floor is None
     assert accuracies(*(i / 10 for i in range(10))).floor is None  # spread out, none is far from all others
+
+
+def test_of_an_error_an_outlier_lies_above():
+    near = [0.5, 0.52, 0.51, 0.53, 0.49, 0.505, 0.515]
+    points = [
+        FrontPoint(f"p{i}", "ilp", 1000.0 + 10 * i, 1, 1, Estimate(y), metric=Metric("mae", "smaller"))
+        for i, y in enumerate([*near, 40.0])
+    ]
+    cut = front_picture({"a": ParetoFront.from_points(points)})
+    assert cut.floor is not None
+    assert 0.53 < cut.floor < 0.6
+    assert [series.y[at] for series, at in cut.below] == [40.0]
+    assert front_picture({"a": ParetoFront.from_points(points[:-1])}).floor is None
 
 
 def test_a_point_of_the_front_is_never_cut():

@@ -13,11 +13,12 @@ from matplotlib.text import Text
 from results.events import read_event
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.curve_data import search_curves
-from results.pictures.figures import PAPER, PNG_DPI, SCREEN
+from results.pictures.figures import PAPER, PNG_DPI, SCREEN, bar_place
 from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, save_figure
 from results.pictures.prune_data import GroupRatio, RatioPanel
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError
+from search_spaces.metrics import Metric
 
 ROOT = Path(__file__).parents[3]
 
@@ -148,6 +149,23 @@ def test_names_of_many_decisions_are_thinned_out():
     assert 30 <= len(figure.axes[4].get_yticklabels()) <= 75
 
 
+def test_long_names_of_decisions_take_no_room_from_the_curves():
+    named = {"encoder.stages.0.blocks.0.attention.projection_of_values_and_keys.pointwise": [2, 4]}
+    figure = draw_search_curves(search_curves([record(epoch, bits=named) for epoch in (1, 2)])["search-1"])
+    figure.draw_without_rendering()
+    for panel in figure.axes[:4]:
+        legend = panel.get_legend()
+        assert panel.get_window_extent().width / figure.dpi > 2
+        assert legend is None or legend.get_window_extent().width < panel.get_window_extent().width
+
+
+@pytest.mark.parametrize("inches", [0, 0.5, 3, 6, 23, 200])
+def test_the_bar_of_colours_stays_narrow_beside_any_number_of_layers(inches):
+    place = bar_place(inches, 0.9)
+    assert inches * place["shrink"] / place["aspect"] < 0.15
+    assert 0 < place["shrink"] <= 0.9
+
+
 def test_drawing_changes_no_global_state(tmp_path):
     before = dict(mpl.rcParams)
     save_figure(draw_fronts({"a": front()}), tmp_path / "a.svg")
@@ -217,8 +235,10 @@ def test_names_stay_within_the_axes_of_the_picture_that_is_saved(name, style):
     assert all(axes.bbox.x0 < box.x0 and box.x1 < figure.bbox.x1 for box in boxes)
 
 
-def test_several_runs_are_told_apart_by_colour_and_not_named():
+def test_several_runs_are_told_apart_by_colour_and_line_and_not_named():
     figure = draw_fronts({"a": front(), "b": front(2)})
+    stairs = [line.get_linestyle() for line in figure.axes[0].lines if line.get_drawstyle() == "steps-post"]
+    assert len(stairs) == len(set(stairs)) == 2
     assert not [text for text in figure.axes[0].texts if text.get_text()]
 
 
@@ -228,6 +248,23 @@ def test_a_point_below_the_axis_is_an_arrow_with_its_accuracy():
     (axes,) = figure.axes
     assert axes.get_ylim()[0] > 80
     assert "20.0 %" in [text.get_text() for text in axes.texts]
+
+
+def test_a_point_above_the_axis_of_an_error_is_an_arrow_in_its_own_unit():
+    error = Metric("mae", "smaller", unit="K")
+    points = [FrontPoint(f"ilp-{i}", "ilp", 1000 + i, 1e6, 5, Estimate(0.5 + i / 100), metric=error) for i in range(9)]
+    outlier = FrontPoint("uniform-2", "uniform", 1100, 1e6, 5, Estimate(40.0), metric=error)
+    (axes,) = draw_fronts({"a": ParetoFront.from_points([*points, outlier])}).axes
+    assert axes.get_ylim()[1] < 1
+    assert "40 K" in [text.get_text() for text in axes.texts]
+
+
+def test_the_axis_of_a_share_ends_where_shares_do():
+    points = [FrontPoint(f"s{i}", "search", 1000 + i, 1, 5, Estimate(y, 0.05, 2)) for i, y in enumerate((0.01, 0.99))]
+    (axes,) = draw_fronts({"a": ParetoFront.from_points(points)}).axes
+    low, high = axes.get_ylim()
+    assert low > -4
+    assert high < 104
 
 
 @pytest.mark.parametrize("control", [0.0, 0.05, 0.5, 0.9, 1.0])

@@ -80,6 +80,23 @@ def test_a_budget_on_other_costs_is_met_in_these() -> None:
     assert second == "the best within each budget: bitops 150: 's' (100 BitOps, 90.00 %)"
 
 
+def test_costs_are_told_in_the_units_of_what_is_limited() -> None:
+    both = {"size_bytes": 900.0, "bitops": 150.0}
+    points = [
+        point("s", "search", 900, 0.9, **budget(150, "bitops")),
+        point("t", "search", 890, 0.8, budget="both", limits=both),
+        point("l", "search", 800, 0.99, budget="ms", limits={"latency_ms": 3.0}, extra_costs={"latency_ms": 2.5}),
+    ]
+    first, second = told(*points)
+    assert first.startswith("take 'l' (800 B, 2.5 ms, 200 BitOps, 99.00 %): the smallest net")
+    for sentence in (
+        "ms: 'l' (2.5 ms, 99.00 %)",
+        "both: 's' (900 B, 100 BitOps, 90.00 %)",
+        "bitops 150: 's' (100 BitOps, 90.00 %)",
+    ):
+        assert sentence in second
+
+
 @pytest.mark.parametrize(("val", "near"), [(2.02, True), (2.03, False)])
 def test_of_an_error_near_is_one_percent_of_that_of_float(val: float, near: bool) -> None:
     sentence = told(point("s", "search", 20, val, metric=ERROR), float_val=2.0)[0]

@@ -183,6 +183,19 @@ def test_the_table_shows_the_share_of_filters_in_80_columns():
     assert front_rows(front)[0]["parent"] == "s"
 
 
+@pytest.mark.parametrize(
+    ("costs", "shown"), [((2e-7, 3e-7), ["2e-07", "3e-07"]), ((0.02, 3.0), ["0.02000", "3.00000"])]
+)
+def test_the_table_loses_no_cost_however_small(costs, shown):
+    points = [
+        point(f"s{i}", "search", 20 + i, 0.9, limits={"joule": 1.0}, extra_costs={"joule": each})
+        for i, each in enumerate(costs)
+    ]
+    out = io.StringIO()
+    Console(file=out, width=120, color_system=None).print(render_table(front_rows(ParetoFront.from_points(points))))
+    assert [text for text in shown if text in out.getvalue().split()] == shown
+
+
 def test_nothing_searched_says_nothing():
     assert sentences(point("u", "uniform", 10, 0.9)) == []
     assert sentences() == []

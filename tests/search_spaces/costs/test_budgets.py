@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from search_spaces.costs.budgets import Budget, parse_amount, parse_budget
+from search_spaces.costs.amounts import parse_amount
+from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import Cost, CostTable, build_costs
 from search_spaces.errors import InputError
 from tests.toys import Net, plan

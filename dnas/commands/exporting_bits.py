@@ -1,0 +1,41 @@
+"""The command ``export`` for formats that hold an assignment and no trained net: nothing here waits for torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dnas.commands.terminal import show, show_json
+from results.run.folder import Run
+from results.tables.export import export_assignment
+from search_spaces.assignments import BitAssignment
+from search_spaces.errors import InputError
+from search_spaces.provenance import in_order
+
+
+def export(folder: Path, name: str, format: str, out: Path, as_json: bool) -> None:
+    """Write the bits of an assignment and tell of the file."""
+    written = export_bits(Run.open(folder), name, format, out)
+    if as_json:
+        show_json(written)
+    else:
+        show(f"written: {out}")
+
+
+def export_bits(run: Run, name: str, format: str, out: Path) -> Mapping[str, str]:
+    """Write the assignment of this id, or of one that begins so, and return what is told of the file.
+
+    Raises :class:`InputError` for a switchable net, which is several assignments.
+    """
+    assignments = run.assignments()
+    profiles = [found.id for found in assignments.values() if found.provenance.net == name]
+    if profiles:
+        raise InputError(f"'{name}' is a net of several assignments; name one of them, such as {profiles[0]}")
+    assignment = run.assignment(run.complete_id(name))
+    export_assignment(assignment, format, out)
+    return {"assignment": assignment.id, "format": format, "file": str(out)}
+
+
+def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
+    """The switchable nets that these assignments are profiles of, by number."""
+    return in_order({item.provenance.net for item in assignments.values() if item.provenance.net})
