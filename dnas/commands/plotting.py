@@ -18,7 +18,7 @@ from results.events import Searched
 from results.files import write_text
 from results.pareto import ParetoFront
 from results.pictures.bits import draw_bit_map
-from results.pictures.curve_data import search_curves
+from results.pictures.curve_data import proposed_by_theta, search_curves
 from results.pictures.curves import draw_search_curves
 from results.pictures.drawn import Row, bit_rows, csv_of, curve_rows, front_rows, ratio_rows, trial_rows
 from results.pictures.figures import SCREEN, Style, save_figure
@@ -165,7 +165,7 @@ def _curve_pictures(runs: Mapping[str, Run], x: str) -> Iterator[Picture]:
     for name, run in runs.items():
         events = run.journal.events()
         searched = {event.run for event in events if isinstance(event, Searched)}
-        curves = search_curves(events, run.assignments(searched))
+        curves = search_curves(events, run.assignments(searched.union(proposed_by_theta(events).values())))
         if not curves:
             raise InputError(f"{run.folder} has not begun its search, so there are no curves")
         for label, course in curves.items():

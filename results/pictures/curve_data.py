@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase as fnmatch
 from typing import TypeVar
 
-from results.events import Epoch, Event
+from results.events import Epoch, Event, Pool
 from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment
 from search_spaces.metrics import Metric, metric_named
 
 Column = tuple[float | None, ...]
 Value = TypeVar("Value")
+_THETA = "theta"
+"""The source of a pool's proposal that θ itself made."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class Curve:
 class SearchCurves:
     """One search, epoch by epoch: the metric in its unit, entropies in [0, 1], bits per decision (rows) and epoch.
 
-    ``final_bits`` are the (weight, activation) bits of each decision in the assignment that was kept; where they are
-    not those of the last epoch, the projection onto the budget moved them. Empty where the search has not ended.
-    Probabilities are those of each width under θ; empty where the journal is of an earlier version.
+    ``projected_bits`` are the (weight, activation) bits of each decision in what θ proposes, projected onto the budget;
+    ``final_bits`` those of the assignment that was kept, which is another where the choice took one from the pool. Both
+    are empty where the search has not ended. Probabilities are those of each width under θ; empty where the journal is
+    of an earlier version.
     """
 
     label: str
@@ -45,16 +48,16 @@ class SearchCurves:
     decision_entropy: Mapping[str, Column]
     weight_bits: Mapping[str, tuple[int | None, ...]]
     activation_bits: Mapping[str, tuple[int | None, ...]]
+    projected_bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     final_bits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     weight_probabilities: Mapping[str, tuple[Mapping[int, float] | None, ...]] = field(default_factory=dict)
     activation_probabilities: Mapping[str, tuple[Mapping[int, float] | None, ...]] = field(default_factory=dict)
 
-    @property
-    def moved(self) -> dict[str, tuple[bool, bool]]:
-        """Decision → whether the projection moved its weight bits and its activation bits after the last epoch."""
+    def unlike_last(self, bits: Mapping[str, tuple[int, int]]) -> dict[str, tuple[bool, bool]]:
+        """Decision → whether its weight bits and its activation bits are others than those of the last epoch."""
         return {
-            name: (final[0] != self.weight_bits[name][-1], final[1] != self.activation_bits[name][-1])
-            for name, final in self.final_bits.items()
+            name: (pair[0] != self.weight_bits[name][-1], pair[1] != self.activation_bits[name][-1])
+            for name, pair in bits.items()
         }
 
 
@@ -65,8 +68,10 @@ def search_curves(
 
     An epoch that was repeated after a resume counts once, as last recorded. Where a label was searched with several
     seeds, each is told apart as ``"LABEL (seed N)"``. ``assignments`` are those of the run: the one that is called as a
-    search is what that search found.
+    search is what was kept of it.
     """
+    events, assignments = list(events), assignments or {}
+    projected = proposed_by_theta(events)
     found: dict[tuple[str, int], dict[int, Epoch]] = {}
     for event in events:
         if isinstance(event, Epoch) and event.stage == "search":
@@ -75,12 +80,21 @@ def search_curves(
     curves = {}
     for (label, seed), epochs in found.items():
         name = label if labels.count(label) == 1 else f"{label} (seed {seed})"
-        kept = (assignments or {}).get(label)
-        curves[name] = _curves(name, [epochs[epoch] for epoch in sorted(epochs)], kept)
+        kept = assignments.get(label)
+        decoded = assignments.get(projected.get(label, label))
+        curves[name] = _curves(name, [epochs[epoch] for epoch in sorted(epochs)], decoded, kept)
     return curves
 
 
-def _curves(label: str, epochs: Sequence[Epoch], kept: BitAssignment | None) -> SearchCurves:
+def proposed_by_theta(events: Iterable[Event]) -> dict[str, str]:
+    """Search → the proposal of its pool that θ itself made, projected onto the budget; none without a choice."""
+    pools = (event for event in events if isinstance(event, Pool))
+    return {pool.run: name for pool in pools for name, sources in pool.proposals.items() if _THETA in sources}
+
+
+def _curves(
+    label: str, epochs: Sequence[Epoch], projected: BitAssignment | None, kept: BitAssignment | None
+) -> SearchCurves:
     bits, metric = _table([epoch.bits for epoch in epochs]), metric_named(epochs[0].metric)
     return SearchCurves(
         label=label,
@@ -94,21 +108,24 @@ def _curves(label: str, epochs: Sequence[Epoch], kept: BitAssignment | None) -> 
         decision_entropy=_table([epoch.decision_entropy for epoch in epochs]),
         weight_bits={name: tuple(v and v[0] for v in row) for name, row in bits.items()},
         activation_bits={name: tuple(v and v[1] for v in row) for name, row in bits.items()},
-        final_bits=_final_bits(list(bits), kept) if kept else {},
+        projected_bits=_decision_bits(list(bits), projected) if projected else {},
+        final_bits=_decision_bits(list(bits), kept) if kept else {},
         weight_probabilities=_table([epoch.weight_probabilities for epoch in epochs]),
         activation_probabilities=_table([epoch.activation_probabilities for epoch in epochs]),
     )
 
 
-def _final_bits(decisions: Sequence[str], kept: BitAssignment) -> dict[str, tuple[int, int]]:
+def _decision_bits(decisions: Sequence[str], assignment: BitAssignment) -> dict[str, tuple[int, int]]:
     """The bits of each decision, read off the first layer that it is named after or that is one of its block."""
     found = {}
     for name in decisions:
         layers = [
-            layer for layer in kept.layers if layer == name or layer.startswith(f"{name}.") or fnmatch(layer, name)
+            layer
+            for layer in assignment.layers
+            if layer == name or layer.startswith(f"{name}.") or fnmatch(layer, name)
         ]
         if layers:
-            found[name] = kept.pairs[layers[0]]
+            found[name] = assignment.pairs[layers[0]]
     return found
 
 

@@ -108,45 +108,52 @@ def _draw_entropy(axes: Axes, curves: SearchCurves) -> None:
 def _draw_bits_over_time(figure: Figure, left: Axes, right: Axes, curves: SearchCurves) -> None:
     decisions = list(curves.weight_bits)
     tables = [list(curves.weight_bits.values()), list(curves.activation_bits.values())]
-    finals = [[curves.final_bits[name][side] for name in decisions if name in curves.final_bits] for side in (0, 1)]
-    chosen = {bits for table in tables for row in table for bits in row if bits is not None}
-    levels = tuple(sorted(chosen.union(*finals)))
+    ends = {
+        pair[side] for bits in (curves.projected_bits, curves.final_bits) for pair in bits.values() for side in (0, 1)
+    }
+    levels = tuple(sorted(ends.union(bits for table in tables for row in table for bits in row if bits is not None)))
     for side, (axes, title) in enumerate(((left, "weight bits"), (right, "activation bits"))):
         image = draw_cells(axes, tables[side], levels, numbers=False, first_column=curves.epochs[0])
-        axes.set_title(f"{title} chosen" + (", and kept in the end" if curves.final_bits else ""), fontsize=NORMAL)
+        axes.set_title(f"likeliest {title}" + (", and kept" if curves.final_bits else ""), fontsize=NORMAL)
         axes.set_xlabel("epoch", fontsize=NORMAL)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=SMALL)
-        _draw_kept(axes, curves, side)
+        _draw_ends(axes, curves, side)
     # More names than fit at this size would overlap: then only every n-th is written.
     step = math.ceil(len(decisions) * DECISION_INCHES / MOST_DECISION_INCHES)
     left.set_yticks(range(0, len(decisions), step), decisions[::step], fontsize=SMALL - 0.5)
     right.tick_params(labelleft=False, left=False)
     add_bit_bar(figure, image, [left, right], levels, _cell_inches(decisions))
-    if any(any(sides) for sides in curves.moved.values()):
+    if any(any(sides) for sides in curves.unlike_last(curves.projected_bits).values()):
         mark = Line2D([], [], **MOVED, label="moved by the projection onto the budget")
         figure.legend(handles=[mark], fontsize=SMALL, frameon=False, loc="outside lower center")
 
 
-def _draw_kept(axes: Axes, curves: SearchCurves, side: int) -> None:
-    """A column behind the last epoch: the bits that were kept, marked where the projection moved them."""
-    if not curves.final_bits:
-        return
+def _draw_ends(axes: Axes, curves: SearchCurves, side: int) -> None:
+    """Columns behind the last epoch: the bits on the budget, marked where that moved them, and those kept instead."""
+    ends = {"kept": curves.final_bits} if curves.final_bits else {}
+    if curves.projected_bits not in ({}, curves.final_bits):
+        ends = {"budget": curves.projected_bits, **ends}
     last = curves.epochs[-1]
-    width = max(1.0, 0.05 * len(curves.epochs))
-    start = last + 0.5 + 0.5 * width
-    colours = bit_colours()
-    for row, name in enumerate(curves.weight_bits):
-        if name not in curves.final_bits:
-            continue
-        bits = curves.final_bits[name][side]
-        axes.add_patch(Rectangle((start, row - 0.5), width, 1.0, facecolor=colours[bits], linewidth=0))
-        if curves.moved[name][side]:
-            middle = start + width / 2
-            axes.plot(middle, row, **MOVED)
-    axes.set_xlim(curves.epochs[0] - 0.5, start + width)
-    axes.text(start + width, -0.06, "kept", transform=axes.get_xaxis_transform(), fontsize=SMALL, ha="right", va="top")
-    axes.set_xticks([tick for tick in MaxNLocator(integer=True, nbins=6).tick_values(1, last) if 1 <= tick < last])
+    width = max(1.0, 0.05 * len(curves.epochs), 0.1 * len(curves.epochs) * (len(ends) - 1))
+    start = last + 0.5
+    moved = curves.unlike_last(curves.projected_bits)
+    for heading, bits_of in ends.items():
+        start += 0.5 * width
+        for row, name in enumerate(curves.weight_bits):
+            if name not in bits_of:
+                continue
+            colour = bit_colours()[bits_of[name][side]]
+            axes.add_patch(Rectangle((start, row - 0.5), width, 1.0, facecolor=colour, linewidth=0))
+            if bits_of == curves.projected_bits and moved[name][side]:
+                axes.plot(start + width / 2, row, **MOVED)
+        place = axes.get_xaxis_transform()
+        axes.text(start + width / 2, -0.06, heading, transform=place, fontsize=SMALL, ha="center", va="top")
+        start += width
+    if ends:
+        axes.set_xlim(curves.epochs[0] - 0.5, start)
+        ticks = MaxNLocator(integer=True, nbins=6).tick_values(1, last)
+        axes.set_xticks([tick for tick in ticks if 1 <= tick <= last])
 
 
 def _line(

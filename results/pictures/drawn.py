@@ -75,9 +75,13 @@ def curve_rows(curves: SearchCurves) -> Iterator[Row]:
     for quantity, table in tables.items():
         for decision, column in table.items():
             yield from _by_epoch(curves, column, {"quantity": quantity, "decision": decision})
-    for decision, final in curves.final_bits.items():
-        for quantity, bits in zip(("weight_bits", "activation_bits"), final, strict=True):
-            yield {"quantity": f"{quantity}, kept", "decision": decision, "value": bits}
+    ends = {"kept": curves.final_bits}
+    if curves.projected_bits not in ({}, curves.final_bits):
+        ends = {"on the budget": curves.projected_bits, **ends}
+    for end, bits_of in ends.items():
+        for decision, pair in bits_of.items():
+            for quantity, bits in zip(("weight_bits", "activation_bits"), pair, strict=True):
+                yield {"quantity": f"{quantity}, {end}", "decision": decision, "value": bits}
 
 
 def _by_epoch(

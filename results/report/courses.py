@@ -62,9 +62,9 @@ def _course_told(course: SearchCurves) -> str:
     if soft is not None and argmax is not None:
         unit = "points" if course.metric.unit == "%" else course.metric.unit
         words.append(f"the mixture and its likeliest net are {abs(soft - argmax):.3g} {unit} apart".rstrip())
-    moved = sum(any(pair) for pair in course.moved.values())
+    unlike = sum(any(pair) for pair in course.unlike_last(course.final_bits).values())
     if course.final_bits:
-        words.append(f"what was kept is not the likeliest in {moved} of {len(course.final_bits)} decisions")
+        words.append(f"what was kept is not the likeliest in {unlike} of {len(course.final_bits)} decisions")
     return "; ".join(words)
 
 

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from results.events import read_event
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.pictures.curve_data import search_curves
+from results.pictures.curves import MOVED
 from results.pictures.figures import PAPER, PNG_DPI, SCREEN, bar_place
 from results.pictures.front import draw_bits, draw_fronts, draw_ratios, draw_search_curves, save_figure
 from results.pictures.prune_data import GroupRatio, RatioPanel
@@ -283,16 +284,27 @@ def test_the_axis_of_ratios_ends_at_100_percent_and_holds_its_texts(control):
     assert "units kept/all" in texts(figure)[0]
 
 
+@pytest.mark.parametrize("chosen", [True, False])
 @pytest.mark.parametrize("moved", [True, False])
-def test_curves_mark_what_the_projection_moved(moved):
+def test_curves_mark_what_the_projection_moved_and_no_more(moved, chosen):
+    """What the choice took from elsewhere was moved by no projection."""
     record = {"event": "epoch", "time": 1.0, "stage": "search", "run": "search-1", "seed": 0, "epochs": 2, "loss": 1.0}
     record |= {"top1": 0.9, "bits": {"conv": [4, 8], "block": [2, 2]}}
     events = [read_event({**record, "epoch": epoch}) for epoch in (1, 2)]
-    layers = {"conv": LayerBits(4, 8), "block.a": LayerBits(1 if moved else 2, 2), "other": LayerBits(8, 8)}
-    kept = {"search-1": BitAssignment("search-1", ModelReference("m", (1, 8, 8)), layers)}
-    curves = search_curves(events, kept)["search-1"]
-    assert curves.final_bits == {"conv": (4, 8), "block": (1 if moved else 2, 2)}
-    assert curves.moved == {"conv": (False, False), "block": (moved, False)}
+    pool = {"event": "pool", "time": 2.0, "run": "search-1", "images": 10}
+    pool |= {"proposals": {"pool-1-ilp-1": ["ilp-1"], "pool-1-theta": ["theta", "draw-1"]}}
+    events += [read_event(pool)] if chosen else []
+    of_theta = {"conv": LayerBits(4, 8), "block.a": LayerBits(1 if moved else 2, 2), "other": LayerBits(8, 8)}
+    layers = {"pool-1-theta": of_theta, "search-1": {**of_theta, "conv": LayerBits(3, 3)} if chosen else of_theta}
+    made = {id: BitAssignment(id, ModelReference("m", (1, 8, 8)), bits) for id, bits in layers.items()}
+    curves = search_curves(events, made)["search-1"]
+    assert curves.projected_bits == {"conv": (4, 8), "block": (1 if moved else 2, 2)}
+    assert curves.final_bits == {**curves.projected_bits, **({"conv": (3, 3)} if chosen else {})}
+    assert curves.unlike_last(curves.projected_bits) == {"conv": (False, False), "block": (moved, False)}
     figure = draw_search_curves(curves)
     assert [texts(figure)] if moved else not figure.legends
-    assert search_curves(events)["search-1"].moved == {}
+    diamonds = [line for axes in figure.axes for line in axes.get_lines() if line.get_marker() == MOVED["marker"]]
+    assert len(diamonds) == moved
+    headings = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert headings & {"budget", "kept"} == ({"budget", "kept"} if chosen else {"kept"})
+    assert not search_curves(events)["search-1"].projected_bits
