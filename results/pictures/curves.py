@@ -135,7 +135,7 @@ def _draw_ends(axes: Axes, curves: SearchCurves, side: int) -> None:
     if curves.projected_bits not in ({}, curves.final_bits):
         ends = {"budget": curves.projected_bits, **ends}
     last = curves.epochs[-1]
-    width = max(1.0, 0.05 * len(curves.epochs), 0.1 * len(curves.epochs) * (len(ends) - 1))
+    width = max(1.0, 0.05 * len(curves.epochs), 0.14 * len(curves.epochs) * (len(ends) - 1))
     start = last + 0.5
     moved = curves.unlike_last(curves.projected_bits)
     for heading, bits_of in ends.items():
