@@ -83,9 +83,7 @@ def compare_fronts(
     owned = [(run, point) for run, front in named.items() for point in front.front]
     owned.sort(key=lambda pair: (pair[1].cost(x), -pair[1].gain, list(named).index(pair[0])))
     points: list[ComparedPoint] = []
-    highest: tuple[float, float] | None = (
-        None  # gain and cost of the last point that none beats, whose equals none does
-    )
+    highest: tuple[float, float] | None = None  # gain and cost of the last point that none beats, nor its equals
     for run, point in owned:
         own = point.gain, point.cost(x)
         unbeaten = highest is None or own[0] > highest[0] or own == highest
