@@ -24,11 +24,10 @@ from dnas.execution.tasks import JobTask
 from dnas.jobs.context import PRETRAINED, JobContext
 from dnas.jobs.log import RunLog, unproven_told
 from dnas.jobs.progress import Progress, Work
-from dnas.jobs.resources import Resources
+from dnas.jobs.resources import Resources, prepare_process
 from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.training.device import deterministic
-from dnas.training.memory import keep_freed_memory
 from results.events import Event, Note
 from results.files import TEMPORARY_SUFFIX, write_bytes
 from results.run.folder import Run
@@ -145,8 +144,7 @@ class Bench:
         limits: Limits,
         tf32: tuple[bool, bool],
     ) -> None:
-        torch.set_num_threads(threads)
-        keep_freed_memory()
+        prepare_process(threads)
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         if Path(directory).is_dir():
             os.chdir(directory)  # relative paths of the job, and the user's own modules

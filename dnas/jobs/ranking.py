@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from dnas.config.fields import Amount
@@ -16,7 +15,7 @@ from dnas.jobs.bench import employed
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.planning import read_budgets
-from dnas.jobs.resources import memory_told, resources_of
+from dnas.jobs.resources import memory_told, prepare_process, resources_of
 from dnas.jobs.sensitivity import digest
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer, start_files
 from dnas.jobs.stages.search_names import WARMUP
@@ -71,8 +70,7 @@ def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None], overri
         raise InputError(
             f"{run.folder} does not search the bits of the whole network, so it has no supernet of it to rank by"
         )
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    prepare_process(config.threads)
     context = JobContext(config, run, lambda event: None)
     job = context.job
     budget = _budget(job, request.budget)

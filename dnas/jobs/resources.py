@@ -11,6 +11,7 @@ import torch
 
 from dnas.config.job import JobConfig
 from dnas.jobs.job import Job
+from dnas.training.memory import keep_freed_memory
 from dnas.training.processes import Processes
 from search_spaces.errors import InputError, JobError, out_of_memory
 
@@ -31,6 +32,13 @@ class Resources:
     def in_process(self) -> bool:
         """Whether the job's own process carries the tasks out."""
         return not self.devices
+
+
+def prepare_process(threads: int) -> None:
+    """Let this process train with so many CPU threads (0: PyTorch's own number), and keep the memory that it frees."""
+    if threads:
+        torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def resources_of(config: JobConfig, processes: Processes, at_least: int = 1) -> Resources:

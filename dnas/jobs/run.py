@@ -9,8 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from dnas.config.file import load_job
 from dnas.config.job import JobConfig
 from dnas.jobs.bench import employed
@@ -20,7 +18,7 @@ from dnas.jobs.job import Job
 from dnas.jobs.log import check_prices, prices_sha256, unproven_told
 from dnas.jobs.packed_nets import as_packed
 from dnas.jobs.progress import Report, Work
-from dnas.jobs.resources import memory_told, resources_of
+from dnas.jobs.resources import memory_told, prepare_process, resources_of
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.finalise import Finalise
 from dnas.jobs.stages.finalise_requests import FinaliseRequest, check_finalise_request, sections
@@ -34,7 +32,6 @@ from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.quantization.proof import check_twin
 from dnas.training.device import deterministic
-from dnas.training.memory import keep_freed_memory
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, Searched, StageEvent, Started
@@ -61,9 +58,7 @@ def run_job(
     any training for what cannot work, :class:`JobError` for what went wrong on the way; both leave the run resumable.
     """
     check_type(config, JobConfig, "a job", "give what dnas.load_job(source) returns")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    keep_freed_memory()
+    prepare_process(config.threads)
     _give_up_lost(run, report)
     processes = Processes.here()
     names = config.log.names if processes.rank == 0 else ()

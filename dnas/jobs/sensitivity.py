@@ -16,7 +16,7 @@ from dnas.config.job import JobConfig, ModelSection
 from dnas.jobs.job import Job
 from dnas.jobs.log import check_weights
 from dnas.jobs.progress import Progress, Work
-from dnas.jobs.resources import memory_told
+from dnas.jobs.resources import memory_told, prepare_process
 from dnas.jobs.stored_nets import stored_float
 from dnas.search.controls import Evidence
 from dnas.search.measured import single_changes
@@ -171,8 +171,7 @@ def job_sensitivities(config: JobConfig, source: str | None, kind: SensitivityKi
 @contextmanager
 def _working(job: Job) -> Iterator[None]:
     """As a job works them out: exact and with the threads it asks for, and too little memory told."""
-    if job.config.threads:
-        torch.set_num_threads(job.config.threads)
+    prepare_process(job.config.threads)
     with deterministic(job.config.deterministic), memory_told(job, "sensitivities"):
         yield
 

@@ -1,7 +1,7 @@
 """Memory that a step has freed is kept for the next one, where the C library can be told so.
 
 As it comes, glibc gives freed memory back to the system at every chance, and fetches it again page by page in the next
-step: up to a quarter of a training step on a CPU. Other C libraries, and allocators put in its place, have no such
+step. Other C libraries, and allocators put in its place, have no such
 switch and keep theirs.
 """
 
