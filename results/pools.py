@@ -11,7 +11,9 @@ from results.events import Decoded, Event, Judged, Pool
 from search_spaces.assignments import BitAssignment
 from search_spaces.provenance import SEARCH
 
-OF_THETA = ("theta", "draw-", "search-", "refined-", "learned-", "supernet-")
+THETA = "theta"
+"""The source whose proposal is the likeliest under θ, projected onto the budget."""
+OF_THETA = (THETA, "draw-", "search-", "refined-", "learned-", "supernet-")
 """How sources begin that are the search's: its likeliest, its draws, other budgets' likeliest, what it refined or
 learned, and whatever starts from its supernet's weights.
 
@@ -87,6 +89,12 @@ def compared(one: Candidate, other: Candidate) -> tuple[float, float | None] | N
     apart = [fmean(part) for part in zip(*by_round, strict=True)]
     error = stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else None
     return fmean(apart), error
+
+
+def proposed_by_theta(events: Iterable[Event]) -> dict[str, str]:
+    """Search → the proposal of its pool that is the likeliest under θ; none without a choice."""
+    found = (event for event in events if isinstance(event, Pool))
+    return {pool.run: name for pool in found for name, sources in pool.proposals.items() if THETA in sources}
 
 
 def pools(events: Iterable[Event], assignments: Mapping[str, BitAssignment]) -> list[BudgetPool]:

@@ -18,7 +18,7 @@ from results.events import Searched
 from results.files import write_text
 from results.pareto import ParetoFront
 from results.pictures.bits import draw_bit_map
-from results.pictures.curve_data import proposed_by_theta, search_curves
+from results.pictures.curve_data import search_curves
 from results.pictures.curves import draw_search_curves
 from results.pictures.drawn import Row, bit_rows, csv_of, curve_rows, front_rows, ratio_rows, trial_rows
 from results.pictures.figures import SCREEN, Style, save_figure
@@ -28,6 +28,7 @@ from results.pictures.prune_data import ratio_panels
 from results.pictures.ratios import draw_ratios
 from results.pictures.trial_data import prune_trials
 from results.pictures.trials import draw_trials
+from results.pools import proposed_by_theta
 from results.run.folder import Run
 from results.run.layout import FRONT_JSON
 from search_spaces.errors import InputError

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase as fnmatch
 from typing import TypeVar
 
-from results.events import Epoch, Event, Pool
+from results.events import Epoch, Event
+from results.pools import proposed_by_theta
 from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment
 from search_spaces.metrics import Metric, metric_named
 
 Column = tuple[float | None, ...]
 Value = TypeVar("Value")
-_THETA = "theta"
-"""The source of a pool's proposal that θ itself made."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,6 @@ def search_curves(
         decoded = assignments.get(projected.get(label, label))
         curves[name] = _curves(name, [epochs[epoch] for epoch in sorted(epochs)], decoded, kept)
     return curves
-
-
-def proposed_by_theta(events: Iterable[Event]) -> dict[str, str]:
-    """Search → the proposal of its pool that θ itself made, projected onto the budget; none without a choice."""
-    pools = (event for event in events if isinstance(event, Pool))
-    return {pool.run: name for pool in pools for name, sources in pool.proposals.items() if _THETA in sources}
 
 
 def _curves(

@@ -29,13 +29,13 @@ from dnas.jobs.stages.judging import (
 )
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
-from dnas.jobs.stages.search_names import THETA, finalist_id, proposal_id, search_labels
+from dnas.jobs.stages.search_names import finalist_id, proposal_id, search_labels
 from dnas.search.budgets import in_search_order
 from dnas.search.learning import Seen
 from dnas.search.pool import Widths
 from dnas.search.ranking import LEAST_ASSIGNMENTS, rank_correlation
 from results.events import Judged, Pool
-from results.pools import mean_loss
+from results.pools import THETA, mean_loss
 from results.run.layout import checkpoint_file
 from results.tables.pool import judged_text
 from search_spaces.assignments import BitAssignment

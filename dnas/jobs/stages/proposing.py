@@ -12,11 +12,12 @@ from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Work
 from dnas.jobs.stages.refining import REFINE, refining_task, refining_units
-from dnas.jobs.stages.search_names import THETA, proposal_id, search_labels
+from dnas.jobs.stages.search_names import proposal_id, search_labels
 from dnas.search.learning import Learned, Seen
 from dnas.search.pool import Proposal, Proposers, Widths, joined
 from dnas.training.schedules import derived_seed
 from results.events import Pool
+from results.pools import THETA
 from search_spaces.allocation.monotone import from_largest
 from search_spaces.allocation.program import dominated
 from search_spaces.allocation.widening import allocate_widest

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dnas.config.job import SearchSection
 from dnas.jobs.job import Job
+from results.pools import THETA
 from search_spaces.costs.budgets import Budget
 
 SEARCHING = "search"
 WARMUP = "warmup"
-THETA = "theta"
-"""What the likeliest assignment under θ is called among the proposals of a budget."""
 
 
 def search_labels(job: Job, pruned: bool) -> dict[str, Budget | None]:
