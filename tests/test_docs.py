@@ -244,6 +244,7 @@ def test_the_readme_holds_the_tests_command_that_ci_extracts() -> None:
     assert found[1].startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[test]'")
 
 
+@pytest.mark.whole
 def test_every_event_of_a_run_is_told_with_its_keys(digits_run: Path) -> None:
     page = (ROOT / "docs" / "file-formats.md").read_text(encoding="utf-8")
     part = page[page.index("## journal.jsonl") : page.index("## assignments")]
@@ -253,6 +254,7 @@ def test_every_event_of_a_run_is_told_with_its_keys(digits_run: Path) -> None:
         assert {record["event"], *record, *trial, *trial.get("proposal", ())} <= told, record
 
 
+@pytest.mark.whole
 def test_every_key_of_an_assignment_and_of_the_front_is_told(digits_run: Path) -> None:
     page = (ROOT / "docs" / "file-formats.md").read_text(encoding="utf-8")
     front = json.loads((digits_run / "front.json").read_text())

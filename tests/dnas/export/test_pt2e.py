@@ -31,7 +31,7 @@ from tests.exported_nets import INPUTS, WEIGHTS, fixed_net
 from tests.packed_nets import assignment_of, inputs_for, model_and_graph
 
 # PyTorch 2.9 warns of how it reads its own file.
-pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+pytestmark = [pytest.mark.whole, pytest.mark.filterwarnings("ignore:The given buffer is not writable")]
 Q = torch.ops.quantized_decomposed
 
 
@@ -60,7 +60,7 @@ def assert_same(program: torch.export.ExportedProgram, net: StoredNet) -> None:
     [
         (("lsq", "pact"), (8, 8)),
         (("nested", "lsq"), (4, 6)),
-        pytest.param(("dorefa", "pact"), (2, 2), marks=pytest.mark.whole),
+        (("dorefa", "pact"), (2, 2)),
     ],
 )
 def test_the_net_and_its_operators(tmp_path: Path, families: tuple[str, str], bits: tuple[int, int]) -> None:
@@ -82,7 +82,7 @@ def test_the_net_and_its_operators(tmp_path: Path, families: tuple[str, str], bi
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("shapes", marks=pytest.mark.whole),
+        "shapes",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("line", "shared", "own forward", "attention")),
     ],
 )
@@ -103,7 +103,7 @@ def test_every_family_and_width(tmp_path: Path, part: str) -> None:
             assert (twin(x) - network(x)).abs().median() <= 1e-4 * network(x).abs().max()
 
 
-@pytest.mark.parametrize("bits", [8, *(pytest.param(bits, marks=pytest.mark.whole) for bits in (7, 4, 2))])
+@pytest.mark.parametrize("bits", [8, 7, 4, 2])
 def test_codes_are_signed_bytes_that_end_where_the_type_or_a_limit_does(tmp_path: Path, bits: int) -> None:
     """XNNPACK takes unsigned bytes for signed ones, and does not look at the ends of a quantizer."""
     program = program_of(tmp_path, StoredNet(*fixed_net("residual", (8, bits))))
@@ -225,7 +225,6 @@ def test_the_file_tells_the_assignment(tmp_path: Path) -> None:
     assert json.loads(extra["dnas.assignment"]) == json.loads(json.dumps(net.assignment.to_json()))
 
 
-@pytest.mark.whole
 def test_a_detector_gives_a_box_and_scores_at_every_place(tmp_path: Path) -> None:
     detector, x = of_family("ssd").eval(), shapes(4, 64).images / 255
     graph = read_graph(detector, (3, 64, 64))

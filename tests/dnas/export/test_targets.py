@@ -216,6 +216,7 @@ def test_sums_in_8_bits_let_onnxruntime_run_every_layer_in_integers(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("traced_once")
+@pytest.mark.whole
 @pytest.mark.parametrize("change", [{"ranges": "floats"}, {"linear": "Gemm"}])
 def test_a_capability_file_that_promises_too_much_is_found_out(tmp_path: Path, change: Mapping[str, Any]) -> None:
     """What the passes do is needed: without any one of them a layer that is promised stays in fp32."""
@@ -304,6 +305,7 @@ def test_two_layers_that_read_one_tensor(tmp_path: Path, runtime: str, bits: tup
             assert_close(plain, network(x), 1e-4)
 
 
+@pytest.mark.whole
 def test_what_openvino_does_not_read_is_told_in_a_sentence(tmp_path: Path) -> None:
     net = StoredNet(*fixed_net("cube", (4, 4)))
     with pytest.raises(InputError, match="OpenVINO cannot run this network: ") as caught:

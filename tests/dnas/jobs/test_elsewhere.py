@@ -125,6 +125,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         return folder, carried_out(named(load_job("digits", [*SMALL, *JOBS["every stage"]])), folder)
 
 
+@pytest.mark.whole
 def test_every_stage_computes_elsewhere_what_it_computes_on_the_cpu(finished: Any, tmp_path: Path) -> None:
     assert finished[1] == carried_out(load_job("digits", [*SMALL, *JOBS["every stage"]]), tmp_path / "here")
 
@@ -228,6 +229,7 @@ def test_tasks_of_workers_compute_elsewhere_what_they_compute_on_the_cpu(
 # --- commands ---
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", rarely(list(COMMANDS), LONG))
 def test_a_command_goes_on_elsewhere(name: str, finished: Any, tmp_path: Path) -> None:
     shutil.copytree(finished[0], tmp_path / "run")
@@ -239,6 +241,7 @@ def test_a_command_goes_on_elsewhere(name: str, finished: Any, tmp_path: Path) -
         assert (tmp_path / "net").stat().st_size > 0
 
 
+@pytest.mark.whole
 def test_files_of_a_run_hold_nothing_of_the_device(finished: Any) -> None:
     """Who shows a run, or goes on with it elsewhere, need not have one."""
     run = Run.open(finished[0])

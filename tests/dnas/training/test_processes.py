@@ -193,16 +193,21 @@ def refused(processes: Processes) -> str:
     return str(caught.value)
 
 
-def work(rank: int, folder: str) -> None:
-    """What each of two processes does."""
+def work(rank: int, folder: str, find: Callable[[int], Any]) -> None:
+    """What each of two processes does: it keeps what it finds."""
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
     try:
-        found = found_by(rank)
+        found = find(rank)
     finally:
         dist.destroy_process_group()
     torch.save(found, f"{folder}/{rank}.pt")
+
+
+def stages_of(rank: int) -> dict[str, tuple[list[float], dict[str, Tensor]]]:
+    """Every stage, as two processes train it."""
+    return trained_stages(replace(CPU, processes=Processes.here(synchronise_batchnorm=True)))
 
 
 def found_by(rank: int) -> dict[str, Any]:
@@ -218,7 +223,6 @@ def found_by(rank: int) -> dict[str, Any]:
     with torch.no_grad():
         shaken.head.weight.mul_(1 + rank)
     return {
-        "stages": trained_stages(device),
         "own statistics": own.state()[0],
         "infinity": told_of_infinity(unsynchronised),
         "gradients": gradients_of_some(processes),
@@ -263,10 +267,20 @@ def noise(device: Device) -> list[float]:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes found, of which this is the first."""
-    folder = tmp_path_factory.mktemp("processes")
+    return in_two(found_by, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture(scope="module")
+def both_stages(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[list[float], dict[str, Tensor]]]]:
+    """What they trained."""
+    return in_two(stages_of, tmp_path_factory.mktemp("stages"))
+
+
+def in_two(find: Callable[[int], Any], folder: Path) -> list[Any]:
+    """What each of two processes finds."""
     # A copy of this process has imported already what takes a new one seconds.
     other = multiprocessing.get_context("fork" if copies_compute() else "spawn").Process(
-        target=work, args=(1, str(folder))
+        target=work, args=(1, str(folder), find)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", loopback())
@@ -274,7 +288,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: here they wait
             other.start()
         try:
-            work(0, str(folder))
+            work(0, str(folder), find)
             other.join()
         finally:
             other.kill()
@@ -293,9 +307,10 @@ def alone() -> dict[str, tuple[list[float], dict[str, Tensor]]]:
     return trained_alone()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_train_as_one_does(stage: str, both: Any, alone: Any) -> None:
-    losses, tensors = both[0]["stages"][stage]
+def test_two_processes_train_as_one_does(stage: str, both_stages: Any, alone: Any) -> None:
+    losses, tensors = both_stages[0][stage]
     expected_losses, expected = alone[stage]
     assert len(losses) > 1
     assert losses == pytest.approx(expected_losses, rel=2e-4)
@@ -304,9 +319,10 @@ def test_two_processes_train_as_one_does(stage: str, both: Any, alone: Any) -> N
         torch.testing.assert_close(tensors[name], value, rtol=2e-3, atol=2e-4, msg=name)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("stage", STAGES)
-def test_all_processes_end_with_the_same_bits(stage: str, both: Any) -> None:
-    (losses, first), (others, second) = (each["stages"][stage] for each in both)
+def test_all_processes_end_with_the_same_bits(stage: str, both_stages: Any) -> None:
+    (losses, first), (others, second) = (each[stage] for each in both_stages)
     assert losses == others
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 

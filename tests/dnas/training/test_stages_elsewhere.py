@@ -14,6 +14,8 @@ from dnas.training.optimization import Updates
 from tests.dnas.training.test_processes import STAGES, trained_alone, trained_stages
 from tests.elsewhere import Waits, elsewhere
 
+pytestmark = pytest.mark.whole  # thirteen stages, twice
+
 STEPS = (Updates, "step"), (SupernetTrainer, "_theta_step")
 
 
