@@ -6,9 +6,10 @@ started again. With --read nothing is trained: what is finished is told::
     OMP_NUM_THREADS=1 python -m benchmarks.proof weights|activations|paper|resnet56 runs/proof [--seeds 3] [--read] \
         --set 'data.root="FOLDER with train/ and test/"' 'model.checkpoint="resnet20-12fca82f.th"'
 
-The search is the best on validation of its finalists, the "better program" that of both programs, by the same images.
-Uniform widths stand at a budget twice: the widest that meet it, and the narrowest that cost no less. The best control
-is the one of the best mean over the seeds among the programs, the mean of the random draws, and both uniform ones.
+The search is what its choice took of the finalists, by all its rounds and their loss on validation; the "better
+program" is the better one of both on validation. Uniform widths stand at a budget twice: the widest that meet it, and
+the narrowest that cost no less. The best control is the one of the best mean over the seeds among the programs, the
+mean of the random draws, and both uniform ones.
 "Taken" is what a job tells its user to take: whatever within the budget is best on validation.
 """
 

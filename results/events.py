@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from statistics import stdev
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -147,6 +147,7 @@ class Pool(Event):
 class Judged(Event, Scored):
     """A proposal was fine-tuned for some epochs in a round, from 1 on, and measured on images that judge.
 
+    These are training images that it did not see; in a round of finalists (``split`` is ``val``) those of validation.
     ``losses`` are the mean losses of equal parts of them, from which the standard error follows; the loss of a net that
     diverged is None.
     """
@@ -159,6 +160,7 @@ class Judged(Event, Scored):
     loss: float | None = None
     score: float | None = None
     losses: tuple[float, ...] = ()
+    split: Literal["train", "val"] = "train"
 
     @property
     def standard_error(self) -> float | None:

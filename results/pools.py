@@ -81,14 +81,22 @@ def compared(one: Candidate, other: Candidate) -> tuple[float, float | None] | N
     None where they have no round in common, one of them diverged in it, or they were judged by different parts.
     """
     pairs = list(zip(one.rounds, other.rounds, strict=False))
-    if not pairs or any(judged.loss is None for pair in pairs for judged in pair):
+    if not pairs or any(judged.loss is None or not judged.losses for pair in pairs for judged in pair):
         return None
-    if len({len(judged.losses) for pair in pairs for judged in pair}) > 1 or not pairs[0][0].losses:
-        return None
-    by_round = [[b - a for a, b in zip(first.losses, second.losses, strict=True)] for first, second in pairs]
-    apart = [fmean(part) for part in zip(*by_round, strict=True)]
-    error = stdev(apart) / math.sqrt(len(apart)) if len(apart) > 1 else None
-    return fmean(apart), error
+    by_split: dict[str, list[list[float]]] = {}
+    for first, second in pairs:
+        if len(first.losses) != len(second.losses):
+            return None
+        apart = [b - a for a, b in zip(first.losses, second.losses, strict=True)]
+        by_split.setdefault(first.split, []).append(apart)
+    gain, variance = 0.0, 0.0
+    for rounds in by_split.values():
+        if len({len(apart) for apart in rounds}) > 1:
+            return None
+        weight, apart = len(rounds) / len(pairs), [fmean(part) for part in zip(*rounds, strict=True)]
+        gain += weight * fmean(apart)  # rounds on the same images share their error, those on others do not
+        variance += weight**2 * stdev(apart) ** 2 / len(apart) if len(apart) > 1 else math.nan
+    return gain, None if math.isnan(variance) else math.sqrt(variance)
 
 
 def proposed_by_theta(events: Iterable[Event]) -> dict[str, str]:

@@ -209,7 +209,7 @@ class ChoiceSection(Section):
     learned: Annotated[int, Field(ge=0, le=100)] = Field(default=0, description="Proposals that are learned, one after the other, from what was judged in the first round, of this budget and those before it: the best by a Gaussian process. They are judged as the first round is, and go on with the rest.")  # fmt: skip
     epochs: AtLeastOne = Field(default=1, description="Epochs of fine-tuning in the first round, on the images that train the weights of the search; twice as many in each further one. Judged is the loss on the images of θ, `search.theta_fraction` of the training data.")  # fmt: skip
     rounds: Annotated[int, Field(ge=1, le=16)] = Field(default=2, description="Rounds of successive halving: the better half of a pool, by the mean loss over all rounds so far, goes on to the next round; the best of the last one is chosen.")  # fmt: skip
-    finalists: Annotated[int, Field(ge=1, le=100)] = Field(default=1, description="So many of the best of the last round are fine-tuned in full and measured on validation, which tells the one to take: the best as `search-N`, the next as `search-N-2` and so on.")  # fmt: skip
+    finalists: Annotated[int, Field(ge=1, le=100)] = Field(default=1, description="So many of the best of the last round have another one (1: none): they are fine-tuned as everything that is reported, and judged by the loss on validation images; the mean over all rounds chooses.")  # fmt: skip
     from_supernet: bool = Field(default=False, description="Whether finalists are judged from the weights of the warm supernet too, and of both the better go on. At few bits these are far ahead in a short fine-tuning, at many behind; they have the updates of the warm-up behind them, which controls have not.")  # fmt: skip
 
 
@@ -351,11 +351,6 @@ class JobConfig(Section):
         if self.chooses and not self.search.budgets:
             raise ValueError(
                 "choice.enabled needs at least one entry in search.budgets: a choice is one within a budget"
-            )
-        if self.chooses and self.search.monotone and self.choice.finalists > 1:
-            raise ValueError(
-                f"choice.finalists = {self.choice.finalists} with search.monotone = true: a larger budget could not be "
-                "as wide as each of them; set choice.finalists = 1"
             )
         if self.chooses and self.choice.from_supernet and self.finetune.start != "pretrained":
             raise ValueError(

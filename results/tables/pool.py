@@ -34,7 +34,7 @@ def pool_json(pool: BudgetPool) -> dict[str, Any]:
 
 
 def _round_json(judged: Judged) -> dict[str, Any]:
-    told = {"round": judged.round, "epochs": judged.epochs, "loss": judged.loss}
+    told = {"round": judged.round, "epochs": judged.epochs, "split": judged.split, "loss": judged.loss}
     return {**told, "standard_error": judged.standard_error, judged.metric: judged.score}
 
 
@@ -49,8 +49,9 @@ def render_pool(pool: BudgetPool) -> PlainTable:
     for heading in (*costs, *(["loss in the supernet"] if in_supernet else [])):
         table.add_column(heading, right=True)
     for number in range(1, count + 1):
-        epochs = next(each.rounds[number - 1].epochs for each in pool.candidates if len(each.rounds) >= number)
-        table.add_column(f"loss, {epochs} epoch{'s' if epochs > 1 else ''}", right=True)
+        judged = next(each.rounds[number - 1] for each in pool.candidates if len(each.rounds) >= number)
+        where = " on validation" if judged.split == "val" else ""
+        table.add_column(f"loss{where}, {judged.epochs} epoch{'s' if judged.epochs > 1 else ''}", right=True)
     table.add_column("chosen as")
     for each in sorted(pool.candidates, key=_place):
         told = [judged_text(judged) for judged in each.rounds]
@@ -86,8 +87,10 @@ def _place(each: Candidate) -> tuple[int, float]:
 def told(pool: BudgetPool) -> Sequence[str]:
     """What stands above the table of a pool and below it."""
     count = len(pool.candidates)
+    finals = any(judged.split == "val" for each in pool.candidates for judged in each.rounds)
+    last = "; finalists are fine-tuned in full, and judged on validation" if finals else ""
     return (
         f"{pool.search}, budget {pool.budget}: {count} proposal{'s' if count != 1 else ''}, judged by the loss on "
-        f"{pool.images} training images that none of them is trained on, ± its standard error",
+        f"{pool.images} training images that none of them is trained on, ± its standard error{last}",
         pool.sentence,
     )

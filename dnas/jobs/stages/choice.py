@@ -3,7 +3,8 @@
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): the better half of a pool goes on to the next round, in
 which every net is trained anew, twice as long and from other draws; the mean over all rounds so far ranks. What is
 judged is the loss on the images that θ was trained on: the weights never see them in this stage, and no figure that is
-reported is of them.
+reported is of them. Finalists have one more round: they are fine-tuned as everything that is reported, and judged on
+validation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import replace
 
 from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
-from dnas.jobs.progress import Work, in_all, times
+from dnas.jobs.progress import FORWARD_QUANTIZED, Work, in_all, times
 from dnas.jobs.sensitivity import sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.evidence import sensitivity_tasks, settle
@@ -22,14 +23,16 @@ from dnas.jobs.stages.judging import (
     CHOICE,
     checkpoint_name,
     epochs_of,
+    judge,
     judged_after,
     judging_work,
+    mean_judgement,
     measuring_units,
     rounds,
 )
 from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
-from dnas.jobs.stages.search_names import finalist_id, proposal_id, search_labels
+from dnas.jobs.stages.search_names import proposal_id, search_labels
 from dnas.search.budgets import in_search_order
 from dnas.search.learning import Seen
 from dnas.search.pool import Widths
@@ -62,14 +65,14 @@ class Choose(Stage):
         labels = search_labels(self.job, pruned=False)
         others = [name for name in before.handed if not any(name.startswith(proposal_id(each, "")) for each in labels)]
         known = replace(before, sensitivities=before.sensitivities | self._kinds)
-        finalists = [finalist_id(label, place) for label in labels for place in range(self.section.finalists)]
-        return known.handing([*finalists, *others])
+        return known.handing([*labels, *others])
 
     def work(self, before: Foreseen) -> Work:
         """Every budget, as if no two proposals were equal; the sensitivities that no control went by."""
-        choosing = times(len(search_labels(self.job, pruned=False)), self._work(self._most))
-        refining = times(len(search_labels(self.job, pruned=False)), refining_work(self.context, self._most))
-        return in_all(choosing, refining, sensitivity_work(self.job, self._kinds - before.sensitivities))
+        count = len(search_labels(self.job, pruned=False))
+        choosing = times(count, in_all(self._work(self._most), refining_work(self.context, self._most)))
+        finals = times(count, self._work_of_finals(self.section.finalists))
+        return in_all(choosing, finals, sensitivity_work(self.job, self._kinds - before.sensitivities))
 
     @property
     def _kinds(self) -> frozenset[SensitivityKind]:
@@ -83,21 +86,22 @@ class Choose(Stage):
         """Choose for every budget; with ``search.monotone`` none is wider than that of a larger budget."""
         plan, monotone = self.job.plan, self.job.config.search.monotone
         labels = search_labels(self.job, pruned=False)
-        chosen: dict[str, list[BitAssignment]] = {}
+        chosen: dict[str, BitAssignment] = {}
         settle(self.context, self._kinds)
         self._seen = []
         bound: Widths | None = None
         ordered = in_search_order(labels, plan.table, monotone)
         pools = Pools(self.context, findings.found)
+        others = [found for found in findings.found if found.provenance.kind != PROPOSAL]
         proposed = {} if monotone else self._begun(pools.of(list(ordered), None))
         for label, budget in ordered.items():
             assert budget is not None  # the job's file is refused without any
             if monotone:
                 proposed |= self._begun(pools.of([label], bound))
-            chosen[label] = self._chosen(label, budget, self._judged_once(label, pools, proposed[label], bound))
-            bound = plan.space.pairs_of(chosen[label][0].layers) if monotone else None
-        others = [found for found in findings.found if found.provenance.kind != PROPOSAL]
-        findings.found = [*(each for label in labels for each in chosen[label]), *others]
+            judged = self._judged_once(label, pools, proposed[label], bound)
+            chosen[label] = self._chosen(label, budget, judged, others)
+            bound = plan.space.pairs_of(chosen[label].layers) if monotone else None
+        findings.found = [*(chosen[label] for label in labels), *others]
 
     def _begun(self, pools: dict[str, list[Proposed]]) -> dict[str, list[Proposed]]:
         """The pools, whose first rounds begin."""
@@ -155,8 +159,10 @@ class Choose(Stage):
         left = [each for each in pool if (each.id, number) not in known]
         self.context.tasks.announce(self._task(each, number, epochs) for each in left)
 
-    def _chosen(self, label: str, budget: Budget, judged: dict[str, list[Judged]]) -> list[BitAssignment]:
-        """The best of a pool by successive halving after its first round, saved under names of its search."""
+    def _chosen(
+        self, label: str, budget: Budget, judged: dict[str, list[Judged]], others: Sequence[BitAssignment]
+    ) -> BitAssignment:
+        """The best of a pool by successive halving after its first round, saved by the name of its search."""
         left = [self.log.run.assignment(name) for name in judged]
         for number, (count, epochs) in enumerate(rounds(len(judged), self.section), start=1):
             left = left[:count]
@@ -165,12 +171,54 @@ class Choose(Stage):
         left = left[: self.section.finalists]
         if self.section.from_supernet:
             left = self._from_either(label, left, judged)
+        left = self._finals(left, judged, others)
         self.log.tell_once([_sentence(label, left[0].id, judged, len(judged), len(self.job.search_data.theta))])
         self.log.tell_once(_ranked(label, self._supernet_losses(label), judged))
-        return [
-            self.log.keep(finalist_id(label, place), each.layers, _chosen_from(each), budget)
-            for place, each in enumerate(left)
-        ]
+        return self.log.keep(label, left[0].layers, _chosen_from(left[0]), budget)
+
+    def _finals(
+        self, left: Sequence[BitAssignment], judged: dict[str, list[Judged]], others: Sequence[BitAssignment]
+    ) -> list[BitAssignment]:
+        """Finalists after a round in which they are fine-tuned in full, the best first; one alone needs none.
+
+        Whoever is among the ``others`` that are reported anyway is trained under that name, unless these are to be
+        trained from wider ones.
+        """
+        narrows = self.job.config.finetune.start == "wider"
+        known = {} if narrows else {self.measurer.key(each): each for each in others}
+        trained = [known.get(self.measurer.key(each), each) for each in left] if len(left) > 1 else []
+        self.context.progress.correct(-1, self._work_of_finals(self.section.finalists))
+        self.context.progress.correct(1, self._work_of_finals(len(trained)))
+        self.context.tasks.announce(self.measurer.tasks(trained))
+        for each, net in zip(left, trained, strict=False):
+            self.measurer.measure(net)
+            judged[each.id].append(self._judged_in_full(each.id, net, 1 + len(judged[each.id])))
+        return sorted(left, key=lambda each: mean_loss(judged[each.id]))
+
+    def _work_of_finals(self, finalists: int) -> Work:
+        """Work of the round of so many finalists."""
+        nets = finalists * self.job.config.finetune.seeds if finalists > 1 else 0
+        return times(nets, in_all(self.measurer.work, {CHOICE: self._units_in_full}))
+
+    @property
+    def _units_in_full(self) -> float:
+        """Units of judging a net that is fine-tuned in full."""
+        return FORWARD_QUANTIZED * len(self.job.data.val)
+
+    def _judged_in_full(self, proposal: str, net: BitAssignment, number: int) -> Judged:
+        """A finalist by the nets of its bits, the mean over their seeds; journaled."""
+        section, units = self.job.config.finetune, self.job.config.finetune.seeds * self._units_in_full
+        for known in self.log.events(Judged):
+            if (known.proposal, known.round) == (proposal, number):
+                self.context.progress.recall({CHOICE: units})
+                return known
+        trained = self.log.run.assignment(net.id)
+        stored = (self.measurer.stored(trained, seed) for seed in range(section.seeds))
+        told = mean_judgement([judge(self.job, each, self.job.data.val) for each in stored])
+        judged = Judged(proposal=proposal, round=number, epochs=section.epochs, split="val", **told)
+        self.log.write(judged)
+        self.context.progress.step(CHOICE, units, stage=CHOICE, run=proposal, round=number)
+        return judged
 
     def _from_either(
         self, label: str, best: Sequence[BitAssignment], judged: dict[str, list[Judged]]
@@ -265,7 +313,7 @@ def _sentence(label: str, best: str, judged: Mapping[str, Sequence[Judged]], cou
     own = proposal_id(label, THETA)
     last = judged[best][-1]
     told = f"{label}: {best} is chosen of {count} proposals, loss {judged_text(last)} in the last round"
-    told += f" on {images} images"
+    told += " on validation" if last.split == "val" else f" on {images} images"
     if best == own or not judged.get(own):
         return told
     return f"{told}; {own}: {judged_text(judged[own][-1])} in round {judged[own][-1].round}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnas.config.job import ChoiceSection
+from dnas.data.image_sets import ImageSet
 from dnas.jobs.context import JobContext, Place
 from dnas.jobs.job import Job
 from dnas.jobs.progress import FORWARD_QUANTIZED, TRAIN_QUANTIZED, Work
@@ -46,7 +48,7 @@ def judged_after(context: JobContext, seed: int, proposal: Mapping[str, Any], ep
     checkpoint = checkpoint_name(assignment.id, seed)
     context.train(trainer, Place(CHOICE, assignment.id, checkpoint, CHOICE, units, seed, validates=False))
     recalibrate_batchnorm(network, job.batchnorm_images(BATCHNORM_BATCHES), allow_overflow=True)
-    return judge(job, network.eval())
+    return judge(job, network.eval(), job.search_data.theta)
 
 
 def checkpoint_name(proposal: str, number: int) -> str:
@@ -72,9 +74,8 @@ def epochs_of(number: int, section: ChoiceSection) -> int:
     return section.epochs * 2 ** (number - 1)
 
 
-def judge(job: Job, network: nn.Module) -> dict[str, Any]:
-    """What the images that judge say of a network, as :class:`Judged` holds it."""
-    images = job.search_data.theta
+def judge(job: Job, network: nn.Module, images: ImageSet) -> dict[str, Any]:
+    """What images say of a network, as :class:`Judged` holds it."""
     sums: list[Tensor] = []
     counts: list[int] = []
 
@@ -93,6 +94,22 @@ def judge(job: Job, network: nn.Module) -> dict[str, Any]:
     if math.isfinite(measured.loss):
         told |= {"loss": measured.loss, "losses": tuple(losses)}
     return job.device.processes.agreed(told)
+
+
+def mean_judgement(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is said of several nets of the same bits, of which none may have diverged, in the mean.
+
+    >>> net = {"metric": "top1", "score": 0.5, "loss": 2.0, "losses": (1.0, 3.0)}
+    >>> mean_judgement([net, {**net, "score": 0.7, "loss": 3.0, "losses": (1.0, 5.0)}])
+    {'metric': 'top1', 'score': 0.6, 'loss': 2.5, 'losses': (1.0, 4.0)}
+    """
+    known = all("loss" in each for each in told)
+    scores = [each["score"] for each in told]
+    mean: dict[str, Any] = {"metric": told[0]["metric"], "score": None if None in scores else fmean(scores)}
+    if known:
+        mean["loss"] = fmean(each["loss"] for each in told)
+        mean["losses"] = tuple(map(fmean, zip(*(each["losses"] for each in told), strict=True)))
+    return mean
 
 
 def judging_work(job: Job, epochs: int) -> Work:

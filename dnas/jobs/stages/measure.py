@@ -118,10 +118,10 @@ class Measurer:
 
     def _first(self, assignment: BitAssignment) -> str:
         """The id of the first assignment with equal bits and an equal course."""
-        self._first_of[assignment.id] = self._first_with.setdefault(self._key(assignment), assignment.id)
+        self._first_of[assignment.id] = self._first_with.setdefault(self.key(assignment), assignment.id)
         return self._first_of[assignment.id]
 
-    def _key(self, assignment: BitAssignment) -> str:
+    def key(self, assignment: BitAssignment) -> str:
         """What assignments trained alike have in common; one with a weight scheme, or shared, is like no other."""
         if any(bits.scheme for bits in assignment.layers.values()) or assignment.provenance.net:
             return assignment.id
@@ -141,7 +141,7 @@ class Measurer:
         for assignment in assignments:
             if (
                 not assignment.provenance.net
-                and first_with.setdefault(self._key(assignment), assignment.id) == assignment.id
+                and first_with.setdefault(self.key(assignment), assignment.id) == assignment.id
             ):
                 if assignment.id in decoded and self.log.run.assignment(assignment.id).metrics.get("same_as"):
                     continue  # measured already, by the name of another

@@ -35,15 +35,6 @@ def proposal_id(label: str, source: str) -> str:
     return f"{label.replace('search', 'pool')}-{source}"
 
 
-def finalist_id(label: str, place: int) -> str:
-    """The id of what a choice hands on for the budget of a search: the best, at place 0, has the search's own name.
-
-    >>> finalist_id("search-2", 0), finalist_id("search-2", 1)
-    ('search-2', 'search-2-2')
-    """
-    return f"{label}-{place + 1}" if place else label
-
-
 def drawn_ids(label: str, section: SearchSection, epoch: int) -> list[str]:
     """The ids of the architectures that are drawn from a search after an epoch, numbered from 1."""
     if not section.sample_every or epoch % section.sample_every:

@@ -24,9 +24,10 @@ from dnas.jobs.run import run_job
 from dnas.jobs.stages import judging
 from dnas.jobs.stages.judging import judge, rounds
 from dnas.jobs.stages.measure import Measurer
-from results.events import Judged, Pool
+from results.events import Judged, Measured, Pool
 from results.pools import mean_loss, pools
 from results.run.folder import Run
+from search_spaces.assignments import BitAssignment
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.provenance import PROPOSAL
@@ -101,13 +102,13 @@ def test_the_chosen_was_judged_no_worse_than_anything_over_the_rounds_of_both(ru
         chosen = run.assignment(pool.run)
         by_round = judged_by_round(run, pool)
         assert len(by_round[1]) == len(pool.proposals) >= 4
+        *halving, last = sorted(by_round)
         for number, judged in by_round.items():
-            losses = {name: sum(by_round[n][name].loss or math.nan for n in range(1, number + 1)) for name in judged}
+            losses = {name: mean_loss([by_round[n][name] for n in range(1, number + 1)]) for name in judged}
             assert all(map(math.isfinite, losses.values()))
-            assert losses[chosen.provenance.run] == min(losses.values()) or number < max(by_round)
-            if number == max(by_round):
+            if number == last:
                 assert losses[chosen.provenance.run] == min(losses.values())
-            else:  # whoever was left out was no better than anyone who went on
+            elif number != halving[-1]:  # whoever was left out was no better than anyone who went on
                 losses = {name: loss for name, loss in losses.items() if not run.assignment(name).provenance.start}
                 on = set(by_round[number + 1]) & set(losses)
                 assert len(on) == math.ceil(len(losses) / 2)
@@ -116,21 +117,40 @@ def test_the_chosen_was_judged_no_worse_than_anything_over_the_rounds_of_both(ru
         assert chosen.provenance.kind == "search"
 
 
-def test_the_finalists_are_the_best_of_the_last_round_and_each_is_measured_in_full(run: Run) -> None:
-    front = {point.assignment: point for point in run.load_front().points}
+def test_finalists_are_the_best_of_the_rounds_before_and_are_judged_by_their_own_nets_on_validation(
+    run: Run, toy: Job
+) -> None:
+    context = JobContext(toy(*CHOOSING), Run.open(run.folder), lambda event: None)
     for pool in pools_of(run):
         by_round = judged_by_round(run, pool)
-        last = sorted(
-            by_round[max(by_round)], key=lambda name: mean_loss([by_round[n][name] for n in sorted(by_round)])
-        )
-        finalists = [run.assignment(name) for name in (pool.run, f"{pool.run}-2")]
-        assert [each.provenance.run for each in finalists] == last[:2]
-        assert [each.pairs for each in finalists] == [run.assignment(name).pairs for name in last[:2]]
-        for each in finalists:
-            assert front[each.id].budget == run.assignment(pool.run).provenance.budget
-            assert front[each.id].kind == "search"
-            assert front[each.id].val.n == 1
-        assert f"{pool.run}-3" not in front
+        last = max(by_round)
+        assert {judged.split for number in by_round for judged in by_round[number].values() if number < last} == {
+            "train"
+        }
+        before = {n: mean_loss([by_round[r][n] for r in range(1, last)]) for n in by_round[last - 1]}
+        assert sorted(by_round[last]) == sorted(sorted(before, key=lambda name: before[name])[:2])
+        for name, judged in by_round[last].items():
+            assert (judged.split, judged.epochs) == ("val", context.job.config.finetune.epochs)
+            measured = [each for each in run.assignments().values() if "val_top1" in each.metrics]
+            same = next(each for each in measured if net_of(each) == net_of(run.assignment(name)))
+            found = Measurer(context).measure_again(same, 0, context.job.data.val)
+            assert judged.loss == pytest.approx(found.loss, rel=1e-5)
+            assert judged.score == found.score == same.metrics["val_top1"]["mean"]
+
+
+def test_one_net_a_budget_is_reported_and_trained_once(run: Run) -> None:
+    """The finalist that is chosen, by the name of its search; none of it is trained again."""
+    front = {point.assignment for point in run.load_front().points}
+    for pool in pools_of(run):
+        chosen = run.assignment(pool.run)
+        assert {name for name in front if name.startswith(pool.run)} == {pool.run}
+        trained = [event.assignment for event in run.journal.events() if isinstance(event, Measured)]
+        assert [net_of(run.assignment(name)) for name in trained].count(net_of(chosen)) == 1
+
+
+def net_of(assignment: BitAssignment) -> tuple[Any, str | None]:
+    """What nets that train alike have in common."""
+    return assignment.pairs, assignment.provenance.start
 
 
 def test_finalists_have_the_same_bits_from_the_supernets_weights_beside_them(run: Run, toy: Job) -> None:
@@ -145,13 +165,12 @@ def test_finalists_have_the_same_bits_from_the_supernets_weights_beside_them(run
             (source,) = pool.proposals[each.id]
             origin = next(n for n, told in pool.proposals.items() if f"supernet-{told[0]}" == source)
             assert run.assignment(origin).pairs == each.pairs
-            assert all(each.id in judged and origin in judged for judged in by_round.values())
+            assert all({each.id, origin} <= by_round[number].keys() for number in range(1, max(by_round)))
             network = Measurer(job_context).fixed(each, 0)
             name, weight = next((n, p) for n, p in network.named_parameters() if n.endswith("weight") and p.ndim == 4)
             assert torch.equal(weight, warm[0][f"supernet.network.{name}"])
-        for name in (pool.run, f"{pool.run}-2"):
-            chosen = run.assignment(name)
-            assert chosen.provenance.start == run.assignment(chosen.provenance.run).provenance.start
+        chosen = run.assignment(pool.run)
+        assert chosen.provenance.start == run.assignment(chosen.provenance.run).provenance.start
 
 
 def test_a_start_is_chosen_by_measuring_or_by_the_job(toy: Job) -> None:
@@ -165,13 +184,6 @@ def test_a_start_is_chosen_by_measuring_or_by_the_job(toy: Job) -> None:
 def test_without_weights_of_a_supernet_nothing_can_start_from_them(toy: Job, setting: str) -> None:
     with pytest.raises(InputError, match=r"choice\.from_supernet needs search\."):
         LoadedJob.of(toy(*CHOOSING, setting))
-
-
-def test_finalists_of_which_none_bounds_the_next_budget_are_refused(toy: Job) -> None:
-    with pytest.raises(
-        InputError, match=r"choice\.finalists = 2 with search\.monotone = true.* set choice\.finalists = 1"
-    ):
-        toy("choice.enabled=true", "choice.finalists=2", "search.monotone=true", "search.budgets=[{size_bytes='10%'}]")
 
 
 def test_every_control_of_a_budget_is_in_its_pool_once_and_all_meet_it(run: Run) -> None:
@@ -202,8 +214,9 @@ def test_no_image_that_judges_is_trained_on_or_reported(
     def told(images: Any) -> set[bytes]:
         return {x.numpy().tobytes() for batch, _ in images.batches(64) for x in batch}
 
-    judging = told(data.search_data.theta)
-    assert all(told(images) == judging for images in trained_and_judged["judged"])
+    judging, val = told(data.search_data.theta), told(data.data.val)
+    assert [told(images) for images in trained_and_judged["judged"]].count(val) == 4  # two finalists a budget
+    assert all(told(images) in (judging, val) for images in trained_and_judged["judged"])
     assert trained_and_judged["trained"]
     for images in [*trained_and_judged["trained"], data.data.val, data.data.test]:
         assert not told(images) & judging
@@ -214,9 +227,7 @@ def test_controls_keep_their_own_training_and_rows_and_proposals_have_none(run: 
     points = {point["assignment"]: point for point in json.loads((run.folder / "front.json").read_text())["points"]}
     expected = {
         "search-1",
-        "search-1-2",
         "search-2",
-        "search-2-2",
         "uniform-2",
         "ilp-1",
         "ilp-2",
@@ -231,7 +242,7 @@ def test_controls_keep_their_own_training_and_rows_and_proposals_have_none(run: 
 def test_loss_and_standard_error_are_those_of_the_images(run: Run, toy: Job) -> None:
     job = JobContext(toy(*CHOOSING), Run.open(run.folder), lambda event: None).job
     images, network = job.search_data.theta, job.network.eval()
-    told = Judged(proposal="any", round=1, epochs=1, **judge(job, network))
+    told = Judged(proposal="any", round=1, epochs=1, **judge(job, network, images))
     with torch.no_grad():
         x, y = next(iter(images.batches(len(images))))
         losses = F.cross_entropy(network(x), y, reduction="none").double().numpy()
@@ -248,7 +259,7 @@ def test_a_net_that_diverged_is_chosen_last(run: Run, toy: Job) -> None:
     job = JobContext(toy(*CHOOSING), Run.open(run.folder), lambda event: None).job
     with torch.no_grad():
         next(job.network.parameters()).fill_(math.nan)
-    told = Judged(proposal="any", round=1, epochs=1, **judge(job, job.network.eval()))
+    told = Judged(proposal="any", round=1, epochs=1, **judge(job, job.network.eval(), job.search_data.theta))
     assert told.loss is None
     assert mean_loss([told]) == math.inf
     assert "loss" not in json.loads(json.dumps(told.to_json(), allow_nan=False))
@@ -270,7 +281,6 @@ def test_a_larger_budget_is_nowhere_narrower_where_the_job_says_so(
     toy: Job, carried_out: Callable[..., Run], tmp_path: Path
 ) -> None:
     few = (
-        "choice.finalists=1",
         "search.sample_every=0",
         "choice.draws=1",
         "choice.programs=1",
@@ -307,7 +317,7 @@ def test_a_pool_is_shown_with_what_was_free_and_what_the_search_adds(run: Run) -
     for pool in pools(run.journal.events(), run.assignments()):
         chosen = next(each for each in pool.candidates if each.became == pool.search)
         names = [each.became for each in pool.candidates if each.became]
-        assert sorted(names) == [pool.search, f"{pool.search}-2"]
+        assert names == [pool.search]
         assert f"{pool.search}, budget {pool.budget}: {chosen.id} is chosen" in result.stdout
         for each in pool.candidates:
             row = next(line for line in result.stdout.splitlines() if line.startswith(f"{each.id} "))
@@ -319,7 +329,7 @@ def test_a_pool_is_shown_with_what_was_free_and_what_the_search_adds(run: Run) -
     first = shown["pools"][0]["proposals"][0]
     assert {"id", "from", "costs", "supernet_loss", "rounds", "chosen", "became"} == set(first)
     assert f"{first['supernet_loss']:.4f}" in result.stdout
-    assert {"round", "epochs", "loss", "standard_error", "top1"} == set(first["rounds"][0])
+    assert {"round", "epochs", "split", "loss", "standard_error", "top1"} == set(first["rounds"][0])
 
 
 @pytest.mark.whole

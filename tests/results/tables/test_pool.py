@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from statistics import stdev
 
+import pytest
+
 from results.events import Decoded, Judged, Pool
 from results.pools import Candidate, compared, mean_loss, pools
 from results.tables.pool import judged_text
@@ -46,6 +48,18 @@ def test_the_gain_over_the_best_that_was_free_is_that_of_all_rounds_of_both_with
     )
     both = [*ROUNDS, judged(B, 2, 0.3, 0.3)]  # 0.1 and 0.2 in one round, 0.2 and 0.1 in the other
     assert "its loss is 0.1500 ± 0.0000 below" in sentence(*both, chosen=A)
+
+
+def test_rounds_on_other_images_add_their_errors_as_independent_ones_do() -> None:
+    final = {"round": 3, "epochs": 5, "split": "val"}
+    last = [
+        judged(name, 3, *losses).model_copy(update=final) for name, losses in {A: (0.1, 0.5), B: (0.4, 0.4)}.items()
+    ]
+    rounds = {A: (ROUNDS[0], ROUNDS[3], last[0]), B: (ROUNDS[1], judged(B, 2, 0.3, 0.3), last[1])}
+    found = compared(*(Candidate(name, (), {}, rounds[name]) for name in (A, B)))
+    assert found is not None
+    # Two rounds of 0.15 on images of which each half errs as much as the other, one of 0.1 that errs by 0.2.
+    assert found == pytest.approx(((0.15 + 0.15 + 0.1) / 3, 0.2 / 3))
 
 
 def test_what_was_free_is_told_and_so_is_that_nothing_was_or_is_chosen() -> None:
