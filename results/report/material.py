@@ -14,6 +14,7 @@ from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.points import point_of
 from results.run.folder import Run
 from results.run.layout import FRONT_JSON, SENSITIVITIES
+from results.run.limited import SIZE, limited_costs
 from results.run.lost import sound_events, standing
 from results.run.status import RunStatus, status_of
 from search_spaces.assignments import BitAssignment
@@ -61,7 +62,7 @@ class Material:
             status=status_of(events, held),
             events=standing(events),
             assignments=assignments,
-            front=front or _front_so_far(assignments, problems),
+            front=front or _front_so_far(assignments, problems, limited_costs(run).front),
             complete=front is not None,
             network=_or_told(problems, run.network),
             sensitivities=tuple(each for each in found if each),
@@ -85,14 +86,14 @@ def _or_told(problems: list[str], read: Callable[[], Found | None]) -> Found | N
         return None
 
 
-def _front_so_far(assignments: Mapping[str, BitAssignment], problems: list[str]) -> ParetoFront:
-    """The points of the assignments that are measured by now."""
+def _front_so_far(assignments: Mapping[str, BitAssignment], problems: list[str], cost: str) -> ParetoFront:
+    """The points of the assignments that are measured by now, over the cost that the job's front will be over."""
     whole = next((item for item in assignments.values() if not _is_pruned(item)), None)
     filters = {name: bits.out_channels or 0 for name, bits in whole.layers.items()} if whole else {}
     points = [_or_told(problems, partial(_point, item, filters)) for item in assignments.values()]
     known = [point for point in points if point]
     alike = [point for point in known if point.metric == known[-1].metric]
-    return ParetoFront.from_points(alike)
+    return ParetoFront.from_points(alike, cost if all(cost in point.costs for point in alike) else SIZE)
 
 
 def _is_pruned(assignment: BitAssignment) -> bool:

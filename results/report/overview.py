@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -13,10 +13,11 @@ from results.events import Decoded, Event, Measured
 from results.pareto import ParetoFront
 from results.run.folder import Run
 from results.run.layout import FRONT_JSON
+from results.run.limited import limited_costs
 from results.run.lost import sound_events, standing
 from results.run.progress import told_progress
 from results.run.status import RunStatus, status_of
-from results.tables.advice import recommended
+from results.tables.advice import recommended, told_costs
 from results.units import amount_text
 from search_spaces.errors import InputError
 from search_spaces.metrics import ACCURACY, Metric, metric_of
@@ -24,22 +25,27 @@ from search_spaces.metrics import ACCURACY, Metric, metric_of
 
 @dataclass(frozen=True)
 class BestPoint:
-    """A net, its size in bytes (None: not known) and the metric on validation images."""
+    """A net, its size in bytes (None: not known) and the metric on validation images.
+
+    ``costs`` are those that are told of it: what the front is drawn over, and what the budgets of the job limit.
+    """
 
     assignment: str
     size_bytes: float | None
     value: float
     metric: Metric = ACCURACY
+    costs: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {"assignment": self.assignment, "size_bytes": self.size_bytes, self.metric.name: self.value}
+        told = {"assignment": self.assignment, "size_bytes": self.size_bytes, self.metric.name: self.value}
+        return {**told, "costs": dict(self.costs)}
 
     @property
     def text(self) -> str:
         """As a person reads it."""
-        size = "" if self.size_bytes is None else f"{amount_text('size_bytes', self.size_bytes)}, "
-        return f"{self.assignment} ({size}{self.metric.text(self.value)})"
+        costs = [amount_text(name, value) for name, value in self.costs.items()]
+        return f"{self.assignment} ({', '.join([*costs, self.metric.text(self.value)])})"
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,10 @@ def best_point(run: Run, events: Sequence[Event]) -> BestPoint | None:
 
 def _of_front(front: ParetoFront) -> BestPoint | None:
     point = recommended(front)
-    return None if point is None else BestPoint(point.assignment, point.size_bytes, point.val.mean, point.metric)
+    if point is None:
+        return None
+    costs = _named(point.costs, told_costs(front))
+    return BestPoint(point.assignment, point.size_bytes, point.val.mean, point.metric, costs)
 
 
 def _so_far(run: Run, events: Sequence[Event]) -> BestPoint | None:
@@ -106,4 +115,10 @@ def _so_far(run: Run, events: Sequence[Event]) -> BestPoint | None:
     metric = ACCURACY if named == {ACCURACY.name} else metric_of(run.assignment(next(iter(measured))).metrics)
     best = max(measured, key=lambda name: metric.gain(fmean(measured[name])))
     costs = next((e.cost for e in events if isinstance(e, Decoded) and e.assignment == best), {})
-    return BestPoint(best, costs.get("size_bytes"), fmean(measured[best]), metric)
+    told = _named(costs, limited_costs(run).told)
+    return BestPoint(best, costs.get("size_bytes"), fmean(measured[best]), metric, told)
+
+
+def _named(costs: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """Those of the costs that are known."""
+    return {name: costs[name] for name in names if name in costs}

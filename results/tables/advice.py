@@ -37,6 +37,12 @@ def recommended(front: ParetoFront) -> FrontPoint | None:
     return _cheapest(near, front.x) if near else _best(points, front.x)
 
 
+def told_costs(front: ParetoFront) -> list[str]:
+    """The costs to tell of a net of this front: what it is drawn over, and what the searched budgets limit."""
+    limited = {name: None for limits in _budgets(_candidates(front)).values() for name in limits}
+    return list({front.x: None, **limited})
+
+
 def _candidates(front: ParetoFront) -> list[FrontPoint]:
     return [point for point in front.points if point.feasible and point.kind != PROFILE]
 
@@ -49,8 +55,7 @@ def _near_float(front: ParetoFront, points: Sequence[FrontPoint]) -> list[str]:
     words = "one point" if metric.unit == "%" else f"{_SHARE:.0%}"
     near = [point for point in points if _is_near(front, point)]
     float_text = f"float ({metric.told(val)} on validation)"
-    limited = {name: None for limits in _budgets(points).values() for name in limits}
-    names = list({front.x: None, **limited})
+    names = told_costs(front)
     if not near:
         best = _best(points, front.x)
         return [f"nothing is within {words} of {float_text}; the best is {_told(best, names)}"]

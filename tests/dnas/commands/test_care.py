@@ -85,7 +85,7 @@ def test_status_tells_how_far_and_what_is_best(started: Path, finished: Path) ->
         table = dnas("status", started.parent).stdout
     assert (begun["state"], begun["fraction"], begun["epoch"]) == ("running", 0.25, 3)
     assert begun["seconds_left"] > 1e6
-    assert begun["best"] == {"assignment": "a2", "size_bytes": 2048.0, "top1": 0.625}
+    assert begun["best"] == {"assignment": "a2", "size_bytes": 2048.0, "top1": 0.625, "costs": {"size_bytes": 2048.0}}
     assert 0 <= begun["age_seconds"] < 3600
     files = [path for path in (started.parent / "one").rglob("*") if path.is_file()]
     assert (one["state"], one["fraction"]) == ("finished", 1.0)
