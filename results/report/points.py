@@ -38,7 +38,8 @@ def metric_json(metric: Metric) -> dict[str, Any]:
     """How the metric is labelled and drawn."""
     title = f"{metric.label} accuracy" if metric == ACCURACY else metric.label
     axis = f"{title} ({metric.unit})" if metric.unit else title
-    return {"name": metric.name, "axis": axis, "unit": metric.unit, "larger": metric.direction == "larger"}
+    told = {"name": metric.name, "axis": axis, "unit": metric.unit, "larger": metric.direction == "larger"}
+    return {**told, "side": side_of(metric)}
 
 
 def kinds_json() -> dict[str, Any]:
@@ -67,7 +68,6 @@ def points_json(front: ParetoFront) -> dict[str, Any]:
     return {
         "metric": metric_json(front.metric),
         "x": front.x,
-        "floor": floor_of([front]) if front.points and side_of(front.metric) > 0 else None,
         "costs": [_cost_json(name, front) for name in names],
         "points": [_point_json(point, names) for point in front.points],
         "fronts": {name: _front_json(front, name) for name in names},
@@ -83,7 +83,10 @@ def _cost_json(name: str, front: ParetoFront) -> dict[str, Any]:
 
 
 def _front_json(front: ParetoFront, cost: str) -> dict[str, Any]:
-    """Those that no other one beats over this cost, among the points that have it, by rising cost."""
+    """Those that no other one beats over this cost, among the points that have it, by rising cost.
+
+    ``floor`` is the value at which the axis of the metric is cut, at its worse end; None where all points are shown.
+    """
     known = [point for point in front.points if cost in point.costs]
     by_cost = ParetoFront.from_points(known, cost, front.reference, front.preprocessing)
     taken = recommended(by_cost)
@@ -91,6 +94,7 @@ def _front_json(front: ParetoFront, cost: str) -> dict[str, Any]:
         "front": [point.assignment for point in by_cost.front],
         "take": advice(by_cost),
         "taken": taken.assignment if taken else None,
+        "floor": floor_of([by_cost]),
     }
 
 

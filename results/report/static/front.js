@@ -90,13 +90,15 @@
     dnas.tell("ring-name", point.id);
   };
 
-  // Far outliers squeeze the rest: the axis begins above them until they are asked for.
-  const range = () => {
-    const runs = dnas.report.runs.filter(drawable), floors = runs.map((run) => run.floor);
-    if (on("low") || floors.some((floor) => floor === null)) return {};
-    const tops = runs.flatMap((run) => [run.float_score ?? -Infinity, ...run.points.map((each) => each.val.mean + each.val.std)]);
-    const low = Math.min(...floors), high = Math.max(...tops);
-    return { range: [low, high + 0.06 * (high - low)] };
+  // Far outliers squeeze the rest: the axis is cut before them, at its worse end, until they are asked for. Over each
+  // cost the points of its front are shown.
+  const cut = () => {
+    const runs = dnas.report.runs.filter(drawable), floors = runs.map((run) => run.fronts[cost()].floor);
+    if (!runs.length || floors.some((floor) => floor === null)) return null;
+    const { side } = dnas.run.metric;
+    const bests = runs.flatMap((run) => [run.float_score === null ? -Infinity : side * run.float_score, ...run.points.map((each) => side * each.val.mean + each.val.std)]);
+    const worst = Math.min(...floors.map((floor) => side * floor)), best = Math.max(...bests);
+    return [side * worst, side * (best + 0.06 * (best - worst))].sort((one, other) => one - other);
   };
 
   const draw = () => {
@@ -106,12 +108,15 @@
     const missing = known.filter((run) => !drawable(run)).map((run) => `${run.name} (${costOf(run) < 0 ? `it does not tell ${cost()}` : `measured by ${run.metric.axis}`})`);
     dnas.tell("front-told", missing.length ? `Not drawn: ${missing.join(", ")}.` : "");
     const all = (make) => dnas.report.runs.flatMap((run, number) => (drawn.includes(run) ? make(run, number) : []));
+    const range = cut();
+    dnas.at("far").parentElement.hidden = !range;
+    dnas.tell("far-told", dnas.run.metric.side > 0 ? "points far below" : "points far above");
     const traces = [...all(links), ...all(staircase), ...all(series)];
     dnas.plot("front-plot", traces, {
       x: dnas.axis(dnas.plain(unit().label), { type: on("logarithmic") ? "log" : "linear", minexponent: 6 }),
-      y: dnas.axis(dnas.plain(`validation ${dnas.run.metric.axis}`), range()),
+      y: dnas.axis(dnas.plain(`validation ${dnas.run.metric.axis}`), range && !on("far") ? { range } : {}),
       shapes: shapes(), hovermode: "closest", hoverdistance: 24,
-      uirevision: [cost(), on("logarithmic"), on("low")].join(),  // what was enlarged stays so while a job goes on
+      uirevision: [cost(), on("logarithmic"), on("far")].join(),  // what was enlarged stays so while a job goes on
     });
     listen(dnas.at("front-plot"));
   };
@@ -193,7 +198,6 @@
       const first = !dnas.at("cost").options.length && run.x;
       dnas.offer(dnas.at("cost"), offered, first || undefined);
       if (first) scale();
-      dnas.at("low").parentElement.hidden = dnas.report.runs.some((each) => each.floor === null);
       dnas.at("profiles").parentElement.hidden = !dnas.report.runs.some((each) => each.points.some((point) => point.kind === "switchable"));
       draw();
       whenOpen();
@@ -204,7 +208,7 @@
     },
   });
 
-  for (const id of ["logarithmic", "bars", "controls", "profiles", "low"]) dnas.at(id).addEventListener("change", draw);
+  for (const id of ["logarithmic", "bars", "controls", "profiles", "far"]) dnas.at(id).addEventListener("change", draw);
   dnas.at("logarithmic").addEventListener("change", (event) => { event.target.dataset.said = "yes"; });
   dnas.at("cost").addEventListener("change", () => { scale(); dnas.told(); draw(); whenOpen(); dnas.choose(dnas.chosen); });
   dnas.at("front-rows").addEventListener("toggle", () => { whenOpen(); dnas.reachable(); });

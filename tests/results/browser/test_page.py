@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from playwright.sync_api import Browser
 from typer.testing import CliRunner
 
 from dnas.commands.cli import app
+from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.report.page import page as page_of
 from results.report.runs import SCHEMA, kinds_json, report_json, run_json
 from results.run.folder import Run
 from results.tables.export import export_assignment
+from search_spaces.metrics import ACCURACY, Metric
 from tests.browsers import Visit
 from tests.made_runs import made_material, made_run
 
@@ -165,6 +168,38 @@ def test_controls_of_the_front_show_and_hide(visit: Visit, file: Path) -> None:
     page.locator("#cost").select_option("latency_ms")
     assert drawn()["title"] == "latency (ms)"
     assert "cheapest (latency_ms)" in visit.text("#take")
+
+
+@pytest.mark.parametrize(("metric", "far"), [(ACCURACY, 0.1), (Metric("mae", "smaller"), 40.0)])
+def test_the_axis_is_cut_before_outliers_until_they_are_asked_for(
+    visit: Visit, tmp_path: Path, metric: Metric, far: float
+) -> None:
+    values = [0.9, 0.91, 0.92, 0.93, 0.94, 0.935, far]
+    material = made_material(len(values), 4)
+    points = [
+        FrontPoint(name, "sampled", 1000.0 + 10 * at, 2.0, 1.0, Estimate(values[at]), metric=metric)
+        for at, name in enumerate(material.assignments)
+    ]
+    points[-1] = replace(points[-1], bitops=0.5)
+    shown = run_json(replace(material, front=ParetoFront.from_points(points)))
+    report = {"schema": SCHEMA, "kinds": kinds_json(), "differences": [], "runs": [shown | {"name": "made"}]}
+    (tmp_path / "report.html").write_text(page_of(report))
+    page = visit.open(tmp_path / "report.html")
+
+    def is_seen() -> bool:
+        low, high = page.evaluate("document.getElementById('front-plot')._fullLayout.yaxis.range")
+        shown = [low <= metric.scale * value <= high for value in values]
+        assert all(shown[:-1])
+        return shown[-1]
+
+    assert not is_seen()
+    assert visit.text("#far-told") == ("points far below" if metric == ACCURACY else "points far above")
+    page.locator("#far").click()
+    assert is_seen()
+    page.locator("#far").click()
+    page.locator("#cost").select_option("bitops")
+    assert is_seen(), "over this cost it is on the front"
+    page.locator("#far").wait_for(state="hidden")
 
 
 def test_what_is_drawn_anew_keeps_focus_and_what_was_enlarged(visit: Visit, file: Path) -> None:

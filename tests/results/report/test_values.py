@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dnas.config.file import load_job
 from results.events import Event, FinaliseRequested, PruneRequested, read_event
-from results.pareto import ParetoFront
+from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.report.assignments import Parts
 from results.report.network import network_json
 from results.report.points import points_json
@@ -26,6 +26,7 @@ from results.report.runs import report_json
 from results.run.folder import Run
 from results.tables.export import export_assignment
 from search_spaces.errors import InputError
+from search_spaces.metrics import ACCURACY, Metric
 from tests.made_runs import LAYERS, epochs, made_run
 
 
@@ -52,6 +53,31 @@ def test_the_points_of_every_front_are_those_that_no_other_one_beats(shown: dict
         assert set(shown["fronts"][name]["front"]) == set(pairs) - beaten
         first = shown["fronts"][name]["take"][0]
         assert f"'{shown['fronts'][name]['taken']}'" in first
+
+
+@pytest.mark.parametrize(("metric", "near"), [(ACCURACY, 0.93), (Metric("mae", "smaller"), 0.5)])
+def test_over_every_cost_the_axis_is_cut_before_what_lies_far_on_the_worse_side(metric: Metric, near: float) -> None:
+    def shown(*outliers: dict[str, float]) -> Any:
+        usual = [{"size_bytes": 1000.0 + 10 * at, "bitops": 500.0 - at} for at in range(7)]
+        points = [
+            FrontPoint(f"p{at}", "ilp", macs=1.0, val=Estimate(near + 0.002 * at), metric=metric, **costs)
+            for at, costs in enumerate(usual)
+        ]
+        far = Estimate(0.2 if metric == ACCURACY else 40.0)
+        points += [
+            FrontPoint(f"far{at}", "ilp", macs=1.0, val=far, metric=metric, **c) for at, c in enumerate(outliers)
+        ]
+        return points_json(ParetoFront.from_points(points))
+
+    found = shown({"size_bytes": 2000.0, "bitops": 1.0})
+    side = found["metric"]["side"]
+    assert side == (1 if metric == ACCURACY else -1)
+    scores = [side * point["val"]["mean"] for point in found["points"]]
+    floor = side * found["fronts"]["size_bytes"]["floor"]
+    assert [score < floor for score in sorted(scores)] == [True] + 7 * [False]
+    assert floor > min(scores) + 0.9 * (max(scores) - min(scores)), "what is left fills the picture"
+    assert found["fronts"]["bitops"]["floor"] is None, "it is the cheapest, and on the front"
+    assert shown()["fronts"]["size_bytes"]["floor"] is None
 
 
 def test_a_cost_that_some_points_tell_is_theirs_alone_and_what_was_measured_stands_beside_it(run: Run) -> None:
