@@ -36,12 +36,11 @@ MOST_GROUPS = 40
 MOST_NAMES = 3
 
 
-def consult(model: str | None, shape: str | None, budgets: Sequence[str], job: str | None, as_json: bool) -> bool:
+def consult(
+    model: str | None, shape: Shape | None, budgets: list[dict[str, Amount]], job: str | None, as_json: bool
+) -> bool:
     """Examine the network of a source or of a job, show the report; tell whether it and its budgets can be searched."""
-    config = load_job(job) if job is not None else None
-    if model is None and config is None:
-        raise InputError("name a MODEL such as torchvision:resnet18, or a job with --job")
-    report = _examined(model, shape, [budget_of(text) for text in budgets], config)
+    report = _examined(model, shape, budgets, None if job is None else load_job(job))
     if as_json:
         show_json(report.to_json())
     else:
@@ -50,20 +49,19 @@ def consult(model: str | None, shape: str | None, budgets: Sequence[str], job: s
 
 
 def _examined(
-    model: str | None, shape: str | None, budgets: list[dict[str, Amount]], config: JobConfig | None
+    model: str | None, shape: Shape | None, budgets: list[dict[str, Amount]], config: JobConfig | None
 ) -> DoctorReport:
     if config is None:
         source = model or ""
         network = load_model(source).module
-        given = input_shape_of(shape) or default_input_shape(network, source)
-        return examine(network, given, source=source, budgets=budgets)
+        return examine(network, shape or default_input_shape(network, source), source=source, budgets=budgets)
     source = model or config.model.source
     own = source == config.model.source
     checkpoint = Path(config.model.checkpoint) if own and config.model.checkpoint else None
     network = load_model(source, arguments=config.model.arguments if own else None, checkpoint=checkpoint).module
     return examine(
         network,
-        input_shape_of(shape) or _example(config),
+        shape or _example(config),
         source=source,
         space=config.space,
         costs=config.costs,
@@ -80,29 +78,6 @@ def _example(config: JobConfig) -> Example:
         return data_shape(config)
     except InputError as error:
         raise InputError(f"{error}; or give the shape of one image with --input-shape") from error
-
-
-def input_shape_of(text: str | None) -> Shape | None:
-    """Read ``3,224,224`` or ``3x224x224``; None stays None."""
-    if text is None:
-        return None
-    sides = text.replace("x", ",").split(",")
-    if not all(side.strip().isdecimal() and int(side) > 0 for side in sides):
-        raise InputError(f"--input-shape {text} is not a shape without a batch dimension, such as 3,224,224")
-    return tuple(map(int, sides))
-
-
-def budget_of(text: str) -> dict[str, Amount]:
-    """Read ``size_bytes=12%`` or ``size_bytes=12%,bitops=5%``."""
-    limits: dict[str, Amount] = {}
-    for part in text.split(","):
-        name, sign, amount = part.partition("=")
-        if not sign:
-            raise InputError(f"--budget {text} is not of the form COST=AMOUNT, such as size_bytes=12%")
-        if name.strip() in limits:
-            raise InputError(f"--budget {text} limits {name.strip()} twice; give one amount for each cost")
-        limits[name.strip()] = amount.strip()
-    return limits
 
 
 def render_report(report: DoctorReport) -> Group:

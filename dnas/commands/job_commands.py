@@ -1,6 +1,7 @@
 """What trains: a job, and what is made of its run.
 
-The modules that do the work are imported by the commands themselves, so that ``dnas --help`` need not wait for torch.
+The modules that do the work are imported by the commands themselves, so that ``dnas --help`` need not wait for torch,
+nor whoever mistyped a job or a run: what can be told without it is checked before.
 """
 
 from __future__ import annotations
@@ -52,16 +53,23 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Run a job and show the front it measured."""
-    from dnas.commands import launching
+    from dnas.commands.beforehand import check_new
+    from dnas.commands.serving import check_installed
+    from dnas.commands.written import Crew
 
     overrides = list(setting or [])
     overrides += [f"seed={seed}"] if seed is not None else []
-    overrides += launching.Crew(workers, executor, device).overrides
+    overrides += Crew(workers, executor, device).overrides
+    if serve:
+        check_installed()
+    check_new(job, overrides, run)
     if detach:
         from dnas.commands.detaching import search_detached
 
         search_detached(job, overrides, run, as_json)
         return
+    from dnas.commands import launching
+
     if launching.in_processes(nproc_per_node):
         return
     launching.search(job, overrides, run, as_json, serve)
@@ -81,18 +89,22 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Go on with an interrupted job, from its journal and checkpoints."""
-    from dnas.commands import launching
+    from dnas.commands.beforehand import check_run
+    from dnas.commands.written import Crew
 
+    crew, folder = Crew(workers, executor, device), run_folder(run)
+    check_run(folder, crew.overrides)
     if detach:
         from dnas.commands.detaching import resume_detached
 
-        resume_detached(run_folder(run), as_json)
+        resume_detached(folder, as_json)
         return
+    from dnas.commands import launching
+
     if launching.in_processes(nproc_per_node):
         return
-    folder = run_folder(run)
     with trusting(folder, trust):
-        launching.resume(folder, launching.Crew(workers, executor, device), as_json, take_over)
+        launching.resume(folder, crew, as_json, take_over)
 
 
 @commands.command()
@@ -125,13 +137,17 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Find pruning ratios for an assignment of a run, remove the filters, measure, and show the new front."""
+    from dnas.commands.beforehand import check_run
+    from dnas.commands.written import Crew, prune_overrides
+
+    if (assignment is None) == (bits is None):
+        raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
+    crew, folder = Crew(workers, executor, device), run_folder(run)
+    check_run(folder, [*prune_overrides(budget or [], trials, setting or []), *crew.overrides], assignment)
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
         return
-    if (assignment is None) == (bits is None):
-        raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
-    crew, folder = launching.Crew(workers, executor, device), run_folder(run)
     with trusting(folder, trust, setting or []):
         launching.prune(folder, assignment, bits, budget or [], trials, setting or [], crew, as_json, take_over)
 
@@ -159,11 +175,15 @@ def finalise(
     as_json: JsonOption = False,
 ) -> None:
     """Make one switchable net of assignments of a run: one set of weights that runs at any of them."""
+    from dnas.commands.beforehand import check_run
+    from dnas.commands.written import Crew, finalise_overrides
+
+    crew, folder = Crew(workers, executor, device), run_folder(run)
+    check_run(folder, [*finalise_overrides(profiles, setting or []), *crew.overrides])
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
         return
-    crew, folder = launching.Crew(workers, executor, device), run_folder(run)
     with trusting(folder, trust, setting or []):
         launching.finalise(folder, profiles, setting or [], crew, as_json, take_over)
 
@@ -186,9 +206,13 @@ def train_switchable(
     as_json: JsonOption = False,
 ) -> None:
     """Train a switchable net without a search, as SP-Nets and Quantizable DNNs do."""
+    from dnas.commands.beforehand import check_new
+    from dnas.commands.written import Crew
+
+    overrides = ['compression="switchable"', *(setting or []), *Crew(workers, executor, device).overrides]
+    check_new(job, overrides, run)
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
         return
-    overrides = ['compression="switchable"', *(setting or []), *launching.Crew(workers, executor, device).overrides]
     launching.search(job, overrides, run, as_json)

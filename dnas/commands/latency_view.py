@@ -11,10 +11,10 @@ from pathlib import Path
 from torch import nn
 
 from dnas.commands.display import open_display
-from dnas.commands.doctor_view import input_shape_of
-from dnas.commands.options import check_file
+from dnas.commands.options import capability_file, times_file
 from dnas.commands.signals import Interrupted
 from dnas.commands.terminal import show, show_json, tell
+from dnas.commands.written import input_shape_of
 from dnas.config.file import load_job
 from dnas.jobs.doctor import Shape, default_input_shape
 from dnas.jobs.job import data_shape, load_network
@@ -41,24 +41,6 @@ from search_spaces.network.graph import read_graph
 _SECONDS_BETWEEN_LINES = 2.0
 
 
-def check_out(out: Path) -> None:
-    """Refuse files that cannot be written, and a name that does not end in .json, as the table is read by its name."""
-    if out.suffix != ".json":
-        raise InputError(f"the table {out} must be a file whose name ends in .json")
-    check_file(out)
-    check_file(_capability_file(out))
-    check_file(_times_file(out))
-
-
-def _times_file(out: Path) -> Path:
-    """What was timed while the table is not done yet."""
-    return out.with_name(f"{out.stem}.unfinished.json")
-
-
-def _capability_file(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.capability.json")
-
-
 def _check_spares(folder: Path, out: Path) -> None:
     """Refuse to write over the table that the run in ``folder`` was priced by."""
     own = load_job(Run.open(folder).job_file()).costs.latency_table if is_run(folder) else None
@@ -74,7 +56,7 @@ def bench(
     _check_spares(folder, out)
     network, given, choice = _subject(subject, folder, shape)
     graph = read_graph(network, given)
-    with _stoppable(_times_file(out)) as times:
+    with _stoppable(times_file(out)) as times:
         table = measure_table(
             network,
             graph,
@@ -86,7 +68,7 @@ def bench(
             progress=_progress(),
             keep=times,
         )
-    capability = _capability_file(out)
+    capability = capability_file(out)
     write_json(out, table.to_json())
     write_json(capability, capability_of(table, graph))
     times.unlink(missing_ok=True)

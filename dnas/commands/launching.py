@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dnas.commands.concluding import conclude
 from dnas.commands.display import open_display
-from dnas.commands.doctor_view import budget_of
 from dnas.commands.serving import check_installed, served
 from dnas.commands.signals import Interrupted, Signals, finishing
 from dnas.commands.terminal import show, show_json, tell
+from dnas.commands.written import Crew, finalise_overrides, prune_overrides
 from dnas.config.file import dump_job, load_job
 from dnas.config.job import JobConfig
 from dnas.jobs import run as jobs
@@ -38,21 +36,6 @@ from search_spaces.errors import InputError, JobError
 from search_spaces.metrics import Metric
 
 Request = PruneRequest | FinaliseRequest
-
-
-@dataclass(frozen=True)
-class Crew:
-    """Who carries tasks out, and where, as the command line says; the job's own keys where it does not."""
-
-    workers: str | None = None
-    executor: str | None = None
-    device: str | None = None
-
-    @property
-    def overrides(self) -> list[str]:
-        """The keys of the job that it replaces."""
-        given = {"workers": self.workers, "executor": self.executor, "device": self.device}
-        return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
 def in_processes(count: int | None) -> bool:
@@ -123,9 +106,7 @@ def prune(
     take_over: bool = False,
 ) -> None:
     """Prune an assignment of a run, or a uniform one, by the run's own ``[prune]`` with these overrides."""
-    overrides = [f"prune.{setting}" for setting in settings]
-    overrides += [f"prune.budgets=[{', '.join(map(_budget_table, budgets))}]"] if budgets else []
-    overrides += [f"prune.trials={trials}"] if trials is not None else []
+    overrides = prune_overrides(budgets, trials, settings)
     with _opened(folder, take_over) as run:
         job = run.job_file()
         parent = run.complete_id(assignment) if assignment is not None else None
@@ -138,21 +119,12 @@ def finalise(
     folder: Path, profiles: str | None, settings: Sequence[str], crew: Crew, as_json: bool, take_over: bool = False
 ) -> None:
     """Make a switchable net of a run's assignments, by the run's own ``[finalise]`` with these overrides."""
-    overrides = [f"finalise.{setting}" for setting in settings]
-    if profiles is not None:
-        names = [name.strip() for name in profiles.split(",") if name.strip()]
-        overrides.append(f"finalise.profiles={json.dumps(names)}")
+    overrides = finalise_overrides(profiles, settings)
     with _opened(folder, take_over) as run:
         job = run.job_file()
         request = FinaliseRequest(load_job(job, overrides).finalise)
         front = _carry_out(load_job(job, crew.overrides), run, as_json, request)
         conclude(run, front, as_json)
-
-
-def _budget_table(text: str) -> str:
-    """``70%`` as a limit on the size, ``size_bytes=70%,macs=60%`` as it says; as a TOML table."""
-    limits = budget_of(text if "=" in text else f"size_bytes={text}")
-    return "{" + ", ".join(f"{json.dumps(cost)} = {json.dumps(amount)}" for cost, amount in limits.items()) + "}"
 
 
 def evaluate(folder: Path, assignment: str, split: str, device: str | None, as_json: bool, packed: bool) -> None:

@@ -105,3 +105,21 @@ def check_page(path: Path | None) -> None:
     """Refuse a page that no browser would show as one, for its name says that it is something else."""
     if path is not None and path.suffix.lower() not in PAGES:
         raise InputError(f"cannot write a page as {path}: the suffix '{path.suffix}' is none of {', '.join(PAGES)}")
+
+
+def check_table(out: Path) -> None:
+    """Refuse files that cannot be written, and a name that does not end in .json, as the table is read by its name."""
+    if out.suffix != ".json":
+        raise InputError(f"the table {out} must be a file whose name ends in .json")
+    for path in (out, capability_file(out), times_file(out)):
+        check_file(path)
+
+
+def times_file(out: Path) -> Path:
+    """What was timed while the table ``out`` is not done yet."""
+    return out.with_name(f"{out.stem}.unfinished.json")
+
+
+def capability_file(out: Path) -> Path:
+    """The widths that are worth it, beside the table ``out``."""
+    return out.with_name(f"{out.stem}.capability.json")

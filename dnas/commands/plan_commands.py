@@ -1,6 +1,7 @@
 """What can be asked before a search or about one: jobs, networks, what widths cost.
 
-The modules that do the work are imported by the commands themselves, so that ``dnas --help`` need not wait for torch.
+The modules that do the work are imported by the commands themselves, so that ``dnas --help`` need not wait for torch,
+nor whoever mistyped a job or a run: what can be told without it is checked before.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dnas.commands.options import (
     TrustOption,
     WorkersOption,
     check_file,
+    check_table,
     run_folder,
 )
 from dnas.commands.trust import trusting
@@ -78,9 +80,17 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Tell of every layer whether it will be searched, what it costs, and whether a budget can be met."""
+    from dnas.commands.beforehand import check_job
+    from dnas.commands.written import budget_of, input_shape_of
+
+    if model is None and job is None:
+        raise InputError("name a MODEL such as torchvision:resnet18, or a job with --job")
+    shape, budgets = input_shape_of(input_shape), [budget_of(text) for text in budget or []]
+    if job is not None:
+        check_job(job)
     from dnas.commands.doctor_view import consult
 
-    if not consult(model, input_shape, budget or [], job, as_json):
+    if not consult(model, shape, budgets, job, as_json):
         raise typer.Exit(WRONG_INPUT)
 
 
@@ -103,13 +113,30 @@ def sensitivity(
     as_json: JsonOption = False,
 ) -> None:
     """Show how much each width of each layer costs in loss, without training; kept in the run."""
-    from dnas.commands import sensitivity_view
+    from dnas.commands.beforehand import check_job, check_run, has_run
+    from dnas.commands.written import Crew
 
     if subject is None and job is None:
         raise InputError("name a RUN, or a job with --job")
     check_file(out)
-    kind: Literal["hessian", "measured"] = "measured" if measured else "hessian"
+    if out is not None:
+        from results.pictures.figures import picture_format
+
+        picture_format(out)
+    overrides = Crew(device=device).overrides
     folder = run_folder(subject) if subject is not None and job is None else None
+    if folder is None:
+        check_job(job or "", overrides)
+    elif has_run(folder):
+        check_run(folder, overrides)
+    else:
+        raise InputError(
+            f"'{subject}' is no run, and a network alone has no images to be judged on; name a job whose data it "
+            "takes, as in: dnas sensitivity MODEL --job digits"
+        )
+    from dnas.commands import sensitivity_view
+
+    kind: Literal["hessian", "measured"] = "measured" if measured else "hessian"
     with nullcontext() if folder is None else trusting(folder, trust):
         sensitivity_view.sensitivity(subject, folder, job, kind, out, device, as_json)
 
@@ -132,9 +159,15 @@ def rank(
     as_json: JsonOption = False,
 ) -> None:
     """Tell how well the supernet ranks: its loss beside what fine-tuning makes of assignments of equal cost."""
-    from dnas.commands import launching, rank_view
+    from dnas.commands.beforehand import check_run
+    from dnas.commands.written import Crew, budget_of
 
-    crew, folder = launching.Crew(workers, executor, device), run_folder(run)
+    crew, folder = Crew(workers, executor, device), run_folder(run)
+    check_run(folder, crew.overrides)
+    if not budget.isdecimal():
+        budget_of(budget)
+    from dnas.commands import rank_view
+
     with trusting(folder, trust):
         rank_view.rank(folder, budget, assignments, epochs, crew, as_json)
 
@@ -160,13 +193,19 @@ def bench_latency(
     as_json: JsonOption = False,
 ) -> None:
     """Time the layers of a network where it will run: a table for budgets in ms, and the widths that are worth it."""
+    from dnas.commands.beforehand import check_run, has_run
+    from dnas.commands.written import input_shape_of
+
+    out = out or Path(f"latency-{runtime}.json")
+    check_table(out)
+    input_shape_of(input_shape)
+    folder = run_folder(subject)
+    if has_run(folder):
+        check_run(folder)
     from dnas.commands import latency_view
     from dnas.latency.engines import Place
     from dnas.latency.measure import Effort
 
-    out = out or Path(f"latency-{runtime}.json")
-    latency_view.check_out(out)
-    folder = run_folder(subject)
     with trusting(folder, trust):
         place, effort = Place(device, threads), Effort(rounds, nets, nets)
         latency_view.bench(subject, folder, runtime, place, input_shape, out, effort, as_json)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dnas.commands.doctor_view import budget_of
-from dnas.commands.launching import Crew, opened_if_free
+from dnas.commands.launching import opened_if_free
 from dnas.commands.terminal import amount_text, show, show_json, tell
+from dnas.commands.written import Crew, budget_of
 from dnas.jobs.ranking import RankRequest, rank_run
 from results.ranking import Ranking
 from results.tables.plain import PlainTable

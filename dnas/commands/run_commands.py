@@ -199,6 +199,9 @@ def export(
 
         exporting_bits.export(folder, assignment, format, out, as_json)
         return
+    from dnas.commands.beforehand import check_net
+
+    check_net(folder, assignment)
     from dnas.commands import exporting
     from dnas.export.formats import ExportOptions
 
@@ -223,8 +226,12 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure an assignment of a run, or its float network, again."""
-    from dnas.commands import launching
+    from dnas.commands.beforehand import check_run
+    from dnas.commands.written import Crew
 
     folder = run_folder(run)
+    check_run(folder, Crew(device=device).overrides, assignment)
+    from dnas.commands import launching
+
     with trusting(folder, trust):
         launching.evaluate(folder, assignment, split.value, device, as_json, runtime is Engine.packed)

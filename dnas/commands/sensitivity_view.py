@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dnas.commands.launching import Crew, opened_if_free
+from dnas.commands.launching import opened_if_free
 from dnas.commands.terminal import show, show_json, tell
+from dnas.commands.written import Crew
 from dnas.config.file import load_job
 from dnas.jobs.sensitivity import job_sensitivities, run_sensitivities
-from results.pictures.figures import picture_format, save_figure
+from results.pictures.figures import save_figure
 from results.pictures.plot_data import bit_text
 from results.pictures.sensitivity import draw_sensitivities, loss_text
-from results.run.layout import JOB, JOURNAL
 from results.tables.plain import PlainTable
 from search_spaces.errors import InputError
 from search_spaces.sensitivities import Sensitivities, SensitivityKind
@@ -28,17 +28,12 @@ def sensitivity(
 ) -> None:
     """Show the sensitivities of the run in ``folder``, or those of a network on a job's data (the job's own: None).
 
-    With ``out`` they are drawn as well; ``device`` replaces that of the job. Raises :class:`InputError` where neither a
-    run nor a job tells the images.
+    With ``out`` they are drawn as well; ``device`` replaces that of the job. Raises :class:`InputError` where there is
+    neither a run nor a job, which tell the images.
     """
-    if out is not None:
-        picture_format(out)  # before what takes long
     if job is None:
-        if folder is None or not any((folder / name).is_file() for name in (JOB, JOURNAL)):
-            raise InputError(
-                f"'{subject}' is no run, and a network alone has no images to be judged on; name a job whose data it "
-                "takes, as in: dnas sensitivity MODEL --job digits"
-            )
+        if folder is None:
+            raise InputError("name a RUN, or a job with --job")
         with opened_if_free(folder, "they are") as run:
             found = run_sensitivities(run, kind, tell, device)
     else:
