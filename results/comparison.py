@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from results.pareto import FrontPoint, ParetoFront, hypervolume
+from results.pareto import FrontPoint, ParetoFront, fronts_over, hypervolume
 from search_spaces.errors import InputError
 from search_spaces.metrics import Metric
 
@@ -67,7 +67,7 @@ def compare_fronts(
     BoTorch infers one.
     Raises :class:`InputError` for no points, a cost that one lacks, or runs that were measured by different metrics.
     """
-    named = {run: front.by_cost(x) for run, front in fronts.items()}
+    named = fronts_over(fronts, x)
     measured = [point for front in named.values() for point in front.points if point.feasible]
     if not measured:
         raise InputError("there is no measured point to compare yet")

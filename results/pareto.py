@@ -268,6 +268,20 @@ class ParetoFront:
         return out.getvalue()
 
 
+def fronts_over(fronts: Mapping[str, ParetoFront], x: str) -> dict[str, ParetoFront]:
+    """Fronts by the names of their runs, over the cost ``x``; :class:`InputError` names the run that lacks it."""
+    for run, front in fronts.items():
+        lacking = [point.assignment for point in front.points if x not in point.costs]
+        if not lacking:
+            continue
+        every = [set(point.costs) for each in fronts.values() for point in each.points]
+        common = sorted(set.intersection(*every))
+        of = "" if len(lacking) == len(front.points) else f" of '{lacking[0]}'"
+        whose = "it has" if len(fronts) == 1 else "all of these runs have"
+        raise InputError(f"{run} has no cost '{x}'{of}{nearest(x, common)}; {whose} {', '.join(common)}")
+    return {run: front.by_cost(x) for run, front in fronts.items()}
+
+
 def hypervolume(points: Iterable[Sequence[float]], reference: Sequence[float]) -> float:
     """Return the exact area dominated by 2-D ``points``, both coordinates maximised, above ``reference``.
 

@@ -16,7 +16,7 @@ from dnas.commands.viewing import shown_ids
 from results.comparison import cost_of_all
 from results.events import Searched
 from results.files import write_text
-from results.pareto import ParetoFront
+from results.pareto import ParetoFront, fronts_over
 from results.pictures.bits import draw_bit_map
 from results.pictures.curve_data import search_curves
 from results.pictures.curves import draw_search_curves
@@ -105,9 +105,7 @@ def _beside(out: Path, name: str, kinds: Sequence[str]) -> Path:
 
 def _check_cost(runs: Mapping[str, Run], x: str) -> None:
     """Refuse a cost that a front does not have before anything is written; a run without a front says so later."""
-    for run in runs.values():
-        if (run.folder / FRONT_JSON).exists():
-            _front(run).by_cost(x)
+    fronts_over({name: _front(run) for name, run in runs.items() if (run.folder / FRONT_JSON).exists()}, x)
 
 
 @lru_cache(maxsize=8)

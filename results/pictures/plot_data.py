@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from results.pareto import FrontPoint, ParetoFront
+from results.pareto import FrontPoint, ParetoFront, fronts_over
 from results.units import scaled_unit
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
@@ -106,7 +106,7 @@ class FrontPicture:
 
 def front_picture(fronts: Mapping[str, ParetoFront], x: str = "size_bytes", show_test: bool = False) -> FrontPicture:
     """Return what to draw for these fronts by run name; raise :class:`InputError` where there is no point."""
-    fronts = {run: front.by_cost(x) for run, front in fronts.items()}
+    fronts = fronts_over(fronts, x)
     costs = [point.cost(x) for front in fronts.values() for point in front.points]
     if not costs:
         raise InputError("there is no measured point to draw yet")

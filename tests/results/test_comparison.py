@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
 from results.comparison import Reference, compare_fronts
 from results.pareto import Estimate, FrontPoint, ParetoFront
+from results.pictures.plot_data import front_picture
 from search_spaces.errors import InputError
 from search_spaces.metrics import Metric
 
@@ -102,3 +104,20 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare_fronts({"a": ParetoFront.from_points([]), "b": ParetoFront.from_points([])})
     with pytest.raises(InputError, match="no cost 'latency'"):
         compare_fronts({"a": fronts["a"]}, "latency")
+
+
+@pytest.mark.parametrize("over", [compare_fronts, front_picture])
+def test_the_run_that_lacks_a_cost_is_named(over: Callable[..., object]) -> None:
+    plain = FrontPoint("p", "search", 4.0, 10.0, 1.0, Estimate(0.75))
+    timed = FrontPoint("q", "search", 5.0, 10.0, 1.0, Estimate(0.75), extra_costs={"latency_ms": 2.0})
+    fronts = {"first": ParetoFront.from_points([timed]), "second": ParetoFront.from_points([plain])}
+    every = "all of these runs have bitops, macs, size_bytes"
+    with pytest.raises(InputError, match=f"^second has no cost 'latency_ms'; {every}$"):
+        over(fronts, "latency_ms")
+    with pytest.raises(InputError, match=r"^first has no cost 'latency_ns'; all"):
+        over(fronts, "latency_ns")
+    fronts["second"] = ParetoFront.from_points([plain, timed])
+    with pytest.raises(InputError, match=r"^second has no cost 'latency_ms' of 'p'"):
+        over(fronts, "latency_ms")
+    with pytest.raises(InputError, match=r"^alone has no cost 'bitop'; did you mean 'bitops'.; it has b"):
+        over({"alone": fronts["second"]}, "bitop")
