@@ -10,9 +10,11 @@ import typer
 
 from dnas.commands import care_commands, job_commands, plan_commands, run_commands
 from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE
+from dnas.commands.narrow_help import Command, Group
 
 app = typer.Typer(
     name="dnas",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,6 +44,8 @@ def dnas(
 
 
 for group in (plan_commands, job_commands, run_commands, care_commands):
+    for command in group.commands.registered_commands:
+        command.cls = Command
     app.add_typer(group.commands)
 
 

@@ -140,6 +140,24 @@ def test_help_shows_every_word_that_was_written(name: str, monkeypatch: pytest.M
         assert text is None or plain_words(text) in shown
 
 
+def whole_words(text: str) -> set[str]:
+    return set(plain_words(text).replace(",", " ").split())
+
+
+@pytest.mark.parametrize("columns", [40, 60, 79, 80, 100])
+def test_help_cuts_no_word_in_a_narrow_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    app: Any = typer.main.get_command(cli.app)
+    for name, command in {"": app, **app.commands}.items():
+        shown = dnas(*[name] if name else [], "--help").stdout
+        texts = [command.help, command.epilog, *(o for each in command.params for o in each.opts if o.startswith("-"))]
+        texts += [getattr(each, "help", None) for each in command.params]
+        texts += [] if name else [text for own, each in app.commands.items() for text in (own, each.help)]
+        for text in filter(None, texts):
+            assert whole_words(text) <= whole_words(shown), (name, text)
+        assert all(len(line) <= columns or len(line.split()) == 1 for line in shown.splitlines())
+
+
 def test_version_and_what_the_environment_can_ask_for() -> None:
     assert dnas("--version").stdout == f"dnas {importlib.metadata.version('dnas')}\n"
     shown = plain_words(dnas("--help").stdout)
