@@ -27,6 +27,7 @@ from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.multiplied import Products
 from search_spaces.network.calls import first_input
 from search_spaces.network.examples import Call
+from search_spaces.network.origins import Origins, factors_told
 
 # Operations that make a tensor of the shape or type of another: they read none of its values.
 _MAKERS = ("new_", "empty", "zeros", "ones", "full", "rand")
@@ -38,7 +39,8 @@ class LayerRecord:
     """What one layer did: its calls, and how its weight was read in them and outside them.
 
     ``made`` are weights of the shape of its own that it multiplied with and that are held nowhere: its code made them.
-    ``odd_call`` says how it was called otherwise than from one tensor to one; empty where it was not.
+    ``odd_call`` says how it was called otherwise than from one tensor to one, or which of several inputs it multiplied
+    its weight with beside the first; empty where it was not.
     """
 
     module: nn.Module
@@ -128,6 +130,7 @@ class _Watch(TorchDispatchMode):
         self.seen = seen
         self.on_meta = any(tensor.is_meta for tensor in network.parameters())
         self.norm_inputs: list[int] = []
+        self.calls: list[tuple[LayerRecord, Origins]] = []  # those that are running, of several inputs
         self.producers: dict[int, LayerRecord] = {}
         self.held = {memory(tensor) for tensor in (*network.parameters(), *network.buffers())}
         self.owners: dict[int, list[LayerRecord]] = {}
@@ -157,10 +160,14 @@ class _Watch(TorchDispatchMode):
         output = run_on_meta(func, args, kwargs)
         operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         self._note_data(func, operands)
+        for _, origins in self.calls:
+            origins.operation(operands, output, func._schema.is_mutable)
         if not func.is_view and not func._overloadpacket.__name__.startswith(_MAKERS):
             macs = self._macs(func, args, kwargs, output)
             for operand in operands:
                 self.note_reading(operand, macs)
+            if macs is not None:
+                self._note_factors(operands)
         return output
 
     def _macs(self, func: Any, args: Any, kwargs: Any, output: Any) -> int | None:
@@ -194,6 +201,15 @@ class _Watch(TorchDispatchMode):
                 record.macs += macs
         for record in owners if not running else ():
             record.reads_outside += 1
+
+    def _note_factors(self, operands: list[Tensor]) -> None:
+        """Note with which of its inputs a layer multiplies its weight."""
+        for record, origins in self.calls:
+            weights = {memory(tensor) for tensor in (*_weights(record.module), *record.made)}
+            factors = [operand for operand in operands if memory(operand) not in weights]
+            if len(factors) < len(operands):
+                told = factors_told(origins.first, origins.of(factors))
+                record.odd_call = record.odd_call or told
 
     def note_weight(self, weight: Tensor) -> Tensor:
         """Note a weight that somebody multiplies with; it is given back as it is."""
@@ -275,9 +291,13 @@ def _layer_hooks(
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record.running = True
+        origins = Origins(module, args, kwargs)
+        if origins.several:
+            watch.calls.append((record, origins))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         record.running = False
+        watch.calls = [call for call in watch.calls if call[0] is not record]
         given = first_input(module, args, kwargs)
         if not isinstance(given, Tensor) or not isinstance(output, Tensor):
             did, what = ("takes", given) if not isinstance(given, Tensor) else ("returns", output)

@@ -129,7 +129,7 @@ class ByKeyword(nn.Module):
 
 class Masked(nn.Conv2d):
     def forward(self, x: Tensor, mask: Tensor, *, scale: float = 1.0) -> Tensor:
-        return super().forward(x * mask) * scale
+        return super().forward(x) * mask * scale
 
 
 class SeveralArguments(nn.Module):
