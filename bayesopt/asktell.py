@@ -31,8 +31,8 @@ class Proposer(ABC):
     """Proposes configurations of a :class:`RatioSpace`, within one budget, several in turn, or along a cost range.
 
     ``targets`` is a list of limits, or a :class:`CostRange`. The first ``first`` proposals are the uniform ratio at
-    each budget, the ratios that follow ``sensitivity`` (group → how much pruning it harms) and a Sobol design; by
-    default about half as many as there are groups, and never more than half of ``total``.
+    each budget, the ratios that follow ``sensitivity`` (group → how much pruning it harms) and a Sobol design; of the
+    last by default half as many as there are groups, 4 to 10, or fewer where all would be more than half of ``total``.
     ``notes`` are sentences for the user.
     """
 

@@ -43,7 +43,7 @@ def ratios_to_try(space: RatioSpace, sensitivity: Mapping[str, float] | None) ->
 
 
 def first_count(first: int | None, total: int | None, dimensions: int, openings: int) -> int:
-    """How many proposals come before the model: about half the dimensions, never more than half of all."""
+    """How many proposals come before the model: openings and a design; half of all trials where these are few."""
     if first is None:
         first = openings + min(10, max(4, dimensions // 2))
         first = min(first, max(openings, (total or 2 * first) // 2))
