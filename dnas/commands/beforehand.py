@@ -6,9 +6,10 @@ together. So a process that some launcher started checks nothing here.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dnas.commands.exporting_bits import switchable_nets
@@ -16,6 +17,7 @@ from dnas.config.file import dump_job, load_job
 from results.pareto import FLOAT
 from results.run.folder import Run
 from results.run.layout import JOB, JOURNAL, RUNS, is_run, refuse_occupied
+from search_spaces.errors import InputError, JobError
 
 
 def check_new(source: str | None, overrides: Sequence[str], folder: Path | None) -> None:
@@ -27,9 +29,10 @@ def check_new(source: str | None, overrides: Sequence[str], folder: Path | None)
         return
     config = load_job(source, overrides)
     folder = folder or RUNS / config.name
-    with suppress(OSError):  # told where the run is made
+    with told_of(folder):
         if not is_run(folder) or Run.open(folder).job_toml() == dump_job(config):
             refuse_occupied(folder)
+            _check_place(folder)
 
 
 def check_job(source: str | None, overrides: Sequence[str] = ()) -> None:
@@ -52,6 +55,29 @@ def check_net(folder: Path, name: str | None) -> None:
     run = Run.open(folder)
     if name is not None and name not in switchable_nets(run.assignments()):
         run.assignment(run.complete_id(name))
+
+
+@contextmanager
+def told_of(folder: Path) -> Iterator[None]:
+    """Make it wrong input where no run can be made in ``folder``; a full or broken disk stays a failure."""
+    try:
+        yield
+    except (JobError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, JobError) else error
+        if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise InputError(
+                f"{folder} cannot hold a run: {cause.strerror}; choose another folder with --run"
+            ) from error
+        raise
+
+
+def _check_place(folder: Path) -> None:
+    """Raise the :class:`OSError` that making the folder would, as far as it is known before."""
+    home = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not home.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def has_run(folder: Path) -> bool:

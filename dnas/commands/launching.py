@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dnas.commands.beforehand import told_of
 from dnas.commands.concluding import conclude
 from dnas.commands.display import open_display
 from dnas.commands.serving import check_installed, served
@@ -32,7 +32,7 @@ from results.run.lost import lost_files
 from results.run.progress import noted
 from results.run.status import run_status
 from results.units import measured
-from search_spaces.errors import InputError, JobError
+from search_spaces.errors import InputError
 from search_spaces.metrics import Metric
 
 Request = PruneRequest | FinaliseRequest
@@ -61,7 +61,7 @@ def search(
     with joined() as processes:
         config = processes.all_accept(lambda: load_job(source, overrides))
         folder = folder or RUNS / config.name
-        with _told_of(folder):
+        with told_of(folder):
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
         with own_run(processes, partial(_created, folder, config)) as run:
             try:
@@ -74,7 +74,7 @@ def search(
 
 
 def _created(folder: Path, config: JobConfig) -> Run:
-    with _told_of(folder):
+    with told_of(folder):
         try:
             return Run.create(folder, dump_job(config), environment(config.seed, config.device))
         except InputError:
@@ -162,20 +162,6 @@ def opened_if_free(folder: Path, what: str) -> Iterator[Run]:
         tell(f"{folder} is being written to, so {what} not kept there")
     with Run.open(folder, write=writable) as run:
         yield run
-
-
-@contextmanager
-def _told_of(folder: Path) -> Iterator[None]:
-    """Make it wrong input where no run can be made in ``folder``; a full or broken disk stays a failure."""
-    try:
-        yield
-    except (JobError, OSError) as error:
-        cause = error.__cause__ if isinstance(error, JobError) else error
-        if isinstance(cause, OSError) and cause.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise InputError(
-                f"{folder} cannot hold a run: {cause.strerror}; choose another folder with --run"
-            ) from error
-        raise
 
 
 def _carry_out(config: JobConfig, run: Run, as_json: bool, request: Request | None = None) -> ParetoFront:

@@ -10,7 +10,7 @@ import typer
 
 from results.files import refuse_special
 from results.run.layout import RUNS
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, nearest
 
 
 class Split(StrEnum):
@@ -25,6 +25,10 @@ class Engine(StrEnum):
 
     torch = "torch"
     packed = "packed"
+
+
+FORMATS = ("json", "csv", "packed", "onnx", "qonnx", "pt2e", "torchao", "aimet")
+"""What `dnas export` writes, so that its help need not wait for those who do."""
 
 
 class Look(StrEnum):
@@ -96,6 +100,12 @@ def check_file(path: Path | None) -> None:
     if not has_folder:
         raise InputError(f"there is no folder {path.parent} to write {path.name} into")
     refuse_special(path)
+
+
+def check_format_name(format: str) -> None:
+    """Refuse a format that is neither one of ours nor the import path of one's own."""
+    if format not in FORMATS and ":" not in format:
+        raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
 
 
 PAGES = (".html", ".htm")

@@ -12,6 +12,7 @@ import typer
 
 from dnas.commands.exits import told
 from dnas.commands.options import (
+    FORMATS,
     DeviceOption,
     Engine,
     JsonOption,
@@ -21,6 +22,7 @@ from dnas.commands.options import (
     Split,
     TrustOption,
     check_file,
+    check_format_name,
     check_page,
     run_folder,
 )
@@ -163,7 +165,7 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            metavar="json|csv|packed|onnx|qonnx|pt2e|torchao|aimet|package.module:name",
+            metavar="|".join([*FORMATS, "package.module:name"]),
             help="The format; all but json and csv: the trained net.",
         ),
     ] = "json",
@@ -192,6 +194,7 @@ def export(
     from results.tables.export import EXPORTERS
 
     check_file(out)
+    check_format_name(format)
     folder = run_folder(run)
     netless = format in EXPORTERS and (seed, normalise, target, residual_bits) == (None, False, None, None)
     if assignment is not None and netless and out.suffix.lower() == f".{format}":

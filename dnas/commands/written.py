@@ -61,6 +61,8 @@ def finalise_overrides(profiles: str | None, settings: Sequence[str]) -> list[st
     if profiles is None:
         return overrides
     names = [name.strip() for name in profiles.split(",") if name.strip()]
+    if not names:
+        raise InputError("no profile is named; give some, such as front or w4a4")
     return [*overrides, f"finalise.profiles={json.dumps(names)}"]
 
 

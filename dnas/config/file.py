@@ -108,6 +108,8 @@ def _read(source: str) -> tuple[str, str]:
     presets = _shipped()
     if source in presets:
         return f"preset {source}", _preset_text(source)
+    if not source.strip():  # as a path it would be the current folder
+        raise InputError(f"'{source}' is no name of a job; name a job file, or a preset: {', '.join(presets)}")
     try:
         path = Path(source).expanduser()
         return source, read_regular(path).decode("utf-8-sig")

@@ -386,3 +386,9 @@ def test_a_pipe_is_no_job_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "job.toml")
     with pytest.raises(InputError, match="it is a pipe or a device; name a file"):
         jobfile.load_job(tmp_path / "job.toml")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_job_without_a_name_is_not_the_current_folder(name: str) -> None:
+    with pytest.raises(InputError, match=f"^'{name}' is no name of a job; name a job file, or a preset: digits, "):
+        jobfile.load_job(name)
