@@ -14,8 +14,8 @@ LEAST_COLUMNS = 80
 """From so many on the tables of our help cut no word."""
 
 
-class Command(TyperCommand):
-    """A command whose help is told in tables where there is room for them."""
+class _AsWideAsTheTerminal:
+    """Help that is told in tables where there is room for them."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help as wide as the terminal is."""
@@ -23,19 +23,15 @@ class Command(TyperCommand):
         if columns < LEAST_COLUMNS:
             formatter.write(plain_help(self, ctx, columns))
         else:
-            super().format_help(ctx, formatter)
+            super().format_help(ctx, formatter)  # type: ignore[misc]
 
 
-class Group(TyperGroup):
-    """A group of commands whose help is told in tables where there is room for them."""
+class Command(_AsWideAsTheTerminal, TyperCommand):
+    """A command with such help."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help as wide as the terminal is."""
-        columns = shutil.get_terminal_size().columns
-        if columns < LEAST_COLUMNS:
-            formatter.write(plain_help(self, ctx, columns))
-        else:
-            super().format_help(ctx, formatter)
+
+class Group(_AsWideAsTheTerminal, TyperGroup):
+    """A group of commands with such help."""
 
 
 def plain_help(command: Any, ctx: Any, columns: int) -> str:
