@@ -142,6 +142,32 @@ def test_a_wrong_override_is_told_as_given() -> None:
     assert "is not a key" in refusal("digits", ["search..epochs=3"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "chooses"),
+    [
+        ([], True),
+        (["choice.enabled=false"], False),
+        (["search.budgets=[]", "search.loss='log_product'"], False),
+        (["pipeline=['prune', 'search']", "prune.enabled=true"], False),
+        (["pipeline=['search', 'prune']", "prune.enabled=true"], True),
+        (["pipeline=['prune']", "prune.enabled=true"], False),
+        (["compression='switchable'"], False),
+        (["compression='squantizer'"], False),
+    ],
+)
+def test_a_job_with_budgets_chooses_unless_it_says_otherwise(
+    settings: list[str], chooses: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(JOB)
+    assert jobfile.load_job(file, settings).chooses is chooses
+
+
+@pytest.mark.parametrize("name", ["dnas-resnet20-cifar10", "edmips-resnet18-imagenet"])
+def test_a_published_recipe_does_not_choose_whatever_budgets_are_added(name: str) -> None:
+    assert not jobfile.load_job(name, ["search.budgets=[{size_bytes='10%'}]"]).chooses
+
+
 def test_a_missing_job_names_the_nearest_preset(tmp_path: Path) -> None:
     assert "did you mean 'digits'?" in refusal("digit", [])
     assert "presets are digits" in refusal(str(tmp_path / "nothing.toml"), [])
