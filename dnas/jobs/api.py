@@ -60,6 +60,8 @@ def search_bits(
 ) -> list[BitAssignment]:
     """Search the bits of a trained ``model`` under each budget, such as ``{"size_bytes": "12%"}``.
 
+    Returned is what θ says; a job (:func:`run_job`) goes on from there and chooses by measuring among that and others.
+
     ``data`` are splits, as of :func:`dnas.load_data`, or what people have at hand: a DataLoader, a dataset of torch, or
     several of them as (training, validation). ``task`` says what the model is trained for: a :class:`dnas.Task`, its
     name, or ``job.task``. ``latency`` is a latency table, for budgets on ``latency_ms``. The model is left untouched.
