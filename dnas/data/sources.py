@@ -14,6 +14,7 @@ import torchvision
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from dnas.data.archives import unpacked
 from dnas.data.checks import check_splits
 from dnas.data.class_folders import class_folders
 from dnas.data.image_sets import DataSplits, MemoryImages, has_classes, stratified_indices
@@ -88,9 +89,21 @@ def _torchvision(name: str, options: SourceOptions) -> Pool:
 
 
 def _open(name: str, root: Path) -> list[tuple[Tensor, Tensor]]:
+    """The images and labels of both splits; from the archives where those are all there is."""
+    dataset = getattr(torchvision.datasets, name)
+    try:
+        return _parts(dataset, root)
+    except Exception:
+        with unpacked(dataset, root) as folder:
+            if folder is None:
+                raise
+            return _parts(dataset, folder)
+
+
+def _parts(made: Any, root: Path) -> list[tuple[Tensor, Tensor]]:
     parts = []
     for train in (True, False):
-        dataset = getattr(torchvision.datasets, name)(root, train=train)
+        dataset = made(root, train=train)
         images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         parts.append((images, labels))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
+import pickle
 import struct
 import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -18,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from dnas.data import archives
 from dnas.data.augmentation import crop_and_flip, cut_out, draw_augmentation
 from dnas.data.decoding import decode
 from dnas.data.load import (
@@ -431,6 +437,71 @@ def test_files_cut_short_are_one_sentence(tmp_path: Path) -> None:
     assert "not whole" in refusal("mnist", root=tmp_path)
 
 
+def pack(root: Path, *patterns: str) -> None:
+    """Leave files of MNIST in archives only, as they are published."""
+    for pattern in patterns:
+        for file in (root / "MNIST" / "raw").glob(pattern):
+            file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+            file.unlink()
+
+
+@pytest.mark.parametrize("patterns", [["*"], ["*images*"], ["t10k-labels*"]])
+def test_archives_are_read_as_what_they_hold_and_stay_alone(tmp_path: Path, patterns: list[str]) -> None:
+    images, labels = epoch(load_data("mnist", root=write_mnist(tmp_path / "plain")).test)
+    pack(write_mnist(tmp_path / "packed"), *patterns)
+    before = sorted((tmp_path / "packed").rglob("*"))
+    read = epoch(load_data("mnist", root=tmp_path / "packed").test)
+    assert torch.equal(read[0], images)
+    assert torch.equal(read[1], labels)
+    assert sorted((tmp_path / "packed").rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-40], lambda packed: b"no archive", lambda packed: b""])
+def test_a_damaged_archive_is_one_sentence(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    pack(write_mnist(tmp_path), "*")
+    file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    file.write_bytes(damage(file.read_bytes()))
+    assert "not whole" in refusal("mnist", root=tmp_path)
+
+
+def test_an_archive_that_unpacks_to_more_than_any_data_set_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(write_mnist(tmp_path), "*")
+    monkeypatch.setattr(archives, "_MOST", 1000)
+    assert "not whole" in refusal("mnist", root=tmp_path)
+
+
+def write_packed_cifar(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write ten images a split as CIFAR-10's archive, and let torchvision know them."""
+    kind, files = torchvision.datasets.CIFAR10, {"batch": "train_list", "test": "test_list"}
+    with tarfile.open(root / kind.filename, "w:gz") as archive:
+        for name in (*files, "names"):
+            content = {"label_names": list("abcdefghij")}
+            if name in files:
+                content = {"data": np.full((10, 3072), 7, np.uint8), "labels": list(range(10))}
+            data = pickle.dumps(content)
+            entry = tarfile.TarInfo(f"{kind.base_folder}/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+            if name in files:
+                monkeypatch.setattr(kind, files[name], [(name, hashlib.md5(data).hexdigest())])
+            else:
+                meta = {"filename": name, "key": "label_names", "md5": hashlib.md5(data).hexdigest()}
+                monkeypatch.setattr(kind, "meta", meta)
+    monkeypatch.setattr(kind, "tgz_md5", hashlib.md5((root / kind.filename).read_bytes()).hexdigest())
+
+
+def test_an_archive_of_pickled_files_is_unpacked_only_if_torchvision_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_packed_cifar(tmp_path, monkeypatch)
+    assert len(load_data("cifar10", root=tmp_path).test) == 10
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", "0" * 32)
+    monkeypatch.setattr(archives, "extract_archive", lambda *_: pytest.fail("an unknown archive was opened"))
+    assert "not in" in refusal("cifar10", root=tmp_path)
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_download_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     def half_way(dataset: torchvision.datasets.MNIST) -> None:
@@ -578,15 +649,10 @@ def test_senseless_options_are_one_sentence(source: str, options: dict[str, Any]
 
 
 @pytest.mark.slow
-def test_real_mnist(tmp_path: Path) -> None:
-    packed = sorted((SHARED / "MNIST" / "raw").glob("*.gz"))
-    if not packed:
+def test_real_mnist() -> None:
+    if not list((SHARED / "MNIST" / "raw").glob("*.gz")):
         pytest.skip("needs MNIST/raw/*.gz in shared/data beside the repository")
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in packed:
-        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
-    splits = load_data("mnist", root=tmp_path)
+    splits = load_data("mnist", root=SHARED)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (54_000, 6_000, 10_000)
     images, _ = next(splits.train.batches(20_000, seed=0))
     assert abs(float(images.mean())) < 0.01
