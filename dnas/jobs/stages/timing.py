@@ -15,7 +15,7 @@ from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Report, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer
-from dnas.latency.engines import Place
+from dnas.latency.places import Place
 from dnas.latency.timing import hindrance, time_nets
 from dnas.quantization.conversion import QuantizerChoice
 from results.events import Event, Timed
