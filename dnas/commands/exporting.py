@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dnas.commands.exporting_bits import export_bits, switchable_nets
+from dnas.commands.exporting_bits import check_seed, export_bits, switchable_nets
 from dnas.commands.options import PAGES
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
@@ -139,7 +139,7 @@ def _export_net(run: Run, name: str, format: str, out: Path, seed: int, options:
 
 
 def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path, seed: int) -> _Written:
-    _check_seed(profile, seed)
+    check_seed(profile, seed)
     config = load_job(run.job_file())
     network = load_network(config).module
     net = stored_switchable(run, network, read_graph(network, profile.model.example), name, seed)
@@ -203,14 +203,6 @@ def _origin(net: StoredNet) -> str:
     return f"\n  the net of seed {net.seed}{reached}{silent}"
 
 
-def _check_seed(assignment: BitAssignment, seed: int) -> None:
-    measured = validation_of(assignment.metrics)
-    count = None if measured is None else int(measured["n"])
-    if count is not None and not 0 <= seed < count:
-        known = ", ".join(map(str, range(count)))
-        raise InputError(f"'{assignment.id}' has no net of seed {seed}; the seeds of its nets are {known}")
-
-
 def _score_of(run: Run, assignment: BitAssignment, seed: int) -> float | None:
     """What the net of one seed reached on validation, as the journal tells it."""
     names = {assignment.id, assignment.metrics.get("same_as")}
@@ -227,7 +219,7 @@ def _images(run: Run) -> Any:
 
 def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet:
     """The net of a seed that was measured for ``assignment``."""
-    _check_seed(assignment, seed)
+    check_seed(assignment, seed)
     config = load_job(run.job_file())
     network, section = load_network(config).module, config.quantizer
     choice = QuantizerChoice(section.weights, section.activations, section.per_channel)

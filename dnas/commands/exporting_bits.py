@@ -10,6 +10,7 @@ from results.run.folder import Run
 from results.tables.export import export_assignment
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
+from search_spaces.metrics import validation_of
 from search_spaces.provenance import in_order
 
 
@@ -39,3 +40,12 @@ def export_bits(run: Run, name: str, format: str, out: Path) -> Mapping[str, str
 def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
     """The switchable nets that these assignments are profiles of, by number."""
     return in_order({item.provenance.net for item in assignments.values() if item.provenance.net})
+
+
+def check_seed(assignment: BitAssignment, seed: int) -> None:
+    """Refuse a seed that no net of the assignment was trained with, where that is known."""
+    measured = validation_of(assignment.metrics)
+    count = None if measured is None else int(measured["n"])
+    if count is not None and not 0 <= seed < count:
+        known = ", ".join(map(str, range(count)))
+        raise InputError(f"'{assignment.id}' has no net of seed {seed}; the seeds of its nets are {known}")

@@ -143,7 +143,8 @@ def prune(
     if (assignment is None) == (bits is None):
         raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
     crew, folder = Crew(workers, executor, device), run_folder(run)
-    check_run(folder, [*prune_overrides(budget or [], trials, setting or []), *crew.overrides], assignment)
+    overrides = [*prune_overrides(budget or [], trials, setting or []), *crew.overrides]
+    check_run(folder, overrides, assignment, prunes=True)
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
@@ -175,11 +176,11 @@ def finalise(
     as_json: JsonOption = False,
 ) -> None:
     """Make one switchable net of assignments of a run: one set of weights that runs at any of them."""
-    from dnas.commands.beforehand import check_run
+    from dnas.commands.beforehand import check_finalised
     from dnas.commands.written import Crew, finalise_overrides
 
     crew, folder = Crew(workers, executor, device), run_folder(run)
-    check_run(folder, [*finalise_overrides(profiles, setting or []), *crew.overrides])
+    check_finalised(folder, [*finalise_overrides(profiles, setting or []), *crew.overrides])
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):

@@ -75,11 +75,7 @@ def search(
 
 def _created(folder: Path, config: JobConfig) -> Run:
     with told_of(folder):
-        try:
-            return Run.create(folder, dump_job(config), environment(config.seed, config.device))
-        except InputError:
-            jobs.check_job(config)  # what is wrong with the job itself is told first
-            raise
+        return Run.create(folder, dump_job(config), environment(config.seed, config.device))
 
 
 def resume(folder: Path, crew: Crew, as_json: bool, take_over: bool = False) -> None:

@@ -204,7 +204,11 @@ def export(
         return
     from dnas.commands.beforehand import check_net
 
-    check_net(folder, assignment)
+    check_net(folder, assignment, seed)
+    if target is not None:
+        from dnas.export.targets import find_target
+
+        find_target(target)
     from dnas.commands import exporting
     from dnas.export.formats import ExportOptions
 
