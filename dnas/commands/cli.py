@@ -10,11 +10,12 @@ import typer
 
 from dnas.commands import care_commands, job_commands, plan_commands, run_commands
 from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE
-from dnas.commands.narrow_help import Command, Group
+from dnas.commands.misread import Program
+from dnas.commands.narrow_help import Command
 
 app = typer.Typer(
     name="dnas",
-    cls=Group,
+    cls=Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
