@@ -26,7 +26,7 @@ from results.events import Measured
 from results.run.folder import Run
 from results.tables.export import EXPORTERS
 from search_spaces.assignments import BitAssignment, check_fits
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, quoted
 from search_spaces.metrics import metric_of, validation_of
 from search_spaces.network.graph import read_graph
 from search_spaces.provenance import Profile
@@ -55,7 +55,7 @@ def export(
     measured = switchable_nets({name: item for name, item in assignments.items() if validation_of(item.metrics)})
     if name is None and not nets:
         raise InputError(
-            f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
+            f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {quoted(folder)}"
         )
     if format in EXPORTERS:
         written = [_Written(export_bits(run, name or (measured or nets)[-1], format, out), "")]

@@ -25,7 +25,7 @@ from dnas.commands.options import (
     run_folder,
 )
 from dnas.commands.trust import trusting
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 
 commands = typer.Typer()
 
@@ -44,7 +44,7 @@ def init(
     if path.exists():
         raise InputError(f"{path} exists already; name another file, or remove it")
     write_text(path, commented_job())
-    show(f"written: {path}; run it with: dnas search {path}")
+    show(f"written: {path}; run it with: dnas search {quoted(path)}")
 
 
 @commands.command()

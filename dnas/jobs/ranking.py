@@ -34,7 +34,7 @@ from results.ranking import Correlation, Ranked, Ranking
 from results.run.folder import Run
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 
 RANK = "rank"
 
@@ -83,7 +83,9 @@ def _warm_supernet(run: Run, job: Job) -> Supernet:
     if section.warmup_epochs:
         saved = run.load_checkpoint(WARMUP)
         if saved is None or saved[1]["epoch"] < section.warmup_epochs:
-            raise InputError(f"{run.folder} has not warmed its supernet up; go on with: dnas resume {run.folder}")
+            raise InputError(
+                f"{run.folder} has not warmed its supernet up; go on with: dnas resume {quoted(run.folder)}"
+            )
         supernet.load_state_dict(with_prefix(saved[0], "supernet"))
     return supernet.eval()
 

@@ -24,7 +24,7 @@ from results.run.folder import Run
 from results.units import MEASURED_LATENCY
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.latency import LatencyTable, MeasuredLatencies, read_latencies
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 
 
 class Time(Stage):
@@ -49,7 +49,8 @@ class Time(Stage):
         left = [point.assignment for point in findings.points if point.assignment not in known]
         why = hindrance(self.table) if left else ""
         if why:
-            again = f"dnas bench-latency {log.run.folder} --runtime {self.table.runtime}{_place_options(self.table)}"
+            place = f"--runtime {self.table.runtime}{_place_options(self.table)}"
+            again = f"dnas bench-latency {quoted(log.run.folder)} {place}"
             log.tell_once([f"nets are not timed in {where} ({why}); time them there with: {again}"])
             return
         time_assignments(self.context, self.measurer, self.table, left)
