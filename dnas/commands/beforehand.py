@@ -22,6 +22,7 @@ from dnas.jobs.rank_requests import RankRequest
 from results.pareto import FLOAT
 from results.run.folder import Run
 from results.run.layout import JOB, JOURNAL, RUNS, refuse_occupied
+from search_spaces.assignments import LayerBits
 from search_spaces.costs.kinds import cost_names, require_cost
 from search_spaces.errors import InputError, JobError
 from search_spaces.models.sources import check_model
@@ -56,13 +57,10 @@ def check_network(model: str | None, job: str | None = None, budgets: Sequence[B
     _check_costs(config, {"--budget": budgets})
 
 
-def check_run(
-    folder: Path, overrides: Sequence[str] = (), assignment: str | None = None, *, prunes: bool = False
-) -> JobConfig | None:
+def check_run(folder: Path, overrides: Sequence[str] = (), assignment: str | None = None) -> JobConfig | None:
     """Refuse what is no run, keys that its job does not take, and an ``assignment`` that it lacks.
 
-    Where it ``prunes``, so are budgets of ``[prune]`` on unknown costs. Returns the job; None for one of several
-    processes, which checks nothing.
+    Returns the job; None for one of several processes, which checks nothing.
     """
     if _is_one_of_several():
         return None
@@ -70,9 +68,16 @@ def check_run(
     config = load_job(run.job_file(), overrides)
     if assignment is not None and assignment != FLOAT:
         run.assignment(run.complete_id(assignment))
-    if prunes:
-        _check_costs(config, {"prune.budgets": config.prune.budgets})
     return config
+
+
+def check_pruned(folder: Path, overrides: Sequence[str], assignment: str | None, bits: int | None) -> None:
+    """Refuse as :func:`check_run`, and uniform ``bits`` of no width and budgets of ``[prune]`` on unknown costs."""
+    config = check_run(folder, overrides, assignment)
+    if config is not None:
+        if bits is not None:
+            LayerBits(bits, bits)
+        _check_costs(config, {"prune.budgets": config.prune.budgets})
 
 
 def check_ranked(folder: Path, request: RankRequest, overrides: Sequence[str] = ()) -> None:
@@ -114,7 +119,9 @@ def told_of(folder: Path) -> Iterator[None]:
 
 def _check_place(folder: Path) -> None:
     """Raise the :class:`OSError` that making the folder would, as far as it is known before."""
-    home = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    home = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not home.exists():
+        raise FileExistsError(errno.EEXIST, f"{home} is a link that leads nowhere")
     if not home.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if not os.access(home, os.W_OK | os.X_OK):

@@ -32,5 +32,10 @@ def told_unknown(id: str, ids: Sequence[str], folder: Path) -> str:
             f"assignment; it becomes one at 32 bits: dnas prune {quoted(folder)} --bits 32, or "
             f"dnas finalise {quoted(folder)} --profiles w32a32"
         )
-    listed = f"; it has {', '.join(ids)}" if 0 < len(ids) <= _MOST_LISTED else ""
+    if not ids:
+        listed = f"; it has none yet, go on with: dnas resume {quoted(folder)}"
+    elif len(ids) <= _MOST_LISTED:
+        listed = f"; it has {', '.join(ids)}"
+    else:
+        listed = f"; see all {len(ids)} with: dnas show {quoted(folder)}"
     return f"{folder} has no assignment '{id}'{nearest(id, ids)}{listed}"

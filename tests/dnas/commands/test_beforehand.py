@@ -53,6 +53,8 @@ MISTAKES = {
     "search digits --run full": "full is not empty and is not a run",
     "search digits --run job.toml/run": "job.toml/run cannot hold a run: Not a directory",
     f"search digits --run {'x' * 300}": "cannot hold a run: File name too long",
+    "search digits --run nowhere/run": "/nowhere is a link that leads nowhere; choose another",
+    "search digits --run ~nosuch/run": "the home folder in '~nosuch/run' is not known",
     "search nosuch --detach": "there is no job file",
     "search nosuch --nproc-per-node 2": "there is no job file",
     "train-switchable nosuch": "there is no job file",
@@ -60,13 +62,15 @@ MISTAKES = {
     "resume own --workers none": "workers",
     "resume nosuch --detach": "there is no run at",
     "prune nosuch search-1": "there is no run at",
-    "prune own serch-1": "has no assignment 'serch-1'",
+    "prune own serch-1": "has no assignment 'serch-1'; did you mean 'search-1'?; it has search-1",
+    "prune own --bits 9": "weight_bits = 9 is not a bit-width",
     "prune own search-1 --budget size_bytes": "size_bytes",
     "prune own search-1 --set criterium=taylor": "prune.criterium",
     "prune own --bits 1 --budget size_byte=70%": "did you mean 'size_bytes'?",
     "finalise nosuch": "there is no run at",
     "finalise own --set epocs=3": "finalise.epocs",
     "finalise own --profiles ,": "no profile is named",
+    "finalise own --profiles w9a9": "weight_bits = 9 is not a bit-width",
     "finalise own --profiles serch-1": "no assignment is called 'serch-1'",
     "doctor": "name a MODEL",
     "doctor --job nosuch": "there is no job file",
@@ -111,6 +115,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("RANK", raising=False)
     Path("job.toml").write_text("[search]\nepocs = 3\n")
     Path("full").mkdir()
+    Path("nowhere").symlink_to("gone")
     Path("full/notes.txt").write_text("mine")
     Path("full/train").mkdir()
     with Run.create("own", dump_job(load_job("digits")), {}) as run:
@@ -129,7 +134,7 @@ def test_what_is_mistyped_is_told_before_torch_is_loaded(
     done = CliRunner().invoke(cli.app, words.split())
     assert (done.exit_code, done.stdout) == (2, "")
     assert MISTAKES[words] in done.stderr
-    assert sorted(path.name for path in own.parent.iterdir()) == ["full", "job.toml", "own"]
+    assert sorted(path.name for path in own.parent.iterdir()) == ["full", "job.toml", "nowhere", "own"]
 
 
 def test_what_tells_it_loads_no_torch() -> None:
@@ -145,7 +150,7 @@ def test_what_tells_it_loads_no_torch() -> None:
         ["model.source=torchvision:resnet81"],
         ["model.source=mine:net", "task.kind=mine:Task", "data.source=mine:images", "prune.criterion=mine:order"],
         ["data.source=cifar10", "data.download=true"],
-        ["data.root=nowhere"],
+        ["data.root=none"],
         ["costs.functions={energy='mine:energy'}", "search.budgets=[{energy='9%'}]"],
         ["costs.latency_table=table.csv", "search.budgets=[{latency_ms=3}]"],
         ["prune.enabled=false", "prune.budgets=[{energy='9%'}]"],
@@ -156,7 +161,7 @@ def test_what_only_torch_or_code_of_the_users_can_tell_is_left_for_later(own: Pa
 
 
 @pytest.mark.parametrize("source", [*ROOTED, "cifar10", "torchvision:MNIST"])
-@pytest.mark.parametrize("root", [None, "nowhere", "job.toml", "full"])
+@pytest.mark.parametrize("root", [None, "none", "nowhere", "job.toml", "full"])
 def test_a_root_is_refused_as_its_reader_refuses_it(own: Path, source: str, root: str | None) -> None:
     with pytest.raises(InputError) as late:
         load_data(source, root=root)
@@ -185,6 +190,13 @@ def test_costs_are_known_by_name_before_there_is_a_table(own: Path) -> None:
     costs = build_costs(latency="table.csv", functions={"energy": lambda layer, w, a: 1.0})
     assert cost_names(True, ["energy"]) == [cost.name for cost in costs]
     assert cost_names(False, []) == [cost.name for cost in build_costs()]
+
+
+@pytest.mark.parametrize("words", [["search", "--run", ""], ["show", " "], ["resume", ""], ["compare", "own", ""]])
+def test_an_empty_name_is_not_the_current_folder(own: Path, words: list[str]) -> None:
+    done = CliRunner().invoke(cli.app, words)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "is no name of a run; name its folder, or what it is called in runs/" in done.stderr
 
 
 def test_processes_that_refuse_together_are_let_through(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
