@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import typer
@@ -19,12 +20,14 @@ _TOLD = {". Did you mean": "; did you mean", ": Input should be": ": it should b
 class Program(Group):
     """The group of all commands, which ends in one sentence where a command line cannot be read."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, args: Any = None, prog_name: str | None = None, *more: Any, **extra: Any) -> Any:
         """Carry a command line out, and leave with its exit code unless another program asks for it."""
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+        alone = extra.pop("standalone_mode", True)
+        carry_out = partial(super().main, args, prog_name, *more, standalone_mode=False, **extra)
+        if not alone:
+            return carry_out()
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = carry_out()
         except _Misread as error:
             code = _shown_help(error) if type(error).__name__ == "NoArgsIsHelpError" else _told(error)
         sys.exit(code or 0)
@@ -44,7 +47,7 @@ def sentence_of(error: Any) -> str:
 
 def _given(error: Any) -> str:
     """The value that was refused, where the error knows it."""
-    found = getattr(error.__cause__, "errors", list)()
+    found: Any = getattr(error.__cause__, "errors", list)()
     return repr(found[0]["input"]) if found and "input" in found[0] else ""
 
 
