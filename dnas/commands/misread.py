@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import Any
 
 import typer
@@ -20,14 +19,14 @@ _TOLD = {". Did you mean": "; did you mean", ": Input should be": ": it should b
 class Program(Group):
     """The group of all commands, which ends in one sentence where a command line cannot be read."""
 
-    def main(self, args: Any = None, prog_name: str | None = None, *more: Any, **extra: Any) -> Any:
+    def main(self, *args: Any, **keywords: Any) -> Any:
         """Carry a command line out, and leave with its exit code unless another program asks for it."""
-        alone = extra.pop("standalone_mode", True)
-        carry_out = partial(super().main, args, prog_name, *more, standalone_mode=False, **extra)
+        carry_out: Any = super().main
+        alone = keywords.pop("standalone_mode", True)
         if not alone:
-            return carry_out()
+            return carry_out(*args, standalone_mode=False, **keywords)
         try:
-            code = carry_out()
+            code = carry_out(*args, standalone_mode=False, **keywords)
         except _Misread as error:
             code = _shown_help(error) if type(error).__name__ == "NoArgsIsHelpError" else _told(error)
         sys.exit(code or 0)
