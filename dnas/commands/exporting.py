@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dnas.commands.exporting_bits import check_seed, export_bits, switchable_nets
-from dnas.commands.options import PAGES
+from dnas.commands.exporting_bits import check_format, check_seed, export_bits, switchable_nets
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
 from dnas.export.fixed_layers import ExportedFile
@@ -48,7 +47,7 @@ def export(
     """
     options = options or ExportOptions()
     _check_options(format, seed, options)
-    check_format(out, format)
+    check_format(out, format, () if format in EXPORTERS else _find(format).suffixes)
     run = Run.open(folder)
     assignments = run.assignments()
     nets = switchable_nets(assignments)
@@ -89,21 +88,6 @@ def _find(format: str) -> NetExporter:
     return NET_EXPORTERS.find(format)
 
 
-def check_format(path: Path, format: str) -> None:
-    """Refuse a name that says of a file that it is of another format than it will be; one that says nothing is fine."""
-    suffix, own = path.suffix.lower(), _suffixes(format)
-    fitting = [known for known in (*EXPORTERS, *NET_EXPORTERS) if suffix in _suffixes(known)]
-    if suffix in own or not own or not (fitting or suffix in _OF_NO_FORMAT):
-        return
-    other = f", or give --format {' or '.join(fitting)}" if fitting else ""
-    raise InputError(f"{path} is no name for a file of the format '{format}'; end it in {' or '.join(own)}{other}")
-
-
-def _suffixes(format: str) -> tuple[str, ...]:
-    return (f".{format}",) if format in EXPORTERS else NET_EXPORTERS.find(format).suffixes
-
-
-_OF_NO_FORMAT = (*PAGES, ".png", ".svg", ".pdf")
 _IMAGES = 64
 _UNABLE = {
     "normalise": (

@@ -203,7 +203,9 @@ def export(
         exporting_bits.export(folder, assignment, format, out, as_json)
         return
     from dnas.commands.beforehand import check_net
+    from dnas.commands.exporting_bits import check_format
 
+    check_format(out, format)
     check_net(folder, assignment, seed)
     if target is not None:
         from dnas.export.targets import find_target

@@ -99,6 +99,8 @@ MISTAKES = {
     "evaluate own serch-1": "has no assignment 'serch-1'",
     "export nosuch search-1 --out net.dnas --format packed": "there is no run at",
     "export own search-1 --out net.onnx --format onxx": "unknown format 'onxx'; did you mean 'onnx'?",
+    "export own search-1 --out net.csv": "end it in .json, or give --format csv",
+    "export own search-1 --out net.png --format onnx": "net.png is no name for a file of the format 'onnx'",
     "export own search-1 --out net.onnx --format onnx --target tensort": "did you mean 'tensorrt'?",
     "export own search-1 --out net.onnx --format onnx --seed 7": "'search-1' has no net of seed 7",
     "export own serch-1 --out net.onnx --format onnx": "has no assignment 'serch-1'",
@@ -138,7 +140,7 @@ def test_what_is_mistyped_is_told_before_torch_is_loaded(
 
 
 def test_what_tells_it_loads_no_torch() -> None:
-    rooms = ("beforehand", "cli", "detaching", "serving", "trust", "written")
+    rooms = ("beforehand", "cli", "detaching", "exporting_bits", "serving", "trust", "written")
     modules = [*(f"dnas.commands.{name}" for name in rooms), "dnas.latency.places"]
     code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
