@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from dnas.latency.clock import take_turns
-from dnas.latency.engines import EIGHT, FLOAT, Place, clock_of, find_engine
+from dnas.latency.engines import EIGHT, FLOAT, clock_of, find_engine
 from dnas.latency.nets import NetMaker
+from dnas.latency.places import Place
 from dnas.latency.sums import predicted_ms
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.sensitivity import sensitivities

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from search_spaces.allocation.widening import allocate_widest
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
     from search_spaces.costs.budgets import Budget, parse_budget
-    from search_spaces.costs.table import Cost, CostTable, build_costs
+    from search_spaces.costs.kinds import Cost
+    from search_spaces.costs.table import CostTable, build_costs
     from search_spaces.errors import InputError, JobError
     from search_spaces.metrics import Metric
     from search_spaces.models.load import load_model
@@ -139,7 +140,8 @@ __getattr__, __dir__ = attach(
         "search_spaces.allocation.widening": ("allocate_widest",),
         "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference"),
         "search_spaces.costs.budgets": ("Budget", "parse_budget"),
-        "search_spaces.costs.table": ("Cost", "CostTable", "build_costs"),
+        "search_spaces.costs.kinds": ("Cost",),
+        "search_spaces.costs.table": ("CostTable", "build_costs"),
         "dnas.quantization.quantizers": ("Grid", "Quantizer"),
         "search_spaces.errors": ("InputError", "JobError"),
         "search_spaces.network.graph": ("read_graph",),

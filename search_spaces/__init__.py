@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from search_spaces.allocation.widening import allocate_widest
     from search_spaces.assignments import BitAssignment, LayerBits, ModelReference, check_fits
     from search_spaces.costs.budgets import Budget, parse_budget
+    from search_spaces.costs.kinds import Cost
     from search_spaces.costs.pruned import PrunedCosts
-    from search_spaces.costs.table import Cost, CostTable, build_costs
+    from search_spaces.costs.table import CostTable, build_costs
     from search_spaces.errors import InputError, JobError
     from search_spaces.groups import ChannelGroup, ChannelGroups
     from search_spaces.layers import LayerGraph, LayerSpec, ResidualBranch
     from search_spaces.models.load import LoadedModel, available_models, load_checkpoint, load_model
-    from search_spaces.models.zoo import ZOO
+    from search_spaces.models.sources import ZOO
     from search_spaces.network.graph import read_graph
     from search_spaces.options import SpaceOptions, read_capability
     from search_spaces.spaces import Decision, PrecisionSpace, build_space
@@ -67,7 +68,8 @@ __getattr__, __dir__ = attach(
         "search_spaces.allocation.widening": ("allocate_widest",),
         "search_spaces.assignments": ("BitAssignment", "LayerBits", "ModelReference", "check_fits"),
         "search_spaces.costs.budgets": ("Budget", "parse_budget"),
-        "search_spaces.costs.table": ("Cost", "CostTable", "build_costs"),
+        "search_spaces.costs.kinds": ("Cost",),
+        "search_spaces.costs.table": ("CostTable", "build_costs"),
         "search_spaces.errors": ("InputError", "JobError"),
         "search_spaces.network.graph": ("read_graph",),
         "search_spaces.layers": ("LayerGraph", "LayerSpec", "ResidualBranch"),
@@ -76,6 +78,6 @@ __getattr__, __dir__ = attach(
         "search_spaces.costs.pruned": ("PrunedCosts",),
         "search_spaces.options": ("SpaceOptions", "read_capability"),
         "search_spaces.spaces": ("Decision", "PrecisionSpace", "build_space"),
-        "search_spaces.models.zoo": ("ZOO",),
+        "search_spaces.models.sources": ("ZOO",),
     },
 )

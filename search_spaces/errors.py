@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 
 MOST_LETTERS = 600
@@ -60,6 +61,15 @@ def unreadable(error: OSError) -> str:
     ('it is a folder; name a file', 'No such file or directory')
     """
     return "it is a folder; name a file" if isinstance(error, IsADirectoryError) else error.strerror or str(error)
+
+
+def quoted(path: object) -> str:
+    """A path as a shell reads it, for commands that a sentence advises: they are copied.
+
+    >>> quoted("runs/digits"), quoted("runs/my run")
+    ('runs/digits', "'runs/my run'")
+    """
+    return shlex.quote(str(path))
 
 
 def printable(text: str) -> str:

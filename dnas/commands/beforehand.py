@@ -8,53 +8,99 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dnas.commands.exporting_bits import switchable_nets
-from dnas.config.file import dump_job, load_job
+from dnas.commands.exporting_bits import check_seed, switchable_nets
+from dnas.config.fields import Amount
+from dnas.config.file import DEFAULT_PRESET, load_job
+from dnas.config.job import JobConfig
+from dnas.data.roots import check_root
+from dnas.jobs.profile_names import check_names
+from dnas.jobs.rank_requests import RankRequest
 from results.pareto import FLOAT
 from results.run.folder import Run
-from results.run.layout import JOB, JOURNAL, RUNS, is_run, refuse_occupied
+from results.run.layout import JOB, JOURNAL, RUNS, refuse_occupied
+from search_spaces.assignments import LayerBits
+from search_spaces.costs.kinds import cost_names, require_cost
 from search_spaces.errors import InputError, JobError
+from search_spaces.models.sources import check_model
+
+Budget = Mapping[str, Amount]
 
 
 def check_new(source: str | None, overrides: Sequence[str], folder: Path | None) -> None:
-    """Refuse a job that cannot be read, and a folder that cannot become a run of it.
-
-    A folder that holds a run of another job is left for later: what is wrong with the job is told before it.
-    """
+    """Refuse a job of which nothing comes, as far as it says so, and a folder that cannot become a run of it."""
     if _is_one_of_several():
         return
     config = load_job(source, overrides)
+    _check_named(config)
     folder = folder or RUNS / config.name
     with told_of(folder):
-        if not is_run(folder) or Run.open(folder).job_toml() == dump_job(config):
-            refuse_occupied(folder)
-            _check_place(folder)
+        refuse_occupied(folder)
+        _check_place(folder)
 
 
-def check_job(source: str | None, overrides: Sequence[str] = ()) -> None:
-    """Refuse a job that cannot be read."""
-    load_job(source, overrides)
+def check_job(source: str | None, overrides: Sequence[str] = (), model: str | None = None) -> None:
+    """Refuse a job of which nothing comes, as far as it says so, for a ``model`` instead of its own."""
+    _check_named(load_job(source, overrides), model)
 
 
-def check_run(folder: Path, overrides: Sequence[str] = (), assignment: str | None = None) -> None:
-    """Refuse what is no run, keys that its job does not take, and an ``assignment`` that it lacks."""
+def check_network(model: str | None, job: str | None = None, budgets: Sequence[Budget] = ()) -> None:
+    """Refuse a ``model``, or that of a job without one, that there is none of, and budgets on unknown costs."""
+    config = load_job(DEFAULT_PRESET if job is None else job)
+    if job is None:
+        check_model(model or "", None)
+    else:
+        _check_model(config, model)
+    _check_costs(config, {"--budget": budgets})
+
+
+def check_run(folder: Path, overrides: Sequence[str] = (), assignment: str | None = None) -> JobConfig | None:
+    """Refuse what is no run, keys that its job does not take, and an ``assignment`` that it lacks.
+
+    Returns the job; None for one of several processes, which checks nothing.
+    """
     if _is_one_of_several():
-        return
+        return None
     run = Run.open(folder)
-    load_job(run.job_file(), overrides)
+    config = load_job(run.job_file(), overrides)
     if assignment is not None and assignment != FLOAT:
         run.assignment(run.complete_id(assignment))
+    return config
 
 
-def check_net(folder: Path, name: str | None) -> None:
-    """Refuse what is no run, and a ``name`` that is neither a switchable net of it nor an assignment."""
+def check_pruned(folder: Path, overrides: Sequence[str], assignment: str | None, bits: int | None) -> None:
+    """Refuse as :func:`check_run`, and uniform ``bits`` of no width and budgets of ``[prune]`` on unknown costs."""
+    config = check_run(folder, overrides, assignment)
+    if config is not None:
+        if bits is not None:
+            LayerBits(bits, bits)
+        _check_costs(config, {"prune.budgets": config.prune.budgets})
+
+
+def check_ranked(folder: Path, request: RankRequest, overrides: Sequence[str] = ()) -> None:
+    """Refuse what is no run, and a budget that its job does not have or that no supernet of it can be ranked by."""
+    config = check_run(folder, overrides)
+    if config is not None:
+        request.check(config, folder)
+        _check_costs(config, {"--budget": [] if isinstance(request.budget, int) else [request.budget]})
+
+
+def check_finalised(folder: Path, overrides: Sequence[str]) -> None:
+    """Refuse what is no run, keys that its job does not take, and profiles that it has not."""
+    config = check_run(folder, overrides)
+    if config is not None:
+        own = [name for name, item in Run.open(folder).assignments().items() if not item.provenance.net]
+        check_names(config.finalise, own)
+
+
+def check_net(folder: Path, name: str | None, seed: int | None = None) -> None:
+    """Refuse what is no run, a ``name`` of no switchable net and no assignment of it, and a seed that none has."""
     run = Run.open(folder)
     if name is not None and name not in switchable_nets(run.assignments()):
-        run.assignment(run.complete_id(name))
+        check_seed(run.assignment(run.complete_id(name)), seed or 0)
 
 
 @contextmanager
@@ -73,11 +119,38 @@ def told_of(folder: Path) -> Iterator[None]:
 
 def _check_place(folder: Path) -> None:
     """Raise the :class:`OSError` that making the folder would, as far as it is known before."""
-    home = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    home = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not home.exists():
+        raise FileExistsError(errno.EEXIST, f"{home} is a link that leads nowhere")
     if not home.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     if not os.access(home, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _check_named(config: JobConfig, model: str | None = None) -> None:
+    """Refuse networks, files, folders and costs that a job names and that are not there."""
+    root = config.data.root
+    check_root(config.data.source, Path(root) if root else None, config.data.download)
+    _check_model(config, model)
+    budgets = {"search": config.search.budgets, "prune": config.prune.budgets}
+    _check_costs(config, {f"{name}.budgets": budgets[name] for name in dict.fromkeys(config.order)})
+
+
+def _check_model(config: JobConfig, model: str | None) -> None:
+    """Check the network of a job, or another ``model``, which has no weights of the job's."""
+    source, checkpoint = config.model.source, config.model.checkpoint
+    own = model in (None, source)
+    check_model(source if own else str(model), Path(checkpoint) if own and checkpoint else None)
+
+
+def _check_costs(config: JobConfig, budgets: Mapping[str, Iterable[Budget]]) -> None:
+    """Refuse a cost that a job does not know, in ``budgets``, by their key, and where it takes part in the loss."""
+    known = cost_names(config.costs.latency_table is not None, config.costs.functions)
+    require_cost(config.search.cost, known, "search.cost")
+    for key, entries in budgets.items():
+        for name in (name for entry in entries for name in entry):
+            require_cost(name, known, key)
 
 
 def has_run(folder: Path) -> bool:

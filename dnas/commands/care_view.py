@@ -15,7 +15,7 @@ from results.run.folder import Run
 from results.run.layout import LOG
 from results.run.lost import sound_events
 from results.run.status import run_status
-from search_spaces.errors import InputError, printable
+from search_spaces.errors import InputError, printable, quoted
 
 POLL_SECONDS = 0.5
 
@@ -29,11 +29,14 @@ def stop(folder: Path, patience_seconds: float, as_json: bool) -> None:
     if as_json:
         show_json({"run": str(folder), "pid": owner.pid, "stopped": ended, "state": state})
     elif not ended:
-        show(f"{owner} was asked to stop and is still at its step; see when it has ended with: dnas status {folder}")
+        show(
+            f"{owner} was asked to stop and is still at its step; see when it has ended with: "
+            f"dnas status {quoted(folder)}"
+        )
     elif state == "finished":
         show(f"{folder} had finished by then")
     else:
-        show(f"{owner} has stopped; go on with: dnas resume {folder}")
+        show(f"{owner} has stopped; go on with: dnas resume {quoted(folder)}")
 
 
 def logs(folder: Path, follow: bool, most: int | None) -> None:
@@ -65,7 +68,7 @@ def clean(folder: Path, dry_run: bool, as_json: bool) -> None:
     run = Run.open(folder)
     if run.writer is not None:
         raise InputError(
-            f"a process is working on {folder}; clean it once it has ended, or stop it: dnas stop {folder}"
+            f"a process is working on {folder}; clean it once it has ended, or stop it: dnas stop {quoted(folder)}"
         )
     found = needless_files(run)
     if not dry_run:

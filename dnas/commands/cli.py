@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 from typing import Annotated
 
 import typer
 
 from dnas.commands import care_commands, job_commands, plan_commands, run_commands
-from dnas.commands.exits import INTERRUPTED, TRACEBACK_VARIABLE
-from dnas.commands.narrow_help import Command, Group
+from dnas.commands.exits import TRACEBACK_VARIABLE
+from dnas.commands.misread import Program
+from dnas.commands.narrow_help import Command
+from dnas.commands.starting import main as main  # where scripts of earlier installations look for it
 
 app = typer.Typer(
     name="dnas",
-    cls=Group,
+    cls=Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -47,14 +48,6 @@ for group in (plan_commands, job_commands, run_commands, care_commands):
     for command in group.commands.registered_commands:
         command.cls = Command
     app.add_typer(group.commands)
-
-
-def main() -> None:
-    """Run the command line; the entry point of ``dnas``."""
-    try:
-        app()
-    except KeyboardInterrupt:  # while a command was still being looked up
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from results.tables.advice import advice
 from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
 from results.units import spread
+from search_spaces.errors import quoted
 
 MOST_POINTS = 7
 """With the heading, what to take and where the rest is told these are a dozen lines."""
@@ -30,9 +31,9 @@ def conclusion(front: ParetoFront, folder: str) -> list[RenderableType]:
     rows = [row for row in front_rows(front) if row["on_front"]]
     shown = spread(rows, MOST_POINTS)
     left_out = f"{len(shown)} of {len(rows)} points of the front; " if len(shown) < len(rows) else ""
-    more = [f"all that was measured, beside its controls: dnas show {folder}"]
+    more = [f"all that was measured, beside its controls: dnas show {quoted(folder)}"]
     if any(point.kind == "switchable" for point in front.points):
-        more.append(f"profiles: dnas switch {folder}")
+        more.append(f"profiles: dnas switch {quoted(folder)}")
     table: list[RenderableType] = [render_table(shown)] if shown else ["nothing that was measured is on the front"]
     return [*table, "", *advice(front), left_out + "; ".join(more)]
 

@@ -21,7 +21,7 @@ from results.files import refuse_special
 from results.run.folder import Run
 from results.run.journal import Journal
 from results.run.layout import JOURNAL, LOG, RUNS, is_run, refuse_occupied
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 
 OPTION = "--detach"
 POLL_SECONDS = 0.2
@@ -93,9 +93,10 @@ def _tell_begun(folder: Path, process: subprocess.Popen[bytes], code: int | None
     if as_json:
         show_json({"run": str(folder), "pid": process.pid, "log": str(folder / LOG), "running": code is None})
     elif code is None:
+        told = quoted(folder)
         show(
             f"{folder} goes on without this terminal (pid {process.pid}); what it prints is in {folder / LOG}",
-            f"look after it: dnas status {folder}, dnas logs {folder} --follow, dnas stop {folder}",
+            f"look after it: dnas status {told}, dnas logs {told} --follow, dnas stop {told}",
         )
 
 

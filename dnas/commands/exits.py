@@ -51,7 +51,7 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except BrokenPipeError:
-            _forget_stdout()
+            forget_stdout()
             raise typer.Exit(DONE) from None
         except Interrupted as error:
             raise typer.Exit(_tell(str(error), error.exit_code, prefix="")) from None
@@ -67,6 +67,11 @@ def told(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise typer.Exit(_failed(error)) from None
 
     return run
+
+
+def tell_wrong_input(sentence: str) -> int:
+    """Tell a mistake of the command line itself, by one of several processes, and return the exit code."""
+    return WRONG_INPUT if _is_another() else _tell(sentence, WRONG_INPUT)
 
 
 def _tell(sentence: str, code: int, prefix: str = "error: ") -> int:
@@ -112,6 +117,6 @@ def _be_silent() -> None:
         os.dup2(nothing, 2)
 
 
-def _forget_stdout() -> None:
+def forget_stdout() -> None:
     """Point stdout at nothing, or Python would complain about the closed pipe once more while it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dnas.commands.exporting_bits import export_bits, switchable_nets
-from dnas.commands.options import PAGES
+from dnas.commands.exporting_bits import check_format, check_seed, export_bits, switchable_nets
 from dnas.commands.terminal import show, show_json
 from dnas.config.file import load_job
 from dnas.export.fixed_layers import ExportedFile
@@ -26,7 +25,7 @@ from results.events import Measured
 from results.run.folder import Run
 from results.tables.export import EXPORTERS
 from search_spaces.assignments import BitAssignment, check_fits
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, quoted
 from search_spaces.metrics import metric_of, validation_of
 from search_spaces.network.graph import read_graph
 from search_spaces.provenance import Profile
@@ -48,14 +47,14 @@ def export(
     """
     options = options or ExportOptions()
     _check_options(format, seed, options)
-    check_format(out, format)
+    check_format(out, format, () if format in EXPORTERS else _find(format).suffixes)
     run = Run.open(folder)
     assignments = run.assignments()
     nets = switchable_nets(assignments)
     measured = switchable_nets({name: item for name, item in assignments.items() if validation_of(item.metrics)})
     if name is None and not nets:
         raise InputError(
-            f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {folder}"
+            f"{folder} has no switchable net; name an assignment, or make one with: dnas finalise {quoted(folder)}"
         )
     if format in EXPORTERS:
         written = [_Written(export_bits(run, name or (measured or nets)[-1], format, out), "")]
@@ -89,21 +88,6 @@ def _find(format: str) -> NetExporter:
     return NET_EXPORTERS.find(format)
 
 
-def check_format(path: Path, format: str) -> None:
-    """Refuse a name that says of a file that it is of another format than it will be; one that says nothing is fine."""
-    suffix, own = path.suffix.lower(), _suffixes(format)
-    fitting = [known for known in (*EXPORTERS, *NET_EXPORTERS) if suffix in _suffixes(known)]
-    if suffix in own or not own or not (fitting or suffix in _OF_NO_FORMAT):
-        return
-    other = f", or give --format {' or '.join(fitting)}" if fitting else ""
-    raise InputError(f"{path} is no name for a file of the format '{format}'; end it in {' or '.join(own)}{other}")
-
-
-def _suffixes(format: str) -> tuple[str, ...]:
-    return (f".{format}",) if format in EXPORTERS else NET_EXPORTERS.find(format).suffixes
-
-
-_OF_NO_FORMAT = (*PAGES, ".png", ".svg", ".pdf")
 _IMAGES = 64
 _UNABLE = {
     "normalise": (
@@ -139,7 +123,7 @@ def _export_net(run: Run, name: str, format: str, out: Path, seed: int, options:
 
 
 def _packed_net(run: Run, name: str, profile: BitAssignment, out: Path, seed: int) -> _Written:
-    _check_seed(profile, seed)
+    check_seed(profile, seed)
     config = load_job(run.job_file())
     network = load_network(config).module
     net = stored_switchable(run, network, read_graph(network, profile.model.example), name, seed)
@@ -203,14 +187,6 @@ def _origin(net: StoredNet) -> str:
     return f"\n  the net of seed {net.seed}{reached}{silent}"
 
 
-def _check_seed(assignment: BitAssignment, seed: int) -> None:
-    measured = validation_of(assignment.metrics)
-    count = None if measured is None else int(measured["n"])
-    if count is not None and not 0 <= seed < count:
-        known = ", ".join(map(str, range(count)))
-        raise InputError(f"'{assignment.id}' has no net of seed {seed}; the seeds of its nets are {known}")
-
-
 def _score_of(run: Run, assignment: BitAssignment, seed: int) -> float | None:
     """What the net of one seed reached on validation, as the journal tells it."""
     names = {assignment.id, assignment.metrics.get("same_as")}
@@ -227,7 +203,7 @@ def _images(run: Run) -> Any:
 
 def load_stored(run: Run, assignment: BitAssignment, seed: int = 0) -> StoredNet:
     """The net of a seed that was measured for ``assignment``."""
-    _check_seed(assignment, seed)
+    check_seed(assignment, seed)
     config = load_job(run.job_file())
     network, section = load_network(config).module, config.quantizer
     choice = QuantizerChoice(section.weights, section.activations, section.per_channel)

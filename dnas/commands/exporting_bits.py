@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dnas.commands.options import PAGES
 from dnas.commands.terminal import show, show_json
+from dnas.export.suffixes import SUFFIXES
 from results.run.folder import Run
-from results.tables.export import export_assignment
+from results.tables.export import EXPORTERS, export_assignment
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
+from search_spaces.metrics import validation_of
 from search_spaces.provenance import in_order
 
 
@@ -39,3 +42,29 @@ def export_bits(run: Run, name: str, format: str, out: Path) -> Mapping[str, str
 def switchable_nets(assignments: Mapping[str, BitAssignment]) -> list[str]:
     """The switchable nets that these assignments are profiles of, by number."""
     return in_order({item.provenance.net for item in assignments.values() if item.provenance.net})
+
+
+def check_seed(assignment: BitAssignment, seed: int) -> None:
+    """Refuse a seed that no net of the assignment was trained with, where that is known."""
+    measured = validation_of(assignment.metrics)
+    count = None if measured is None else int(measured["n"])
+    if count is not None and not 0 <= seed < count:
+        known = ", ".join(map(str, range(count)))
+        raise InputError(f"'{assignment.id}' has no net of seed {seed}; the seeds of its nets are {known}")
+
+
+def check_format(path: Path, format: str, own: tuple[str, ...] = ()) -> None:
+    """Refuse a name that says of a file that it is of another format than it will be; one that says nothing is fine.
+
+    ``own`` are the suffixes of a format that is not one of ours, where it has some.
+    """
+    known = {**{name: (f".{name}",) for name in EXPORTERS}, **SUFFIXES}
+    suffix, own = path.suffix.lower(), known.get(format, own)
+    fitting = [name for name, suffixes in known.items() if suffix in suffixes]
+    if suffix in own or not own or not (fitting or suffix in _OF_NO_FORMAT):
+        return
+    other = f", or give --format {' or '.join(fitting)}" if fitting else ""
+    raise InputError(f"{path} is no name for a file of the format '{format}'; end it in {' or '.join(own)}{other}")
+
+
+_OF_NO_FORMAT = (*PAGES, ".png", ".svg", ".pdf")

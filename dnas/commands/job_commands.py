@@ -6,7 +6,6 @@ nor whoever mistyped a job or a run: what can be told without it is checked befo
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,11 +16,13 @@ from dnas.commands.options import (
     DeviceOption,
     ExecutorOption,
     JsonOption,
+    NewRunOption,
     ProcessesOption,
     RunArgument,
     TakeOverOption,
     TrustOption,
     WorkersOption,
+    new_folder,
     run_folder,
 )
 from dnas.commands.trust import trusting
@@ -38,9 +39,7 @@ def search(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in search.epochs=20; repeatable."),
     ] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
-    ] = None,
+    run: NewRunOption = None,
     device: DeviceOption = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")] = None,
     workers: WorkersOption = None,
@@ -62,17 +61,18 @@ def search(
     overrides += Crew(workers, executor, device).overrides
     if serve:
         check_installed()
-    check_new(job, overrides, run)
+    folder = new_folder(run)
+    check_new(job, overrides, folder)
     if detach:
         from dnas.commands.detaching import search_detached
 
-        search_detached(job, overrides, run, as_json)
+        search_detached(job, overrides, folder, as_json)
         return
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.search(job, overrides, run, as_json, serve)
+    launching.search(job, overrides, folder, as_json, serve)
 
 
 @commands.command()
@@ -137,13 +137,14 @@ def prune(
     as_json: JsonOption = False,
 ) -> None:
     """Find pruning ratios for an assignment of a run, remove the filters, measure, and show the new front."""
-    from dnas.commands.beforehand import check_run
+    from dnas.commands.beforehand import check_pruned
     from dnas.commands.written import Crew, prune_overrides
 
     if (assignment is None) == (bits is None):
         raise InputError("name either an assignment of the run or --bits, as in: dnas prune RUN --bits 1")
     crew, folder = Crew(workers, executor, device), run_folder(run)
-    check_run(folder, [*prune_overrides(budget or [], trials, setting or []), *crew.overrides], assignment)
+    overrides = [*prune_overrides(budget or [], trials, setting or []), *crew.overrides]
+    check_pruned(folder, overrides, assignment, bits)
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
@@ -175,11 +176,11 @@ def finalise(
     as_json: JsonOption = False,
 ) -> None:
     """Make one switchable net of assignments of a run: one set of weights that runs at any of them."""
-    from dnas.commands.beforehand import check_run
+    from dnas.commands.beforehand import check_finalised
     from dnas.commands.written import Crew, finalise_overrides
 
     crew, folder = Crew(workers, executor, device), run_folder(run)
-    check_run(folder, [*finalise_overrides(profiles, setting or []), *crew.overrides])
+    check_finalised(folder, [*finalise_overrides(profiles, setting or []), *crew.overrides])
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
@@ -196,9 +197,7 @@ def train_switchable(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in finalise.epochs=20; repeatable."),
     ] = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder to create; runs/NAME by default.")
-    ] = None,
+    run: NewRunOption = None,
     device: DeviceOption = None,
     workers: WorkersOption = None,
     executor: ExecutorOption = None,
@@ -210,9 +209,10 @@ def train_switchable(
     from dnas.commands.written import Crew
 
     overrides = ['compression="switchable"', *(setting or []), *Crew(workers, executor, device).overrides]
-    check_new(job, overrides, run)
+    folder = new_folder(run)
+    check_new(job, overrides, folder)
     from dnas.commands import launching
 
     if launching.in_processes(nproc_per_node):
         return
-    launching.search(job, overrides, run, as_json)
+    launching.search(job, overrides, folder, as_json)

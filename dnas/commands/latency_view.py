@@ -19,9 +19,10 @@ from dnas.config.file import load_job
 from dnas.jobs.doctor import Shape, default_input_shape
 from dnas.jobs.job import data_shape, load_network
 from dnas.jobs.stages.timing import table_of, time_run
-from dnas.latency.engines import FLOAT, Place, find_engine
+from dnas.latency.engines import FLOAT, find_engine
 from dnas.latency.measure import Effort, measure_table
 from dnas.latency.nets import CHOICE
+from dnas.latency.places import Place
 from dnas.latency.sums import capability_of, predicted_ms
 from dnas.quantization.conversion import QuantizerChoice
 from results.files import write_json

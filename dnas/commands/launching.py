@@ -32,7 +32,7 @@ from results.run.lost import lost_files
 from results.run.progress import noted
 from results.run.status import run_status
 from results.units import measured
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 from search_spaces.metrics import Metric
 
 Request = PruneRequest | FinaliseRequest
@@ -75,11 +75,7 @@ def search(
 
 def _created(folder: Path, config: JobConfig) -> Run:
     with told_of(folder):
-        try:
-            return Run.create(folder, dump_job(config), environment(config.seed, config.device))
-        except InputError:
-            jobs.check_job(config)  # what is wrong with the job itself is told first
-            raise
+        return Run.create(folder, dump_job(config), environment(config.seed, config.device))
 
 
 def resume(folder: Path, crew: Crew, as_json: bool, take_over: bool = False) -> None:
@@ -184,7 +180,7 @@ def _carry_out(config: JobConfig, run: Run, as_json: bool, request: Request | No
 
 
 def _go_on_with(run: Run, signals: Signals) -> Interrupted:
-    return Interrupted(f"interrupted; go on with: dnas resume {run.folder}", signals.number)
+    return Interrupted(f"interrupted; go on with: dnas resume {quoted(run.folder)}", signals.number)
 
 
 def _discard_if_empty(run: Run, missing: Sequence[Path]) -> None:

@@ -50,6 +50,9 @@ class Kind(StrEnum):
 
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name in runs/.")]
+NewRunOption = Annotated[
+    str | None, typer.Option("--run", metavar="DIR", help="The run folder to create; runs/NAME by default.")
+]
 ProcessesOption = Annotated[
     int | None, typer.Option("--nproc-per-node", min=1, metavar="N", help="Train in N processes, on N devices.")
 ]
@@ -80,11 +83,25 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout; everyt
 
 def run_folder(run: str) -> Path:
     """A run as a path: as given where there is something, else by its name in runs/."""
-    path = Path(run).expanduser()
+    path = _folder_of(run)
     try:
         return path if path.exists() or path.name != run else RUNS / run
     except OSError as error:
         raise InputError(f"the run {run} cannot be read: {error.strerror or error}") from error
+
+
+def new_folder(run: str | None) -> Path | None:
+    """The folder of a run to create, where one is named."""
+    return None if run is None else _folder_of(run)
+
+
+def _folder_of(run: str) -> Path:
+    if not run.strip():  # as a path it would be the current folder
+        raise InputError(f"'{run}' is no name of a run; name its folder, or what it is called in {RUNS}/")
+    try:
+        return Path(run).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"the home folder in '{run}' is not known; write the path out") from error
 
 
 def check_file(path: Path | None) -> None:

@@ -25,7 +25,7 @@ from dnas.commands.options import (
     run_folder,
 )
 from dnas.commands.trust import trusting
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 
 commands = typer.Typer()
 
@@ -44,7 +44,7 @@ def init(
     if path.exists():
         raise InputError(f"{path} exists already; name another file, or remove it")
     write_text(path, commented_job())
-    show(f"written: {path}; run it with: dnas search {path}")
+    show(f"written: {path}; run it with: dnas search {quoted(path)}")
 
 
 @commands.command()
@@ -80,14 +80,13 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Tell of every layer whether it will be searched, what it costs, and whether a budget can be met."""
-    from dnas.commands.beforehand import check_job
+    from dnas.commands.beforehand import check_network
     from dnas.commands.written import budget_of, input_shape_of
 
     if model is None and job is None:
         raise InputError("name a MODEL such as torchvision:resnet18, or a job with --job")
     shape, budgets = input_shape_of(input_shape), [budget_of(text) for text in budget or []]
-    if job is not None:
-        check_job(job)
+    check_network(model, job, budgets)
     from dnas.commands.doctor_view import consult
 
     if not consult(model, shape, budgets, job, as_json):
@@ -126,7 +125,7 @@ def sensitivity(
     overrides = Crew(device=device).overrides
     folder = run_folder(subject) if subject is not None and job is None else None
     if folder is None:
-        check_job(job or "", overrides)
+        check_job(job or "", overrides, subject)
     elif has_run(folder):
         check_run(folder, overrides)
     else:
@@ -159,17 +158,17 @@ def rank(
     as_json: JsonOption = False,
 ) -> None:
     """Tell how well the supernet ranks: its loss beside what fine-tuning makes of assignments of equal cost."""
-    from dnas.commands.beforehand import check_run
+    from dnas.commands.beforehand import check_ranked
     from dnas.commands.written import Crew, budget_of
+    from dnas.jobs.rank_requests import RankRequest
 
     crew, folder = Crew(workers, executor, device), run_folder(run)
-    check_run(folder, crew.overrides)
-    if not budget.isdecimal():
-        budget_of(budget)
+    request = RankRequest(assignments, int(budget) if budget.isdecimal() else budget_of(budget), epochs)
+    check_ranked(folder, request, crew.overrides)
     from dnas.commands import rank_view
 
     with trusting(folder, trust):
-        rank_view.rank(folder, budget, assignments, epochs, crew, as_json)
+        rank_view.rank(folder, request, crew, as_json)
 
 
 @commands.command("bench-latency")
@@ -193,19 +192,23 @@ def bench_latency(
     as_json: JsonOption = False,
 ) -> None:
     """Time the layers of a network where it will run: a table for budgets in ms, and the widths that are worth it."""
-    from dnas.commands.beforehand import check_run, has_run
+    from dnas.commands.beforehand import check_network, check_run, has_run
     from dnas.commands.written import input_shape_of
+    from dnas.latency.places import Place, check_place
 
     out = out or Path(f"latency-{runtime}.json")
     check_table(out)
     input_shape_of(input_shape)
     folder = run_folder(subject)
+    place = Place(device, threads)
+    check_place(runtime, place)
     if has_run(folder):
         check_run(folder)
+    else:
+        check_network(subject)
     from dnas.commands import latency_view
-    from dnas.latency.engines import Place
     from dnas.latency.measure import Effort
 
     with trusting(folder, trust):
-        place, effort = Place(device, threads), Effort(rounds, nets, nets)
+        effort = Effort(rounds, nets, nets)
         latency_view.bench(subject, folder, runtime, place, input_shape, out, effort, as_json)

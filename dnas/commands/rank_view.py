@@ -6,15 +6,15 @@ from pathlib import Path
 
 from dnas.commands.launching import opened_if_free
 from dnas.commands.terminal import amount_text, show, show_json, tell
-from dnas.commands.written import Crew, budget_of
-from dnas.jobs.ranking import RankRequest, rank_run
+from dnas.commands.written import Crew
+from dnas.jobs.rank_requests import RankRequest
+from dnas.jobs.ranking import rank_run
 from results.ranking import Ranking
 from results.tables.plain import PlainTable
 
 
-def rank(folder: Path, budget: str, assignments: int, epochs: int | None, crew: Crew, as_json: bool) -> None:
+def rank(folder: Path, request: RankRequest, crew: Crew, as_json: bool) -> None:
     """Show the ranking, which is kept in the run if nobody is writing to it."""
-    request = RankRequest(assignments, int(budget) if budget.isdecimal() else budget_of(budget), epochs)
     with opened_if_free(folder, "the ranking is") as run:
         found = rank_run(run, request, tell, crew.overrides)
     if as_json:

@@ -203,8 +203,14 @@ def export(
         exporting_bits.export(folder, assignment, format, out, as_json)
         return
     from dnas.commands.beforehand import check_net
+    from dnas.commands.exporting_bits import check_format
 
-    check_net(folder, assignment)
+    check_format(out, format)
+    check_net(folder, assignment, seed)
+    if target is not None:
+        from dnas.export.targets import find_target
+
+        find_target(target)
     from dnas.commands import exporting
     from dnas.export.formats import ExportOptions
 

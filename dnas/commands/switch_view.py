@@ -12,7 +12,7 @@ from results.pictures.switch_data import SwitchRow, switch_rows
 from results.run.folder import Run
 from results.tables.plain import PlainTable
 from results.units import measured, number_text, scaled_unit
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 from search_spaces.metrics import Metric
 
 
@@ -21,7 +21,7 @@ def switch(folder: Path, as_json: bool) -> None:
     run = Run.open(folder)
     nets = switch_rows(run.load_front(), run.assignments())
     if not nets:
-        raise InputError(f"{folder} has no switchable net; make one with: dnas finalise {folder}")
+        raise InputError(f"{folder} has no switchable net; make one with: dnas finalise {quoted(folder)}")
     if as_json:
         show_json({"run": str(folder), "nets": {net: [row.to_json() for row in rows] for net, rows in nets.items()}})
         return
@@ -60,4 +60,4 @@ def _difference(metric: Metric, shared: Estimate | None, alone: Estimate | None)
 
 def _hints(folder: Path, nets: Mapping[str, Any]) -> list[str]:
     last = list(nets)[-1]
-    return [f"one file of {last}: dnas export {folder} {last} --format packed --out net.dnas"]
+    return [f"one file of {last}: dnas export {quoted(folder)} {last} --format packed --out net.dnas"]

@@ -19,7 +19,7 @@ from results.tables.report import front_rows, render_table
 from results.tables.verdicts import verdicts
 from results.units import spread
 from search_spaces.assignments import BitAssignment, kept_rows_of
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 from search_spaces.layers import FLOAT_BITS
 
 LayerCosts = Mapping[str, Mapping[str, float]]
@@ -45,7 +45,9 @@ def show_run(folder: Path, as_json: bool) -> None:
         parents = _parents(run, chosen)
         show("", _bits_table(chosen, {item.id: filters_of(item, parents.get(item.id)) for item in chosen}))
     if len(chosen) < count:
-        show("", f"bits of {len(chosen)} of the {count} assignments on the front; others: dnas show {folder} ID")
+        show(
+            "", f"bits of {len(chosen)} of the {count} assignments on the front; others: dnas show {quoted(folder)} ID"
+        )
 
 
 def show_pools(folder: Path, as_json: bool) -> None:
@@ -71,7 +73,7 @@ def _ranked(run: Run) -> list[str]:
     try:
         found = run.ranking()
     except InputError as error:
-        tell(f"{error}; work it out again with: dnas rank {run.folder}")
+        tell(f"{error}; work it out again with: dnas rank {quoted(run.folder)}")
         return []
     return [found.told] if found and found.correlation else []
 
@@ -98,7 +100,7 @@ def _show_float(run: Run, as_json: bool) -> None:
     if not rows:
         raise InputError(
             f"the front of {run.folder} does not tell of the float network; measure it with: "
-            f"dnas evaluate {run.folder} {FLOAT}"
+            f"dnas evaluate {quoted(run.folder)} {FLOAT}"
         )
     if as_json:
         show_json(rows[0])

@@ -74,6 +74,15 @@ WeightQuantizer = Annotated[str, Named("lsq", "nested", "dorefa", "binary", "log
 ActivationQuantizer = Annotated[str, Named("pact", "lsq", "nested", "dorefa", "binary", "tanh", "logarithmic")]
 OwnName = Annotated[str, Named()]
 ProposerName = Annotated[str, Named("scikit-optimize", "optuna", "random")]
+CriterionName = Annotated[str, Named("auto", "hamming", "geometric", "latent_l1", "bn_scale", "taylor", "random")]
+TaskName = Annotated[str, Named("classification", "detection", "segmentation", "regression", "multilabel")]
+SourceName = Annotated[
+    str,
+    Named(
+        *("digits", "imagefolder", "coco", "voc", "masks", "detection-shapes", "segmentation-shapes"),
+        *("mnist", "fashionmnist", "cifar10", "cifar100"),
+    ),
+]
 
 
 class Section(BaseModel):

@@ -13,6 +13,7 @@ from dnas.config.fields import (
     AtLeastOne,
     CompressionSection,
     Count,
+    CriterionName,
     DeviceName,
     Fraction,
     NonNegative,
@@ -22,6 +23,8 @@ from dnas.config.fields import (
     ProposerName,
     Ratio,
     Section,
+    SourceName,
+    TaskName,
     WeightQuantizer,
     Workers,
     WrittenBudget,
@@ -70,7 +73,7 @@ class MetricSection(OwnSection):
 class TaskSection(Section):
     """What the network is trained for, and judged by."""
 
-    kind: str = Field(default="classification", description="`classification`, `detection`, `segmentation`, `regression`, `multilabel`, or your own `package.module:Class`, a subclass of `dnas.Task`.")  # fmt: skip
+    kind: TaskName = Field(default="classification", description="One of ours, or your own `package.module:Class`, a subclass of `dnas.Task`.")  # fmt: skip
     arguments: dict[str, Any] = Field(default={}, examples=[{"criterion": "l1"}], description="Keyword arguments of the task, such as `auxiliary_weight` of a segmentation or `criterion` of a regression.")  # fmt: skip
     exact_layers: tuple[str, ...] | None = Field(default=None, examples=[["head.regression_head.*"]], description="Patterns over the layers that stay in fp32, but for those in `space.fix` (none: the task's own, such as a detector's box regressors).")  # fmt: skip
     metrics: dict[str, MetricSection] = Field(default={}, description="Further metrics by name, each a class of torchmetrics (extra `torchmetrics`) or your own: `{ f1 = { kind = 'torchmetrics.classification:MulticlassF1Score', arguments = { num_classes = 10 } } }`, or the import path alone; `direction = 'smaller'` where the class does not say which way is better, `unit = '%'` to show it in percent. `dnas evaluate` tells all of them.")  # fmt: skip
@@ -80,7 +83,7 @@ class TaskSection(Section):
 class DataSection(Section):
     """The data set; a validation split is always held out of the training data. Image files become 8-bit RGB, upright by their EXIF orientation: of 16 bits a channel the upper 8 are kept, transparency is left out, floats and 32-bit integers are refused."""
 
-    source: str = Field(default="digits", description="`digits`, `mnist`, `fashionmnist`, `cifar10`, `cifar100`, `imagefolder` or your own `package.module:callable`.")  # fmt: skip
+    source: SourceName = Field(default="digits", description="One of ours, or your own `package.module:callable`.")  # fmt: skip
     root: FilePath | None = Field(
         default=None, examples=["data"], description="Folder that holds (or receives) the data; not needed for digits."
     )
@@ -224,7 +227,7 @@ class PruneSection(Section):
     batch: AtLeastOne = Field(default=1, description="Configurations asked for at once; results depend on it.")
     workers: AtLeastOne = Field(default=1, description="Kept from earlier versions: where the job's own `workers` is not given, the whole job has so many.")  # fmt: skip
     proposer: ProposerName = Field(default="scikit-optimize", description="What proposes configurations; `optuna` is an extra.")  # fmt: skip
-    criterion: str = Field(default="auto", description="Which filters go first: `hamming`, `geometric`, `latent_l1`, `bn_scale`, `taylor`, `random`, or your own `package.module:function(network, group)`; `auto` is hamming where a group's filters have 1 bit, else geometric.")  # fmt: skip
+    criterion: CriterionName = Field(default="auto", description="Which filters go first; your own is `package.module:function(network, group)`, and `auto` is hamming where a group's filters have 1 bit, else geometric.")  # fmt: skip
     max_ratio: Ratio = Field(default=0.8, description="Largest share of a group's channels that may go.")
     min_keep: AtLeastOne = Field(default=2, description="Channels that every group keeps.")
     round_to: AtLeastOne = Field(default=1, description="Kept channels are a multiple of this, or all.")

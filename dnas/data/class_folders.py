@@ -12,7 +12,8 @@ from torchvision.datasets.folder import make_dataset
 from dnas.data.endings import counted, ending, is_picture, told_unread, visible
 from dnas.data.image_files import FolderImages
 from dnas.data.loaders import Loaders
-from dnas.data.pool import COLOUR, Pool, SourceOptions, natural_size, no_folder
+from dnas.data.pool import COLOUR, Pool, SourceOptions, natural_size
+from dnas.data.roots import class_folders_of
 from search_spaces.errors import InputError
 
 _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -20,19 +21,11 @@ _IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".
 
 def class_folders(options: SourceOptions) -> Pool:
     """List the files of both splits; a size that is not given is that of the first image if small, else 224."""
-    root = options.root
-    if root is None:
-        raise InputError("dataset 'imagefolder' needs root, the folder that holds train/CLASS/* and test/ or val/")
-    if wrong := no_folder(root):
-        raise InputError(f"dataset 'imagefolder': root '{root}' {wrong}; give the folder that holds train/CLASS/*")
-    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if not (root / "train").is_dir() or test_folder is None:
-        missing = "train/" if test_folder else "test/ or val/"
-        raise InputError(f"dataset 'imagefolder': '{root}' has no folder {missing}")
-    classes, train_paths, train_labels = _list_images(root / "train")
+    train_folder, test_folder = class_folders_of(options.root)
+    classes, train_paths, train_labels = _list_images(train_folder)
     test_classes, test_paths, test_labels = _list_images(test_folder)
     for name in sorted(set(classes) ^ set(test_classes)):
-        holder, other = (root / "train", test_folder) if name in classes else (test_folder, root / "train")
+        holder, other = (train_folder, test_folder) if name in classes else (test_folder, train_folder)
         raise InputError(f"dataset 'imagefolder': class '{name}' is in '{holder}' but not in '{other}'")
     size = (options.image_size, options.image_size) if options.image_size else natural_size(train_paths[0])
     loaders = Loaders(options.workers)

@@ -39,13 +39,6 @@ class SourceOptions:
 Source = Callable[[SourceOptions], Pool | DataSplits]
 
 
-def no_folder(root: Path) -> str:
-    """What is wrong with a root that is no folder, in words; empty where it is one."""
-    if root.is_dir():
-        return ""
-    return "is no folder" if root.exists() else f"does not exist (looked for {root.absolute()})"
-
-
 def natural_size(path: str) -> tuple[int, int]:
     """The size (H, W) that images are brought to where none is given: that of the first if small, else 224."""
     height, width = decode(path).shape[1:]

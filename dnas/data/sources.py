@@ -18,37 +18,30 @@ from dnas.data.archives import unpacked
 from dnas.data.checks import check_splits
 from dnas.data.class_folders import class_folders
 from dnas.data.image_sets import DataSplits, MemoryImages, has_classes, stratified_indices
-from dnas.data.pool import COLOUR, Pool, Source, SourceOptions, no_folder
+from dnas.data.pool import COLOUR, Pool, Source, SourceOptions
+from dnas.data.roots import DEFAULT_ROOT, TORCHVISION, check_fetched, name_of
 from dnas.data.shapes import SIDE
 from dnas.data.target_images import are_structures, held_images
 from dnas.data.target_sources import TARGET_SOURCES
 from search_spaces.errors import InputError, one_line
 from search_spaces.registry import DOWNLOAD, Registry, called, importable_working_directory, refuse_reaching_out
 
-_TORCHVISION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "MNIST": ((0.1307,), (0.3081,)),
-    "FashionMNIST": ((0.2860,), (0.3530,)),
-    "CIFAR10": COLOUR,
-    "CIFAR100": COLOUR,
-}
+_NORMALISED = dict(zip(TORCHVISION, (((0.1307,), (0.3081,)), ((0.2860,), (0.3530,)), COLOUR, COLOUR), strict=True))
 _SHAPES = {"mnist": (1, 28), "fashionmnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32)}
 _SHAPES |= dict.fromkeys(("detection-shapes", "segmentation-shapes"), (3, SIDE))
-_DEFAULT_ROOT = Path("data")
 
 
 def published_shape(source: str, image_size: int | None) -> tuple[int, int, int] | None:
     """The shape (C, H, W) of the images of a source, resized, where no file need be read for it; else None."""
-    prefix, _, name = source.partition(":")
     if source == "imagefolder":
         return (3, image_size, image_size) if image_size else None
-    channels, side = _SHAPES.get(name.lower() if prefix == "torchvision" else source, (0, 0))
+    channels, side = _SHAPES.get(name_of(source), (0, 0))
     return (channels, image_size or side, image_size or side) if channels else None
 
 
 def read_pool(source: str, options: SourceOptions) -> Pool | DataSplits:
     """Read training and test images of ``source``; raises InputError as :func:`dnas.data.load.load_data`."""
-    prefix, _, name = source.partition(":")
-    return SOURCES.find(name.lower() if prefix == "torchvision" else source)(options)
+    return SOURCES.find(name_of(source))(options)
 
 
 def _digits(options: SourceOptions) -> Pool:
@@ -65,18 +58,14 @@ def _digits(options: SourceOptions) -> Pool:
 
 def _torchvision(name: str, options: SourceOptions) -> Pool:
     """Open a torchvision dataset; only files whose MD5 torchvision knows are ever unpickled (the CIFAR batches)."""
-    source, root = name.lower(), options.root or _DEFAULT_ROOT
+    source, root = name.lower(), options.root or DEFAULT_ROOT
     try:
         train, test = _open(name, root)
     except Exception as error:  # missing, cut short or altered files fail anywhere in torchvision's readers
         if not options.download:
             # torchvision's own sentence would advise an argument that is not ours.
             reason = "" if "download=True" in str(error) else f" ({one_line(error)})"
-            if wrong := no_folder(root):
-                raise InputError(
-                    f"dataset '{source}': root '{root}' {wrong}; set download = true to fetch it, or root to the "
-                    "folder that holds it"
-                ) from error
+            check_fetched(source, root)
             raise InputError(
                 f"dataset '{source}' is not in '{root}', or not whole{reason}; set download = true to fetch it, or "
                 "root to the folder that holds it"
@@ -84,7 +73,7 @@ def _torchvision(name: str, options: SourceOptions) -> Pool:
         refuse_reaching_out(DOWNLOAD, f"dataset '{source}' is to be fetched")
         _download(source, name, root)
         train, test = _open(name, root)
-    mean, std = _TORCHVISION[name]
+    mean, std = _NORMALISED[name]
     return Pool(MemoryImages(*train, mean, std), MemoryImages(*test, mean, std), len(torch.unique(train[1])))
 
 
@@ -210,7 +199,7 @@ SOURCES: Registry[Source] = Registry(
         "digits": _digits,
         "imagefolder": class_folders,
         **TARGET_SOURCES,
-        **{name.lower(): partial(_torchvision, name) for name in _TORCHVISION},
+        **{name.lower(): partial(_torchvision, name) for name in TORCHVISION},
     },
     _own,
 )

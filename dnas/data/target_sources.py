@@ -11,11 +11,11 @@ from dnas.data.box_files import BoxFiles
 from dnas.data.coco_files import read_coco
 from dnas.data.loaders import Loaders
 from dnas.data.mask_files import MaskFiles, read_masks
-from dnas.data.pool import COLOUR, Pool, Source, SourceOptions, natural_size, no_folder
+from dnas.data.pool import COLOUR, Pool, Source, SourceOptions, natural_size
+from dnas.data.roots import root_of
 from dnas.data.shapes import NAMES, SIDE, TEST, TRAIN, shapes
 from dnas.data.target_images import HeldItems, TargetImages
 from dnas.data.voc_files import read_voc
-from search_spaces.errors import InputError
 
 
 def _shapes(options: SourceOptions, maps: bool) -> Pool:
@@ -31,7 +31,7 @@ def _shapes(options: SourceOptions, maps: bool) -> Pool:
 
 def _boxes(source: str, read: Callable[[Path], Any], options: SourceOptions) -> Pool:
     """Image files with boxes, which stay in [0, 1], as detectors want them."""
-    train, test, names = read(_root_of(source, options))
+    train, test, names = read(root_of(source, options.root))
     side = options.image_size or natural_size(train[0].path)[0]
     loaders = Loaders(options.workers)
     train_images, test_images = (
@@ -42,21 +42,13 @@ def _boxes(source: str, read: Callable[[Path], Any], options: SourceOptions) -> 
 
 def _masks(options: SourceOptions) -> Pool:
     """Image files with maps of classes, normalised as for torchvision's networks."""
-    train, test, classes = read_masks(_root_of("masks", options))
+    train, test, classes = read_masks(root_of("masks", options.root))
     size = (options.image_size, options.image_size) if options.image_size else natural_size(train[0][0])
     loaders = Loaders(options.workers)
     train_images, test_images = (
         TargetImages.of(MaskFiles(files, size), *COLOUR, classes, loaders) for files in (train, test)
     )
     return Pool(train_images, test_images, classes)
-
-
-def _root_of(source: str, options: SourceOptions) -> Path:
-    if options.root is None:
-        raise InputError(f"dataset '{source}' needs root, the folder that holds it")
-    if wrong := no_folder(options.root):
-        raise InputError(f"dataset '{source}': root '{options.root}' {wrong}; give the folder that holds it")
-    return options.root
 
 
 TARGET_SOURCES: Mapping[str, Source] = {

@@ -16,6 +16,7 @@ from dnas.export.pt2e import export_pt2e
 from dnas.export.qonnx import QonnxFormat
 from dnas.export.save import save_packed
 from dnas.export.stored import StoredNet
+from dnas.export.suffixes import SUFFIXES
 from dnas.export.targets import DEFAULT_TARGET, find_target
 from dnas.export.torchao import export_torchao
 from results.files import refuse_special
@@ -105,22 +106,24 @@ def _pt2e(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
 NET_EXPORTERS = Registry(
     "format",
     {
-        PACKED: NetExporter(_packed, suffixes=(".safetensors", ".dnas")),
-        "onnx": NetExporter(_onnx, takes=frozenset({"normalise", "target", "residual_bits"}), suffixes=(".onnx",)),
+        PACKED: NetExporter(_packed, suffixes=SUFFIXES[PACKED]),
+        "onnx": NetExporter(
+            _onnx, takes=frozenset({"normalise", "target", "residual_bits"}), suffixes=SUFFIXES["onnx"]
+        ),
         "qonnx": NetExporter(
             lambda out, net, options: export_graph(out, QonnxFormat(), net, normalise=options.normalise),
             takes=frozenset({"normalise"}),
-            suffixes=(".onnx",),
+            suffixes=SUFFIXES["qonnx"],
         ),
-        "pt2e": NetExporter(_pt2e, takes=frozenset({"residual_bits"}), suffixes=(".pt2",)),
+        "pt2e": NetExporter(_pt2e, takes=frozenset({"residual_bits"}), suffixes=SUFFIXES["pt2e"]),
         "torchao": NetExporter(
             lambda out, net, options: export_torchao(out, net.network, net.graph, net.assignment, net.preprocessing),
             trained=False,
-            suffixes=(".json",),
+            suffixes=SUFFIXES["torchao"],
         ),
         "aimet": NetExporter(
             lambda out, net, options: export_aimet(out, net.network, net.assignment, net.preprocessing),
-            suffixes=(".json",),
+            suffixes=SUFFIXES["aimet"],
         ),
     },
     _own,

@@ -43,8 +43,8 @@ from results.packed.file import DEFAULT_PROFILE, PackedFile, to_planes, write_pa
 from results.packed.weights import FLOAT, PLANES, SHARED
 from search_spaces.assignments import BitAssignment, LayerBits, check_fits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
+from search_spaces.costs.kinds import WEIGHT_BITS, size_bytes
 from search_spaces.costs.stored import layer_costs
-from search_spaces.costs.table import WEIGHT_BITS, size_bytes
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec

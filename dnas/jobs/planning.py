@@ -55,7 +55,7 @@ def plan_job(config: JobConfig, model: nn.Module, example: Example, exact: Seque
     compression = compression_of(config)
     space = build_space(graph, keeping_exact(compression.options(config), graph, exact))
     table = cost_table(graph, space, config.costs, config.quantizer.per_channel)
-    table.require(config.search.cost)
+    table.require(config.search.cost, "search.cost")
     for bits in config.controls.uniform:  # a cost that has no figure for a control must not be found out at the end
         table.price(space.uniform(bits))
     for source in config.controls.own:

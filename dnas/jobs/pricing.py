@@ -8,8 +8,8 @@ from results.run.folder import Run
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.stored import costs_by_layer
 from search_spaces.errors import InputError
-from search_spaces.models.load import KNOWN_SOURCES
 from search_spaces.models.named_in_files import described_network, load_described
+from search_spaces.models.sources import KNOWN_SOURCES
 from search_spaces.network.graph import read_graph
 from search_spaces.spaces import build_space
 

@@ -82,7 +82,9 @@ def check_names(section: FinaliseSection, known: Sequence[str]) -> list[str]:
     """The names wanted; :class:`InputError` for one that is no assignment of ``known`` ids, nor anything else."""
     names = wanted_names(section)
     for name in names:
-        if name == FRONT or name.endswith(".json") or uniform_pair(name) or name in known:
+        if pair := uniform_pair(name):
+            LayerBits(*pair)  # which says what is no width
+        if pair or name == FRONT or name.endswith(".json") or name in known:
             continue
         if name == FLOAT:
             raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
@@ -15,6 +14,7 @@ from dnas.jobs.bench import employed
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.planning import read_budgets
+from dnas.jobs.rank_requests import RankRequest
 from dnas.jobs.resources import memory_told, prepare_process, resources_of
 from dnas.jobs.sensitivity import digest
 from dnas.jobs.stages.measure import BATCHNORM_BATCHES, Measurer, start_files
@@ -23,7 +23,8 @@ from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.calibration import calibrate, recalibrate_batchnorm
 from dnas.quantization.conversion import fixed_copy
 from dnas.quantization.mixture import compiled_mixture
-from dnas.search.ranking import LEAST_ASSIGNMENTS, random_assignments, rank_correlation, supernet_loss
+from dnas.search.evidence import LEAST_ASSIGNMENTS
+from dnas.search.ranking import random_assignments, rank_correlation, supernet_loss
 from dnas.search.supernet import Supernet
 from dnas.training.device import deterministic
 from dnas.training.processes import Processes
@@ -33,29 +34,9 @@ from results.ranking import Correlation, Ranked, Ranking
 from results.run.folder import Run
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 
 RANK = "rank"
-
-
-@dataclass(frozen=True)
-class RankRequest:
-    """How many ``assignments`` within which budget: that of the job by its number from 1, or one of its own.
-
-    ``epochs`` of fine-tuning each; None: as many as the job gives its nets.
-    """
-
-    assignments: int = 12
-    budget: int | Mapping[str, Amount] = 1
-    epochs: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.assignments < LEAST_ASSIGNMENTS:
-            raise InputError(
-                f"{self.assignments} assignments tell nothing of a ranking; ask for {LEAST_ASSIGNMENTS} or more"
-            )
-        if self.epochs is not None and self.epochs < 0:
-            raise InputError(f"epochs = {self.epochs} of fine-tuning is below 0")
 
 
 def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None], overrides: Sequence[str] = ()) -> Ranking:
@@ -66,10 +47,7 @@ def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None], overri
     that cannot be met or allows too few assignments.
     """
     config = load_job(run.job_file(), overrides)
-    if config.order[:1] != ("search",):
-        raise InputError(
-            f"{run.folder} does not search the bits of the whole network, so it has no supernet of it to rank by"
-        )
+    request.check(config, run.folder)
     prepare_process(config.threads)
     context = JobContext(config, run, lambda event: None)
     job = context.job
@@ -93,9 +71,6 @@ def rank_run(run: Run, request: RankRequest, tell: Callable[[str], None], overri
 def _budget(job: Job, asked: int | Mapping[str, Amount]) -> Budget:
     if not isinstance(asked, int):
         return read_budgets([asked], job.plan.table)[0]
-    if not 1 <= asked <= len(job.plan.budgets):
-        has = f"has the budgets 1 to {len(job.plan.budgets)}" if job.plan.budgets else "has no budgets"
-        raise InputError(f"the job {has}, not {asked}; name a number or an amount, as in --budget size_bytes=12%")
     return job.plan.budgets[asked - 1]
 
 
@@ -108,7 +83,9 @@ def _warm_supernet(run: Run, job: Job) -> Supernet:
     if section.warmup_epochs:
         saved = run.load_checkpoint(WARMUP)
         if saved is None or saved[1]["epoch"] < section.warmup_epochs:
-            raise InputError(f"{run.folder} has not warmed its supernet up; go on with: dnas resume {run.folder}")
+            raise InputError(
+                f"{run.folder} has not warmed its supernet up; go on with: dnas resume {quoted(run.folder)}"
+            )
         supernet.load_state_dict(with_prefix(saved[0], "supernet"))
     return supernet.eval()
 

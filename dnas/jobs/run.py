@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dnas.config.file import load_job
@@ -203,13 +202,6 @@ def job_stages(context: JobContext) -> list[Stage]:
     stages += [PruneMore(context, measurer)] if requested(context.log) else []
     stages += [Finalise(context, measurer)] if sections(context) else []
     return [*stages, *([Time(context, measurer)] if table_of(context.job.config) else []), Test(context, measurer)]
-
-
-def check_job(config: JobConfig) -> None:
-    """Raise the :class:`InputError` that :func:`run_job` would raise before any training; nothing is kept."""
-    with TemporaryDirectory() as folder, Run.create(Path(folder) / "run", "", {}) as run:
-        context = JobContext(config, run, lambda event: None)
-        _checked(context, job_stages(context))
 
 
 def _checked(context: JobContext, stages: Sequence[Stage]) -> list[Work]:

@@ -15,7 +15,7 @@ from results.events import FloatMeasured
 from results.run.folder import Run
 from results.run.layout import ASSIGNMENTS, CHECKPOINTS
 from search_spaces.assignments import BitAssignment
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 from search_spaces.layers import LayerGraph
 from search_spaces.metrics import validation_of
 from search_spaces.provenance import Profile
@@ -102,7 +102,7 @@ def _check_digest(run: Run, checkpoint: str, told: str | None, assignment: BitAs
         path = run.folder / ASSIGNMENTS / f"{assignment.id}.json"
         raise InputError(
             f"{path} was changed: the net in {CHECKPOINTS}/{checkpoint}.safetensors was trained for other bits; "
-            f"restore it from a copy, or remove it and have it made again with: dnas resume {run.folder}"
+            f"restore it from a copy, or remove it and have it made again with: dnas resume {quoted(run.folder)}"
         )
 
 
@@ -124,5 +124,5 @@ def _fill(run: Run, name: str, tensors: Mapping[str, Tensor], load: Callable[[Ma
 
 def _missing(run: Run, what: str, *, measured: bool) -> str:
     """Why there is no trained net of ``what``, and the command that makes one."""
-    lost = f"the trained net of {what} is gone from {run.folder}; train it again with: dnas resume {run.folder}"
-    return lost if measured else f"{what} has not been measured yet; go on with: dnas resume {run.folder}"
+    lost = f"the trained net of {what} is gone from {run.folder}; train it again with: dnas resume {quoted(run.folder)}"
+    return lost if measured else f"{what} has not been measured yet; go on with: dnas resume {quoted(run.folder)}"

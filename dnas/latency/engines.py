@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import tempfile
 import time
@@ -24,9 +23,10 @@ from dnas.export.save import save_packed
 from dnas.export.stored import StoredNet
 from dnas.export.targets import find_target
 from dnas.latency.clock import Clock
+from dnas.latency.places import DEVICES, RUNTIMES, Place, check_place
 from dnas.latency.templates import Template, exported
 from dnas.runtime.net import Runtime
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError
 from search_spaces.fields import Pair
 from search_spaces.layers import FLOAT_BITS
 
@@ -35,14 +35,6 @@ EIGHT: Pair = (8, 8)
 Run = Callable[[], Any]
 Loader = Callable[[StoredNet, np.ndarray], Run]
 """A net, and the ``image`` (1, C, H, W) that each call runs it on; :class:`InputError` for a net that cannot be run."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """On which device, with how many threads."""
-
-    device: str = "cpu"
-    threads: int = 1
 
 
 class Engine(Protocol):
@@ -200,20 +192,14 @@ class PackedEngine:
         return partial(self.load, place=place)
 
 
-ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (OnnxRuntimeEngine(), OpenVinoEngine(), TorchEngine(), PackedEngine())
-}
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ALL: tuple[Engine, ...] = (OnnxRuntimeEngine(), OpenVinoEngine(), TorchEngine(), PackedEngine())
+ENGINES: dict[str, Engine] = dict(zip(RUNTIMES, _ALL, strict=True))
+_PROVIDERS = dict(zip(DEVICES, ("CPUExecutionProvider", "CUDAExecutionProvider"), strict=True))
 
 
 def find_engine(name: str, place: Place) -> Engine:
     """The runtime of that name, which can run there; :class:`InputError` otherwise."""
-    if name not in ENGINES:
-        raise InputError(f"unknown runtime '{name}'{nearest(name, ENGINES)}; choose one of {', '.join(ENGINES)}")
-    if place.device not in _PROVIDERS:
-        raise InputError(f"unknown device '{place.device}'{nearest(place.device, _PROVIDERS)}; choose cpu or cuda")
-    if not 1 <= place.threads <= (os.cpu_count() or 1):
-        raise InputError(f"--threads {place.threads}: this machine has {os.cpu_count()} cores; give 1 to so many")
+    check_place(name, place)
     engine = ENGINES[name]
     engine.version()
     engine.check(place)

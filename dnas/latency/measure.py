@@ -18,9 +18,10 @@ import numpy as np
 from torch import nn
 
 from dnas.latency.clock import Clock, Timing, take_turns
-from dnas.latency.engines import EIGHT, FLOAT, Engine, Loader, Place, Run, clock_of, processor_name
+from dnas.latency.engines import EIGHT, FLOAT, Engine, Loader, Run, clock_of, processor_name
 from dnas.latency.kept import KeptTimes
 from dnas.latency.nets import CHOICE, NetMaker, random_layers
+from dnas.latency.places import Place
 from dnas.latency.shapes import LAYER, Alone, LayerShape, pruned_sides, shapes_by_layer, small_input
 from dnas.latency.sums import GAIN, calibrated, predicted_ms
 from dnas.quantization.conversion import QuantizerChoice

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dnas.export.stored import StoredNet
 from dnas.latency.clock import Timing, take_turns
-from dnas.latency.engines import Place, Run, clock_of, find_engine, processor_name
+from dnas.latency.engines import Run, clock_of, find_engine, processor_name
+from dnas.latency.places import Place
 from search_spaces.costs.latency import LatencyTable
 from search_spaces.errors import InputError
 

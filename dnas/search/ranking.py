@@ -14,6 +14,7 @@ from scipy.stats import kendalltau
 
 from dnas.data.image_sets import ImageSet
 from dnas.quantization.calibration import batch_statistics, recalibrate_batchnorm
+from dnas.search.evidence import LEAST_ASSIGNMENTS
 from dnas.search.supernet import Supernet
 from dnas.training.device import Device
 from dnas.training.task import Task
@@ -25,8 +26,6 @@ from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
 
-LEAST_ASSIGNMENTS = 5
-"""Fewer have no standard error."""
 _TRIES = 20
 _FEW_IN_VAIN = 10
 _MOST_IN_VAIN = 200

@@ -221,6 +221,7 @@ def task_of(given: AnyTask) -> Task:
     Raises :class:`InputError` for one that cannot be made or does not say what decides.
     """
     if isinstance(given, str):
+        TASKS.find(given)  # which says what is wrong with it
         return task_of(TaskSection(kind=given))
     if isinstance(given, TaskSection):
         return _measuring(_checked(_made(given), f"task '{given.kind}'"), given)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from results.files import SEAL, encode_json, parse_json, refuse_special, taken_seal, write_bytes
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 from search_spaces.user_files import open_regular
 
 METADATA_KEY = "dnas"
@@ -102,5 +102,6 @@ def _sound(path: Path) -> Iterator[None]:
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError, RuntimeError) as error:
         reason = f"no '{METADATA_KEY}' entry" if isinstance(error, KeyError) else str(error)
         raise InputError(
-            f"the checkpoint {path} is damaged ({reason}); repeat what made it with: dnas resume {path.parent.parent}"
+            f"the checkpoint {path} is damaged ({reason}); repeat what made it with: "
+            f"dnas resume {quoted(path.parent.parent)}"
         ) from error

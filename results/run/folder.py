@@ -50,7 +50,7 @@ from results.run.layout import (
 from results.run.locks import FolderLock, Owner, lock_holder
 from results.run.origin import mark_own
 from search_spaces.assignments import BitAssignment
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, quoted
 from search_spaces.records import Record
 from search_spaces.sensitivities import Sensitivities, SensitivityKind
 
@@ -247,7 +247,8 @@ class Run:
         if id not in paths:
             if any(isinstance(event, Decoded) and event.assignment == id for event in self.journal.events()):
                 raise InputError(
-                    f"{self.folder / ASSIGNMENTS / id}.json is gone; make it again with: dnas resume {self.folder}"
+                    f"{self.folder / ASSIGNMENTS / id}.json is gone; make it again with: "
+                    f"dnas resume {quoted(self.folder)}"
                 )
             raise InputError(told_unknown(str(id), list(paths), self.folder))
         return self._read(paths[id])
@@ -302,11 +303,13 @@ class Run:
         """Return the measured front; raise :class:`InputError` if the run has none yet or it is damaged."""
         path = self.folder / FRONT_JSON
         if not path.exists():
-            raise InputError(f"{self.folder} has no front yet; go on with: dnas resume {self.folder}")
+            raise InputError(f"{self.folder} has no front yet; go on with: dnas resume {quoted(self.folder)}")
         try:
             return ParetoFront.from_json(read_sealed_json(path))
         except InputError as error:
-            raise InputError(f"{_named(path, error)}; write it again with: dnas resume {self.folder}") from error
+            raise InputError(
+                f"{_named(path, error)}; write it again with: dnas resume {quoted(self.folder)}"
+            ) from error
 
     def check_file(self, path: str) -> None:
         """Raise :class:`InputError` where the file at this path inside the folder cannot be read."""
@@ -349,7 +352,7 @@ class Run:
         try:
             return _read_assignment(path)
         except InputError as error:
-            raise InputError(f"{_named(path, error)}; make it again with: dnas resume {self.folder}") from error
+            raise InputError(f"{_named(path, error)}; make it again with: dnas resume {quoted(self.folder)}") from error
 
     def _checkpoint_path(self, name: str, *, write: bool = False) -> Path:
         if write:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results.pareto import FLOAT
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, quoted
 
 _MOST_LISTED = 12
 
@@ -29,8 +29,13 @@ def told_unknown(id: str, ids: Sequence[str], folder: Path) -> str:
     if id == FLOAT:
         return (
             f"'{FLOAT}' is the float network of {folder}, which dnas show and dnas evaluate take but which is no "
-            f"assignment; it becomes one at 32 bits: dnas prune {folder} --bits 32, or "
-            f"dnas finalise {folder} --profiles w32a32"
+            f"assignment; it becomes one at 32 bits: dnas prune {quoted(folder)} --bits 32, or "
+            f"dnas finalise {quoted(folder)} --profiles w32a32"
         )
-    listed = f"; it has {', '.join(ids)}" if 0 < len(ids) <= _MOST_LISTED else ""
+    if not ids:
+        listed = f"; it has none yet, go on with: dnas resume {quoted(folder)}"
+    elif len(ids) <= _MOST_LISTED:
+        listed = f"; it has {', '.join(ids)}"
+    else:
+        listed = f"; see all {len(ids)} with: dnas show {quoted(folder)}"
     return f"{folder} has no assignment '{id}'{nearest(id, ids)}{listed}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from results.files import NAME, TEMPORARY_SUFFIX, refuse_special
 from results.run.locks import OWNER
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from search_spaces.sensitivities import SensitivityKind
@@ -139,7 +139,8 @@ def refuse_misplaced(folder: Path) -> None:
     wrong += [(home, "file", "folder") for home in homes if home.exists() and not home.is_dir()]
     for path, found, wanted in wrong:
         raise InputError(
-            f"{path} is a {found} where the run keeps a {wanted}; move it away, then go on with: dnas resume {folder}"
+            f"{path} is a {found} where the run keeps a {wanted}; move it away, then go on with: "
+            f"dnas resume {quoted(folder)}"
         )
 
 
@@ -147,7 +148,8 @@ def refuse_occupied(folder: Path) -> None:
     """Raise unless ``folder`` is absent, empty, or what a run left that was killed while being created."""
     if is_run(folder):
         raise InputError(
-            f"{folder} already holds a run; go on with it (dnas resume {folder}) or choose another folder with --run"
+            f"{folder} already holds a run; go on with it (dnas resume {quoted(folder)}) or choose another folder with "
+            "--run"
         )
     if not folder.exists():
         return

@@ -12,7 +12,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from results.files import read_text, refuse_special, write_text
-from search_spaces.errors import InputError, JobError
+from search_spaces.errors import InputError, JobError, quoted
 
 OWNER = ".owner"
 PATIENCE_SECONDS = 0.1  # a reader that asks who holds the lock has it for an instant; a writer has it for long
@@ -155,5 +155,9 @@ def _refusal(path: Path) -> str:
             f"another process ({owner}) is or was working on this run ({path.parent}), and whether it ended cannot be "
             "told from here; end it there, or where it is gone add --take-over"
         )
-    who = "this process already works" if owner == Owner.here() else f"another process ({owner}) is working"
-    return f"{who} on this run ({path.parent}); wait for it or choose another folder with --run"
+    if owner == Owner.here():
+        return f"this process already works on this run ({path.parent}); close it first, or choose another folder"
+    return (
+        f"another process ({owner}) is working on this run ({path.parent}); wait for it, or end it with: "
+        f"dnas stop {quoted(path.parent)}"
+    )

@@ -13,7 +13,7 @@ from results.run.folder import Run
 from results.run.lost import sound_events, standing
 from results.tracking.scalars import Scalar, scalars_of
 from search_spaces.assignments import BitAssignment
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError, one_line, quoted
 from search_spaces.registry import Lazy, hidden_working_directory
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -109,7 +109,8 @@ def tracked(trackers: Sequence[Tracker], report: Report) -> Iterator[Report]:
                 what(tracker)
             except Exception as error:  # whatever its library raises
                 left.remove(tracker)
-                text = f"{tracker.title} is told no more ({one_line(error)}); dnas resume {tracker.run.folder} goes on"
+                again = f"dnas resume {quoted(tracker.run.folder)}"
+                text = f"{tracker.title} is told no more ({one_line(error)}); {again} goes on"
                 report(Note(text=f"{text} with it once the job has ended or was stopped").to_json())
 
     def passed_on(record: Mapping[str, Any]) -> None:

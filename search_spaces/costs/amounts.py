@@ -12,7 +12,7 @@ import numpy as np
 from search_spaces.errors import InputError
 
 if TYPE_CHECKING:
-    from search_spaces.costs.table import Cost
+    from search_spaces.costs.kinds import Cost
 
 _SYMBOLS = {
     "bytes": ("B", "bytes"),

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import spearmanr
 
-from search_spaces.errors import InputError, unreadable
+from search_spaces.errors import InputError, quoted, unreadable
 from search_spaces.fields import Pair
 from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.plain_json import parse_json
@@ -182,7 +182,8 @@ class MeasuredLatencies(Latencies):
             shapes = ["×".join(map(str, shape)) for shape in (self.table.input_shape, graph.input_shape)]
             raise InputError(
                 f"latency table {self.source} is of inputs of {shapes[0]}, and this network's are {shapes[1]}; measure "
-                f"it with: dnas bench-latency {self.table.model} --input-shape {','.join(map(str, graph.input_shape))}"
+                f"it with: dnas bench-latency {quoted(self.table.model)} "
+                f"--input-shape {','.join(map(str, graph.input_shape))}"
             )
         for spec in graph.layers:
             there, here = self.table.layers.get(spec.name, ""), layer_words(spec)

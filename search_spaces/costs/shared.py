@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.channels.slicing import kept_indices, pruned_graph
-from search_spaces.costs.table import packed_weight_bytes, scale_rows
+from search_spaces.costs.kinds import packed_weight_bytes, scale_rows
 from search_spaces.groups import Kept, kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph
 

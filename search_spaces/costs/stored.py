@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
-from search_spaces.costs.table import Cost, CostTable
+from search_spaces.costs.kinds import Cost
+from search_spaces.costs.table import CostTable
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerSpec
 from search_spaces.schemes import WeightScheme

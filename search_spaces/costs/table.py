@@ -1,17 +1,11 @@
-"""What a choice of bits costs: one table, computed once in float64, for the search and for the final figure alike.
-
-``size_bytes`` is what a packed file takes: the weights of a layer as bit planes, each plane rounded up to a byte;
-one fp32 scale per quantized weight tensor (or output channel) and per quantized input; biases in fp32; BatchNorm
-folded to one scale and one shift per channel; everything else in fp32. 32 bits mean fp32 without scales.
-"""
+"""What a choice of bits costs: one table, computed once in float64, for the search and for the final figure alike."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -19,6 +13,7 @@ import numpy as np
 
 from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
+from search_spaces.costs.kinds import LATENCY, Cost, LayerCost, built_in_costs, require_cost
 from search_spaces.costs.latency import read_latencies
 from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.fields import Pair
@@ -28,94 +23,6 @@ from search_spaces.registry import importable_working_directory, imported
 from search_spaces.returned import refuse_other
 from search_spaces.spaces import PrecisionSpace
 
-LayerCost = Callable[[LayerSpec, int, int], float]
-"""A cost of one layer at (weight bits, activation bits); a skipped layer is never asked for."""
-
-
-def _nothing(graph: LayerGraph) -> float:
-    return 0.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """A named cost: its unit, what one layer costs, and how layers combine (``"sum"`` or ``"max"``).
-
-    ``network`` is what the rest of the network costs whatever the bits. ``shrinks`` says whether a layer with fewer
-    filters or inputs costs less, so that pruning can meet a budget on it.
-    """
-
-    name: str
-    unit: str
-    layer: LayerCost
-    combine: str = "sum"
-    network: Callable[[LayerGraph], float] = _nothing
-    shrinks: bool = True
-
-    def of_layer(self, spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
-        """The cost of one layer; 0 for a skipped one."""
-        return float(self.layer(spec, weight_bits, activation_bits)) if weight_bits else 0.0
-
-    def total(self, values: Sequence[float], rest: float) -> float:
-        """Combine the costs of the layers with that of the rest of the network."""
-        return max([rest, *values]) if self.combine == "max" else float(np.sum(values, dtype=np.float64)) + rest
-
-
-def packed_weight_bytes(elements: int, bits: int) -> int:
-    """Bytes of ``elements`` integers of ``bits`` bits stored as bit planes, or as fp32 at 32 bits.
-
-    >>> packed_weight_bytes(9, 3), packed_weight_bytes(9, 32)
-    (6, 36)
-    """
-    return 4 * elements if bits == FLOAT_BITS else bits * -(-elements // 8)
-
-
-def size_bytes(per_channel: bool = False) -> Cost:
-    """The size of the packed file, without its header."""
-    return Cost("size_bytes", "bytes", partial(_size_bytes, per_channel=per_channel), network=_other_bytes)
-
-
-def _size_bytes(spec: LayerSpec, weight_bits: int, activation_bits: int, *, per_channel: bool) -> float:
-    weights = 0
-    if spec.shares_weight_with is None:
-        weights = packed_weight_bytes(spec.weight_elements, weight_bits)
-        if weight_bits != FLOAT_BITS:
-            weights += 4 * (scale_rows(spec) if per_channel else 1)
-    input_scale = 0 if activation_bits == FLOAT_BITS else 4
-    return weights + input_scale + 4 * spec.bias_elements + 2 * 4 * spec.norm_channels
-
-
-def _other_bytes(graph: LayerGraph) -> float:
-    return float(graph.other_bytes)
-
-
-def scale_rows(spec: LayerSpec) -> int:
-    """Rows of the weight that get a scale each: output channels (per group, where a transposed layer is grouped)."""
-    return spec.out_channels // spec.groups if "Transpose" in spec.kind else spec.out_channels
-
-
-def _bitops(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
-    return spec.macs * weight_bits * activation_bits
-
-
-def _macs(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
-    return spec.macs
-
-
-def _input_bytes(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
-    return -(-spec.input_elements * activation_bits // 8)
-
-
-def _weight_bits(spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
-    return 0.0 if spec.shares_weight_with else spec.weight_elements * weight_bits
-
-
-WEIGHT_BITS = Cost("weight_bits", "bits", _weight_bits)
-"""Bits of the weights alone, as papers count size: no scales, biases, BatchNorm or padding."""
-BITOPS = Cost("bitops", "bit operations", _bitops)
-MACS = Cost("macs", "multiply-accumulates", _macs)
-PEAK_ACTIVATION_BYTES = Cost("peak_activation_bytes", "bytes", _input_bytes, combine="max")
-"""The largest input that any layer reads, of one sample at its activation bits."""
-
 
 def latency_table(path: Path) -> Cost:
     """A latency that was measured, as ``dnas bench-latency`` writes it, or in rows that a user wrote: CSV or JSON.
@@ -123,7 +30,7 @@ def latency_table(path: Path) -> Cost:
     Where the table has no rows of fewer channels, pruning cannot meet a budget on it.
     """
     found = read_latencies(path)
-    return Cost("latency_ms", "ms", found.of_layer, network=found.of_rest, shrinks=found.shrinks)
+    return Cost(LATENCY, "ms", found.of_layer, network=found.of_rest, shrinks=found.shrinks)
 
 
 def user_cost(name: str, given: str | LayerCost | Cost) -> Cost:
@@ -235,10 +142,9 @@ class CostTable:
             told += [f"{value:.8e}" for value in values]
         return hashlib.sha256(" ".join(told).encode()).hexdigest()
 
-    def require(self, name: str) -> Cost:
-        """The cost of that name; :class:`InputError` with the nearest name otherwise."""
-        if name not in self.costs:
-            raise InputError(f"unknown cost '{name}'; known are {', '.join(self.costs)}{nearest(name, self.costs)}")
+    def require(self, name: str, key: str = "") -> Cost:
+        """The cost of that name, which a ``key`` names; :class:`InputError` with the nearest name otherwise."""
+        require_cost(name, self.costs, key)
         return self.costs[name]
 
 
@@ -265,7 +171,7 @@ def build_costs(
     check_type(latency or "", (str, Path), "a latency table", "give the path of a CSV or JSON file")
     if not isinstance(functions or {}, Mapping):
         raise InputError(f"functions are by the name of their cost, such as {{'energy': function}}; got {functions!r}")
-    costs: list[Any] = [size_bytes(per_channel), BITOPS, MACS, WEIGHT_BITS, PEAK_ACTIVATION_BYTES]
+    costs: list[Any] = built_in_costs(bool(per_channel))
     if latency is not None:
         costs.append(latency_table(Path(latency)))
     for name, source in (functions or {}).items():

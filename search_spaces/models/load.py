@@ -18,19 +18,16 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from search_spaces.errors import InputError, check_type, nearest, one_line, unreadable
+from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
-from search_spaces.models.zoo import ZOO
+from search_spaces.models.sources import KNOWN_SOURCES, ZOO, opened_weights, require_known
 from search_spaces.registry import (
     hidden_working_directory,
     import_callable,
     importable_working_directory,
     refuse_fetching,
 )
-from search_spaces.user_files import open_regular
 
-KNOWN_SOURCES = ("zoo", "torchvision", "timm")
-"""What comes before the name of a network of a known package; everything else is code of the user's."""
 _TORCHVISION = (torchvision.models, torchvision.models.detection, torchvision.models.segmentation)
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
@@ -168,9 +165,8 @@ def _constructor(
     """Find what builds the model, and the defaults under which it returns plain, untrained logits."""
     if prefix not in KNOWN_SOURCES:
         return import_callable(source, "model", [nn.Module]), {}
-    known = name in _names(prefix) or (prefix == "timm" and _timm().is_model(name))  # timm: NAME.TAG also
-    if not known:
-        raise InputError(f"model '{source}': {prefix} has no model '{name}'{nearest(name, _names(prefix))}")
+    if not (prefix == "timm" and _timm().is_model(name)):  # NAME.TAG also
+        require_known(source, _names(prefix))
     if prefix == "zoo":
         return ZOO[name], {}
     if prefix == "torchvision":
@@ -217,11 +213,8 @@ def _argument_hint(constructor: Callable[..., Any], values: Mapping[str, Any]) -
 
 
 def _read_weights(path: Path) -> tuple[str, Any]:
-    try:
-        with open_regular(path) as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"checkpoint '{path}' cannot be read: {unreadable(error)}") from error
+    with opened_weights(path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     try:
         if path.suffix == ".safetensors":
             return sha256, safetensors.torch.load_file(path)

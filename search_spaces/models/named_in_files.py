@@ -16,7 +16,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from search_spaces.errors import InputError
-from search_spaces.models.load import KNOWN_SOURCES, load_model
+from search_spaces.models.load import load_model
+from search_spaces.models.sources import KNOWN_SOURCES
 from search_spaces.registry import FETCHING
 
 _GIVE_ONE = "give a fresh network, as in dnas.load(path, model)"

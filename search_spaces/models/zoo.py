@@ -10,13 +10,12 @@ the first then reads values of both signs, as its quantizer of activations `tanh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search_spaces.errors import InputError
-from search_spaces.models.dense_zoo import tiny_segmenter, tiny_ssd
 
 
 class SubsampleShortcut(nn.Module):
@@ -222,19 +221,6 @@ def mobilenet_v1(
         norm_last=norm_last,
         depthwise_norm=depthwise_norm,
     )
-
-
-ZOO: dict[str, Callable[..., nn.Module]] = {
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-    "tiny_resnet": tiny_resnet,
-    "mobilenet_v1": mobilenet_v1,
-    "tiny_segmenter": tiny_segmenter,
-    "tiny_ssd": tiny_ssd,
-}
 
 
 def _stage(blocks: int, in_channels: int, out_channels: int, stride: int, *, norm_last: bool) -> nn.Sequential:

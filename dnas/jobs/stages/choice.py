@@ -34,9 +34,10 @@ from dnas.jobs.stages.measure import Measurer
 from dnas.jobs.stages.proposing import Pools, Proposed, refining_work
 from dnas.jobs.stages.search_names import proposal_id, search_labels
 from dnas.search.budgets import in_search_order
+from dnas.search.evidence import LEAST_ASSIGNMENTS
 from dnas.search.learning import Seen
 from dnas.search.pool import Widths
-from dnas.search.ranking import LEAST_ASSIGNMENTS, rank_correlation
+from dnas.search.ranking import rank_correlation
 from results.events import Judged, Pool
 from results.pools import THETA, mean_loss
 from results.run.layout import checkpoint_file

@@ -142,6 +142,7 @@ def own_budgets(job: Job, parent: BitAssignment, section: PruneSection) -> list[
     budgets = []
     for entry in section.budgets:
         for name in entry:
+            job.plan.table.require(name, "prune.budgets")
             known = _shrinking(job.plan.table)
             if name not in known:
                 raise InputError(f"prune.budgets: '{name}' is not one of {', '.join(known)}{nearest(name, known)}")

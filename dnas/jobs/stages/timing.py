@@ -15,7 +15,7 @@ from dnas.jobs.context import JobContext
 from dnas.jobs.progress import Report, Work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.measure import Measurer
-from dnas.latency.engines import Place
+from dnas.latency.places import Place
 from dnas.latency.timing import hindrance, time_nets
 from dnas.quantization.conversion import QuantizerChoice
 from results.events import Event, Timed
@@ -24,7 +24,7 @@ from results.run.folder import Run
 from results.units import MEASURED_LATENCY
 from search_spaces.assignments import BitAssignment
 from search_spaces.costs.latency import LatencyTable, MeasuredLatencies, read_latencies
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, quoted
 
 
 class Time(Stage):
@@ -49,7 +49,8 @@ class Time(Stage):
         left = [point.assignment for point in findings.points if point.assignment not in known]
         why = hindrance(self.table) if left else ""
         if why:
-            again = f"dnas bench-latency {log.run.folder} --runtime {self.table.runtime}{_place_options(self.table)}"
+            place = f"--runtime {self.table.runtime}{_place_options(self.table)}"
+            again = f"dnas bench-latency {quoted(log.run.folder)} {place}"
             log.tell_once([f"nets are not timed in {where} ({why}); time them there with: {again}"])
             return
         time_assignments(self.context, self.measurer, self.table, left)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dnas.commands.exporting import check_format
+from dnas.commands.exporting_bits import check_format
 from dnas.commands.options import check_file, check_page
 from dnas.export.formats import NET_EXPORTERS
 from results.tables.export import EXPORTERS

@@ -153,7 +153,7 @@ REFUSED = [
     (("budgets=[{size_bytes='70%'},{macs=3}]",), "macs 3 cannot be reached by pruning"),
     (("budgets=[{size_byte='70%'}]",), "did you mean 'size_bytes'?"),
     (("budgets=[{bitops='lots'}]",), "budget 'lots' is not an amount"),
-    (("criterion=haming",), "unknown criterion 'haming'"),
+    (("criterion=haming",), 'prune.criterion = "haming"'),
     (("criterion=haming",), "did you mean 'hamming'?"),
     (("criterion='nowhere:score'",), "cannot import module 'nowhere'"),
     (

@@ -18,6 +18,7 @@ from dnas.config.file import dump_job, load_job
 from dnas.jobs.planning import cost_table
 from results.pareto import Estimate, FloatReference, FrontPoint, ParetoFront
 from results.run.folder import Run
+from results.run.ids import told_unknown
 from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.costs.stored import costs_by_layer
 from search_spaces.costs.table import CostTable
@@ -210,3 +211,16 @@ def test_pruned_assignments_that_are_beaten_are_drawn_where_none_is_on_the_front
 def test_status_tells_the_trial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status_view.status([folder], folder.parent, as_json=False)
     assert "prune search-1 trial 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, "; it has none yet, go on with: dnas resume 'my run'"),
+        (2, "; it has a-0, a-1"),
+        (40, "; see all 40 with: dnas show 'my run'"),
+    ],
+)
+def test_an_unknown_assignment_is_told_with_those_there_are(count: int, told: str) -> None:
+    ids = [f"a-{number}" for number in range(count)]
+    assert told_unknown("zz", ids, Path("my run")) == f"my run has no assignment 'zz'{told}"

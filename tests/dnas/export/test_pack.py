@@ -28,7 +28,7 @@ from results.packed.weights import weight_values
 from results.run.folder import Run
 from search_spaces.assignments import LayerBits
 from search_spaces.channels.slicing import pruned_graph, remove_filters
-from search_spaces.costs.table import size_bytes
+from search_spaces.costs.kinds import size_bytes
 from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
 from search_spaces.layers import LayerGraph

@@ -25,7 +25,7 @@ from results.pareto import ParetoFront
 from results.run.folder import Run
 from search_spaces.allocation import solver
 from search_spaces.errors import InputError
-from search_spaces.models.zoo import ZOO
+from search_spaces.models.sources import ZOO
 
 FRAGILE_MODEL = """
 from pathlib import Path
@@ -238,11 +238,11 @@ def test_wrong_input_is_refused_before_anything_is_made(
     [
         ("model.source=zoo:tiny_resnat", "did you mean 'tiny_resnet'?"),
         ("data.source=cifar10", "set download = true to fetch it, or root"),
-        ("search.budgets=[{size_bytes='1%'}]", "the least possible is 704"),
-        ("prune={enabled=true,assignments=['nothing']}", "fits no assignment"),
+        ("search.budgets=[{size_bite='1%'}]", "unknown cost 'size_bite'"),
+        ("prune={enabled=true,criterion='taylr'}", "did you mean 'taylor'?"),
     ],
 )
-def test_a_folder_that_holds_a_run_hides_no_mistake_of_the_job(
+def test_a_folder_that_holds_a_run_hides_no_mistake_that_its_job_alone_tells(
     setting: str, part: str, smaller_run: Run, smaller_settings: tuple[str, ...]
 ) -> None:
     shutil.copytree(smaller_run.folder, "run")

@@ -17,7 +17,8 @@ from dnas.jobs.job import load_splits
 from dnas.jobs.planning import plan_job
 from dnas.jobs.run import run_job
 from dnas.jobs.stages.timing import measured_latencies
-from dnas.latency.engines import Place, processor_name
+from dnas.latency.engines import processor_name
+from dnas.latency.places import Place
 from results.events import Note, Timed
 from results.report.points import points_json
 from results.run.folder import Run

@@ -15,7 +15,8 @@ from dnas.commands.cli import app
 from dnas.config.file import dump_job
 from dnas.config.job import JobConfig
 from dnas.jobs import ranking
-from dnas.jobs.ranking import RankRequest, rank_run
+from dnas.jobs.rank_requests import RankRequest
+from dnas.jobs.ranking import rank_run
 from dnas.search.ranking import rank_correlation
 from results.events import Note
 from results.ranking import Correlation, Ranked, Ranking

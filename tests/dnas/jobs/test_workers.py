@@ -26,7 +26,8 @@ from dnas.execution.tasks import JobTask, TaskGraph
 from dnas.execution.transfer import laid_out, needed_files, read_files, written_files
 from dnas.jobs import bench
 from dnas.jobs.context import JobContext
-from dnas.jobs.ranking import RankRequest, rank_run
+from dnas.jobs.rank_requests import RankRequest
+from dnas.jobs.ranking import rank_run
 from dnas.jobs.resources import Resources, resources_of
 from dnas.jobs.run import run_job
 from dnas.training.processes import ALONE, Processes

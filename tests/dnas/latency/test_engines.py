@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from dnas.latency import engines, templates
-from dnas.latency.engines import EIGHT, ENGINES, FLOAT, Place, find_engine, processor_name
+from dnas.latency.engines import EIGHT, ENGINES, FLOAT, find_engine, processor_name
 from dnas.latency.nets import NetMaker
+from dnas.latency.places import Place
 from dnas.latency.shapes import LAYER, Alone, LayerShape, shape_of, small_input
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError

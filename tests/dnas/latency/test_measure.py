@@ -11,9 +11,10 @@ import pytest
 from torch import nn
 
 from dnas.export.stored import StoredNet
-from dnas.latency.engines import EIGHT, FLOAT, Place
+from dnas.latency.engines import EIGHT, FLOAT
 from dnas.latency.measure import Effort, measure_table
 from dnas.latency.nets import random_layers
+from dnas.latency.places import Place
 from dnas.latency.sums import calibrated, capability_of, predicted_ms, without_gain
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph

@@ -24,7 +24,8 @@ from dnas.quantization.quantizers import Quantizer
 from dnas.search.supernet import Sample, Supernet, Theta
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.table import Cost, CostTable
+from search_spaces.costs.kinds import Cost
+from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
 from tests.known import known_graph
 from tests.search_spaces.allocation.test_widening import single_widenings

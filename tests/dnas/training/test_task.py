@@ -227,8 +227,8 @@ def test_a_job_names_its_task() -> None:
 @pytest.mark.parametrize(
     ("section", "sentence"),
     [
-        (TaskSection(kind="clasification"), "unknown task 'clasification'; .* did you mean 'classification'"),
-        (TaskSection(kind="poses"), "known are classification, detection, .* and package.module:name"),
+        ("clasification", "unknown task 'clasification'; .* did you mean 'classification'"),
+        ("poses", "known are classification, detection, .* and package.module:name"),
         (TaskSection(arguments={"classes": 3}), "'classification' cannot be made: .* argument 'classes'"),
         (named("Brightnes"), "has no 'Brightnes'; did you mean 'Brightness'"),
         (named("Brightness", facto=1.0), "cannot be made: TypeError"),

@@ -138,7 +138,8 @@ def test_the_nearest_run_is_suggested(run):
 def test_a_second_writer_is_refused_by_process_id(run, holder):
     with pytest.raises(
         InputError,
-        match=rf"another process \(pid {holder.pid} on {re.escape(platform.node())}\) is working on this run",
+        match=rf"another process \(pid {holder.pid} on {re.escape(platform.node())}\) is working on this run "
+        rf"\({run.folder}\); wait for it, or end it with: dnas stop {run.folder}$",
     ):
         Run.open(run.folder, write=True)
     with pytest.raises(InputError, match="already holds a run"):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from search_spaces.costs.amounts import parse_amount
 from search_spaces.costs.budgets import Budget, parse_budget
-from search_spaces.costs.table import Cost, CostTable, build_costs
+from search_spaces.costs.kinds import Cost
+from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
 from tests.toys import Net, plan
 

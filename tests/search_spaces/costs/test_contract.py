@@ -12,8 +12,9 @@ import pytest
 from search_spaces.allocation.program import allocate
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.budgets import parse_budget
+from search_spaces.costs.kinds import Cost
 from search_spaces.costs.pruned import PrunedCosts
-from search_spaces.costs.table import Cost, CostTable, build_costs
+from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space

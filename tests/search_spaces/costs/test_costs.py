@@ -19,18 +19,12 @@ from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import encode
 from search_spaces.assignments import BIT_WIDTHS, LayerBits
-from search_spaces.costs.table import (
-    BITOPS,
-    CostTable,
-    build_costs,
-    latency_table,
-    packed_weight_bytes,
-    size_bytes,
-    user_cost,
-)
+from search_spaces.costs.kinds import BITOPS, packed_weight_bytes, size_bytes
+from search_spaces.costs.table import CostTable, build_costs, latency_table, user_cost
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
-from search_spaces.models.zoo import ZOO, resnet20
+from search_spaces.models.sources import ZOO
+from search_spaces.models.zoo import resnet20
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
 from tests.known import known_graph

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from search_spaces.errors import InputError
-from search_spaces.models.zoo import ZOO
+from search_spaces.models.sources import ZOO
 
 
 def test_a_segmenter_gives_logits_of_every_pixel() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from search_spaces.errors import InputError
 from search_spaces.models import load as models
 from search_spaces.models.load import LoadedModel, available_models, load_model
-from search_spaces.models.zoo import ZOO, tiny_resnet
+from search_spaces.models.sources import ZOO
+from search_spaces.models.zoo import tiny_resnet
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from search_spaces.errors import InputError
-from search_spaces.models.zoo import ZOO, SubsampleShortcut, mobilenet_v1, resnet20, tiny_resnet
+from search_spaces.models.sources import ZOO
+from search_spaces.models.zoo import SubsampleShortcut, mobilenet_v1, resnet20, tiny_resnet
 
 # Counted by the authors of the CIFAR ResNets' usual reimplementation (0.27 M ... 1.7 M) and of MobileNet v1 (4.2 M).
 PARAMETERS = {
