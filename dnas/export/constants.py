@@ -18,7 +18,7 @@ from dnas.export.buffers import differ, fingerprint
 from dnas.quantization.proof import outputs_on_noise
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
-from search_spaces.network.observation import memory
+from search_spaces.network.origins import memory
 
 
 class _Reading(TorchDispatchMode):
