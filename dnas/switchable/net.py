@@ -162,7 +162,7 @@ class SwitchableNet(nn.Module):
             for spec in self.graph.layers:
                 if spec.shares_weight_with is None:
                     _fit_weight(self.quantizers.of_weight(spec.name), self.weight_of(spec))
-                for quantizer in self.quantizers.of_input(spec.name):
+                for quantizer in self.quantizers.of_input(spec.name) if spec.name in inputs else ():
                     fit_input(quantizer, inputs[spec.name])
 
     def recalibrate(self, batches: Iterable[Tensor], *, allow_overflow: bool = False) -> None:
