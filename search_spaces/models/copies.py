@@ -57,14 +57,14 @@ def _check_identities(model: nn.Module) -> None:
 
 
 _COMMON = vars(nn.Module()).keys()
-_OF_RECURRENT = "_flat_weight_refs"
-"""Weak references of PyTorch's LSTM and GRU, which make them anew in copies."""
+_PYTORCHS = ("_flat_weight_refs", "_torchdynamo")
+"""Weak references of LSTM and GRU, which make them anew in copies, and marks of torch.compile."""
 _LEAST_IDENTITY = 1 << 20
 """No address is as low; what counts or measures seldom is as high."""
 
 
 def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in vars(module).items() if key not in _COMMON and key != _OF_RECURRENT]
+    return [(key, value) for key, value in vars(module).items() if key not in _COMMON and not key.startswith(_PYTORCHS)]
 
 
 def _identities(value: Any, depth: int = 3) -> list[Any]:

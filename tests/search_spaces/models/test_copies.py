@@ -62,3 +62,9 @@ def test_recurrent_layers_are_copied() -> None:
     """PyTorch's hold weak references to their weights, which it makes anew."""
     model, x = nn.LSTM(3, 4, 2), torch.randn(5, 3)
     assert torch.equal(copy_network(model)(x)[0], model(x)[0])
+
+
+def test_compiled_networks_are_copied() -> None:
+    """PyTorch marks them with an id, which nothing is found by."""
+    model, x = torch.compile(nn.Sequential(nn.Linear(3, 4)), backend="eager"), torch.randn(5, 3)
+    assert torch.equal(copy_network(model)(x), model(x))
