@@ -59,7 +59,8 @@ def check_extra_state(network: nn.Module) -> None:
         except RuntimeError:  # PyTorch's own, which says that there is none
             continue
         if state is not None:
-            raise InputError(f"'{name}' keeps state beside its tensors (get_extra_state), which a packed file lacks")
+            whose = f"'{name}'" if name else "the network"
+            raise InputError(f"{whose} keeps state beside its tensors (get_extra_state), which a packed file lacks")
 
 
 def fingerprints(network: nn.Module) -> dict[str, list[float]]:

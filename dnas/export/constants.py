@@ -18,7 +18,8 @@ from dnas.export.buffers import differ, fingerprint
 from dnas.quantization.proof import outputs_on_noise
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
-from search_spaces.network.observation import memory
+from search_spaces.models.copies import copy_network
+from search_spaces.network.origins import memory
 
 
 class _Reading(TorchDispatchMode):
@@ -50,25 +51,22 @@ def constants_of(network: nn.Module, graph: LayerGraph) -> dict[str, list[float]
     """Name → fingerprint of every tensor that ``network`` reads in eval mode and does not register.
 
     Those of attributes go by their names, others by their order. Nothing is found where the network does not run on
-    one random input. Raises :class:`InputError` for a parameter that is not the network's.
+    one random input. The network stays as it is. Raises :class:`InputError` for a parameter that is not the network's.
     """
-    found: dict[str, list[float]] = {}
-    names = _attribute_names(network)
-    for tensor, version in _read(network, graph):
-        if isinstance(tensor, nn.Parameter):
-            raise _foreign(graph, tensor)
-        if tensor._version == version and tensor.layout == torch.strided and not tensor.is_quantized:
-            found[names.get(id(tensor), f"constant {len(found)}")] = fingerprint(tensor)
-    return found
+    return _constants_and_made(network, graph)[0]
 
 
 def check_constants(told: Mapping[str, Any], network: nn.Module, graph: LayerGraph) -> None:
     """Raise :class:`InputError` that names a constant with another value than ``told``.
 
-    What only one of both has is made while the network runs.
+    An attribute that only the exported network had is made when a network runs first; it must be the same whatever it
+    runs on. What else only one of both has is made each time.
     """
-    own = constants_of(network, graph) if told else {}
-    for name in sorted(set(own) & set(told)):
+    if not told:
+        return
+    constants, made = _constants_and_made(network, graph)
+    own = made | constants
+    for name in sorted(told.keys() & own.keys()):
         if differ(own[name], cast(list[float], told[name])):
             raise InputError(
                 f"'{name}' is a tensor that the network reads and does not register, so the file does not hold it, and "
@@ -77,27 +75,35 @@ def check_constants(told: Mapping[str, Any], network: nn.Module, graph: LayerGra
             )
 
 
-def _read(network: nn.Module, graph: LayerGraph) -> list[tuple[Tensor, int]]:
-    reading, modes = _Reading(network), [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with reading:
-            ran = outputs_on_noise(network, graph.example) is not None
-    finally:
-        for module, training in modes:
-            module.training = training
-    return list(reading.read.values()) if ran else []
+def _constants_and_made(network: nn.Module, graph: LayerGraph) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """The constants, and the attributes that a copy of ``network`` has when it has run; name → fingerprint."""
+    twin = copy_network(network).eval()  # a network may note something whenever it runs
+    names, reading = _attribute_names(twin), _Reading(twin)
+    with reading:
+        ran = outputs_on_noise(twin, graph.example) is not None
+    found: dict[str, list[float]] = {}
+    for tensor, version in reading.read.values() if ran else ():
+        if isinstance(tensor, nn.Parameter):
+            raise _foreign(graph, tensor)
+        if tensor._version == version and _is_told(tensor):
+            found[names.get(id(tensor), (f"constant {len(found)}", tensor))[0]] = fingerprint(tensor)
+    later = _attribute_names(twin).values() if ran else ()
+    return found, {name: fingerprint(tensor) for name, tensor in later if _is_told(tensor)}
 
 
-def _attribute_names(network: nn.Module) -> dict[int, str]:
-    """Tensor → its name, for those in plain attributes of modules, in lists and dictionaries there too."""
-    found: dict[int, str] = {}
+def _is_told(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def _attribute_names(network: nn.Module) -> dict[int, tuple[str, Tensor]]:
+    """Id → name and tensor, for those in plain attributes of modules, in lists and dictionaries there too."""
+    found: dict[int, tuple[str, Tensor]] = {}
     for name, module in network.named_modules():
         for key, value in vars(module).items():
             leaves = () if key in _REGISTERED else tree_flatten_with_path(value)[0]
             for path, leaf in leaves:
                 if isinstance(leaf, Tensor):
-                    found.setdefault(id(leaf), f"{name}.{key}{keystr(path)}".removeprefix("."))
+                    found.setdefault(id(leaf), (f"{name}.{key}{keystr(path)}".removeprefix("."), leaf))
     return found
 
 
@@ -109,6 +115,6 @@ def _foreign(graph: LayerGraph, parameter: Tensor) -> InputError:
     whose = next((f" (perhaps that of '{name}')" for name in reading), "")
     return InputError(
         f"the network reads a parameter of shape {tuple(parameter.shape)} that none of its modules holds{whose}: a "
-        "function kept it, so that copies of the network go on reading the original's; a file cannot hold it; let the "
-        "function find it by a module of the network"
+        "function, a plain list or another object keeps it, which a file cannot hold; register it (a list as "
+        "nn.ModuleList), and let a function find it by a module of the network"
     )

@@ -241,7 +241,8 @@ class _SharedPacker:
         for name, parameter in self.net.other_parameters().items():
             check_parameter(name, parameter)
             module, _, key = name.rpartition(".")
-            self.parameters[name] = self._stored(name, parameter, list(self.net.profiles), module, key)
+            values = parameter.detach().float()  # of integers, too
+            self.parameters[name] = self._stored(name, values, list(self.net.profiles), module, key)
 
     def _pack_buffers(self) -> None:
         """Buffers outside BatchNorms, which all profiles must have alike: there is one of each in the file."""

@@ -17,6 +17,7 @@ from results.preprocessing import Preprocessing
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
+from search_spaces.models.load import check_finite
 from search_spaces.models.named_in_files import described_network
 
 
@@ -39,6 +40,7 @@ def save_packed(
     ``preprocessing`` tells readers how to normalise. The network may be on any device and stays as it is. Raises
     :class:`InputError` for a net that the format cannot hold.
     """
+    check_finite(network)
     told = None if preprocessing is None else preprocessing.to_json()
     named = described_network(str(model["source"]), model.get("arguments") or {}) if model and "source" in model else {}
     more = {"model": {**(model or {}), **named}, "preprocessing": told}

@@ -270,17 +270,21 @@ def _fill_shared(packed: PackedFile, net: SwitchableNet, layer: str) -> None:
 def _scatter(packed: PackedFile, net: SwitchableNet, name: str, tensor: str, values: np.ndarray) -> None:
     """Put what is stored into its place in the whole; what no profile uses stays as it is."""
     module, _, key = name.rpartition(".")
-    whole = net.shared[key_of(name)]
+    whole = net.whole(name)
     rows, columns = net.union_of(module, key)
     _put(whole, torch.tensor(values), rows, columns)
 
 
 def _put(whole: Tensor, values: Tensor, rows: Tensor | None, columns: Tensor | None) -> None:
     """Write rows and columns of a tensor as a matrix; None: all."""
+    if rows is None and columns is None:
+        whole.copy_(torch.as_tensor(values).reshape(whole.shape))
+        return
     rows = torch.arange(whole.shape[0]) if rows is None else rows
-    matrix = whole.view(whole.shape[0], -1)
+    matrix = whole.reshape(whole.shape[0], -1)  # a copy where the memory is in another order
     columns = torch.arange(matrix.shape[1]) if columns is None else columns
     matrix[rows[:, None], columns[None]] = values.reshape(len(rows), -1).to(whole)
+    whole.copy_(matrix.reshape(whole.shape))
 
 
 def _fill_input(packed: PackedFile, quantizer: TensorQuantizer, told: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -26,8 +27,9 @@ def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     A batch is a tensor, or what a ``DataLoader`` gives: a tuple that begins with one; for a network with several inputs
     it is a dict of them by name. The layers' inputs are those of the float network: nothing is quantized while it is
     observed. A BatchNorm that has never been trained uses the statistics of the batch, as it will in training: its own
-    say nothing about its input. Raises :class:`InputError`, and changes nothing, where there is no batch, or where an
-    image, a weight or a layer's input is not finite.
+    say nothing about its input. A layer that no batch reaches keeps the range of its input, with a warning that names
+    it. Raises :class:`InputError`, and changes nothing, where there is no batch, or where an image, a weight or a
+    layer's input is not finite.
     """
     check_finite(network)
     layers = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
@@ -35,8 +37,8 @@ def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     with torch.no_grad(), _evaluating(network), _using_batch_statistics(untrained), observing(layers.values()):
         for x in images_of(batches):
             _run(network, x)
-        found = {name: joined(layer.quantize_input.observed or []) for name, layer in layers.items()}
-    _check_samples(found)
+        observed = {name: layer.quantize_input.observed or [] for name, layer in layers.items()}
+    found = _samples_of(observed)
     calibrate_weights(network)
     with torch.no_grad():
         for name, sample in found.items():
@@ -44,7 +46,7 @@ def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
 
 
 def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Any]) -> dict[str, TensorSample]:
-    """A sample of what these layers of a float ``model`` read on batches (N, C, H, W).
+    """A sample of what these layers of a float ``model`` read on batches (N, C, H, W), but of those that none reaches.
 
     The model is left untouched; a BatchNorm that has never been trained uses the statistics of the batch. Raises
     :class:`InputError` as :func:`calibrate` does.
@@ -62,9 +64,22 @@ def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Any])
     with torch.no_grad(), _evaluating(twin), _using_batch_statistics(untrained):
         for x in images_of(batches):
             _run(twin, x)
-    inputs = {name: joined(samples) for name, samples in found.items()}
-    _check_samples(inputs)
-    return inputs
+    return _samples_of(found)
+
+
+def _samples_of(observed: Mapping[str, list[TensorSample]]) -> dict[str, TensorSample]:
+    """One sample for each layer that was reached; a warning tells of the others."""
+    found = {name: joined(samples) for name, samples in observed.items() if samples}
+    _check_samples(found)
+    others = [name for name in observed if name not in found]
+    if others:
+        first = f"'{others[0]}'" if len(others) == 1 else f"'{others[0]}' and {len(others) - 1} more"
+        warnings.warn(
+            f"no batch reaches layer {first}, so the range of its input is no measured one; calibrate on batches that "
+            "the network takes every path with",
+            stacklevel=4,
+        )
+    return found
 
 
 def images_of(batches: Iterable[Any]) -> Iterator[Any]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dnas.quantization.branches import branch_layer
+from dnas.quantization.branches import BranchedLayer, branch_layer
 from dnas.quantization.families import find_quantizer
-from dnas.quantization.layers import TensorQuantizer, quantize_layer, shapes_of
+from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer, shapes_of
 from dnas.quantization.randomness import randomness_kept
 from search_spaces.channels.running import tensors
 from search_spaces.errors import InputError
@@ -53,12 +53,23 @@ def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str], *, bra
     )
 
 
+def _check_layers(twin: nn.Module, names: Sequence[str]) -> None:
+    """Refuse a network that lacks a layer, as the graph of another one has it, or whose layers are quantized."""
+    modules = dict(twin.named_modules(remove_duplicate=False))
+    for name in names:
+        if name not in modules:
+            raise InputError(f"the network has no layer '{name}'; give the graph that read_graph told of this network")
+        if isinstance(modules[name], (QuantizedLayer, BranchedLayer)):
+            raise InputError(f"layer '{name}' is quantized already; give the float network that this one was made of")
+
+
 def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: bool) -> bool:
     """Whether other weights in these layers are the same as quantizers that give them; True where nothing runs."""
     copied: dict[int, Any] = {}
     network = copy_network(model, copied).eval()
     copied_twin: dict[int, Any] = {}
     twin = fresh_copy(model, copied_twin).eval()
+    _check_layers(twin, names)
     # The parameters of a scripted module are copied past Python.
     known = [parameter for parameter in model.parameters() if id(parameter) in copied_twin]
     originals = {id(copied_twin[id(parameter)]): parameter for parameter in known}

@@ -20,7 +20,7 @@ from dnas.quantization.held_weights import hold_weights
 from dnas.quantization.quantizers import Quantizer
 from dnas.search.hessian import hessian_traces
 from dnas.training.device import widened
-from dnas.training.task import CLASSIFICATION, AnyTask, Task, outputs_of, task_of
+from dnas.training.task import CLASSIFICATION, AnyTask, Task, outputs_of, task_of, told_of_given
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS
 from search_spaces.models.computed import make_plain
@@ -180,7 +180,9 @@ def _input_losses(
     for x, y in batches:
         seen.clear()
         images += rows_of(x)
-        task.loss(outputs_of(task, model, x, y), y).backward()
+        with told_of_given("the network, or the loss of what it gives, cannot be computed on a batch"):
+            loss = task.loss(outputs_of(task, model, x, y), y)
+        loss.backward()
         for name, value in seen:
             if value.grad is None:
                 continue

@@ -119,6 +119,17 @@ class Theta(nn.Module):
         return torch.where(choices > 1, entropy / choices.log().clamp_min(1e-9), torch.zeros_like(entropy))
 
 
+def _check_apart(names: Sequence[str]) -> None:
+    """Refuse layers of several branches inside others: a branch is a copy, and holds copies of what is inside."""
+    for name in names:
+        outer = next((other for other in names if name.startswith(f"{other}.")), None)
+        if outer is not None:
+            raise InputError(
+                f"layer '{name}' is inside layer '{outer}', which engine = \"branches\" copies whole; use engine = "
+                f'"composite", or leave one out with space.exclude = ["{name}"]'
+            )
+
+
 class Supernet(nn.Module):
     """A quantized twin of a network that runs any mixture of the candidates of a precision space.
 
@@ -138,6 +149,8 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.table, self.engine = space, table, engine
         quantized = space.quantized
+        if engine == "branches":
+            _check_apart([name for decision in space.decisions for name in decision.layers])
         check_twin(model, graph, quantized, branched=engine == "branches")
         self.network = fresh_copy(model)
         self.theta = Theta(space)

@@ -77,6 +77,9 @@ class SwitchableNet(nn.Module):
         parameters = dict(_unnormed(base))
         _check_parameter_names(parameters)
         self.shared = nn.ParameterDict({key_of(name): parameter for name, parameter in parameters.items()})
+        first = {id(parameter): name for name, parameter in parameters.items()}
+        every = base.named_parameters(remove_duplicate=False)
+        self._first_names = {name: first[id(parameter)] for name, parameter in every if id(parameter) in first}
         self.quantizers = SharedQuantizers(base, graph, list(layers.values()), choice)
         # Under numbers: a module's name has no dots, a profile's may.
         self._keys = {name: f"view{number}" for number, name in enumerate(self.profiles)}
@@ -97,7 +100,7 @@ class SwitchableNet(nn.Module):
         nn.Module.__init__(net)
         net.graph, net.choice, net.private_norms = graph, choice, True
         net.profiles, net._keys, net.active = {name: Profile(name, assignment)}, {name: "view0"}, name
-        net.other_norms = {}
+        net.other_norms, net._first_names = {}, {}
         net.shared, net.quantizers = nn.ParameterDict(), SharedQuantizers(network, graph, [], choice)
         net.views = nn.ModuleDict({"view0": network})
         return net
@@ -159,7 +162,7 @@ class SwitchableNet(nn.Module):
             for spec in self.graph.layers:
                 if spec.shares_weight_with is None:
                     _fit_weight(self.quantizers.of_weight(spec.name), self.weight_of(spec))
-                for quantizer in self.quantizers.of_input(spec.name):
+                for quantizer in self.quantizers.of_input(spec.name) if spec.name in inputs else ():
                     fit_input(quantizer, inputs[spec.name])
 
     def recalibrate(self, batches: Iterable[Tensor], *, allow_overflow: bool = False) -> None:
@@ -187,10 +190,14 @@ class SwitchableNet(nn.Module):
             raise InputError("these tensors are those of another switchable net")
         self.load_state_dict(dict(tensors), strict=False)
 
+    def whole(self, name: str) -> nn.Parameter:
+        """The shared parameter that has this name, perhaps among others, in the network."""
+        return self.shared[key_of(self._first_names[name])]
+
     def weight_of(self, spec: LayerSpec) -> Tensor:
         """The whole float weight that a layer multiplies with in any profile."""
         if spec.weight_from == "parameter":
-            return self.shared[key_of(f"{spec.name}.weight")].detach()
+            return self.whole(f"{spec.name}.weight").detach()
         return float_weight(self._layer_that_runs(spec), spec).detach()
 
     def bias_of(self, spec: LayerSpec) -> Tensor:

@@ -133,6 +133,7 @@ def build_view(
     quantizers: SharedQuantizers,
 ) -> nn.Module:
     """The fixed net of these layers whose parameters are those of ``base``, except in BatchNorms, which are its own."""
+    _check_sharable(base)
     view = fixed_copy(base, graph, layers, choice)
     whole = dict(base.named_parameters(remove_duplicate=False))
     served = _serving_buffers(base, graph)
@@ -156,6 +157,16 @@ def build_view(
         if isinstance(module, QuantizedLayer):
             quantizers.give(name, module, layers[name])
     return view
+
+
+def _check_sharable(base: nn.Module) -> None:
+    """Refuse scripted parts that hold parameters: those of another module cannot be put into them."""
+    for name, module in base.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and next(module.parameters(), None) is not None:
+            raise InputError(
+                f"module '{name}' is made by torch.jit, which lets no profiles share its parameters; give the network "
+                "with that module as it was before, or quantize each assignment into a net of its own"
+            )
 
 
 def _serving_buffers(base: nn.Module, graph: LayerGraph) -> dict[str, dict[str, Tensor]]:

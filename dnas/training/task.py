@@ -6,7 +6,8 @@ Nothing else in the engine knows classes or accuracy. A task of one's own is a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -23,7 +24,7 @@ from dnas.data.image_sets import ImageSet
 from dnas.training.device import Device, widened
 from dnas.training.metrics import Gauge, Meter, gauges_of
 from search_spaces.channels.running import tensors
-from search_spaces.errors import InputError, check_type, nearest, one_line, out_of_memory
+from search_spaces.errors import InputError, JobError, check_type, nearest, one_line, out_of_memory
 from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.network.examples import rows_of, run_on
 from search_spaces.registry import Lazy, Registry, called, importable_working_directory
@@ -289,6 +290,19 @@ def outputs_of(task: Task, network: Callable[..., Any], inputs: Any, targets: An
         told = f"the network returns {described(outputs)} for a batch of {images}"
         raise InputError(f"{told}; wrap it so that it returns a row for each image")
     return outputs
+
+
+@contextmanager
+def told_of_given(what: str) -> Iterator[None]:
+    """Inside it, what a network's or a task's code raises on inputs that a caller gave is told in a sentence."""
+    try:
+        yield
+    except (InputError, JobError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise InputError(f"{what}: {one_line(error)}; give inputs and targets as in training") from error
 
 
 def smoothed(task: Task, amount: float) -> Task:

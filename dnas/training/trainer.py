@@ -24,7 +24,7 @@ from dnas.training.metrics import Meter
 from dnas.training.optimization import Updates
 from dnas.training.passes import Passes
 from dnas.training.schedules import derived_seed
-from dnas.training.task import CLASSIFICATION, AnyTask, MeanMeter, Task, outputs_of, smoothed, task_of
+from dnas.training.task import CLASSIFICATION, AnyTask, MeanMeter, Task, outputs_of, smoothed, task_of, told_of_given
 from search_spaces.errors import InputError, JobError, check_type
 from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.models.load import check_finite
@@ -75,16 +75,18 @@ def evaluate(
 ) -> Measurement:
     """Measure ``network`` in eval mode on ``images``, in order, without gradients; its modules keep their modes.
 
-    Raises :class:`InputError` where the loss is NaN for weights or images that are not finite, :class:`JobError` where
-    the network makes it so of finite ones.
+    Raises :class:`InputError` for weights that are not finite (a quantizer would hide them), and where the loss is NaN
+    for images that are not, :class:`JobError` where the network makes it so of finite ones.
     """
     if not callable(network):
         raise InputError(f"a network cannot be a {type(network).__name__}; give a torch.nn.Module")
     images, device, task = image_set(images), Device.of(device), task_of(task)
+    if isinstance(network, nn.Module):
+        check_finite(network)
     _check_fit(network, images, device, task)
     measured = measure(network, images, batch_size, device, task)
     if math.isnan(measured.loss):
-        _explain_nan(network, images, batch_size)
+        _explain_nan(images, batch_size)
     return measured
 
 
@@ -95,7 +97,9 @@ def _check_fit(network: Callable[[Tensor], Any], images: ImageSet, device: Devic
     first = images.subset(torch.arange(min(2, len(images))))
     with torch.no_grad(), _in_eval_mode(network):
         batch = task.placed(next(iter(first.batches(2, device=device.place))), device)
-        task.check({"given": images}, outputs_of(task, network, *batch))
+        with told_of_given("the network does not run on the given images"):
+            outputs = outputs_of(task, network, *batch)
+        task.check({"given": images}, outputs)
 
 
 def measure(
@@ -157,10 +161,8 @@ def _in_eval_mode(network: Callable[[Tensor], Any]) -> Iterator[None]:
             module.training = training
 
 
-def _explain_nan(network: Callable[[Tensor], Any], images: ImageSet, batch_size: int) -> None:
+def _explain_nan(images: ImageSet, batch_size: int) -> None:
     """Raise an error that names what made a loss NaN: such a network would be measured by chance."""
-    if isinstance(network, nn.Module):
-        check_finite(network)
     first = 1
     for x, _ in images.batches(batch_size):
         bad = (~x.isfinite()).reshape(len(x), -1).any(1)

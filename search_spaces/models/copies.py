@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import OrderedDict
 from typing import Any, TypeVar
 
@@ -21,9 +22,10 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
 
     Tensors that a module computed and kept (hook-based weight norm, masks of ``torch.nn.utils.prune``, the output of
     the last forward pass) are copied without the graph behind them. Raises :class:`InputError` that names the module
-    and the attribute that Python cannot copy.
+    and the attribute that Python cannot copy, or that tells modules by their place in memory, which a copy has not.
     """
     memo = {} if memo is None else memo
+    _check_identities(model)
     empty = _empty_copies(model)
     attempt = empty | memo
     try:
@@ -36,6 +38,49 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
             raise InputError(_refusal(model, attempt, error)) from error
     memo.update(attempt)
     return twin
+
+
+def _check_identities(model: nn.Module) -> None:
+    """Refuse attributes that find modules or parameters by ``id`` or by weak reference: in a copy they find none."""
+    held = [(name, key, value) for name, module in model.named_modules() for key, value in _own_attributes(module)]
+    kept = [(name, key, found) for name, key, value in held for found in _identities(value)]
+    if not kept:
+        return
+    places = {id(held) for held in (*model.modules(), *model.parameters(), *model.buffers())}
+    for name, key, found in kept:
+        if (found if isinstance(found, int) else id(found)) in places:
+            raise InputError(
+                f"the network cannot be copied, and a search works on copies: '{key}' of module "
+                f"'{name or type(model).__name__}' finds modules or parameters by id() or by weak reference, which "
+                "those of a copy do not have; find them by name"
+            )
+
+
+_COMMON = vars(nn.Module()).keys()
+_PYTORCHS = ("_flat_weight_refs", "_torchdynamo")
+"""Weak references of LSTM and GRU, which make them anew in copies, and marks of torch.compile."""
+_LEAST_IDENTITY = 1 << 20
+"""No address is as low; what counts or measures seldom is as high."""
+
+
+def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value in vars(module).items() if key not in _COMMON and not key.startswith(_PYTORCHS)]
+
+
+def _identities(value: Any, depth: int = 3) -> list[Any]:
+    """Whole numbers in a value that may be addresses, and what weak references in it lead to."""
+    if isinstance(value, weakref.ref):
+        return [value()]
+    if isinstance(value, weakref.WeakKeyDictionary | weakref.WeakSet):
+        return list(value)
+    if isinstance(value, weakref.WeakValueDictionary):
+        return list(value.values())
+    if type(value) is int:
+        return [value] if value >= _LEAST_IDENTITY else []
+    if not depth or not isinstance(value, (dict, list, tuple, set, frozenset)):
+        return []
+    inside = (*value, *value.values()) if isinstance(value, dict) else value
+    return [found for part in inside for found in _identities(part, depth - 1)]
 
 
 def _empty_copies(model: nn.Module) -> dict[int, Any]:

@@ -17,6 +17,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
@@ -86,7 +87,10 @@ def check_known_shapes(network: nn.Module) -> None:
 
 
 def check_finite(network: nn.Module) -> None:
-    """Raise :class:`InputError` that names the first parameter or BatchNorm statistic that is not finite."""
+    """Raise :class:`InputError` that names the first parameter or BatchNorm statistic that is not finite.
+
+    A parameter outside layers that holds minus infinity beside numbers is a mask, which softmax takes.
+    """
     check_type(network, nn.Module, "a network", "give a torch.nn.Module")
     check_known_shapes(network)
     statistics = (
@@ -98,10 +102,16 @@ def check_finite(network: nn.Module) -> None:
     )
     for name, tensor in (*network.named_parameters(), *statistics):
         count = 0 if tensor.is_meta else int((~tensor.isfinite()).sum())
-        if count:
+        if count and not _is_mask(network, name, tensor):
             raise InputError(
                 f"'{name}' holds {count} of {tensor.numel()} values that are not finite; train or load the net again"
             )
+
+
+def _is_mask(network: nn.Module, name: str, tensor: Tensor) -> bool:
+    owner = network.get_submodule(name.rpartition(".")[0])
+    in_layer = isinstance(owner, (_ConvNd, nn.Linear)) or type(owner).__module__.startswith(("torch.nn.", "dnas."))
+    return not (in_layer or tensor.requires_grad) and bool((tensor.isfinite() | tensor.isneginf()).all())
 
 
 def _check_given(source: Any, arguments: Any) -> None:

@@ -26,7 +26,8 @@ from search_spaces.network.couplings import Couplings, read_couplings, unknown_c
 from search_spaces.network.dense_part import dense_part, entering
 from search_spaces.network.examples import Call, Example, read_example, signature_of
 from search_spaces.network.makings import Making, read_makings
-from search_spaces.network.observation import LayerRecord, Observation, memory, observe
+from search_spaces.network.observation import LayerRecord, Observation, observe
+from search_spaces.network.origins import memory
 from search_spaces.network.parameters import account, other_bytes, unused_names
 from search_spaces.signature import Signature
 
@@ -61,6 +62,7 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
         given = read_example(example, model)
         signature = example if isinstance(example, Signature) else signature_of(given, model)
         twin, call, seen = _observe(model, given.first_sample())
+    _check_whole(twin, seen)
     making = read_makings(model, seen)
     specs, unsupported = _describe(twin, seen, making)
     serving = {spec.name: _serving(twin, spec, making) for spec in specs}
@@ -113,6 +115,17 @@ def _check_network(model: Any) -> None:
             raise InputError(
                 f"module '{name}' ({type(module).__name__}) is of PyTorch's own quantization and changes its ranges "
                 "whenever the network runs; give the network as it was before it was prepared"
+            )
+
+
+def _check_whole(twin: nn.Module, seen: Observation) -> None:
+    """Refuse a network that gets parameters, or buffers that depend on its input, when it runs first."""
+    for name, tensor in seen.registered.items():
+        if isinstance(tensor, nn.Parameter) or memory(tensor) in seen.computed:
+            what = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            raise InputError(
+                f"the network makes its {what} '{name}' when it runs first, so every copy of it has another one; run "
+                "it once on data that it is meant for, and give it then"
             )
 
 
@@ -209,6 +222,8 @@ def _why_unsupported(
         return _why_not_called(record, seen)
     if record.reads_outside:
         return "its parent calls it and reads the weight itself as well"
+    if record.odd_weight:
+        return record.odd_weight
     weight = record.module._parameters.get("weight")
     if making is not None or weight is None:
         return _why_not_made(record.module, uses, making)

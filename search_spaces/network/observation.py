@@ -27,7 +27,7 @@ from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.multiplied import Products
 from search_spaces.network.calls import first_input
 from search_spaces.network.examples import Call
-from search_spaces.network.origins import Origins, factors_told
+from search_spaces.network.origins import Origins, factors_told, making_told, memory
 
 # Operations that make a tensor of the shape or type of another: they read none of its values.
 _MAKERS = ("new_", "empty", "zeros", "ones", "full", "rand")
@@ -39,8 +39,9 @@ class LayerRecord:
     """What one layer did: its calls, and how its weight was read in them and outside them.
 
     ``made`` are weights of the shape of its own that it multiplied with and that are held nowhere: its code made them.
-    ``odd_call`` says how it was called otherwise than from one tensor to one, or which of several inputs it multiplied
-    its weight with beside the first; empty where it was not.
+    ``odd_call`` says how it was called otherwise than from one plain tensor to one, or what it multiplied its weight
+    with beside its first input; empty where it was not. ``odd_weight`` says what its weight is made of that leaves it
+    another one each time.
     """
 
     module: nn.Module
@@ -55,6 +56,7 @@ class LayerRecord:
     other_readers: int = 0
     made: list[Tensor] = field(default_factory=list)
     odd_call: str = ""
+    odd_weight: str = ""
 
 
 @dataclass
@@ -64,7 +66,8 @@ class Observation:
     ``read`` holds the memory (see :func:`memory`) of all parameters and buffers that were read, ``multiplied`` of
     those that were factors of a product outside the layers; ``macs`` counts the multiply-accumulates of all products.
     ``depends_on_data`` says that the code asked for values of tensors, so that another input may take another path.
-    ``norm_calls`` counts the calls of each BatchNorm.
+    ``norm_calls`` counts the calls of each BatchNorm. ``computed`` is the memory of what was computed of the input or
+    of parameters, as far as it is no parameter itself; ``registered`` are parameters and buffers that came by the run.
     """
 
     layers: dict[str, LayerRecord]
@@ -73,6 +76,8 @@ class Observation:
     norm_calls: dict[str, int] = field(default_factory=dict)
     macs: int = 0
     depends_on_data: bool = False
+    computed: set[int] = field(default_factory=set)
+    registered: dict[str, Tensor] = field(default_factory=dict)
 
     def folded_norm(self, record: LayerRecord) -> str | None:
         """The BatchNorm that reads every output of a layer, and nothing else, and that nothing else reads beside."""
@@ -82,14 +87,6 @@ class Observation:
         (name,) = names
         calls = len(record.outputs)
         return name if len(record.norms) == self.norm_calls[name] == calls else None
-
-
-def memory(tensor: Tensor) -> int:
-    """A number that all views of a tensor share; 0 for one that has no memory of its own."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except RuntimeError:  # of a tensor without plain memory, such as a sparse one
-        return 0
 
 
 def observe(
@@ -103,6 +100,8 @@ def observe(
     seen = Observation(records)
     network.eval()
     watch = _Watch(network, seen, original)
+    seen.computed |= {memory(tensor) for tensor in call.tensors} - watch.held
+    before = _state(network)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # the network's own run says it again, where it is the user's to see
@@ -117,7 +116,13 @@ def observe(
         given = call.run(network)
     for tensor in tensors(given):
         watch.note_reading(tensor)
+    seen.registered = {name: tensor for name, tensor in _state(network).items() if name not in before}
     return seen
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each under all of its names."""
+    return dict((*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)))
 
 
 class _Watch(TorchDispatchMode):
@@ -130,7 +135,7 @@ class _Watch(TorchDispatchMode):
         self.seen = seen
         self.on_meta = any(tensor.is_meta for tensor in network.parameters())
         self.norm_inputs: list[int] = []
-        self.calls: list[tuple[LayerRecord, Origins]] = []  # those that are running, of several inputs
+        self.calls: list[tuple[LayerRecord, Origins]] = []  # those that are running
         self.producers: dict[int, LayerRecord] = {}
         self.held = {memory(tensor) for tensor in (*network.parameters(), *network.buffers())}
         self.owners: dict[int, list[LayerRecord]] = {}
@@ -162,13 +167,30 @@ class _Watch(TorchDispatchMode):
         self._note_data(func, operands)
         for _, origins in self.calls:
             origins.operation(operands, output, func._schema.is_mutable)
-        if not func.is_view and not func._overloadpacket.__name__.startswith(_MAKERS):
+        makes = func._overloadpacket.__name__.startswith(_MAKERS)
+        self._note_computed([] if makes else operands, output)
+        if not func.is_view and not makes:
             macs = self._macs(func, args, kwargs, output)
             for operand in operands:
                 self.note_reading(operand, macs)
             if macs is not None:
-                self._note_factors(operands)
+                self._note_factors(_factors(func, args, operands))
         return output
+
+    def _note_computed(self, operands: list[Tensor], output: Any) -> None:
+        """Note what is computed of the input, and what of parameters; freed memory may come back as something else."""
+        computed, made = self.seen.computed, {memory(tensor) for tensor in tensors(output)}
+        read = {memory(tensor) for tensor in operands}
+        if (read - made) & computed:
+            computed |= made  # a buffer that is written to is one, too
+        elif (read - made) & self.held:
+            computed |= made - self.held
+        elif not read & made:
+            computed -= made
+
+    def is_computed(self, tensor: Tensor) -> bool:
+        """Whether a tensor was computed as the network ran, and is no parameter."""
+        return memory(tensor) in self.seen.computed
 
     def _macs(self, func: Any, args: Any, kwargs: Any, output: Any) -> int | None:
         """Multiply-accumulates of a product; None for another operation."""
@@ -202,14 +224,15 @@ class _Watch(TorchDispatchMode):
         for record in owners if not running else ():
             record.reads_outside += 1
 
-    def _note_factors(self, operands: list[Tensor]) -> None:
-        """Note with which of its inputs a layer multiplies its weight."""
+    def _note_factors(self, factors: list[Tensor]) -> None:
+        """Note what a layer multiplies with its weight, and what it makes that of."""
         for record, origins in self.calls:
             weights = {memory(tensor) for tensor in (*_weights(record.module), *record.made)}
-            factors = [operand for operand in operands if memory(operand) not in weights]
-            if len(factors) < len(operands):
-                told = factors_told(origins.first, origins.of(factors))
-                record.odd_call = record.odd_call or told
+            others = [factor for factor in factors if memory(factor) not in weights]
+            if len(others) < len(factors):
+                own = [factor for factor in factors if memory(factor) in weights]
+                record.odd_call = record.odd_call or factors_told(origins.first, origins.of(others))
+                record.odd_weight = record.odd_weight or making_told(origins.of(own))
 
     def note_weight(self, weight: Tensor) -> Tensor:
         """Note a weight that somebody multiplies with; it is given back as it is."""
@@ -225,6 +248,14 @@ class _Watch(TorchDispatchMode):
             dynamic = any(operand.dtype in (torch.bool, torch.uint8) for operand in operands[1:])
         asks = dynamic or torch.Tag.data_dependent_output in func.tags
         self.seen.depends_on_data |= asks and not self.on_meta
+
+
+def _factors(func: OpOverload, args: Any, operands: list[Tensor]) -> list[Tensor]:
+    """What a product multiplies: all that it reads but a bias."""
+    name = func._overloadpacket.__name__
+    if name in ("addmm", "baddbmm"):
+        return list(args[1:3])
+    return list(args[:2]) if "conv" in name else operands
 
 
 def _weights(layer: nn.Module) -> list[Tensor]:
@@ -291,9 +322,7 @@ def _layer_hooks(
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record.running = True
-        origins = Origins(module, args, kwargs)
-        if origins.several:
-            watch.calls.append((record, origins))
+        watch.calls.append((record, Origins(module, args, kwargs, watch.is_computed)))
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         record.running = False
@@ -303,6 +332,8 @@ def _layer_hooks(
             did, what = ("takes", given) if not isinstance(given, Tensor) else ("returns", output)
             record.odd_call = f"it {did} a {type(what).__name__}, and a layer takes one tensor first and returns one"
             return
+        if torch._C._functorch.is_functorch_wrapped_tensor(given):
+            record.odd_call = "it is called inside torch.vmap or another transformation of torch.func"
         if not record.inputs:
             record.first_call = len(produced)
         record.inputs.append(given)

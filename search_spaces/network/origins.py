@@ -1,13 +1,14 @@
-"""Which of its inputs a layer multiplies its weight with, where it is called with several.
+"""What a layer multiplies its weight with, where that is not its first input alone.
 
 A layer that is quantized has its first input quantized. One whose own code multiplies the weight with another input, or
-with what it makes of several, would run as before there, so it has to be told from the others.
+with what others left with it as the network ran, would run as before there, so it has to be told from the others. So
+has one whose weight is made of the latter: it is another weight each time, and no file holds it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,10 +17,33 @@ from torch.utils._pytree import tree_leaves
 from search_spaces.network.calls import input_name
 
 
-class Origins:
-    """Of every tensor inside one call of a layer: the arguments that it is made of, by name; ``first`` is its input."""
+def memory(tensor: Tensor) -> int:
+    """A number that all views of a tensor share; 0 for one that has no memory of its own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except RuntimeError:  # of a tensor without plain memory, such as a sparse one
+        return 0
 
-    def __init__(self, module: nn.Module, inputs: Sequence[Any], options: Mapping[str, Any]) -> None:
+
+ELSEWHERE = ""
+"""Stands, among names of arguments, for what others computed before the call and the layer finds by itself."""
+
+
+class Origins:
+    """Of every tensor inside one call of a layer: the arguments that it is made of, by name; ``first`` is its input.
+
+    ``computed`` tells of any tensor whether it was computed as the network ran: found inside the call, it is from
+    :data:`ELSEWHERE`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inputs: Sequence[Any],
+        options: Mapping[str, Any],
+        computed: Callable[[Tensor], bool] = lambda _: False,
+    ) -> None:
+        self._computed = computed
         given = {**dict(zip(_names(module, len(inputs)), inputs, strict=True)), **options}
         self.first = next(iter(given), "") if inputs else input_name(type(module))
         self._made: dict[int, frozenset[str]] = {}
@@ -28,26 +52,24 @@ class Origins:
             for tensor in _tensors(value):
                 self._note(tensor, frozenset({name}))
 
-    @property
-    def several(self) -> bool:
-        """Whether the layer was called with tensors in more than one argument."""
-        return len(frozenset().union(*self._made.values())) > 1
-
     def of(self, tensors: Iterable[Tensor]) -> frozenset[str]:
         """The arguments that these tensors are made of."""
-        return frozenset().union(*(self._made.get(id(tensor), frozenset()) for tensor in tensors))
+        return frozenset().union(*map(self._of, tensors))
+
+    def _of(self, tensor: Tensor) -> frozenset[str]:
+        known = self._made.get(id(tensor))
+        if known is None:
+            return frozenset({ELSEWHERE} if self._computed(tensor) else ())
+        return known
 
     def operation(self, operands: Sequence[Tensor], output: Any, in_place: bool) -> None:
         """Note an operation: its results are made of what its operands are."""
-        made = self.of(operands)
-        if not made:
-            return
-        results = _tensors(output)
-        for tensor in results:
+        made, results = self.of(operands), _tensors(output)
+        for tensor in results:  # what is made of nothing, too: it was not computed elsewhere
             self._note(tensor, made)
-        if in_place:  # whoever looks at the same memory sees it as well
-            places = {tensor.untyped_storage()._cdata for tensor in results}
-            for tensor in [each for each in self._alive if each.untyped_storage()._cdata in places]:
+        if in_place and made:  # whoever looks at the same memory sees it as well
+            places = {memory(tensor) for tensor in results}
+            for tensor in [each for each in self._alive if memory(each) in places]:
                 self._note(tensor, made)
 
     def _note(self, tensor: Tensor, made: frozenset[str]) -> None:
@@ -60,10 +82,26 @@ def factors_told(first: str, factors: Iterable[str]) -> str:
     others = sorted(set(factors) - {first})
     if not others:
         return ""
-    named = " and ".join(f"'{name}'" for name in sorted(factors))
+    named = [
+        _LEFT if name == ELSEWHERE else f"'{name}'"
+        for name in sorted(factors, key=lambda name: (name == ELSEWHERE, name))
+    ]
     return (
-        f"its own code multiplies its weight with what it makes of {named}, and of a layer the first input ('{first}') "
-        "is quantized; let it take what it multiplies as its first input, and do the rest outside"
+        f"its own code multiplies its weight with what it makes of {' and '.join(named)}, and of a layer the first "
+        f"input ('{first}') is quantized; let it take what it multiplies as its first input, and do the rest outside"
+    )
+
+
+_LEFT = "what others computed and left with it as an attribute"
+
+
+def making_told(sources: Iterable[str]) -> str:
+    """Why a layer whose weight is made of these sources cannot be quantized; "" where nothing speaks against it."""
+    if ELSEWHERE not in sources:
+        return ""
+    return (
+        f"its weight is made of {_LEFT}, so that it is another one each time the network runs; let it multiply its "
+        "output by that, or give it as an argument of the forward pass"
     )
 
 

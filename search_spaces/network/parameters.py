@@ -9,7 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.layers import LayerSpec, ParameterSpec
 from search_spaces.models.buffers import buffer_bytes, each_buffer
-from search_spaces.network.observation import Observation, memory
+from search_spaces.network.observation import Observation
+from search_spaces.network.origins import memory
 
 
 def account(

@@ -145,3 +145,52 @@ def test_switchable_nets_tell_them_too(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "net", Keeps(make(0.7), run))(images()), net(images()))
     with pytest.raises(InputError, match=r"'kept' .*does not register"):
         load(tmp_path / "net", Keeps(make(0.8), run))
+
+
+def first_mean(m: Any, x: Tensor) -> Tensor:
+    """Subtracts the mean of the first batch that it ever saw."""
+    if m.kept is None:
+        m.kept = x.detach().mean(0)
+    return x - m.kept  # type: ignore[no-any-return]
+
+
+def table(m: Any, x: Tensor) -> Tensor:
+    if m.kept is None:
+        m.kept = {x.shape[1]: torch.linspace(0, 1, x.shape[1])}
+    return x + m.kept[x.shape[1]]  # type: ignore[no-any-return]
+
+
+def test_an_attribute_that_follows_the_first_batch_is_refused_and_a_table_is_not(tmp_path: Path) -> None:
+    """The loaded net would make another of its own first batch."""
+    torch.manual_seed(0)
+    packed(Keeps(None, first_mean), tmp_path / "net")
+    with pytest.raises(InputError, match="'kept' is a tensor that the network reads and does not register"):
+        load(tmp_path / "net", Keeps(None, first_mean))
+    net, *_ = packed(Keeps(None, table), tmp_path / "other")
+    assert torch.equal(load(tmp_path / "other", Keeps(None, table))(images()), net(images()))
+
+
+def test_neither_saving_nor_loading_runs_the_network_itself(tmp_path: Path) -> None:
+    """What it counts whenever it runs stays, in the saved one and in the loaded one."""
+
+    class Counting(Keeps):
+        def __init__(self) -> None:
+            super().__init__(torch.ones(WIDTH), lambda m, x: x * m.kept * m.level)
+            self.register_buffer("level", torch.zeros(()))
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.level += x.detach().abs().mean()
+            self.calls += 1
+            return super().forward(x)
+
+    model = Counting()
+    graph = read_graph(model, (WIDTH,))
+    layers = {name: LayerBits(4, 4, spec.out_channels) for name, spec in graph.by_name.items()}
+    net = quantize_fixed(model, graph, layers).eval()
+    calibrate(net, [images()])
+    level, calls = net.level.clone(), net.calls
+    save_packed(tmp_path / "net", net, graph, assignment_of(graph, layers, QuantizerChoice()))
+    loaded = load(tmp_path / "net", Counting())
+    assert (net.level, net.calls) == (level, calls)
+    assert torch.equal(loaded(images()), net(images()))

@@ -413,3 +413,69 @@ def test_more_bits_than_are_stored(tmp_path: Path) -> None:
         load(path, model)
     with pytest.raises(InputError, match=r"'first\.planes' has not the 8 bit planes that are needed of it"):
         load(path, model, "wide")
+
+
+class Unusual(torch.nn.Module):
+    """Parameters that are laid out otherwise, or held by two layers, or are no matrix of floats."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Conv2d(6, 6, 3, padding=1)
+        self.third, self.factor = torch.nn.Conv2d(6, 6, 3, padding=1), torch.nn.Parameter(torch.tensor(2.0))
+        if what == "channels last":
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        elif what == "a bias of two layers":
+            self.third.bias = self.second.bias
+        elif what == "a scalar and whole numbers":
+            self.factor = torch.nn.Parameter(torch.tensor([2, 3, 1]), requires_grad=False)
+        elif what == "nothing":
+            self.none = torch.nn.Parameter(torch.empty(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.third(self.second(self.first(x).relu()).relu()).mean((2, 3)) * self.factor.sum()
+        return y + self.none.sum() if hasattr(self, "none") else y
+
+
+@pytest.mark.parametrize("what", ["channels last", "a bias of two layers", "a scalar and whole numbers", "nothing"])
+def test_parameters_of_every_kind_come_back(what: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Unusual(what)
+    graph, x = read_graph(model, (3, 8, 8)), torch.randn(4, 3, 8, 8)
+    told = {
+        name: assignment_of(graph, {layer: LayerBits(bits, 4) for layer in graph.by_name}, NESTED)
+        for name, bits in {"wide": 4, "narrow": 2}.items()
+    }
+    net = SwitchableNet(model, graph, told, NESTED)
+    net.calibrate(model, [x])
+    save_packed(tmp_path / "net", net.eval())
+    loaded = load(tmp_path / "net", Unusual(what))
+    for profile in told:
+        assert torch.equal(loaded.use(profile)(x), net.use(profile)(x)), profile
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_a_scripted_part_with_parameters_is_refused_by_name() -> None:
+    part = torch.jit.script(torch.nn.Conv2d(3, 3, 1))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), part)
+    graph = read_graph(model, (3, 8, 8))
+    told = {"a": assignment_of(graph, {"0": LayerBits(4, 4)}, NESTED)}
+    with pytest.raises(InputError, match=r"module '1' is made by torch\.jit"):
+        SwitchableNet(model, graph, told, NESTED)
+
+
+@pytest.mark.parametrize("what", ["weight", "bias", "clip"])
+def test_nets_that_are_not_finite_are_not_written(what: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Unusual("")
+    graph, x = read_graph(model, (3, 8, 8)), torch.randn(4, 3, 8, 8)
+    told = {"a": assignment_of(graph, {layer: LayerBits(4, 4) for layer in graph.by_name}, NESTED)}
+    net = SwitchableNet(model, graph, told, NESTED)
+    net.calibrate(model, [x])
+    layer: Any = net.view_of("a").get_submodule("second")
+    held = {"weight": layer.weight, "bias": layer.bias, "clip": layer.quantize_weight.clip}[what]
+    with torch.no_grad():
+        held.view(-1)[0] = float("nan" if what == "weight" else "inf")
+    for network, more in ((net, ()), (net.alone("a"), (graph, told["a"]))):
+        with pytest.raises(InputError, match=r"holds 1 of \d+ values that are not finite"):
+            save_packed(tmp_path / "net", network, *more)
+    assert not (tmp_path / "net").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from dnas.quantization.fitting import best_clip
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import decode, encode, integer_grid
 from dnas.quantization.samples import whole
-from search_spaces.assignments import LayerBits
+from dnas.switchable.net import SwitchableNet
+from search_spaces.assignments import BitAssignment, LayerBits, ModelReference
 from search_spaces.errors import InputError, JobError
+from search_spaces.network.graph import read_graph
 from tests.known import known_graph
 from tests.toys import SHAPE, Net, build_supernet, inputs, seeded, trained
 
@@ -286,3 +289,39 @@ def test_a_data_loader_calibrates_like_its_images() -> None:
     assert all(torch.equal(value, networks[1].state_dict()[name]) for name, value in networks[0].state_dict().items())
     with pytest.raises(InputError, match="batch 1 is str"):
         calibrate(networks[0], ["images"])
+
+
+class TwoPaths(nn.Module):
+    """One layer is called only where a second input is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        y = self.first(x)
+        return y if other is None else y + self.second(other)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("switchable", [False, True])
+def test_a_layer_that_no_batch_reaches_keeps_its_range_and_is_named(switchable: bool) -> None:
+    """Fitted to nothing, the range was next to 0, and the layer gave next to nothing."""
+    model, x = TwoPaths(), torch.randn(8, 4, generator=seeded())
+    both = {"x": x, "other": x}
+    graph = read_graph(model, both)
+    layers = {name: LayerBits(8, 8) for name in graph.by_name}
+    net: Any = quantize_fixed(model, graph, layers)
+    if switchable:
+        assignment = BitAssignment("a", ModelReference("toy", (4,)), layers)
+        net = SwitchableNet(model, graph, {"a": assignment}, QuantizerChoice("nested", "pact"))
+
+    def run(batch: Any) -> None:
+        net.calibrate(model, [batch]) if switchable else calibrate(net, [batch])
+
+    with pytest.warns(UserWarning, match="no batch reaches layer 'second', so the range"):
+        run(x)
+    clips = [q for n, q in net.named_modules() if isinstance(q, TensorQuantizer) and "second" in n and q.signed]
+    assert len(clips) >= 2
+    assert float(clips[0].clip.detach()) >= 0.1
+    run(both)  # as all warnings are errors, without one
+    torch.testing.assert_close(net.eval()(**both), model(**both), atol=0.2, rtol=0.05)

@@ -232,3 +232,13 @@ def test_a_scripted_part_stays_as_it_is(tmp_path: Path) -> None:
     reference = ModelReference("mine", graph.input_shape)
     save_packed(tmp_path / "a", twin, graph, BitAssignment("a", reference, layers, cost))
     assert torch.equal(load(tmp_path / "a", network())(x), expected)
+
+
+def test_another_network_or_a_quantized_one_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    graph = read_graph(model, (4,))
+    layers = {name: LayerBits(4, 8) for name in graph.by_name}
+    with pytest.raises(InputError, match=r"the network has no layer '2'; give the graph that read_graph told"):
+        quantize_fixed(nn.Sequential(nn.Linear(4, 5)), graph, layers)
+    with pytest.raises(InputError, match="layer '0' is quantized already; give the float network"):
+        quantize_fixed(quantize_fixed(model, graph, layers), graph, layers)

@@ -142,6 +142,20 @@ def test_an_image_that_is_not_finite_is_refused() -> None:
         sensitivities(Net(), plan(Net())[1], QuantizerChoice(), [BATCHES[0], (x * torch.inf, y)])
 
 
+@pytest.mark.parametrize("what", ["channels", "label", "float labels", "count"])
+def test_batches_that_do_not_fit_are_told_in_a_sentence(what: str) -> None:
+    x, y = BATCHES[0]
+    given = {
+        "channels": (torch.cat([x, x], 1), y),
+        "label": (x, y + 7),
+        "float labels": (x, y / 2),
+        "count": (x, y[:3]),
+    }[what]
+    model = trained(Net())
+    with pytest.raises(InputError, match=r"cannot be computed on a batch: .*; give inputs and targets as in training"):
+        sensitivities(model, plan(model)[1], QuantizerChoice(), [given])
+
+
 def test_a_network_that_overflows_is_refused() -> None:
     model = Net()
     with torch.no_grad():

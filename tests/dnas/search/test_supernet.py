@@ -25,8 +25,11 @@ from dnas.search.supernet import Sample, Supernet, Theta
 from search_spaces.allocation.program import Cells
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.kinds import Cost
-from search_spaces.costs.table import CostTable
+from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
+from search_spaces.network.graph import read_graph
+from search_spaces.options import SpaceOptions
+from search_spaces.spaces import build_space
 from tests.known import known_graph
 from tests.search_spaces.allocation.test_widening import single_widenings
 from tests.toys import SHAPE, Net, build_supernet, hand_over, images, inputs, plan, seeded, trained
@@ -506,3 +509,26 @@ def test_only_a_sample_of_its_own_space_is_lent() -> None:
         sample = wrong.one_hot([(0, 0)] * 2) if isinstance(wrong, Supernet) else wrong
         with pytest.raises(InputError, match=told), supernet.sampled(sample):
             pass
+
+
+def test_layers_inside_layers_have_no_branches_and_are_mixed_as_any() -> None:
+    """A branch is a copy of a layer whole: what is inside would be lent no sample."""
+
+    class Holding(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(3, 4, 1)
+            self.inside = nn.Conv2d(4, 4, 1, groups=4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inside(super().forward(x))  # type: ignore[no-any-return]
+
+    model = nn.Sequential(Holding(), nn.ReLU())
+    graph = read_graph(model, (3, 4, 4))
+    options = SpaceOptions(weight_bits=(2, 4), activation_bits=(4,), first_layer="search", last_layer="search")
+    space = build_space(graph, options)
+    table = CostTable(graph, space, build_costs())
+    with pytest.raises(InputError, match=r"layer '0.inside' is inside layer '0', .* engine = \"composite\""):
+        Supernet(model, graph, space, table, engine="branches")
+    supernet = Supernet(model, graph, space, table)
+    with supernet.sampled(supernet.one_hot([(0, 0)] * 2)):
+        assert supernet(torch.randn(2, 3, 4, 4)).isfinite().all()

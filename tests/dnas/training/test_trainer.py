@@ -23,6 +23,7 @@ from dnas.training.optimization import weight_groups
 from dnas.training.trainer import Trainer, evaluate, steps_per_epoch, training_batches
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError, JobError
+from search_spaces.network.graph import read_graph
 from tests.known import known_graph
 from tests.toys import SHAPE, Net, images, inputs, seeded, trained
 
@@ -199,3 +200,53 @@ def test_a_loss_that_is_nan_is_no_measurement(spoil: str) -> None:
     told = {"weight": "'1.weight' holds 1 of 12 values", "image": "image 4 holds", "neither": "the loss is NaN"}[spoil]
     with pytest.raises(JobError if spoil == "neither" else InputError, match=told):
         evaluate(model, data, 2)
+
+
+def quantized(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    graph = read_graph(model, shape)
+    network = quantize_fixed(model, graph, {name: LayerBits(4, 4) for name in graph.by_name})
+    calibrate(network, [torch.randn(8, *shape, generator=seeded())])
+    return network.eval()
+
+
+def test_weights_that_a_quantizer_would_hide_are_no_measurement_either() -> None:
+    """Clipped, infinity is the largest code, and the loss is finite."""
+    model = quantized(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), (1, 2, 2))
+    data = MemoryImages(torch.randn(5, 1, 2, 2, generator=seeded()), torch.arange(5) % 3, (0.0,), (1.0,))
+    assert math.isfinite(evaluate(model, data).loss)
+    with torch.no_grad():
+        model[1].weight[0, 0] = math.inf
+    assert model(next(iter(data.batches(5)))[0]).isfinite().all()
+    with pytest.raises(InputError, match=r"'1.weight' holds 1 of 12 values that are not finite"):
+        evaluate(model, data)
+
+
+def test_images_that_the_network_does_not_take_are_told_in_a_sentence() -> None:
+    data = MemoryImages(torch.randn(5, 1, 3, 3, generator=seeded()), torch.arange(5) % 3, (0.0,), (1.0,))
+    with pytest.raises(InputError, match="the network does not run on the given images: RuntimeError"):
+        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), data)
+
+
+class Masked(nn.Module):
+    """Attention with a mask that is a parameter."""
+
+    def __init__(self, least: float, trained: bool) -> None:
+        super().__init__()
+        self.value, self.mask = nn.Linear(4, 3), nn.Parameter(torch.full((4,), 0.0), requires_grad=trained)
+        with torch.no_grad():
+            self.mask[1] = least
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value(x.flatten(1) * self.mask.softmax(0))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("least", "trained"), [(-math.inf, False), (-math.inf, True), (math.inf, False)])
+def test_a_mask_of_minus_infinity_is_measured_and_calibrated(least: float, trained: bool) -> None:
+    data = MemoryImages(torch.randn(5, 1, 2, 2, generator=seeded()), torch.arange(5) % 3, (0.0,), (1.0,))
+    model = Masked(least, trained)
+    if least > 0 or trained:
+        with pytest.raises(InputError, match="'mask' holds 1 of 4 values"):
+            evaluate(model, data)
+        return
+    assert math.isfinite(evaluate(model, data).loss)
+    assert evaluate(quantized(model, (1, 2, 2)), data).images == 5

@@ -287,6 +287,45 @@ def test_lazy_parameters_are_refused() -> None:
         read_graph(nn.LazyLinear(3), (4,))
 
 
+class Growing(nn.Module):
+    """Makes a part of itself when it runs first."""
+
+    def __init__(self, make: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.make = nn.Linear(4, 4), make
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        if not hasattr(self, "part"):
+            self.make(self, y)
+        return self.part(y) if isinstance(self.part, nn.Module) else y + self.part
+
+
+GROWING: dict[str, tuple[Callable[[Any, Tensor], Any], str]] = {
+    "a layer": (lambda m, y: setattr(m, "part", nn.Linear(4, 2)), "parameter 'part.weight'"),
+    "a parameter": (lambda m, y: m.register_parameter("part", nn.Parameter(torch.zeros(4))), "parameter 'part'"),
+    "of the input": (lambda m, y: m.register_buffer("part", y.mean(0).detach()), "buffer 'part'"),
+    "of a parameter": (lambda m, y: m.register_buffer("part", m.layer.bias.detach() * 2, persistent=False), "buffer"),
+}
+
+
+@pytest.mark.parametrize("what", GROWING)
+def test_a_network_that_grows_when_it_runs_first_is_refused_until_then(what: str) -> None:
+    """Every copy of it would have another part, and the optimizer that was made before none."""
+    make, told = GROWING[what]
+    network = Growing(make).eval()
+    with pytest.raises(InputError, match=rf"makes its {told}.* when it runs first"):
+        read_graph(network, (4,))
+    assert not hasattr(network, "part")
+    network(torch.randn(2, 4))
+    assert "layer" in read_graph(network, (4,)).by_name
+
+
+def test_a_table_that_is_made_once_is_no_part_of_it() -> None:
+    network = Growing(lambda m, y: m.register_buffer("part", torch.arange(y.shape[1]) / 4))
+    assert "layer" in read_graph(network, (4,)).by_name
+
+
 def test_reading_a_network_whose_filters_cannot_go_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     class FixedSplit(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Of a layer that is called with several inputs only the first is quantized: one that multiplies another is refused."""
+"""Of a layer only its first input is quantized: one that multiplies its weight with anything else is refused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from dnas.jobs.doctor import examine
 from search_spaces.network.graph import read_graph
@@ -122,3 +123,115 @@ def test_a_convolution_that_pads_its_only_input_is_searched_as_before() -> None:
 
     graph = read_graph(nn.Sequential(nn.Conv2d(1, 2, 1), Padded(2, 2, 3)), (1, 3, 3))
     assert [layer.name for layer in graph.layers] == ["0", "1"]
+
+
+class Offset(nn.Linear):
+    """Adds its second input, in the place of a bias."""
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:  # type: ignore[override]
+        return F.linear(x, self.weight, shift)
+
+
+def test_what_a_layer_adds_is_not_multiplied() -> None:
+    graph = read_graph(Net(Offset(4, 4, bias=False), lambda layer, x, y: layer(x, y.mean(0))), (4,))
+    assert set(graph.by_name) == {"first", "layer"}
+
+
+class Left(nn.Linear):
+    """A layer with which others leave something (``kept``) before they call it."""
+
+    kept: Any
+
+    def __init__(self, use: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__(4, 4)
+        self.kept, self.use = torch.ones(4), use
+        self.register_buffer("level", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.kept["last"][0] if isinstance(self.kept, dict) else self.kept
+        return self.use(self, x, kept)
+
+
+USES: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "on the input": lambda m, x, kept: F.linear(x * kept, m.weight, m.bias),
+    "on a copy of the input": lambda m, x, kept: F.linear(x.clone().mul_(kept), m.weight),
+    "on the weight": lambda m, x, kept: F.linear(x, m.weight * kept, m.bias),
+    "on the weight as a function": lambda m, x, kept: F.linear(x, m.weight * kept.mean().tanh()),
+    "on the output": lambda m, x, kept: F.linear(x, m.weight, m.bias) * kept,
+    "as a bias": lambda m, x, kept: F.linear(x, m.weight, kept.mean(0) if kept.dim() > 1 else kept),
+    "nowhere": lambda m, x, kept: F.linear(x, m.weight, m.bias),
+}
+MULTIPLIED = ("on the input", "on a copy of the input", "on the weight", "on the weight as a function")
+CONSTANTS = ("a constant", "one made once", "ones like it")
+LEAVINGS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "an attribute": lambda m, y: setattr(m, "kept", y.sigmoid()),
+    "in a dict": lambda m, y: setattr(m, "kept", {"last": [y.sigmoid()]}),
+    "a buffer": lambda m, y: (m.level.copy_(y.mean(0)), setattr(m, "kept", m.level)),
+    "the input itself": lambda m, y: setattr(m, "kept", m.given),
+    "of a parameter": lambda m, y: setattr(m, "kept", m.bias.exp()),
+    "a constant": lambda m, y: setattr(m, "kept", torch.linspace(0, 1, 4)),
+    "one made once": lambda m, y: (
+        setattr(m, "kept", m.kept if m.calls else torch.arange(4.0)) or setattr(m, "calls", 1)
+    ),
+    "ones like it": lambda m, y: setattr(m, "kept", torch.ones_like(y)),
+}
+
+
+class Leaving(nn.Module):
+    def __init__(self, leave: Callable[[Any, Tensor], Any], layer: Left) -> None:
+        super().__init__()
+        self.first, self.layer, self.leave = nn.Linear(4, 4), layer, leave
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer.given = x
+        self.leave(self.layer, self.first(x))
+        return self.layer(self.layer(x))
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("leave", LEAVINGS)
+def test_what_others_leave_with_a_layer_is_no_part_of_what_it_multiplies(leave: str, use: str) -> None:
+    """A gate that reaches a layer as an attribute is quantized nowhere; a weight made of it is in no file."""
+    graph = read_graph(Leaving(LEAVINGS[leave], Left(USES[use])), (4,))
+    told = graph.unsupported.get("layer", "")
+    assert bool(told) == (leave not in CONSTANTS and use in MULTIPLIED)
+    assert not told or "what others computed and left with it as an attribute" in told
+    assert ("layer" in graph.by_name) == (not told)
+
+
+def test_a_parametrization_that_follows_the_input_is_told() -> None:
+    class Scaling(nn.Module):
+        scale: Any = 1.0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight * self.scale
+
+    class Following(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layer, self.scaling = nn.Linear(4, 4), nn.Linear(4, 4), Scaling()
+            parametrize.register_parametrization(self.layer, "weight", self.scaling)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.scaling.scale = self.first(x).mean()
+            return self.layer(x)
+
+    graph = read_graph(Following(), (4,))
+    assert set(graph.by_name) == {"first"}
+    assert "its weight is made of what others computed" in graph.unsupported["layer"]
+
+
+def test_a_layer_inside_a_transformation_of_functions_is_told() -> None:
+    """Quantizers run in plain PyTorch alone."""
+
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layer = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(self.layer)(self.first(x))  # type: ignore[no-any-return]
+
+    graph = read_graph(Mapped(), (4,))
+    assert set(graph.by_name) == {"first"}
+    assert "torch.vmap" in graph.unsupported["layer"]
