@@ -205,7 +205,7 @@ class ControlsSection(Section):
 class ChoiceSection(Section):
     """Choosing by measuring: of several proposals for each budget, the one that is best after a short fine-tuning."""
 
-    enabled: bool | None = Field(default=None, examples=[True], description="Whether what is found for a budget is chosen from a pool: the likeliest under θ, draws of it, the controls, further programs, the neighbouring budgets' and uniform widths brought to the budget. `dnas show RUN --pool` shows it. Where a pruned net is searched, what θ says is taken. None: wherever there are `search.budgets`.")  # fmt: skip
+    enabled: bool | None = Field(default=None, examples=[True], description="Whether what is found for a budget is chosen from a pool: the likeliest under θ, draws of it, the controls, further programs, the neighbouring budgets' and uniform widths brought to the budget. `dnas show RUN --pool` shows it. Where a pruned net is searched, what θ says is taken. None: wherever there are `search.budgets` and nets are fine-tuned.")  # fmt: skip
     draws: Count = Field(default=3, description="Proposals drawn from P(θ).")
     programs: Annotated[int, Field(ge=0, le=100)] = Field(default=2, description="Proposals of each integer program, over expected and over measured losses; each differs in a quarter of the decisions from those before it.")  # fmt: skip
     refined: Annotated[int, Field(ge=0, le=100)] = Field(default=0, description="So many proposals, the best by the loss of the supernet, are refined: the exact program over what single steps of a width do to that loss, time and again.")  # fmt: skip
@@ -376,7 +376,9 @@ class JobConfig(Section):
     @property
     def chooses(self) -> bool:
         """Whether what is found for a budget is chosen by measuring; only a search of the whole net is."""
-        wanted = bool(self.search.budgets) if self.choice.enabled is None else self.choice.enabled
+        wanted = self.choice.enabled
+        if wanted is None:
+            wanted = bool(self.search.budgets) and self.finetune.epochs > 0
         return wanted and self.order[:1] == ("search",)
 
     def _switchable_consistent(self) -> JobConfig:

@@ -353,7 +353,7 @@ def test_a_run_that_cannot_be_written_to_is_drawn_here(finished: Path, monkeypat
     [
         (("show", "a\nb"), "there is no run at runs/a\N{REPLACEMENT CHARACTER}b"),
         (("status", "лод"), "there is no run at runs/лод"),
-        (("resume", ""), "is not a run folder"),
+        (("resume", ""), "'' is no name of a run"),
         (("search", "--device", ""), "device"),
         (("search", "folder"), "it is a folder; name a file"),
         (("doctor", "--job", "folder"), "it is a folder; name a file"),

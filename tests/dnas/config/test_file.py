@@ -147,6 +147,8 @@ def test_a_wrong_override_is_told_as_given() -> None:
     [
         ([], True),
         (["choice.enabled=false"], False),
+        (["finetune.epochs=0"], False),
+        (["finetune.epochs=0", "choice.enabled=true"], True),
         (["search.budgets=[]", "search.loss='log_product'"], False),
         (["pipeline=['prune', 'search']", "prune.enabled=true"], False),
         (["pipeline=['search', 'prune']", "prune.enabled=true"], True),

@@ -144,7 +144,7 @@ class Left(nn.Linear):
 
     def __init__(self, use: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
         super().__init__(4, 4)
-        self.kept, self.use = torch.ones(4), use
+        self.kept, self.use, self.calls = torch.ones(4), use, 0
         self.register_buffer("level", torch.ones(4))
 
     def forward(self, x: Tensor) -> Tensor:
