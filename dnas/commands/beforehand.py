@@ -92,8 +92,9 @@ def check_finalised(folder: Path, overrides: Sequence[str]) -> None:
     """Refuse what is no run, keys that its job does not take, and profiles that it has not."""
     config = check_run(folder, overrides)
     if config is not None:
-        own = [name for name, item in Run.open(folder).assignments().items() if not item.provenance.net]
-        check_names(config.finalise, own)
+        found, damaged = Run.open(folder).read_assignments()
+        own = [name for name, item in found.items() if not item.provenance.net]
+        check_names(config.finalise, [*own, *damaged])  # what is wrong with a file is told by whoever reads it
 
 
 def check_net(folder: Path, name: str | None, seed: int | None = None) -> None:
