@@ -7,7 +7,9 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job as LoadedJob
 from dnas.jobs.run import run_job
 from dnas.jobs.stages import judging
+from dnas.jobs.stages.choice import Choose
 from dnas.jobs.stages.judging import judge, rounds
 from dnas.jobs.stages.measure import Measurer
 from results.events import Judged, Measured, Pool
@@ -136,6 +139,22 @@ def test_finalists_are_the_best_of_the_rounds_before_and_are_judged_by_their_own
             found = Measurer(context).measure_again(same, 0, context.job.data.val)
             assert judged.loss == pytest.approx(found.loss, rel=1e-5)
             assert judged.score == found.score == same.metrics["val_top1"]["mean"]
+
+
+@pytest.mark.parametrize(("before", "last", "order"), [((1.0, 2.0), (3.0, 2.1), "ab"), ((1.0, 2.0), (3.0, 1.9), "ba")])
+def test_finalists_are_ordered_by_the_mean_over_all_rounds(
+    monkeypatch: pytest.MonkeyPatch, before: tuple[float, ...], last: tuple[float, ...], order: str
+) -> None:
+    def judgement(name: str, loss: float) -> Judged:
+        return Judged(proposal=name, round=1, epochs=1, loss=loss)
+
+    losses = dict(zip("ab", last, strict=True))
+    monkeypatch.setattr(Choose, "_judged_in_full", lambda self, name, net, number: judgement(name, losses[name]))
+    monkeypatch.setattr(Choose, "_work_of_finals", lambda self, finalists: {})
+    choose = Choose(MagicMock(), MagicMock())
+    left: Any = [SimpleNamespace(id=name) for name in "ab"]
+    judged = {name: [judgement(name, loss)] for name, loss in zip("ab", before, strict=True)}
+    assert "".join(each.id for each in choose._finals(left, judged, [])) == order
 
 
 def test_one_net_a_budget_is_reported_and_trained_once(run: Run) -> None:
