@@ -14,6 +14,7 @@ from typing import ParamSpec
 import typer
 
 from dnas.commands.signals import Interrupted, terminable
+from dnas.commands.starting import INTERRUPTED
 from dnas.commands.terminal import one_document
 from search_spaces.errors import (
     InputError,
@@ -26,7 +27,7 @@ from search_spaces.errors import (
     shortened,
 )
 
-DONE, FAILURE, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILURE, WRONG_INPUT = 0, 1, 2
 TRACEBACK_VARIABLE = "DNAS_TRACEBACK"
 LAUNCHER_VARIABLE = "DNAS_LAUNCHER"
 """A folder of our launcher of several processes: each leaves there what it says as it ends, and one of it is told."""
