@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from dnas.quantization.branches import BranchedLayer, branch_layer
 from dnas.quantization.families import find_quantizer
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer, quantize_layer, shapes_of
-from dnas.quantization.randomness import randomness_kept
+from dnas.quantization.randomness import seeded
 from search_spaces.channels.running import tensors
 from search_spaces.errors import InputError
 from search_spaces.layers import FLOAT_BITS, LayerGraph
@@ -125,8 +125,7 @@ def _other(weight: Tensor) -> Tensor:
 def outputs_on_noise(network: nn.Module, example: tuple[int, ...] | Signature) -> list[Tensor] | None:
     """All tensors that the network returns for one random sample; None where it cannot run."""
     like = floats_of(network)
-    with torch.no_grad(), randomness_kept(like.device):
-        torch.manual_seed(0)
+    with torch.no_grad(), seeded(0, like.device):
         try:
             found = drawn(example, 1, network).run(network)
         except Exception:  # code of a foreign network

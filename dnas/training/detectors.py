@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from dnas.data.described import described
-from dnas.quantization.randomness import randomness_kept
+from dnas.quantization.randomness import seeded
 from search_spaces.errors import InputError
 
 Target = Mapping[str, Tensor]
@@ -87,7 +87,7 @@ def _losses(
     heads: list[Any] = []
     head = _head_of(detector)
     handles = [head.register_forward_hook(lambda module, inputs, output: heads.append(output))] if head else []
-    drawn = nullcontext() if network.training else _own_draws(images.device)
+    drawn = nullcontext() if network.training else seeded(0, images.device)
     try:
         with drawn, _choosing(detector, losses=True):
             found = network(images, [to_be_found(target) for target in targets])
@@ -137,13 +137,6 @@ def _choosing(detector: nn.Module, *, losses: bool) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def _own_draws(place: torch.device) -> Iterator[None]:
-    with randomness_kept(place):
-        torch.manual_seed(0)
-        yield
 
 
 def _are_boxes(found: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dnas.quantization.randomness import ACCELERATORS, randomness_kept
+from dnas.quantization.randomness import ACCELERATORS, seeded
 from dnas.training.processes import ALONE, Processes, launcher_number
 from search_spaces.errors import InputError, JobError, first_sentence, nearest
 
@@ -93,15 +93,12 @@ class Device:
             return x
         return _channels_last(x)
 
-    @contextmanager
-    def own_randomness(self, seed: int) -> Iterator[None]:
+    def own_randomness(self, seed: int) -> AbstractContextManager[None]:
         """Give the code inside its own global random state (dropout uses it); put the caller's back afterwards.
 
         Of several processes each has another, since they see other images.
         """
-        with randomness_kept(self.place):
-            torch.manual_seed(seed + self.processes.rank)
-            yield
+        return seeded(seed + self.processes.rank, self.place)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def read_making(layer: nn.Module, input_shape: Sequence[int]) -> tuple[str, froz
     if weight.is_meta:
         return "", frozenset()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         x = torch.randn(_batched(input_shape, weight)).to(weight)
         try:
             first, second = (_weights(layer, given) for given in (x, 1 - 2 * x))
