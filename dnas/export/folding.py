@@ -25,10 +25,14 @@ _LEAST = sys.float_info.min  # adds nothing to 1; some versions of PyTorch refus
 
 
 def fold(norm: _BatchNorm, scale: Tensor, shift: Tensor) -> None:
-    """Make a BatchNorm the folded scale and shift (C,): mean 0, variance 1 and next to no eps leave x as it is."""
+    """Make a BatchNorm the folded scale and shift (C,): mean 0, variance 1 and next to no eps leave x as it is.
+
+    One of 16 bits becomes fp32, in which it computed its scale, too; its inputs and outputs stay of 16 bits.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    like = norm.running_mean
+    like = norm.running_mean.new_zeros((), dtype=torch.promote_types(norm.running_mean.dtype, torch.float32))
+    norm.running_mean, norm.running_var = norm.running_mean.to(like), norm.running_var.to(like)
     norm.running_mean.zero_()
     norm.running_var.fill_(1.0)
     norm.eps = _LEAST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import itertools
@@ -479,3 +480,24 @@ def test_nets_that_are_not_finite_are_not_written(what: str, tmp_path: Path) -> 
         with pytest.raises(InputError, match=r"holds 1 of \d+ values that are not finite"):
             save_packed(tmp_path / "net", network, *more)
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("choice", [NESTED, QuantizerChoice()])
+def test_a_net_of_16_bits_gives_the_same_after_loading(
+    tmp_path: Path, dtype: torch.dtype, choice: QuantizerChoice
+) -> None:
+    """A scale and a shift of 16 bits would be 0.2 % off, which the next quantizer makes a whole step."""
+    model = copy.deepcopy(model_and_graph("residual")[0]).to(dtype)
+    graph = read_graph(model, tuple(inputs_for(model_and_graph("residual")[1]).shape[1:]))
+    profiles = {name: assignment_of(graph, same_bits(graph, *pair), NESTED) for name, pair in WIDTHS.items()}
+    net, x = SwitchableNet(model, graph, profiles, NESTED), inputs_for(graph, 8, 5).to(dtype)
+    net.calibrate(model, [x])
+    net.recalibrate([x])
+    saved(tmp_path / "net.dnas", net.eval())
+    other = load(tmp_path / "net.dnas", model=model)
+    for name in profiles:
+        with torch.inference_mode():
+            expected, found = net.view(name)(x), other.view(name)(x)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-2 * float(expected.abs().max()))
