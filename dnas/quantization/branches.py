@@ -21,7 +21,7 @@ from search_spaces.network.calls import first_input, with_first_input
 class SkippedLayer(nn.Module):
     """A layer at 0 bits: zeros of the shape that the layer would give; nothing is computed and nothing is stored.
 
-    :func:`skip_layer` makes it of a layer in place.
+    :func:`skip_layer` makes it of a layer in place. Code that reads its weight, for a type or a penalty, reads zeros.
     """
 
     original_class: ClassVar[type[nn.Module]]
@@ -35,6 +35,12 @@ class SkippedLayer(nn.Module):
         with torch.no_grad():
             shape = self._shape_only[0](*given[0], **given[1]).shape
         return cast(Tensor, x.new_zeros(shape))
+
+    def __getattr__(self, name: str) -> Any:
+        """What was a parameter of the layer is zeros that take no memory."""
+        found = super().__getattr__(name)
+        like = getattr(self._shape_only[0], name, None) if found is None else None
+        return found if like is None else self._buffers["zero"].expand(like.shape)
 
     def keep_channels(self, selection: Selection) -> None:
         """Give zeros for fewer filters."""
@@ -51,10 +57,12 @@ def skip_layer(layer: nn.Module) -> SkippedLayer:
     meta = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in layer.parameters()}
     # In a tuple, so that it is no submodule: nothing of it is stored.
     shape_only = (copy_without_hooks(layer, meta),)
+    zero = next(layer.parameters()).new_zeros(())
     vars(layer).pop("forward", None)
     _forget_tensors(layer)
     skipped = cast(SkippedLayer, become(layer, SkippedLayer))
     skipped._shape_only = shape_only
+    skipped.register_buffer("zero", zero, persistent=False)
     return skipped
 
 

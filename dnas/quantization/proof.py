@@ -33,7 +33,7 @@ def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str], *, bra
     """Raise :class:`InputError` that names the first of the layers whose quantized twin is not the network's.
 
     Nothing is proven where the network does not run on one random input (one on the meta device). ``branched`` proves
-    layers of several branches.
+    layers of several branches, which hold no weight of their own: code that only training runs may not read it either.
     """
     if _agree(model, graph, names, branched):
         return
@@ -46,9 +46,10 @@ def check_twin(model: nn.Module, graph: LayerGraph, names: Sequence[str], *, bra
     while last - first > 1:
         middle = (first + last) // 2
         first, last = (middle, last) if _agree(model, graph, names[:middle], branched) else (first, middle)
+    what, instead = ("branched", 'use engine = "composite", ') if branched else ("quantized", "")
     raise InputError(
-        f"layer '{names[first]}' cannot be quantized: the network reads it otherwise than by calling it (its weight, "
-        f"its type, or what it overwrites), so that its twin gives another output; leave it out with "
+        f"layer '{names[first]}' cannot be {what}: the network reads it otherwise than by calling it (its weight, its "
+        f"type, or what it overwrites), so that its twin gives another output; {instead}leave it out with "
         f'space.exclude = ["{names[first]}"] or change the network'
     )
 
@@ -93,7 +94,13 @@ def _agree(model: nn.Module, graph: LayerGraph, names: Sequence[str], branched: 
         for weight in weights.values():
             weight.copy_(_other(weight))
     expected = outputs_on_noise(network, graph.example)
-    return expected is None or agree(outputs_on_noise(twin, graph.example), expected)
+    if expected is not None and not agree(outputs_on_noise(twin, graph.example), expected):
+        return False
+    return not branched or _trains(twin, graph.example) or not _trains(network, graph.example)
+
+
+def _trains(network: nn.Module, example: tuple[int, ...] | Signature) -> bool:
+    return outputs_on_noise(network.train(), example, samples=2) is not None
 
 
 def _change_computed(layer: nn.Module) -> None:
@@ -122,12 +129,14 @@ def _other(weight: Tensor) -> Tensor:
     return weight * factors.to(weight.dtype).view(weight.shape)
 
 
-def outputs_on_noise(network: nn.Module, example: tuple[int, ...] | Signature) -> list[Tensor] | None:
-    """All tensors that the network returns for one random sample; None where it cannot run."""
+def outputs_on_noise(
+    network: nn.Module, example: tuple[int, ...] | Signature, *, samples: int = 1
+) -> list[Tensor] | None:
+    """All tensors that the network returns for random samples; None where it cannot run."""
     like = floats_of(network)
     with torch.no_grad(), seeded(0, like.device):
         try:
-            found = drawn(example, 1, network).run(network)
+            found = drawn(example, samples, network).run(network)
         except Exception:  # code of a foreign network
             return None
     return [tensor.detach() for tensor in tensors(found)]

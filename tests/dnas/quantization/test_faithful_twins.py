@@ -277,7 +277,7 @@ def test_a_supernet_of_32_bits_is_the_network(name: str, engine: Any) -> None:
     options = SpaceOptions(weight_bits=(4, 32), activation_bits=(4, 32), first_layer="search", last_layer="search")
     space = build_space(graph, options)
     if engine == "branches" and name in ("told from outside", "norm, functional"):  # a copy is not told, nor read
-        with pytest.raises(InputError, match=r"layer '(layer|first)' cannot be quantized"):
+        with pytest.raises(InputError, match=r"layer .(layer|first). cannot be branched"):
             Supernet(model, graph, space, CostTable(graph, space, []), engine=engine)
         return
     supernet = Supernet(model, graph, space, CostTable(graph, space, []), engine=engine).eval()
@@ -337,3 +337,47 @@ def test_a_skipped_layer_keeps_its_place_and_no_weight() -> None:
     assert not [key for key in network.state_dict() if key.startswith("branch")]
     assert_same(network(images()), model.stem(images()))
     assert "branch" in repr(network)
+
+
+class Reading(nn.Module):
+    """Reads the weight of a layer that may be skipped, past calling it."""
+
+    def __init__(self, read: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.read = conv(8), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.second(F.relu(self.first(self.read(self, x))))
+
+
+READS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "type": lambda net, x: x.to(net.first.weight.dtype),
+    "device": lambda net, x: x.to(net.second.bias.device),
+    "shape": lambda net, x: x[:, : net.first.weight.shape[1]],
+    "penalty in training": lambda net, x: x + 1e-3 * net.first.weight.square().sum() if net.training else x,
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_code_that_reads_the_weight_of_a_skipped_layer_reads_zeros_that_take_no_memory(read: str) -> None:
+    model = Reading(READS[read]).eval()
+    layers = {"stem": LayerBits(32, 32), "first": LayerBits(0, 0), "second": LayerBits(0, 0)}
+    network = quantize_fixed(model, read_graph(model, SHAPE), layers, QuantizerChoice())
+    for _ in network.eval(), network.train():
+        assert_same(network(images()), model.stem(images()))
+    skipped: Any = network.double().first
+    assert (skipped.weight.shape, skipped.weight.dtype) == (model.first.weight.shape, torch.float64)
+    assert skipped.weight.untyped_storage().nbytes() == 8
+    assert skipped.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("read", READS)
+def test_branches_are_refused_where_code_reads_the_weight_that_they_do_not_have(read: str) -> None:
+    """In training mode, too: a job would stumble there after its float training."""
+    model = Reading(READS[read]).eval()
+    graph = read_graph(model, SHAPE)
+    space = build_space(graph, SpaceOptions(weight_bits=(4, 8), activation_bits=(4, 8)))
+    with pytest.raises(InputError, match=r'layer .(first|second). cannot be branched: .* use engine = "composite"'):
+        Supernet(model, graph, space, CostTable(graph, space, []), engine="branches")
+    Supernet(model, graph, space, CostTable(graph, space, []))
