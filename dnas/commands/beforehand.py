@@ -147,7 +147,12 @@ def _check_model(config: JobConfig, model: str | None) -> None:
 
 def _check_costs(config: JobConfig, budgets: Mapping[str, Iterable[Budget]]) -> None:
     """Refuse a cost that a job does not know, in ``budgets``, by their key, and where it takes part in the loss."""
-    known = cost_names(config.costs.latency_table is not None, config.costs.functions)
+    table = config.costs.latency_table
+    if table is not None:
+        from search_spaces.costs.latency import read_latencies  # scipy takes as long to load as all else here
+
+        read_latencies(Path(table))
+    known = cost_names(table is not None, config.costs.functions)
     require_cost(config.search.cost, known, "search.cost")
     for key, entries in budgets.items():
         for name in (name for entry in entries for name in entry):

@@ -123,4 +123,9 @@ def require_cost(name: str, known: Collection[str], key: str = "") -> None:
     """Raise :class:`InputError` with the nearest name for a cost that is not ``known``, where a ``key`` names it."""
     if name not in known:
         where = f"{key}: " if key else ""
-        raise InputError(f"{where}unknown cost '{name}'; known are {', '.join(known)}{nearest(name, known)}")
+        next_step = (
+            "; a latency needs costs.latency_table, which dnas bench-latency writes"
+            if name == LATENCY
+            else nearest(name, known)
+        )
+        raise InputError(f"{where}unknown cost '{name}'; known are {', '.join(known)}{next_step}")

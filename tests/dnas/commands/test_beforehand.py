@@ -29,6 +29,7 @@ from search_spaces.costs.table import build_costs
 from search_spaces.errors import InputError
 from tests.made_runs import made_assignment
 
+LATENCIES = "layer,weight_bits,activation_bits,latency_ms\nconv,8,8,1\n"
 MISTAKES = {
     "search nosuch": "there is no job file and no preset 'nosuch'",
     "search job.toml": "job.toml, line 2: [search] has no key 'epocs'",
@@ -37,7 +38,9 @@ MISTAKES = {
     "search digits --run own --seed 1": "own already holds a run",
     "search digits --run own --set search.budgets=[{size_byte='9%'}]": "search.budgets: unknown cost 'size_byte'",
     "search digits --set search.cost=bitop": "search.cost: unknown cost 'bitop'; known are size_bytes, bitops, ",
-    "search digits --set prune.budgets=[{latency_ms='9%'}]": "prune.budgets: unknown cost 'latency_ms'",
+    "search digits --set prune.budgets=[{latency_ms='9%'}]": "a latency needs costs.latency_table, which dnas bench-",
+    "search digits --set costs.latency_table=none.csv": "latency table none.csv: No such file",
+    "search digits --set costs.latency_table=job.toml": "job.toml must have the columns layer, weight_bits,",
     "search digits --set model.source=zoo:tiny_resnat": "zoo has no model 'tiny_resnat'; did you mean 'tiny_resnet'?",
     "search digits --set model.checkpoint=none.pt": "checkpoint 'none.pt' cannot be read: No such file",
     "search digits --set model.checkpoint=full": "checkpoint 'full' cannot be read: it is a folder",
@@ -159,6 +162,7 @@ def test_what_tells_it_loads_no_torch() -> None:
     ],
 )
 def test_what_only_torch_or_code_of_the_users_can_tell_is_left_for_later(own: Path, settings: list[str]) -> None:
+    Path("table.csv").write_text(LATENCIES)
     beforehand.check_new("digits", settings, Path("new"))
 
 
@@ -188,7 +192,7 @@ def test_a_runtime_is_called_by_its_own_name() -> None:
 
 
 def test_costs_are_known_by_name_before_there_is_a_table(own: Path) -> None:
-    Path("table.csv").write_text("layer,weight_bits,activation_bits,latency_ms\nconv,8,8,1\n")
+    Path("table.csv").write_text(LATENCIES)
     costs = build_costs(latency="table.csv", functions={"energy": lambda layer, w, a: 1.0})
     assert cost_names(True, ["energy"]) == [cost.name for cost in costs]
     assert cost_names(False, []) == [cost.name for cost in build_costs()]
