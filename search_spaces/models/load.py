@@ -89,6 +89,7 @@ def check_known_shapes(network: nn.Module) -> None:
 def check_finite(network: nn.Module) -> None:
     """Raise :class:`InputError` that names the first parameter or BatchNorm statistic that is not finite.
 
+    A variance of which no root can be taken makes outputs that are not.
     A parameter outside layers that holds minus infinity beside numbers is a mask, which softmax takes.
     """
     check_type(network, nn.Module, "a network", "give a torch.nn.Module")
@@ -105,6 +106,13 @@ def check_finite(network: nn.Module) -> None:
         if count and not _is_mask(network, name, tensor):
             raise InputError(
                 f"'{name}' holds {count} of {tensor.numel()} values that are not finite; train or load the net again"
+            )
+    for name, norm in network.named_modules():
+        variance = norm.running_var if isinstance(norm, _BatchNorm) else None
+        if variance is not None and not variance.is_meta and bool((variance + norm.eps <= 0).any()):
+            raise InputError(
+                f"BatchNorm '{name}' has a variance of {float(variance.min()):.3g}, of which there is no root; train "
+                "or load the net again"
             )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import pickle
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import InputError
 from search_spaces.models import load as models
-from search_spaces.models.load import LoadedModel, available_models, load_model
+from search_spaces.models.load import LoadedModel, available_models, check_finite, load_model
 from search_spaces.models.sources import ZOO
 from search_spaces.models.zoo import tiny_resnet
 
@@ -260,3 +262,13 @@ def test_a_checkpoint_that_is_not_finite_is_refused_by_name(tmp_path: Path, name
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(InputError, match=rf"bad.pth: '{name}' holds 1 of \d+ values that are not finite"):
         load_model("zoo:tiny_resnet", checkpoint=tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize(("variance", "refused"), [(-0.5, True), (-1e-5, True), (-1e-7, False), (0.0, False)])
+def test_a_variance_is_refused_by_name_where_it_has_no_root(variance: float, refused: bool) -> None:
+    network: nn.Module = load_model("zoo:tiny_resnet").module.eval()
+    network.get_buffer("layer1.0.bn1.running_var")[0] = variance
+    check: Any = pytest.raises(InputError, match=r"'layer1\.0\.bn1' has a variance") if refused else nullcontext()
+    with check, torch.no_grad():
+        check_finite(network)
+        assert network(torch.ones(1, 1, 8, 8)).isfinite().all()
