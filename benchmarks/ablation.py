@@ -62,6 +62,7 @@ ROWS = {
     "soft mixtures": Row("search", (*ALONE, "search.sampling=gumbel", "search.temperature_start=5.0"), THETA),
     "sandwich": Row("search", (*ALONE, "search.warmup=sandwich"), THETA),
     "hinge": Row("theta", (*ALONE, "search.loss=hinge", "search.penalty=1.0"), THETA),
+    "gentle pull": Row("theta", (*ALONE, "search.penalty=1.0"), THETA),
     "finalists": Row("choice", ("choice.finalists=3",)),
     "learned proposals": Row("choice", ("choice.learned=4",)),
     "no distillation": Row("measure", ("finetune.distillation=0.0",)),
