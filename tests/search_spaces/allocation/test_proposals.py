@@ -74,7 +74,10 @@ def test_there_are_no_more_than_there_are() -> None:
 
 
 def test_further_ones_that_are_not_found_in_time_take_nothing_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    utilities, budget = np.random.default_rng(3).normal(size=SPACE.allowed.shape), budget_between(TABLE, {"bitops": 0.5})
+    utilities, budget = (
+        np.random.default_rng(3).normal(size=SPACE.allowed.shape),
+        budget_between(TABLE, {"bitops": 0.5}),
+    )
     best = widening.allocate_widest(utilities, TABLE, budget)
     assert len(allocate_several(utilities, TABLE, budget, 4)) > 1
     monkeypatch.setattr(proposals, "best_within", undecided)
