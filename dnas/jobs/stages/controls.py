@@ -10,10 +10,10 @@ from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
-from dnas.jobs.sensitivity import sensitivity_work
+from dnas.jobs.sensitivity import evidence_of, sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.evidence import sensitivity_tasks, settle
-from dnas.search.controls import CONTROLS, Question
+from dnas.search.controls import CONTROLS, Question, Rehearsal
 from dnas.training.schedules import derived_seed
 from search_spaces.allocation.program import is_reachable
 from search_spaces.allocation.widening import allocate_widest
@@ -67,6 +67,16 @@ class Controls(Stage):
     """Makes the controls, to be measured beside what was found before."""
 
     name = "controls"
+
+    def check(self, before: Foreseen) -> None:
+        """Try each control of the user's own: it is asked when the search is done."""
+        context, tried = self.context, set[str]()
+        for control in job_controls(context.job):
+            new = control.kind == CONTROL and control.source not in tried and control.id not in context.log.decoded
+            if new and control.budget is not None:
+                tried.add(control.source)
+                evidence = Rehearsal.of(evidence_of(context.job))
+                CONTROLS.find(control.source)(Question(evidence, control.budget, context.job.config.seed))
 
     def foresee(self, before: Foreseen) -> Foreseen:
         """The controls as well."""

@@ -174,6 +174,11 @@ def one_argument(layer):
     return 1.0
 
 
+def asked_in_vain(question):
+    assert question.evidence.sensitivities.min() > 0
+    raise LookupError("no such thing")
+
+
 def worth_nothing(network, group):
     raise LookupError("no such thing")
 
@@ -293,6 +298,10 @@ REFUSED = {
     ),
     "cost of one argument": (("costs.functions={c='own:one_argument'}",), "called as function(layer, weight_bits, "),
     "budget of another unit": (("search.budgets=[{bitops='400 KiB'}]",), "'B' is no unit of bitops"),
+    "a control that raises": (
+        ("controls.own=['own:asked_in_vain']",),
+        "control 'own:asked_in_vain' failed for size_bytes 60%: LookupError: no such thing",
+    ),
     "a criterion that raises": (
         ("prune.enabled=true", "prune.criterion='own:worth_nothing'"),
         "criterion 'own:worth_nothing' cannot score group 'first': LookupError: no such thing",
