@@ -54,8 +54,13 @@ def job_controls(job: Job) -> Iterator[Control]:
             yield Control(f"random-{number}-{draw}", RANDOM, budget=budget, number=number, source="random", draw=draw)
     for source in section.own:
         for number, budget in budgets:
-            name = f"control-{source.replace(':', '.')}-{number}"
+            name = f"control-{_named(source)}-{number}"
             yield Control(name, CONTROL, budget=budget, number=number, source=source)
+
+
+def _named(source: str) -> str:
+    """A control's source as a part of names, in which journals and files have no colon."""
+    return source.replace(":", ".")
 
 
 def _programs(section: ControlsSection) -> dict[str, bool]:
@@ -112,7 +117,7 @@ class Controls(Stage):
                 seed = derived_seed(context.job.config.seed, control.kind, control.number)
                 worth = CONTROLS.find(control.source)(Question(evidence, control.budget, seed, control.draw))
                 cells = allocate_widest(worth, context.job.plan.table, control.budget)
-                made = Provenance(kind=control.kind, run=control.source)
+                made = Provenance(kind=control.kind, run=_named(control.source))
                 findings.found.append(context.log.keep_cells(control.id, cells, made, control.budget))
 
 
