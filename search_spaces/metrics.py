@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from search_spaces.errors import InputError, check_type, one_line
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
+_ROUNDING = 1e-12  # what adding up in another order can change, relative to the figures
 _TAKEN = ("loss", "epoch", "epochs", "seed", "seconds", "images", "mean", "std", "n")
 
 
@@ -46,6 +47,15 @@ class Metric:
             )
         if self.direction not in ("larger", "smaller"):
             raise InputError(f"metric '{self.name}': direction '{self.direction}' is not 'larger' or 'smaller'")
+
+    @staticmethod
+    def difference(value: float, other: float) -> float:
+        """``value`` less ``other``; 0 where only the order of adding up tells two means apart.
+
+        >>> (0.5 + 0.575) / 2 - (0.55 + 0.525) / 2, Metric.difference((0.5 + 0.575) / 2, (0.55 + 0.525) / 2)
+        (-1.1102230246251565e-16, 0.0)
+        """
+        return 0.0 if math.isclose(value, other, rel_tol=_ROUNDING) else value - other
 
     @property
     def label(self) -> str:

@@ -13,10 +13,12 @@ import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 import typer
+from PIL import Image
 from sklearn.utils import Bunch
 from typer.testing import CliRunner
 
@@ -26,6 +28,7 @@ from dnas.commands.cli import app
 from dnas.config.file import job_file_reference, load_job
 from dnas.config.job import JobConfig
 from dnas.data import sources
+from dnas.data.load import load_data
 from results.run.folder import Run
 from results.run.journal import Journal
 from search_spaces.fields import BIT_WIDTHS
@@ -231,6 +234,22 @@ def test_the_page_of_names_is_complete() -> None:
     rows = re.findall(r"^\| (`.+?) \|", text[text.index("## Names") :], re.MULTILINE)
     told = [name for row in rows for name in re.findall(r"`(\w+)", row)]
     assert sorted(set(told)) == sorted({*dnas.__all__, *bayesopt.__all__})
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_a_file_is_read_by_the_pages_recipe_as_by_a_job(side: int, tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (125, 181, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name in ("train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png", "test/a/0.png", "test/b/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(tmp_path / name)
+    data = load_data("imagefolder", root=tmp_path, image_size=side, validation_fraction=0.5).test
+    [recipe] = [block.text for page in PAGES for block in blocks(page) if "def pixels_of(" in block.text]
+    names: dict[str, Any] = {}
+    exec(recipe, names)
+    read = names["pixels_of"](tmp_path / "test/a/0.png", side)
+    mean, std = (torch.tensor(getattr(data, key))[:, None, None] for key in ("mean", "std"))
+    images, _ = next(data.batches(1))
+    assert torch.allclose((read - mean) / std, images[0], atol=1e-6)
 
 
 def test_the_job_file_page_is_generated_anew() -> None:

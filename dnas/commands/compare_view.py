@@ -31,6 +31,8 @@ def compare(folders: Sequence[Path], x: str | None, reference: str | None, out: 
         show_json({"runs": list(named), "settings": settings, **found.to_json(), "picture": str(out)})
         return
     show(_settings_table(list(named), settings) if settings else "the jobs have the same settings", "")
+    if any(row["key"] == "data.source" for row in settings):
+        show("note: they are judged on images of other data sets; which is better is not told by what follows", "")
     show(_fronts_table(found), "", _volumes_table(found), "", _told_reference(found), f"written: {out}")
 
 

@@ -37,9 +37,11 @@ def init(
 ) -> None:
     """Write a commented job file that holds the default job."""
     from dnas.commands.terminal import show
-    from dnas.config.file import commented_job
+    from dnas.config.file import commented_job, preset_names
     from results.files import write_text
 
+    if str(path) in preset_names():  # a job of that name is never read from a file
+        raise InputError(f"'{path}' is the name of a preset, and dnas search takes that; name the file {path}.toml")
     check_file(path)
     if path.exists():
         raise InputError(f"{path} exists already; name another file, or remove it")

@@ -1,18 +1,38 @@
-"""How the command line begins: Ctrl-C ends it with a word even while its modules are still being loaded."""
+"""How the command line begins: with streams that can be written to, and Ctrl-C ends it with a word from the start."""
 
 from __future__ import annotations
 
+import os
 import sys
+from io import TextIOWrapper
 
 INTERRUPTED = 130
+_STREAMS = ("stdin", "stdout", "stderr")
 
 
 def main() -> None:
     """Run the command line; the entry point of ``dnas``."""
     try:
+        prepare_streams()
         from dnas.commands.cli import app
 
         app()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def prepare_streams() -> None:
+    """Let every sentence be printed: into nothing where a stream is closed, with ? for what an encoding lacks.
+
+    A number of a closed stream would be that of the next file that is opened, such as a journal, which would get what
+    libraries print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) < len(_STREAMS):
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, name in enumerate(_STREAMS):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

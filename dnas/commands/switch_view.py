@@ -54,7 +54,7 @@ def _figure(metric: Metric, estimate: Estimate | None) -> str:
 def _difference(metric: Metric, shared: Estimate | None, alone: Estimate | None) -> str:
     if shared is None or alone is None:
         return ""
-    difference = shared.mean - alone.mean
+    difference = metric.difference(shared.mean, alone.mean)
     return f"{'-' if difference < 0 else '+'}{metric.number(abs(difference))}"
 
 

@@ -47,7 +47,9 @@ def one_document() -> Iterator[None]:
 
 def show_json(data: Any) -> None:
     """Print one JSON document, the only thing on standard output with ``--json``."""
-    print(json.dumps(data, indent=2, ensure_ascii=False), file=_document_stream.get())
+    stream = _document_stream.get() or sys.stdout
+    in_unicode = (stream.encoding or "utf-8").lower().startswith("utf")  # where not, JSON has an escape for the rest
+    print(json.dumps(data, indent=2, ensure_ascii=not in_unicode), file=stream)
 
 
 def tell(sentence: str) -> None:

@@ -89,9 +89,7 @@ class DataSection(Section):
     )
     download: bool = Field(default=False, description="Whether torchvision may download the data into `root`.")
     validation_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(default=0.1, description="Share of the training data held out for every choice.")  # fmt: skip
-    image_size: AtLeastOne | None = Field(
-        default=None, examples=[224], description="Side in pixels that folder images are resized to."
-    )
+    image_size: AtLeastOne | None = Field(default=None, examples=[224], description="Side in pixels that images are scaled to; of folder images their centre square, for sides above 64 its inner 7/8.")  # fmt: skip
     train_limit: AtLeastOne | None = Field(default=None, examples=[10000], description="Use only this many training images (a stratified subset).")  # fmt: skip
     test_limit: AtLeastOne | None = Field(
         default=None, examples=[1000], description="Use only this many test images (a stratified subset)."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError, one_line
+from search_spaces.models.copies import fresh_copy
 from search_spaces.registry import Registry, called, importable_working_directory
 from search_spaces.sensitivities import Sensitivities, SensitivityKind
 from search_spaces.spaces import PrecisionSpace
@@ -63,6 +64,26 @@ class Evidence:
         return measured_sensitivities(self.network, self.table, self.choice, self.batches(), task=self.task)
 
 
+class Rehearsal(Evidence):
+    """Evidence of drawn sensitivities: a control can be tried on it before there are any."""
+
+    @cached_property
+    def sensitivities(self) -> np.ndarray:
+        """Numbers above 0, as an increase of a loss, (D, Kw, Ka)."""
+        return np.random.default_rng(self.seed).uniform(1e-3, 1.0, self.space.allowed.shape)
+
+    @cached_property
+    def measured(self) -> np.ndarray:
+        """The same numbers."""
+        return self.sensitivities
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Rehearsal:
+        """The same space, costs and images, and a copy of the network."""
+        known = {each.name: getattr(evidence, each.name) for each in fields(evidence)}
+        return cls(**{**known, "network": fresh_copy(evidence.network)})
+
+
 @dataclass(frozen=True)
 class Question:
     """An assignment that is asked for: within ``budget``, the ``draw``-th of its kind; ``seed`` is the budget's own."""
@@ -104,8 +125,9 @@ def _own(source: str, found: Any) -> Control:
                 raise InputError(f"control '{source}' failed for {question.budget.label}: {one_line(error)}") from error
         shape = question.evidence.space.allowed.shape
         if worth.shape != shape or not np.isfinite(worth).all():
+            given = "values that are not all finite" if worth.shape == shape else f"values of shape {worth.shape}"
             raise InputError(
-                f"control '{source}' gives values of shape {worth.shape}; it must give a finite one for every "
+                f"control '{source}' gives {given}; it must give a finite one for every "
                 f"decision, weight width and activation width, shape {shape}"
             )
         return worth

@@ -16,6 +16,7 @@ import numpy as np
 from search_spaces.allocation.cuts import Cut
 from search_spaces.allocation.monotone import no_wider
 from search_spaces.allocation.program import Cells, best_within, dominated
+from search_spaces.allocation.solver import NotDecided, warn_not_proven
 from search_spaces.allocation.widening import widened
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
@@ -77,7 +78,11 @@ def _lower(
     count = len(cells)
     most = max(_LEAST, math.ceil(_SHARE * count))
     while most >= _LEAST:
-        found = best_within(gains, table, budget.limits, [Cut(cells, count, count - most)])
+        try:
+            found = best_within(gains, table, budget.limits, [Cut(cells, count, count - most)])
+        except NotDecided:  # the cells at hand are within the budget
+            warn_not_proven(f"what was refined within '{budget.label}'")
+            return None
         if found is None or found.cells == cells:
             return None
         other = widened(found.cells, gains, table, budget)

@@ -158,7 +158,7 @@ def _profile_json(row: SwitchRow, assignments: Assignments) -> dict[str, Any]:
         name: "" if found is None else f"{measured(metric, found.mean, found.std, found.n)} {metric.unit}".rstrip()
         for name, found in figures.items()
     }
-    gap = None if row.alone_val is None else metric.scale * (row.val.mean - row.alone_val.mean)
+    gap = None if row.alone_val is None else metric.scale * metric.difference(row.val.mean, row.alone_val.mean)
     return {
         "profile": row.profile,
         "id": row.assignment,

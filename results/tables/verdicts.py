@@ -142,7 +142,7 @@ def _compare(label: str, search: FrontPoint, kind: str, control: FrontPoint | No
     if control is None:
         return Comparison(label, search, kind, None, why=why)
     scale, spread = search.metric.scale, pooled_std(search.val, control.val)
-    gain = scale * (search.gain - control.gain)
+    gain = scale * search.metric.difference(search.gain, control.gain)
     return Comparison(label, search, kind, control, gain, None if spread is None else scale * spread)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from search_spaces.allocation.cuts import Cut
 from search_spaces.allocation.monotone import no_wider
 from search_spaces.allocation.program import Cells, best_within
+from search_spaces.allocation.solver import NotDecided, warn_not_proven
 from search_spaces.allocation.widening import allocate_widest, widened
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
@@ -29,7 +30,7 @@ def allocate_several(
     """The ``count`` best choices of summed utility, the best first, each spent as by :func:`allocate_widest`.
 
     Each differs, before it is widened, from every one before it in at least a quarter of the decisions; there are fewer
-    where no more are so different, and what widening makes equal is given once.
+    where no more are so different or none is found in the solver's time, and what widening makes equal is given once.
     """
     best = allocate_widest(utilities, table, budget, bound)
     worth = np.asarray(utilities, dtype=np.float64)
@@ -38,7 +39,11 @@ def allocate_several(
     most_equal = len(best) - max(1, math.ceil(_SHARE_APART * len(best)))
     found, cuts = [best], [Cut(best, most_equal)]
     for _ in range(count - 1):
-        other = best_within(worth, table, budget.limits, cuts)
+        try:
+            other = best_within(worth, table, budget.limits, cuts)
+        except NotDecided:  # what was found before stays found
+            warn_not_proven(f"what was proposed within '{budget.label}'")
+            break
         if other is None:
             break
         cuts.append(Cut(other.cells, most_equal))

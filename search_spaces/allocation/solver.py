@@ -23,6 +23,10 @@ class NotProven(UserWarning):
     """A choice of bits is the best that was found in the solver's time; it is not proven that none is better."""
 
 
+class NotDecided(JobError):
+    """The solver's clock ran out before it was known whether there is a solution."""
+
+
 class Solution(NamedTuple):
     """A 0/1 vector (V,), and whether it is proven to be the best."""
 
@@ -33,7 +37,7 @@ class Solution(NamedTuple):
 def most_useful(utilities: np.ndarray, is_open: np.ndarray, constraints: Sequence[LinearConstraint]) -> Solution | None:
     """The 0/1 vector x (V,) of the largest ``utilities`` · x, 0 where not ``is_open``; None where there is none.
 
-    What was found by the end of ``SECONDS`` is returned, proven or not. Raises :class:`JobError` where until then
+    What was found by the end of ``SECONDS`` is returned, proven or not. Raises :class:`NotDecided` where until then
     neither a solution was found nor proven that there is none.
     """
     with _silent_stdout():
@@ -60,9 +64,9 @@ def warn_not_proven(what: str) -> None:
     )
 
 
-def not_decided(why: str) -> JobError:
+def not_decided(why: str) -> NotDecided:
     """The error of an integer program without an answer."""
-    return JobError(
+    return NotDecided(
         f"whether a choice of bits meets the budget is not decided: {why}; offer fewer bits, let layers share a choice "
         "(space.granularity, groups or ties), or change the budget"
     )

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from search_spaces.allocation.monotone import no_narrower, no_wider
 from search_spaces.allocation.program import Cells, allocate
+from search_spaces.allocation.solver import NotDecided, warn_not_proven
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.table import CostTable
 from search_spaces.fields import Pair
@@ -47,7 +48,10 @@ def widened(cells: Cells, worth: np.ndarray, table: CostTable, budget: Budget) -
     if not any(_widenings(cells, worth, table, budget)):
         return cells
     paying = _paying(np.where(no_narrower(table.space, _pairs(table, cells)), worth, -np.inf), table)
-    cells = allocate(paying, table, budget)
+    try:
+        cells = allocate(paying, table, budget)
+    except NotDecided:  # the cells at hand meet the budget, whatever the solver did not find in time
+        warn_not_proven(f"the choice of bits within '{budget.label}'")
     # The program has left nothing, unless the solver was stopped by its clock.
     while steps := list(_widenings(cells, worth, table, budget)):
         index, cell = max(steps, key=lambda step: paying[step[0], *step[1]] - paying[step[0], *cells[step[0]]])

@@ -10,10 +10,10 @@ from dnas.execution.tasks import JobTask
 from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.jobs.progress import Work
-from dnas.jobs.sensitivity import sensitivity_work
+from dnas.jobs.sensitivity import evidence_of, sensitivity_work
 from dnas.jobs.stage import Findings, Foreseen, Stage
 from dnas.jobs.stages.evidence import sensitivity_tasks, settle
-from dnas.search.controls import CONTROLS, Question
+from dnas.search.controls import CONTROLS, Question, Rehearsal
 from dnas.training.schedules import derived_seed
 from search_spaces.allocation.program import is_reachable
 from search_spaces.allocation.widening import allocate_widest
@@ -54,8 +54,13 @@ def job_controls(job: Job) -> Iterator[Control]:
             yield Control(f"random-{number}-{draw}", RANDOM, budget=budget, number=number, source="random", draw=draw)
     for source in section.own:
         for number, budget in budgets:
-            name = f"control-{source.replace(':', '.')}-{number}"
+            name = f"control-{_named(source)}-{number}"
             yield Control(name, CONTROL, budget=budget, number=number, source=source)
+
+
+def _named(source: str) -> str:
+    """A control's source as a part of names, in which journals and files have no colon."""
+    return source.replace(":", ".")
 
 
 def _programs(section: ControlsSection) -> dict[str, bool]:
@@ -67,6 +72,16 @@ class Controls(Stage):
     """Makes the controls, to be measured beside what was found before."""
 
     name = "controls"
+
+    def check(self, before: Foreseen) -> None:
+        """Try each control of the user's own: it is asked when the search is done."""
+        context, tried = self.context, set[str]()
+        for control in job_controls(context.job):
+            new = control.kind == CONTROL and control.source not in tried and control.id not in context.log.decoded
+            if new and control.budget is not None:
+                tried.add(control.source)
+                evidence = Rehearsal.of(evidence_of(context.job))
+                CONTROLS.find(control.source)(Question(evidence, control.budget, context.job.config.seed))
 
     def foresee(self, before: Foreseen) -> Foreseen:
         """The controls as well."""
@@ -102,7 +117,7 @@ class Controls(Stage):
                 seed = derived_seed(context.job.config.seed, control.kind, control.number)
                 worth = CONTROLS.find(control.source)(Question(evidence, control.budget, seed, control.draw))
                 cells = allocate_widest(worth, context.job.plan.table, control.budget)
-                made = Provenance(kind=control.kind, run=control.source)
+                made = Provenance(kind=control.kind, run=_named(control.source))
                 findings.found.append(context.log.keep_cells(control.id, cells, made, control.budget))
 
 

@@ -168,7 +168,7 @@ class Measurer:
     def reads(self, assignment: BitAssignment, seed: int, start: str | None = None) -> tuple[str, ...]:
         """The files that an assignment is trained from."""
         own = start or assignment.provenance.parent
-        from_net = self.net_files(own, seed) if own else ()
+        from_net = self.net_files(own, self._seed_of(self.log.run.assignment(own), seed)) if own else ()
         return (*self.context.reads_float, *start_files(self._weights_of(assignment)), *from_net)
 
     def net_files(self, name: str, seed: int) -> tuple[str, ...]:
@@ -222,6 +222,10 @@ class Measurer:
         """How many nets are trained of an assignment: what its switchable net says, or the job."""
         origin = assignment.provenance
         return origin.seeds if isinstance(origin, Profile) else self.job.config.finetune.seeds
+
+    def _seed_of(self, start: BitAssignment, seed: int) -> int:
+        """Which net of ``start`` that of a seed is made from: of a switchable net there may be fewer, taken in turn."""
+        return seed % self.seeds_of(start)
 
     def _trained(self, assignment: BitAssignment, course: Course, seed: int) -> nn.Module:
         """The fixed net, fine-tuned as far as it has not been already, in eval mode; it is kept."""
@@ -285,7 +289,7 @@ class Measurer:
         """The parent's trained net: without the filters that this assignment removes, or at other bits."""
         channels = self.job.plan.graph.channels
         parent = self.log.run.assignment(name)
-        network, rows = self.stored(parent, seed), kept_rows_of(assignment.layers)
+        network, rows = self.stored(parent, self._seed_of(parent, seed)), kept_rows_of(assignment.layers)
         if assignment.pairs == parent.pairs and not kept_rows_of(parent.layers):
             return remove_filters(network, channels, kept_units(channels, rows))
         return self._requantized(network, assignment)

@@ -13,6 +13,7 @@ from dnas.jobs.job import Job
 from dnas.jobs.log import RunLog
 from dnas.jobs.stages.controls import uniform_control
 from dnas.jobs.stages.prune_plan import PruneTarget, Pruning, prunable_groups, result_numbers
+from dnas.quantization.conversion import fixed_copy
 from results.events import PruneRequested, Withdrawn
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError
@@ -107,11 +108,21 @@ def check_request(context: JobContext, request: PruneRequest) -> PruneRequest:
 
 
 def check_criterion(job: Job, section: PruneSection) -> None:
-    """Refuse a criterion that does not exist, or that this network gives nothing to judge by."""
+    """Refuse a criterion that does not exist, or that this network gives nothing to judge by.
+
+    One of the user's own is tried on the quantized net before it is trained: pruning is what a job does last.
+    """
     if section.criterion != "auto":
         CRITERIA.find(section.criterion)
     if section.criterion == "bn_scale":
         rankings(job.network, prunable_groups(job, section), section.criterion)
+    if ":" in section.criterion:
+        widest = uniform(job, max(job.plan.space.weight_bits)).layers
+        rankings(
+            fixed_copy(job.network, job.plan.graph, widest, job.choice).eval(),
+            prunable_groups(job, section),
+            section.criterion,
+        )
 
 
 def _check_widths(job: Job, assignment: BitAssignment) -> None:

@@ -260,6 +260,13 @@ def test_compare_shows_settings_fronts_and_areas(copied: Path, tmp_path: Path) -
     assert [row[0] for row in rows if "search.epochs" in row] == ["search.epochs"]
     assert "from the reference point" in result.stdout
     assert picture.read_text().count("two") >= 1
+    assert "other data sets" not in result.stdout
+    job_file = other / "job.toml"
+    job_file.write_text(dump_job(load_job(copied / "job.toml", ["seed=5", "search.epochs=9", "data.source=mnist"])))
+    assert (
+        "note: they are judged on images of other data sets" in dnas("compare", copied, other, "--out", picture).stdout
+    )
+    job_file.write_text(job)
     told = json.loads(dnas("compare", copied, other, "--out", picture, "--json").stdout)
     assert told["runs"] == ["one", "two"]
     assert {row["key"]: row["values"] for row in told["settings"]}["seed"] == ["0", "5"]

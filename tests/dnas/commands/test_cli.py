@@ -179,6 +179,8 @@ def test_init_writes_a_job_that_can_be_searched(tmp_path: Path) -> None:
     assert dnas("init", "mine.toml").exit_code == 0
     assert "exists already" in refused("init", "mine.toml")
     assert "no folder" in refused("init", "nowhere/mine.toml")
+    assert "'digits' is the name of a preset, and dnas search takes that" in refused("init", "digits")
+    assert not Path("digits").exists()
     assert dnas("doctor", "--job", "mine.toml").exit_code == 0
 
 

@@ -1,15 +1,19 @@
-"""Ctrl-C ends the command line with a word at any moment, also while its modules are being loaded."""
+"""The command line has streams to write to, and Ctrl-C ends it with a word while its modules are being loaded."""
 
 from __future__ import annotations
 
 import builtins
+import io
+import json
 import runpy
+import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import pytest
 
-from dnas.commands import cli, starting
+from dnas.commands import cli, starting, terminal
 
 
 def interrupted(name: str, *arguments: Any, **keywords: Any) -> Any:
@@ -44,3 +48,27 @@ def test_both_ways_to_start_it_begin_there(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("dnas", run_name="__main__")
     assert not ended.value.code
+
+
+def test_what_an_encoding_lacks_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1"))
+    starting.prepare_streams()
+    terminal.show("5 \u00b11 B, \u03b8 is undecided")
+    terminal.show_json({"class": "K\u00e4se, \u03b8"})
+    sys.stdout.flush()
+    sentence, document = written.getvalue().decode("latin-1").split("\n", 1)
+    assert sentence == "5 \u00b11 B, ? is undecided"
+    assert json.loads(document) == {"class": "K\u00e4se, \u03b8"}
+
+
+def test_a_closed_stream_is_no_file_that_is_opened_later() -> None:
+    """In a process of its own, whose standard streams are closed before Python starts."""
+    code = (
+        "import sys; from dnas.commands.starting import prepare_streams; prepare_streams(); print('lost'); "
+        "kept = open(sys.argv[1], 'w'); kept.write(str(kept.fileno())); kept.close()"
+    )
+    shell = f'exec {sys.executable} -c "{code}" "$0" <&- >&- 2>&-'
+    with tempfile.NamedTemporaryFile() as file:
+        assert subprocess.run(["sh", "-c", shell, file.name], check=False).returncode == 0
+        assert int(file.read()) > 2

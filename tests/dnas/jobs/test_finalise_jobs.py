@@ -33,7 +33,7 @@ from results.run.status import run_status
 from search_spaces.assignments import LayerBits
 from search_spaces.errors import InputError
 from search_spaces.network.graph import read_graph
-from search_spaces.provenance import PROFILE
+from search_spaces.provenance import FEWER_BITS, PROFILE, FewerBits
 from tests.dnas.jobs.kills import LASTING, Event, history, killed_everywhere, outcome
 from tests.dnas.jobs.test_job_failures import dnas as command
 from tests.dnas.jobs.test_job_failures import sentence
@@ -119,6 +119,21 @@ def test_the_stored_net_reaches_what_the_front_says(finalised: Run) -> None:
         x = torch.randn(2, *data.input_shape)
         assert torch.equal(alone(x), view(x))
     assert net.best() in net.profiles
+
+
+def test_what_is_made_of_a_profile_starts_from_the_nets_that_there_are(finalised: Run) -> None:
+    """Of a switchable net one is trained, and of what is pruned or narrowed from its profiles several are measured."""
+    config = load_job(str(finalised.folder / "job.toml"), ["finetune.seeds=3"])
+    measurer = Measurer(JobContext(config, Run.open(finalised.folder), lambda event: None))
+    parent = finalised.assignment("switchable-1-w3a4")
+    child = replace(parent, id="child", provenance=FewerBits(kind=FEWER_BITS, parent=parent.id))
+    assert (measurer.seeds_of(parent), measurer.seeds_of(child)) == (1, 3)
+    expected = measurer.stored(parent, 0).state_dict()
+    for seed in range(3):
+        missing = [file for file in measurer.reads(child, seed) if not (finalised.folder / file).exists()]
+        assert not missing
+        started = dict(measurer.fixed(child, seed).named_parameters())
+        assert all(torch.equal(value, expected[name]) for name, value in started.items())
 
 
 def test_profiles_are_measured_as_they_are_shipped(finalised: Run, tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ from dnas.config.job import JobConfig
 from dnas.data.image_sets import MemoryImages
 from dnas.jobs import job as job_module
 from dnas.jobs import run as jobs
+from dnas.jobs.context import JobContext
 from dnas.jobs.planning import plan_job
+from dnas.jobs.stage import Findings, Foreseen
+from dnas.jobs.stages.controls import Controls
 from results.run.folder import Run
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
@@ -46,6 +49,24 @@ def test_a_run_holds_the_files_it_promises(toy_run: Run, toy: Job) -> None:
     assert torch.__version__.startswith(json.loads((folder / "environment.json").read_text())["torch"])
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
     assert {path.suffix for path in (folder / "checkpoints").iterdir()} == {".safetensors"}
+
+
+def test_a_control_of_ones_own_is_kept_under_a_name_without_a_colon(
+    smaller: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its source has one, and the journal takes no such name."""
+    (tmp_path / "own_worth.py").write_text(
+        "import numpy as np\n\ndef any(question):\n    return np.ones(question.evidence.space.allowed.shape)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = smaller("controls.own=['own_worth:any']", "controls.ilp=false", "controls.uniform=[]")
+    with Run.create(tmp_path / "run", dump_job(config), {}) as run:
+        stage, findings = Controls(JobContext(config, run, lambda event: None)), Findings()
+        stage.check(Foreseen())
+        stage.carry_out(findings)
+        assert [found.id for found in findings.found] == ["control-own_worth.any-1"]
+        assert findings.found == [run.assignment("control-own_worth.any-1")]
+        assert [event["run"] for event in events(run, "decoded")] == ["own_worth.any"]
 
 
 def test_a_run_tells_the_layers_of_its_network_and_keeps_them_readable(toy_run: Run, tmp_path: Path) -> None:

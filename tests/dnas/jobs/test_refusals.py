@@ -172,6 +172,23 @@ def nothing(layer, weight_bits, activation_bits):
 
 def one_argument(layer):
     return 1.0
+
+
+def asked_in_vain(question):
+    assert question.evidence.sensitivities.min() > 0
+    raise LookupError("no such thing")
+
+
+def worth_nothing(network, group):
+    raise LookupError("no such thing")
+
+
+def one_score(network, group):
+    return [1.0]
+
+
+def not_a_number(network, group):
+    return torch.full((group.units,), float("nan"))
 """
 JOB = """
 name = "toy"
@@ -281,6 +298,19 @@ REFUSED = {
     ),
     "cost of one argument": (("costs.functions={c='own:one_argument'}",), "called as function(layer, weight_bits, "),
     "budget of another unit": (("search.budgets=[{bitops='400 KiB'}]",), "'B' is no unit of bitops"),
+    "a control that raises": (
+        ("controls.own=['own:asked_in_vain']",),
+        "control 'own:asked_in_vain' failed for size_bytes 60%: LookupError: no such thing",
+    ),
+    "a criterion that raises": (
+        ("prune.enabled=true", "prune.criterion='own:worth_nothing'"),
+        "criterion 'own:worth_nothing' cannot score group 'first': LookupError: no such thing",
+    ),
+    "a criterion of one score": (
+        ("prune.enabled=true", "prune.criterion='own:one_score'"),
+        "gives scores of shape (1,) for group 'first'; one score for each of its 4 units is needed",
+    ),
+    "a criterion of no numbers": (("prune.enabled=true", "prune.criterion='own:not_a_number'"), "group 'first'"),
     "pruning to more than all": (
         ("prune.enabled=true", "prune.budgets=[{size_bytes='120%'}]"),
         "takes with all its filters; ask for less than 100%",

@@ -70,7 +70,7 @@ def test_draws_differ_and_are_those_of_one_generator(question: Question) -> None
     ("source", "sentence"),
     [
         ("own_control:flat", r"gives values of shape \(3,\)"),
-        ("own_control:nan", "must give a finite one"),
+        ("own_control:nan", "gives values that are not all finite; it must give a finite one"),
         ("own_control:fails", "failed for .*: ZeroDivisionError: no reason"),
         ("own_control:number", "'number' is a int, not a callable"),
         (

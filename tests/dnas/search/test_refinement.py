@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from dnas.search import refinement
 from dnas.search.refinement import refined, single_steps
 from search_spaces.allocation.program import Cells
+from search_spaces.allocation.solver import NotProven, not_decided
 from search_spaces.allocation.widening import allocate_widest
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
@@ -56,6 +58,19 @@ def test_nothing_is_wider_than_the_bound(share: float) -> None:
     start = allocate_widest(np.zeros(table.space.allowed.shape), table, budget, bound)
     found, _ = refined(start, table, budget, separable(table, 1), bound=bound)
     assert inside(table, found, bound)
+
+
+def test_steps_that_are_not_found_in_time_leave_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = table_of("independent")
+    budget, loss_of = middle(table, 0.4), separable(table, 1)
+    start = allocate_widest(np.zeros(table.space.allowed.shape), table, budget)
+
+    def undecided(*given: object) -> None:
+        raise not_decided("the solver stopped")
+
+    monkeypatch.setattr(refinement, "best_within", undecided)
+    with pytest.warns(NotProven, match="what was refined within"):
+        assert refined(start, table, budget, loss_of) == (start, loss_of(start))
 
 
 def test_what_layers_do_to_each_other_is_found_and_no_number_is_never_taken() -> None:

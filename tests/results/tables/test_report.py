@@ -41,6 +41,19 @@ def test_within_the_spread_on_either_side():
         assert f"is within the spread of ILP 'i' (20 KiB, {100 * top1:.2f} ±1.00 %): {gain} points" in told[0]
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_means_that_only_rounding_tells_apart_are_equal(n):
+    """0.5 and 0.575 are 0.55 and 0.525 together: no -0.00 points, and nobody loses by 0.00."""
+    first, second = (0.5 + 0.575) / 2, (0.55 + 0.525) / 2
+    assert first < second
+    spread = 0.01 * (n - 1)
+    for one, other in ((first, second), (second, first)):
+        told = sentences(
+            point("s", "search", 20, one, spread, n, budget="b"), point("i", "ilp", 20, other, spread, n, budget="b")
+        )
+        assert ("equals ILP 'i'" if n == 1 else "%): +0.00 points") in told[0]
+
+
 def test_one_seed_each_has_no_spread():
     told = sentences(point("s", "search", 20, 0.9, 0, 1, budget="b"), point("i", "ilp", 20, 0.8, 0, 1, budget="b"))
     assert "beats ILP 'i' (20 KiB, 80.00 %) by 10.00 points (one seed each, so the spread is not known)" in told[0]

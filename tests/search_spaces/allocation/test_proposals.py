@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 
-from search_spaces.allocation import widening
+from search_spaces.allocation import proposals, widening
 from search_spaces.allocation.cuts import Cut
 from search_spaces.allocation.program import Cells, allocate, best_within
 from search_spaces.allocation.proposals import allocate_several, nearest_within
+from search_spaces.allocation.solver import NotProven, not_decided
 from search_spaces.costs.budgets import Budget
 from search_spaces.errors import InputError
 from search_spaces.fields import Pair
@@ -70,6 +71,22 @@ def test_there_are_no_more_than_there_are() -> None:
     """The narrowest choice alone meets this budget, in whatever order it is asked for."""
     least = min(TABLE.cells_cost(cells)["bitops"] for cells in assignments(TABLE))
     assert len(allocate_several(np.zeros(SPACE.allowed.shape), TABLE, Budget({"bitops": least}, "least"), 5)) == 1
+
+
+def test_further_ones_that_are_not_found_in_time_take_nothing_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    utilities, budget = (
+        np.random.default_rng(3).normal(size=SPACE.allowed.shape),
+        budget_between(TABLE, {"bitops": 0.5}),
+    )
+    best = widening.allocate_widest(utilities, TABLE, budget)
+    assert len(allocate_several(utilities, TABLE, budget, 4)) > 1
+    monkeypatch.setattr(proposals, "best_within", undecided)
+    with pytest.warns(NotProven, match=f"what was proposed within '{budget.label}'"):
+        assert allocate_several(utilities, TABLE, budget, 4) == [best]
+
+
+def undecided(*given: object) -> None:
+    raise not_decided("the solver stopped")
 
 
 def distance(cells: Cells, wanted: list[Pair]) -> float:

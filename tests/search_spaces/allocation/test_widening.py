@@ -145,6 +145,22 @@ def test_a_solver_that_is_stopped_leaves_nothing_over_either(monkeypatch: pytest
     assert not single_widenings(TABLE, cells, budget, None)
 
 
+def test_a_second_program_without_an_answer_takes_nothing_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What meets the budget is known by then: that nothing wider was found in time is no reason to refuse it."""
+    budget, worth = between(TABLE, {"size_bytes": 0.6}), -np.broadcast_to(TABLE.space.widths, TABLE.space.allowed.shape)
+    first = allocate(worth, TABLE, budget)
+
+    def nothing(*given: Any, **options: Any) -> OptimizeResult:
+        return OptimizeResult(x=None, status=1, message="Time limit reached.")
+
+    monkeypatch.setattr(solver, "milp", nothing)
+    with pytest.warns(solver.NotProven, match=f"within '{budget.label}' is the best that was found in 60 s"):
+        cells = allocate_widest(worth, TABLE, budget)
+    assert budget.met_by(TABLE.cells_cost(cells))
+    assert not single_widenings(TABLE, cells, budget, None)
+    assert inside(TABLE, first, widths(TABLE, cells))
+
+
 def test_a_budget_that_nothing_meets_is_refused_as_before() -> None:
     with pytest.raises(InputError, match="cannot be met"):
         allocate_widest(np.zeros(TABLE.space.allowed.shape), TABLE, {"size_bytes": 1})
