@@ -99,7 +99,7 @@ def verdict_lines(report: DoctorReport) -> list[str]:
         if budget.reachable:
             limits = " and ".join(f"{name} {amount_text(name, value)}" for name, value in budget.limits.items())
             lines.append(f"Budget {budget.budget} ({limits}) can be met; the least possible is {least}.")
-        else:
+        if budget.reason:
             lines.append(f"{budget.reason[0].upper()}{budget.reason[1:]}.")
     lines.append(_parameter_line(report.parameters))
     if report.searchable:

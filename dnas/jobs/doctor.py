@@ -86,7 +86,10 @@ class ChannelsReport:
 
 @dataclass(frozen=True)
 class BudgetReport:
-    """Whether a budget can be met: its limits, and the least that each cost alone can come to."""
+    """Whether a budget can be met: its limits, and the least that each cost alone can come to.
+
+    ``reason`` says why it cannot, or what to know of one that can.
+    """
 
     budget: str
     reachable: bool
@@ -295,7 +298,7 @@ def _budget(entry: Mapping[str, Amount], table: CostTable) -> BudgetReport:
         check_reachable(table, budget)
     except InputError as error:
         return BudgetReport(budget.label, False, dict(budget.limits), least, str(error))
-    return BudgetReport(budget.label, True, dict(budget.limits), least)
+    return BudgetReport(budget.label, True, dict(budget.limits), least, budget.note(table))
 
 
 def _least(name: str, table: CostTable) -> float:

@@ -276,6 +276,7 @@ def _introduction(job: Job) -> list[str]:
         )
     data = job.data
     told += few_images(data)
+    told += [note for budget in job.plan.budgets if (note := budget.note(job.plan.table))]
     told += [f"unsupported: {name}: {why}" for name, why in job.plan.graph.unsupported.items()]
     told += auxiliary_sentences(job)
     what, how = compression_of(job.config).introduction(job)

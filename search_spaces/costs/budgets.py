@@ -22,6 +22,14 @@ class Budget:
         for name, limit in self.limits.items():
             parse_amount(limit, 0.0, 0.0, table.require(name))
 
+    def note(self, table: CostTable) -> str:
+        """What a user should know of a budget that every choice meets; "" for others."""
+        most = {name: table.most(name) for name in self.limits}
+        if not self.met_by(most):
+            return ""
+        told = " and ".join(f"{name} {value:,.10g}" for name, value in most.items())
+        return f"budget '{self.label}' limits nothing, no choice costs more than {told}; give less"
+
     def met_by(self, costs: Mapping[str, float]) -> bool:
         """Whether no limit is exceeded."""
         for name in self.limits:

@@ -131,6 +131,11 @@ class CostTable:
         """Exact costs when decision d takes the cell ``cells[d]``."""
         return self.price(self.space.layers_of(cells))
 
+    def most(self, name: str) -> float:
+        """What no choice costs more than: every decision at its dearest cell."""
+        dearest = np.where(self.space.allowed, self.entries[name], -np.inf).max((1, 2), initial=-np.inf)
+        return self.costs[name].total(dearest.tolist(), self.constants[name])
+
     def prices_sha256(self, names: Sequence[str]) -> str:
         """The SHA-256 of what these costs say, to nine digits: of every choice, the rest, and what budgets are of."""
         told = list(names)

@@ -247,3 +247,12 @@ def test_nothing_that_the_solver_prints_is_seen(
     print("after")
     ctypes.CDLL(None).fflush(None)
     assert capfd.readouterr() == ("before after\n", "")
+
+
+@pytest.mark.parametrize("name", ["size_bytes", "bitops", "peak_activation_bytes"])
+def test_a_budget_that_every_choice_meets_is_told_and_no_other(name: str) -> None:
+    most = max(cost[name] for cost in map(TABLE.cells_cost, assignments(TABLE)))
+    told = f"budget 'mine' limits nothing, no choice costs more than {name} {most:,.10g}; give less"
+    assert Budget({name: most}, "mine").note(TABLE) == told
+    assert not Budget({name: np.nextafter(most, 0)}, "mine").note(TABLE)
+    assert not Budget({name: most, "macs": 1.0}, "mine").note(TABLE)
