@@ -4,12 +4,13 @@ Run from the repository root; finished runs are read, others are made or gone on
 started again. With --read nothing is trained: what is finished is told::
 
     OMP_NUM_THREADS=1 python -m benchmarks.proof weights|activations|paper|resnet56 runs/proof [--seeds 3] [--read] \
-        --set 'data.root="FOLDER with train/ and test/"' 'model.checkpoint="resnet20-12fca82f.th"'
+        [--all-test] --set 'data.root="FOLDER with train/ and test/"' 'model.checkpoint="resnet20-12fca82f.th"'
 
 The search is what its choice took of the finalists, by all its rounds and their loss on validation; the "better
 program" is the better one of both on validation. Uniform widths stand at a budget twice: the widest that meet it, and
 the narrowest that cost no less. The best control is the one of the best mean over the seeds among the programs, the
-mean of the random draws, and both uniform ones.
+mean of the random draws, and both uniform ones. With --all-test what is finished is measured again, but for the random
+draws, on all test images and not on those of the job: half a minute a net.
 "Taken" is what a job tells its user to take: whatever within the budget is best on validation.
 """
 
@@ -18,13 +19,17 @@ from __future__ import annotations
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from scipy.stats import kendalltau
 
 from benchmarks.finetuning import front_of
+from dnas.config.file import load_job
+from dnas.jobs.context import JobContext
+from dnas.jobs.stages.measure import Measurer
 from results.events import Judged
-from results.pareto import Estimate, FrontPoint, ParetoFront
+from results.pareto import FLOAT, Estimate, FrontPoint, ParetoFront
 from results.pools import pools
 from results.run.folder import Run
 from results.run.layout import is_run
@@ -91,6 +96,21 @@ def arms(front: ParetoFront, budget: str, limits: Mapping[str, float]) -> dict[s
     within = [point for point in uniform if point in met]
     above = [point for point in uniform if all(point.cost(name) >= limit for name, limit in limits.items())]
     return {**found, **({WITHIN: within[-1:]} if within else {}), **({ABOVE: above[:1]} if above else {})}
+
+
+def on_all_test_images(run: Run, front: ParetoFront) -> ParetoFront:
+    """The front with the test accuracies of its nets on all test images, without the random draws."""
+    config = load_job(run.job_file(), [])
+    config = config.model_copy(update={"data": config.data.model_copy(update={"test_limit": None})})
+    context = JobContext(config, run, lambda event: None)
+    measurer, found = Measurer(context), run.assignments()
+
+    def again(point: FrontPoint) -> FrontPoint:
+        nets = [measurer.stored(found[point.assignment], seed) for seed in range(point.val.n)]
+        scores = [context.job.measured(net, context.job.data.test).score for net in nets]
+        return replace(point, test=Estimate.from_values(scores))
+
+    return replace(front, points=tuple(again(point) for point in front.points if point.kind not in (RANDOM, FLOAT)))
 
 
 def tables(fronts: Sequence[ParetoFront]) -> Iterator[str]:
@@ -169,6 +189,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--read", action="store_true", help="train nothing; tell of what is finished")
+    parser.add_argument("--all-test", action="store_true", help="measure on all test images what is finished")
     parser.add_argument("--set", nargs="*", default=[], help="settings of all seeds")
     options = parser.parse_args()
     fronts, runs = [], []
@@ -177,8 +198,9 @@ def main() -> None:
         finished = is_run(folder) and run_status(Run.open(folder)).state == "finished"
         if finished or not options.read:
             settings = [*PROOFS[options.proof], *options.set, f"seed={seed}", f"name={folder.name}"]
-            fronts.append(front_of(JOB, folder, settings))
+            front = front_of(JOB, folder, settings)
             runs.append(Run.open(folder))
+            fronts.append(on_all_test_images(runs[-1], front) if options.all_test else front)
             print(*tables(fronts), *spent(fronts), *chosen(runs), *judging(runs), sep="\n", flush=True)
 
 
