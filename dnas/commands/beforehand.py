@@ -146,7 +146,10 @@ def _check_model(config: JobConfig, model: str | None) -> None:
 
 
 def _check_costs(config: JobConfig, budgets: Mapping[str, Iterable[Budget]]) -> None:
-    """Refuse a cost that a job does not know, in ``budgets``, by their key, and where it takes part in the loss."""
+    """Refuse a cost that a job does not know, in ``budgets``, by their key, and where it takes part in the loss.
+
+    A latency table that cannot be read makes its cost unknown, too, and is told.
+    """
     table = config.costs.latency_table
     if table is not None:
         from search_spaces.costs.latency import read_latencies  # scipy takes as long to load as all else here

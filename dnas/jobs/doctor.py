@@ -293,15 +293,9 @@ def _owned(graph: LayerGraph) -> Counter[str]:
 
 def _budget(entry: Mapping[str, Amount], table: CostTable) -> BudgetReport:
     budget = parse_budget(entry, table)
-    least = {name: _least(name, table) for name in budget.limits}
+    least = {name: table.least(name) for name in budget.limits}
     try:
         check_reachable(table, budget)
     except InputError as error:
         return BudgetReport(budget.label, False, dict(budget.limits), least, str(error))
     return BudgetReport(budget.label, True, dict(budget.limits), least, budget.note(table))
-
-
-def _least(name: str, table: CostTable) -> float:
-    """The least a cost can come to: every decision by itself at its cheapest choice."""
-    cheapest = np.where(table.space.allowed, table.entries[name], np.inf).min(axis=(1, 2))
-    return table.costs[name].total(list(map(float, cheapest)), table.constants[name])

@@ -15,7 +15,7 @@ def seeded(seed: int, place: torch.device) -> Iterator[None]:
     """Inside, the global generators of the host and of this device begin at a seed; they are put back afterwards.
 
     No other device is touched. ``torch.manual_seed`` seeds them all, and where one was not used yet it keeps the stack
-    of every call until then: 3 ms and some kilobytes each, a hundred frames deep.
+    of every call until then, which takes milliseconds and memory.
     """
     own = place.type in ACCELERATORS
     with torch.random.fork_rng(devices=[place] if own else [], device_type=place.type if own else "cuda"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +11,6 @@ from dnas.config.job import SearchSection
 from dnas.search.supernet import Sample, Supernet
 from dnas.training.schedules import ramp
 from search_spaces.costs.budgets import Budget
-from search_spaces.costs.table import CostTable
 
 NEAR = 0.05
 """A two-sided pull is of full strength where E[cost] is further from the budget than this share of the room to it."""
@@ -28,8 +26,8 @@ def two_sided(supernet: Supernet, budget: Budget, penalty: float) -> ThetaLoss:
     h is Huber's function, |g| - NEAR / 2 but quadratic where |g| < NEAR: θ is pulled to the budget from above and from
     below, and settles there. E is over P(θ), not over the sample that the network runs: its noise has no part in it.
     """
-    least = _least_costs(supernet.table)
-    room = {name: max(limit - least[name], _LEAST_ROOM * limit) for name, limit in budget.limits.items()}
+    least = supernet.table.least
+    room = {name: max(limit - least(name), _LEAST_ROOM * limit) for name, limit in budget.limits.items()}
 
     def loss(task_loss: Tensor, sample: Sample, progress: float) -> Tensor:
         soft = supernet.theta.probabilities()
@@ -39,18 +37,6 @@ def two_sided(supernet: Supernet, budget: Budget, penalty: float) -> ThetaLoss:
         return task_loss + penalty * ramp(progress) * pull
 
     return loss
-
-
-def _least_costs(table: CostTable) -> dict[str, float]:
-    """What each cost is at least, whatever is chosen."""
-    least = {}
-    for name, entries in table.entries.items():
-        cheapest = np.where(table.space.allowed, entries, np.inf).min((1, 2))
-        is_largest = table.costs[name].combine == "max"
-        least[name] = (
-            max(cheapest.max(), table.constants[name]) if is_largest else cheapest.sum() + table.constants[name]
-        )
-    return least
 
 
 def hinge(supernet: Supernet, budget: Budget, penalty: float) -> ThetaLoss:

@@ -131,6 +131,11 @@ class CostTable:
         """Exact costs when decision d takes the cell ``cells[d]``."""
         return self.price(self.space.layers_of(cells))
 
+    def least(self, name: str) -> float:
+        """What no choice costs less than: every decision by itself at its cheapest cell."""
+        cheapest = np.where(self.space.allowed, self.entries[name], np.inf).min((1, 2), initial=np.inf)
+        return self.costs[name].total(cheapest.tolist(), self.constants[name])
+
     def most(self, name: str) -> float:
         """What no choice costs more than: every decision at its dearest cell."""
         dearest = np.where(self.space.allowed, self.entries[name], -np.inf).max((1, 2), initial=-np.inf)
