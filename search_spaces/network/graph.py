@@ -8,7 +8,7 @@ meta device does a real copy run instead.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +24,10 @@ from search_spaces.models.load import check_known_shapes
 from search_spaces.models.multiplied import is_standard
 from search_spaces.network.couplings import Couplings, read_couplings, unknown_couplings
 from search_spaces.network.dense_part import dense_part, entering
-from search_spaces.network.examples import Call, Example, read_example, signature_of
-from search_spaces.network.makings import Making, read_makings
+from search_spaces.network.examples import Call, Example, drawn, read_example, signature_of
+from search_spaces.network.makings import Making, read_makings, varying_weights
 from search_spaces.network.observation import LayerRecord, Observation, observe
-from search_spaces.network.origins import memory
+from search_spaces.network.origins import ELSEWHERE, making_told, memory
 from search_spaces.network.parameters import account, other_bytes, unused_names
 from search_spaces.signature import Signature
 
@@ -63,6 +63,8 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
         signature = example if isinstance(example, Signature) else signature_of(given, model)
         twin, call, seen = _observe(model, given.first_sample())
     _check_whole(twin, seen)
+    for name in varying_weights(twin, seen, _data_like(call, model)):
+        seen.layers[name].odd_weight = making_told({ELSEWHERE})
     making = read_makings(model, seen)
     specs, unsupported = _describe(twin, seen, making)
     serving = {spec.name: _serving(twin, spec, making) for spec in specs}
@@ -127,6 +129,14 @@ def _check_whole(twin: nn.Module, seen: Observation) -> None:
                 f"the network makes its {what} '{name}' when it runs first, so every copy of it has another one; run "
                 "it once on data that it is meant for, and give it then"
             )
+
+
+def _data_like(call: Call, model: nn.Module) -> Iterator[Call]:
+    """A call and others on data of the same shapes and types: its floats turned about, then drawn."""
+    yield call
+    yield call.mapped(lambda tensor: 1 - 2 * tensor if tensor.is_floating_point() else tensor)
+    signature = signature_of(call, model)
+    yield drawn(call.input_shape if signature is None else signature, len(call.tensors[0]), model)
 
 
 def _observe(model: nn.Module, call: Call) -> tuple[nn.Module, Call, Observation]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from search_spaces.models.copies import copy_network
-from search_spaces.models.multiplied import is_standard, read_making
+from search_spaces.models.multiplied import Products, is_standard, read_making
+from search_spaces.network.examples import Call
 from search_spaces.network.observation import LayerRecord, Observation
 
 
@@ -38,3 +43,40 @@ def _copy(model: nn.Module, name: str, record: LayerRecord) -> nn.Module:
 def _sample_shape(record: LayerRecord) -> tuple[int, ...]:
     shape = record.inputs[0].shape
     return tuple(shape[1:]) if shape[0] == 1 else tuple(shape)
+
+
+def varying_weights(twin: nn.Module, seen: Observation, calls: Iterable[Call]) -> set[str]:
+    """The layers of ``twin`` that multiply with one weight in one of these calls and with another in the next.
+
+    Such as one that is scaled by a number that the network reads of its input: no tensor leads from one to the other.
+    Only a network that asks for values is run, and only where a layer's weight is made or computed.
+    """
+    layers = {name: record.module for name, record in seen.layers.items() if record.made}
+    first: dict[str, Tensor] = {}
+    varying: set[str] = set()
+    running: list[str] = []
+
+    def note(weight: Tensor) -> Tensor:
+        if running and weight.shape == cast(Tensor, layers[running[-1]].weight).shape:
+            known = first.setdefault(running[-1], weight.detach().clone())
+            if not torch.allclose(weight, known, rtol=0, atol=0, equal_nan=True):
+                varying.add(running[-1])
+        return weight
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named(layers, running), Products(note):
+        for call in calls if layers and seen.depends_on_data else ():
+            with suppress(Exception):  # drawn data may be nonsense for the network's code
+                call.run(twin)
+            running.clear()
+    return varying
+
+
+@contextmanager
+def _named(layers: Mapping[str, nn.Module], running: list[str]) -> Iterator[None]:
+    """Keep the names of the layers that run in ``running``, the innermost last."""
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            enter = layer.register_forward_pre_hook(lambda *_, name=name: running.append(name), prepend=True)
+            stack.callback(enter.remove)
+            stack.callback(layer.register_forward_hook(lambda *_: running.pop() and None).remove)
+        yield

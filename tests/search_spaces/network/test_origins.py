@@ -221,6 +221,89 @@ def test_a_parametrization_that_follows_the_input_is_told() -> None:
     assert "its weight is made of what others computed" in graph.unsupported["layer"]
 
 
+class Numbered(nn.Module):
+    """Hands a number that it reads of its input to a layer that makes, or has, a weight of it."""
+
+    def __init__(self, layer: nn.Module, hand: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.hand = layer, hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hand(self, x)
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+class Times(nn.Module):
+    def __init__(self, number: dict[str, float]) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.number["gate"]
+
+
+class Scaled(nn.Linear):
+    def __init__(self, number: dict[str, float]) -> None:
+        super().__init__(4, 4)
+        self.number = number
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.number["gate"], self.bias)
+
+
+class Normed(Scaled):
+    """Its weight is the same, whatever the number is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight / self.weight.norm(), self.bias) * self.number["gate"]
+
+
+def parametrized(number: dict[str, float]) -> nn.Module:
+    return parametrize.register_parametrization(nn.Linear(4, 4), "weight", Times(number))
+
+
+def inside(number: dict[str, float]) -> nn.Module:
+    return nn.Sequential(Scaled(number), nn.ReLU())
+
+
+HANDED: dict[str, Callable[[Any, Tensor], Any]] = {
+    "item": lambda m, x: m.number.update(gate=x.mean().sigmoid().item()),
+    "float": lambda m, x: m.number.update(gate=float(x[0, 0].exp())),
+    "list": lambda m, x: m.number.update(gate=x.tolist()[0][1] + 2),
+    "numpy": lambda m, x: m.number.update(gate=float(x.abs().sum().numpy())),
+    "condition": lambda m, x: m.number.update(gate=2.0 if x.mean() > 0 else 0.5),
+    "count": lambda m, x: m.number.update(gate=float((x > 0).sum().item() + 1)),
+    "round": lambda m, x: m.number.update(gate=round(x.var().item() + 1, 2)),
+    "constant": lambda m, x: m.number.update(gate=0.5 + (x.mean().item() > 1e9)),
+}
+
+
+@pytest.mark.parametrize("layer", [Scaled, Normed, parametrized, inside])
+@pytest.mark.parametrize("way", HANDED)
+@pytest.mark.parametrize("example", [(4,), torch.linspace(-1, 2, 8).view(2, 4)], ids=["shape", "example"])
+def test_a_number_that_scales_a_weight_is_told(way: str, layer: Callable[..., nn.Module], example: Any) -> None:
+    """Read off the input, it reaches the layer by no tensor; a file would hold the weight of one image."""
+    number = {"gate": 1.0}
+    net = Numbered(layer(number), HANDED[way])
+    net.number = number
+    graph = read_graph(net, example)
+    told = next(iter(graph.unsupported.values()), "")
+    assert bool(told) == (way != "constant" and layer is not Normed)
+    assert bool(graph.layers) == (not told)
+    assert not told or "another one each time the network runs" in told
+
+
+def test_drawn_data_that_the_network_cannot_take_tells_nothing() -> None:
+    class Picky(Numbered):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.min().item() != 0.0:
+                raise ValueError("only zeros")
+            return super().forward(x)
+
+    number = {"gate": 2.0}
+    assert read_graph(Picky(Scaled(number), lambda *_: None), (4,)).by_name.keys() == {"layer"}
+
+
 def test_a_layer_inside_a_transformation_of_functions_is_told() -> None:
     """Quantizers run in plain PyTorch alone."""
 
