@@ -105,8 +105,8 @@ class FrontPoint(Scored):
 
     @property
     def gain(self) -> float:
-        """The metric on validation images, with the sign that makes larger better."""
-        return self.metric.gain(self.val.mean)
+        """The metric on validation images, with the sign that makes larger better, as :meth:`Metric.compared`."""
+        return self.metric.gain(self.metric.compared(self.val.mean))
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ from search_spaces.errors import InputError, check_type, one_line
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
 _ROUNDING = 1e-12  # what adding up in another order can change, relative to the figures
+_COMPARED_DIGITS = 12
 _TAKEN = ("loss", "epoch", "epochs", "seed", "seconds", "images", "mean", "std", "n")
 
 
@@ -56,6 +57,17 @@ class Metric:
         (-1.1102230246251565e-16, 0.0)
         """
         return 0.0 if math.isclose(value, other, rel_tol=_ROUNDING) else value - other
+
+    @staticmethod
+    def compared(value: float) -> float:
+        """``value`` as it is ranked: means that only the order of adding up tells apart are one.
+
+        >>> (0.5 + 0.575) / 2 == (0.55 + 0.525) / 2
+        False
+        >>> Metric.compared((0.5 + 0.575) / 2) == Metric.compared((0.55 + 0.525) / 2)
+        True
+        """
+        return float(f"{value:.{_COMPARED_DIGITS}g}")
 
     @property
     def label(self) -> str:

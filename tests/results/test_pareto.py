@@ -58,6 +58,17 @@ def test_a_dominated_point_never_moves_the_front(points, size_more, top1_less):
     assert ParetoFront.from_points([*points, worse]).front == front
 
 
+@pytest.mark.parametrize("scores", [(0.5, 0.575, 0.55, 0.525), (0.1, 0.2, 0.3, 0.0), (0.7, 0.1, 0.3, 0.5)])
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("swap", [False, True])
+def test_means_that_only_rounding_tells_apart_are_equal(scores, size, swap):
+    """A net that costs more joins no front by the order in which its seeds were added up; a search leads a control."""
+    means = [scores[0] / 2 + scores[1] / 2, (scores[2] + scores[3]) / 2]
+    means.sort(reverse=swap)
+    points = [point("a", size, means[0], kind="ilp"), point("z", 2, means[1])]
+    assert front_ids(points) == {"z"}
+
+
 @given(measured)
 def test_marks_of_before_do_not_count(points):
     assert front_ids([replace(p, on_front=True) for p in points]) == front_ids(points)
