@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,10 @@ class Evidence:
         """The sensitivities of one kind, by layer or decision."""
         return self.recall(kind, self._measured if kind == "measured" else self._expected)
 
+    def lent(self) -> Evidence:
+        """The same with a network of its own, which whoever looks at it may change."""
+        return replace(self, network=fresh_copy(self.network), recall=lambda kind, _: self.found(kind))
+
     def _expected(self) -> Sensitivities:
         batches, seed = self.batches(), self.seed
         return hessian_sensitivities(self.network, self.space, self.choice, batches, seed=seed, task=self.task)
@@ -79,9 +83,8 @@ class Rehearsal(Evidence):
 
     @classmethod
     def of(cls, evidence: Evidence) -> Rehearsal:
-        """The same space, costs and images, and a copy of the network."""
-        known = {each.name: getattr(evidence, each.name) for each in fields(evidence)}
-        return cls(**{**known, "network": fresh_copy(evidence.network)})
+        """The same network, space, costs and images."""
+        return cls(**{each.name: getattr(evidence, each.name) for each in fields(evidence)})
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def _own(source: str, found: Any) -> Control:
     def control(question: Question) -> np.ndarray:
         with importable_working_directory():
             try:
-                worth = np.asarray(function(question), dtype=np.float64)
+                asked = replace(question, evidence=question.evidence.lent())
+                worth = np.asarray(function(asked), dtype=np.float64)
             except Exception as error:  # the user's own code may fail in any way
                 raise InputError(f"control '{source}' failed for {question.budget.label}: {one_line(error)}") from error
         shape = question.evidence.space.allowed.shape

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dnas.quantization.conversion import QuantizerChoice
 from dnas.search.controls import CONTROLS, Evidence, Question
@@ -17,6 +19,7 @@ from tests.toys import Net, images, plan, trained
 
 OWN = """
 import numpy as np
+import torch
 
 def early(question):
     worth = np.log(np.array(question.evidence.space.weight_bits, dtype=float))[None, :, None]
@@ -27,6 +30,16 @@ def flat(question):
 
 def nan(question):
     return np.full(question.evidence.space.allowed.shape, np.nan)
+
+def careless(question):
+    evidence = question.evidence
+    with torch.no_grad():
+        for parameter in evidence.network.train().parameters():
+            parameter.fill_(float("nan")).requires_grad_(False)
+    evidence.network.register_forward_hook(lambda *_: 1 / 0)
+    evidence.sensitivities[:] = np.nan
+    evidence.measured[:] = np.nan
+    return np.zeros(evidence.space.allowed.shape)
 
 def fails(question):
     raise ZeroDivisionError("no reason")
@@ -56,6 +69,19 @@ def test_a_control_gives_a_worth_to_every_cell_and_meets_the_budget(name: str, q
     assert np.array_equal(worth, CONTROLS.find(name)(question))
     cells = allocate(worth, question.evidence.table, question.budget)
     assert question.budget.met_by(question.evidence.table.cells_cost(cells))
+
+
+@pytest.mark.parametrize("name", ["ilp", "measured-ilp"])
+def test_what_a_control_of_ones_own_changes_is_its_own(name: str, question: Question) -> None:
+    evidence = question.evidence
+    before = {key: value.clone() for key, value in evidence.network.state_dict().items()}
+    expected = CONTROLS.find(name)(replace(question, evidence=replace(evidence)))
+    for _ in range(2):
+        CONTROLS.find("own_control:careless")(question)
+    assert np.array_equal(CONTROLS.find(name)(question), expected)
+    assert not evidence.network.training
+    assert all(parameter.requires_grad for parameter in evidence.network.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in evidence.network.state_dict().items())
 
 
 def test_draws_differ_and_are_those_of_one_generator(question: Question) -> None:
