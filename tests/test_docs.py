@@ -288,6 +288,7 @@ def test_every_key_of_an_assignment_and_of_the_front_is_told(digits_run: Path) -
     )
 
 
+@pytest.mark.whole
 def test_every_file_of_a_run_is_told(digits_run: Path) -> None:
     page = (ROOT / "docs" / "file-formats.md").read_text(encoding="utf-8")
     for path in digits_run.iterdir():

@@ -151,6 +151,7 @@ def test_what_ran_ahead_of_a_kill_and_nobody_asks_for_is_removed(folder: Path) -
     assert {path.name for path in (folder / "checkpoints").iterdir()} == kept
 
 
+@pytest.mark.whole
 def test_a_run_goes_on_from_the_weights_that_it_was_started_from(
     smaller: Any, carried_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +175,7 @@ def energy(layer: Any, weight_bits: int, activation_bits: int) -> float:
     return float(layer.macs * weight_bits * float(os.environ.get("WORTH", "1")))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("changed", ["table", "function"])
 def test_a_run_goes_on_by_the_prices_that_it_was_started_with(
     changed: str, smaller: Any, carried_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

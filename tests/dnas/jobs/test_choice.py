@@ -100,6 +100,7 @@ def pools_of(run: Run) -> list[Pool]:
     return list({event.run: event for event in run.journal.events() if isinstance(event, Pool)}.values())
 
 
+@pytest.mark.whole
 def test_the_chosen_was_judged_no_worse_than_anything_over_the_rounds_of_both(run: Run) -> None:
     for pool in pools_of(run):
         chosen = run.assignment(pool.run)
@@ -120,6 +121,7 @@ def test_the_chosen_was_judged_no_worse_than_anything_over_the_rounds_of_both(ru
         assert chosen.provenance.kind == "search"
 
 
+@pytest.mark.whole
 def test_finalists_are_the_best_of_the_rounds_before_and_are_judged_by_their_own_nets_on_validation(
     run: Run, toy: Job
 ) -> None:
@@ -157,6 +159,7 @@ def test_finalists_are_ordered_by_the_mean_over_all_rounds(
     assert "".join(each.id for each in choose._finals(left, judged, [])) == order
 
 
+@pytest.mark.whole
 def test_one_net_a_budget_is_reported_and_trained_once(run: Run) -> None:
     """The finalist that is chosen, by the name of its search; none of it is trained again."""
     front = {point.assignment for point in run.load_front().points}
@@ -172,6 +175,7 @@ def net_of(assignment: BitAssignment) -> tuple[Any, str | None]:
     return assignment.pairs, assignment.provenance.start
 
 
+@pytest.mark.whole
 def test_finalists_have_the_same_bits_from_the_supernets_weights_beside_them(run: Run, toy: Job) -> None:
     job_context = JobContext(toy(*CHOOSING), Run.open(run.folder), lambda event: None)
     warm = run.load_checkpoint("warmup")
@@ -205,6 +209,7 @@ def test_without_weights_of_a_supernet_nothing_can_start_from_them(toy: Job, set
         LoadedJob.of(toy(*CHOOSING, setting))
 
 
+@pytest.mark.whole
 def test_every_control_of_a_budget_is_in_its_pool_once_and_all_meet_it(run: Run) -> None:
     found = run.assignments()
     for pool in pools_of(run):
@@ -225,6 +230,7 @@ def test_every_control_of_a_budget_is_in_its_pool_once_and_all_meet_it(run: Run)
                 assert found[control].pairs == found[name].pairs
 
 
+@pytest.mark.whole
 def test_no_image_that_judges_is_trained_on_or_reported(
     run: Run, toy: Job, trained_and_judged: dict[str, list[Any]]
 ) -> None:
@@ -242,6 +248,7 @@ def test_no_image_that_judges_is_trained_on_or_reported(
     assert {pool.images for pool in pools_of(run)} == {len(data.search_data.theta)}
 
 
+@pytest.mark.whole
 def test_controls_keep_their_own_training_and_rows_and_proposals_have_none(run: Run) -> None:
     points = {point["assignment"]: point for point in json.loads((run.folder / "front.json").read_text())["points"]}
     expected = {
@@ -258,6 +265,7 @@ def test_controls_keep_their_own_training_and_rows_and_proposals_have_none(run: 
     assert not [path.name for path in (run.folder / "checkpoints").iterdir() if path.name.startswith("pool-")]
 
 
+@pytest.mark.whole
 def test_loss_and_standard_error_are_those_of_the_images(run: Run, toy: Job) -> None:
     job = JobContext(toy(*CHOOSING), Run.open(run.folder), lambda event: None).job
     images, network = job.search_data.theta, job.network.eval()
@@ -274,6 +282,7 @@ def test_loss_and_standard_error_are_those_of_the_images(run: Run, toy: Job) -> 
     assert told.standard_error == pytest.approx(np.std(parts, ddof=1) / math.sqrt(len(parts)))
 
 
+@pytest.mark.whole
 def test_a_net_that_diverged_is_chosen_last(run: Run, toy: Job) -> None:
     job = JobContext(toy(*CHOOSING), Run.open(run.folder), lambda event: None).job
     with torch.no_grad():
@@ -314,6 +323,7 @@ def test_a_larger_budget_is_nowhere_narrower_where_the_job_says_so(
         assert all(a >= b for layer in larger for a, b in zip(larger[layer], proposed[layer], strict=True))
 
 
+@pytest.mark.whole
 def test_a_proposal_that_is_lost_is_made_again_and_nothing_else(
     run: Run, toy: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +340,7 @@ def test_a_proposal_that_is_lost_is_made_again_and_nothing_else(
     assert {path.name: path.read_bytes() for path in (copied / "assignments").iterdir()} == before
 
 
+@pytest.mark.whole
 def test_a_pool_is_shown_with_what_was_free_and_what_the_search_adds(run: Run) -> None:
     result = CliRunner().invoke(app, ["show", str(run.folder), "--pool"])
     assert result.exit_code == 0, result.output

@@ -84,6 +84,7 @@ def nets(context: JobContext, *settings: str) -> Mapping[str, dict[str, Tensor]]
     return {arm.id: measurer._trained(arm, measurer.course_of(arm), 0).state_dict() for arm in arms}
 
 
+@pytest.mark.whole
 def test_every_arm_has_the_same_images_teacher_and_updates(context: JobContext, made: list[Trainer]) -> None:
     nets(context)
     assert len(made) == len(ARMS)

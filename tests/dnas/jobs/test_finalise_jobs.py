@@ -82,6 +82,7 @@ def test_the_front_whose_points_become_profiles_is_that_of_the_budgets_cost(tmp_
             assert list(finaliser._profiles(measured)) == [chosen]
 
 
+@pytest.mark.whole
 def test_every_profile_is_measured_in_the_net_and_alone(finalised: Run) -> None:
     assert kinds(finalised) == {
         "search-1": "search",
@@ -104,6 +105,7 @@ def test_every_profile_is_measured_in_the_net_and_alone(finalised: Run) -> None:
     assert all(row.alone_val is not None and row.alone_test is not None for row in rows)
 
 
+@pytest.mark.whole
 def test_the_stored_net_reaches_what_the_front_says(finalised: Run) -> None:
     config = load_job(str(finalised.folder / "job.toml"))
     model, data = load_network(config).module, load_splits(config)
@@ -121,6 +123,7 @@ def test_the_stored_net_reaches_what_the_front_says(finalised: Run) -> None:
     assert net.best() in net.profiles
 
 
+@pytest.mark.whole
 def test_what_is_made_of_a_profile_starts_from_the_nets_that_there_are(finalised: Run) -> None:
     """Of a switchable net one is trained, and of what is pruned or narrowed from its profiles several are measured."""
     config = load_job(str(finalised.folder / "job.toml"), ["finetune.seeds=3"])
@@ -136,6 +139,7 @@ def test_what_is_made_of_a_profile_starts_from_the_nets_that_there_are(finalised
         assert all(torch.equal(value, expected[name]) for name, value in started.items())
 
 
+@pytest.mark.whole
 def test_profiles_are_measured_as_they_are_shipped(finalised: Run, tmp_path: Path) -> None:
     """One packed file of all of them, switched at run time, reaches what each was measured to reach."""
     job = load_job(str(finalised.folder / "job.toml"))
@@ -169,6 +173,7 @@ def test_a_net_killed_at_any_entry_ends_the_same(smaller: Job, finalised: Run, t
     assert outcome(run) == outcome(finalised)
 
 
+@pytest.mark.whole
 def test_a_profile_is_pruned_from_the_weights_it_has_in_its_net(copied: Run, finalised: Run) -> None:
     settings = [part for setting in ("trials=2", "controls=[]", "finetune_epochs=0") for part in ("--set", setting)]
     name = "switchable-1-uniform-4"
@@ -187,6 +192,7 @@ def test_a_profile_is_pruned_from_the_weights_it_has_in_its_net(copied: Run, fin
         assert any(torch.equal(row, each) for each in found)
 
 
+@pytest.mark.whole
 def test_a_finished_run_is_finalised_again(copied: Run, finalised: Run) -> None:
     before = {point["assignment"]: point for point in points(finalised)}
     result = command("finalise", "run", "--profiles", "front,w2a2", "--set", "epochs=1", "--set", "seeds=2")
@@ -261,12 +267,14 @@ def test_a_whole_net_is_exported(copied: Run) -> None:
     assert list(dnas.load("one.safetensors").profiles) == ["default"]
 
 
+@pytest.mark.whole
 def test_a_net_starts_from_the_supernet(copied: Run) -> None:
     result = command("finalise", "run", "--profiles", "w4a4", "--set", "epochs=1", "--set", "start=supernet")
     assert result.exit_code == 0, result.output
     assert kinds(copied)["switchable-2-w4a4"] == PROFILE
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -303,6 +311,7 @@ def test_a_run_without_a_net_says_how_to_make_one(smaller_run: Run) -> None:
     assert f"has no switchable net; make one with: dnas finalise {smaller_run.folder}" in sentence(result, 2)
 
 
+@pytest.mark.whole
 def test_a_switchable_net_without_a_search(tmp_path: Path, smaller_settings: tuple[str, ...]) -> None:
     sets = [word for setting in smaller_settings for word in ("--set", setting)]
     grid = ["--set", "finalise.weight_bits=[1]", "--set", "finalise.activation_bits=[1,4,32]"]
@@ -340,6 +349,7 @@ def test_a_job_that_cannot_end_with_a_net_is_refused_before_any_training(
     assert not events(Run.open(tmp_path / "run"), "epoch")
 
 
+@pytest.mark.whole
 def test_architectures_that_a_search_draws_can_be_profiles(
     smaller: Job, carried_out: CarriedOut, tmp_path: Path
 ) -> None:
@@ -349,6 +359,7 @@ def test_architectures_that_a_search_draws_can_be_profiles(
     assert kinds(run)["switchable-1-sampled-1-epoch1-1"] == PROFILE
 
 
+@pytest.mark.whole
 def test_uniform_profiles_leave_the_fixed_layers(smaller: Job, finalised: Run) -> None:
     layers = finalised.assignment("w3a4").layers
     assert {(bits.weight_bits, bits.activation_bits) for bits in layers.values()} == {(3, 4), (8, 8)}
@@ -357,6 +368,7 @@ def test_uniform_profiles_leave_the_fixed_layers(smaller: Job, finalised: Run) -
     assert set(uniform_layers(plan.space, 32, 32).values()) == {LayerBits(32, 32)}
 
 
+@pytest.mark.whole
 def test_a_net_that_failed_does_not_stand_in_the_way_of_the_others(copied: Run) -> None:
     sets = [word for setting in ("epochs=4", "learning_rate=1e30", "alone=false") for word in ("--set", setting)]
     result = command("finalise", "run", "--profiles", "w3a4,uniform-4", *sets)
@@ -391,6 +403,7 @@ def test_profiles_of_the_job_that_are_gone_do_not_cost_the_search(
     assert set(kinds(run).values()) == {"search", "uniform"}
 
 
+@pytest.mark.whole
 def test_a_file_of_another_nets_profile_stands_for_what_that_is_made_of(copied: Run) -> None:
     file = "run/assignments/switchable-1-w3a4.json"
     result = command("finalise", "run", "--profiles", f"{file},uniform-4", "--set", "epochs=1")
@@ -399,6 +412,7 @@ def test_a_file_of_another_nets_profile_stands_for_what_that_is_made_of(copied: 
     assert found["switchable-2-w3a4"]["parent"] == "w3a4"
 
 
+@pytest.mark.whole
 def test_measuring_a_profile_in_its_net_is_no_work(copied: Run) -> None:
     context = JobContext(load_job("run/job.toml"), copied, lambda event: None)
     measurer = Measurer(context)

@@ -85,6 +85,7 @@ def run(smaller: Job, carried_out: CarriedOut, tmp_path_factory: pytest.TempPath
     return carried_out(smaller(*SETTINGS, written(folder, table_of())), folder / "run")
 
 
+@pytest.mark.whole
 def test_budgets_in_milliseconds_are_met_alone_and_with_size(run: Run) -> None:
     front = run.load_front()
     points = {point.assignment: point for point in front.points}
@@ -96,6 +97,7 @@ def test_budgets_in_milliseconds_are_met_alone_and_with_size(run: Run) -> None:
     assert points["search-2"].feasible
 
 
+@pytest.mark.whole
 def test_filters_go_under_a_budget_in_milliseconds_in_whole_multiples(run: Run) -> None:
     parent, pruned = run.assignment("search-1"), run.assignment("search-1-pruned-1")
     assert pruned.cost["latency_ms"] <= 0.8 * parent.cost["latency_ms"]
@@ -104,6 +106,7 @@ def test_filters_go_under_a_budget_in_milliseconds_in_whole_multiples(run: Run) 
     assert {count % 8 for count in kept.values()} == {0}
 
 
+@pytest.mark.whole
 def test_every_net_is_timed_beside_what_was_predicted(run: Run) -> None:
     points = run.load_front().points
     timed = {event.assignment: event for event in run.journal.events() if isinstance(event, Timed)}
@@ -117,6 +120,7 @@ def test_every_net_is_timed_beside_what_was_predicted(run: Run) -> None:
     assert MEASURED_LATENCY in (run.folder / "front.csv").read_text().splitlines()[0]
 
 
+@pytest.mark.whole
 def test_a_finished_run_is_not_timed_again(run: Run) -> None:
     before = run.journal.path.read_bytes().count(b'"timed"')
     with Run.open(run.folder, write=True) as again:
@@ -125,6 +129,7 @@ def test_a_finished_run_is_not_timed_again(run: Run) -> None:
     assert all(MEASURED_LATENCY in point.costs for point in front.points)
 
 
+@pytest.mark.whole
 def test_a_run_is_timed_by_the_command_and_keeps_it(run: Run, tmp_path: Path) -> None:
     before = sum(isinstance(event, Timed) for event in run.journal.events())
     arguments = ["bench-latency", str(run.folder), "--runtime", "torch", "--rounds", "3", "--nets", "2"]
@@ -137,6 +142,7 @@ def test_a_run_is_timed_by_the_command_and_keeps_it(run: Run, tmp_path: Path) ->
     assert all(points[name].cost(MEASURED_LATENCY) == net["measured_ms"] for name, net in found["nets"].items())
 
 
+@pytest.mark.whole
 def test_the_table_of_a_run_is_not_written_over(run: Run) -> None:
     own = Path(load_job(run.job_file()).costs.latency_table or "")
     before = own.read_bytes()
@@ -249,6 +255,7 @@ def test_a_place_needs_a_table_that_tells_one(smaller: Job, tmp_path: Path, late
         plan_job(smaller(*given, "costs.deployment={threads=1}"), tiny_resnet(), (1, 8, 8))
 
 
+@pytest.mark.whole
 def test_sparse_nets_are_priced_by_their_widths_and_timed(
     smaller: Job, carried_out: CarriedOut, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def monotone(smaller: Job, carried_out: CarriedOut, tmp_path_factory: pytest.Tem
     return carried_out(smaller(*THREE, MONOTONE), tmp_path_factory.mktemp("monotone") / "run")
 
 
+@pytest.mark.whole
 def test_no_layer_is_wider_under_a_smaller_budget(monotone: Run, unbounded: Run) -> None:
     chain = [monotone.assignment(name) for name in FROM_LARGEST]
     assert [wider_in_the_smaller(s, g) for g, s in pairwise(chain)] == [[], []]
@@ -89,6 +90,7 @@ def test_no_layer_is_wider_under_a_smaller_budget(monotone: Run, unbounded: Run)
     assert any(wider_in_the_smaller(s, g) for g, s in pairwise(free))
 
 
+@pytest.mark.whole
 def test_only_the_projection_changes(monotone: Run, unbounded: Run) -> None:
     assert searched(unbounded) == ["search-1", "search-2", "search-3"]
     assert searched(monotone) == FROM_LARGEST

@@ -169,12 +169,14 @@ def uninterrupted(
     return carried_out(narrowed, tmp_path_factory.mktemp("narrowed") / "run", report)
 
 
+@pytest.mark.whole
 def test_progress_counts_what_a_chain_takes(uninterrupted: Run, fractions: list[float]) -> None:
     assert uninterrupted.load_front().points
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
 
 
+@pytest.mark.whole
 def test_all_arms_of_a_job_have_equal_updates_and_tell_what_they_started_from(uninterrupted: Run) -> None:
     events = uninterrupted.journal.events()
     started = {event.assignment: event.start for event in events if isinstance(event, Measured)}
@@ -191,6 +193,7 @@ def test_all_arms_of_a_job_have_equal_updates_and_tell_what_they_started_from(un
     assert [sum(trained[name] for name in arm) for arm in arms] == [3, 3, 3]
 
 
+@pytest.mark.whole
 def test_an_assignment_starts_from_the_trained_weights_of_the_next_wider_one(
     narrowed: JobConfig, uninterrupted: Run
 ) -> None:
@@ -218,6 +221,7 @@ def test_a_kill_around_any_entry_of_the_fine_tuning_changes_nothing(
     assert outcome(run) == outcome(uninterrupted)
 
 
+@pytest.mark.whole
 def test_a_lost_net_in_the_middle_of_a_chain_is_made_again(
     narrowed: JobConfig, uninterrupted: Run, carried_out: CarriedOut, tmp_path: Path
 ) -> None:

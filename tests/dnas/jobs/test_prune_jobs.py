@@ -116,6 +116,7 @@ def job_of(run: Run) -> JobConfig:
     return load_job(str(run.folder / "job.toml"))
 
 
+@pytest.mark.whole
 def test_every_kind_is_measured_at_every_budget(whole: Run) -> None:
     assert {(point["assignment"], point["kind"], point["parent"]) for point in points(whole)} == {
         ("search-1", "search", None),
@@ -129,6 +130,7 @@ def test_every_kind_is_measured_at_every_budget(whole: Run) -> None:
     assert "macs 60%" in note  # which no bits can save
 
 
+@pytest.mark.whole
 def test_every_budget_is_a_share_of_the_parents_cost_and_is_met(whole: Run) -> None:
     parent = whole.assignment("search-1")
     shares = {"1": {"size_bytes": 0.7}, "2": {"macs": 0.6, "size_bytes": 0.9}}
@@ -140,6 +142,7 @@ def test_every_budget_is_a_share_of_the_parents_cost_and_is_met(whole: Run) -> N
     assert all(not point["limits"] for point in points(whole) if point["kind"] == "uniform")
 
 
+@pytest.mark.whole
 def test_pruned_assignments_say_which_filters_stay(whole: Run) -> None:
     parent, table = whole.assignment("search-1"), context_of(whole, job_of(whole)).job.plan.table
     channels = table.graph.channels
@@ -169,6 +172,7 @@ def test_pruned_assignments_say_which_filters_stay(whole: Run) -> None:
     assert all(bits.cost[name] <= parent.cost[name] for name in ("size_bytes", "bitops"))
 
 
+@pytest.mark.whole
 def test_trials_are_journaled_and_the_best_finalist_is_kept(whole: Run) -> None:
     for kind, results in (("bayesian", "pruned"), ("random", "pruned-random")):
         trials = [record["trial"] for record in events(whole, "trial") if record["kind"] == kind]
@@ -196,6 +200,7 @@ def test_trials_are_journaled_and_the_best_finalist_is_kept(whole: Run) -> None:
         assert {name: kept for name, (kept, _) in control.provenance.kept_units.items()} == proposal["counts"]
 
 
+@pytest.mark.whole
 def test_the_progress_rises_to_one(whole: Run, seen: list[Event]) -> None:
     fractions = [event["fraction"] for event in seen if event["event"] == "progress"]
     assert fractions == sorted(fractions)
@@ -207,6 +212,7 @@ def test_the_progress_rises_to_one(whole: Run, seen: list[Event]) -> None:
     assert not [name for name in checkpoints if "finalist" in name]
 
 
+@pytest.mark.whole
 def test_the_stored_net_of_a_pruned_assignment_is_the_smaller_one(whole: Run) -> None:
     made = context_of(whole, job_of(whole))
     assignment = whole.assignment("search-1-pruned-1")
@@ -225,6 +231,7 @@ def test_the_stored_net_of_a_pruned_assignment_is_the_smaller_one(whole: Run) ->
         assert packed["top1"]["mean"] == pytest.approx(again["top1"]["mean"], abs=0.02)
 
 
+@pytest.mark.whole
 def test_fine_tuning_starts_from_the_parents_trained_net(whole: Run) -> None:
     made = context_of(whole, job_of(whole))
     measurer, parent = Measurer(made), whole.assignment("search-1")
@@ -239,6 +246,7 @@ def test_fine_tuning_starts_from_the_parents_trained_net(whole: Run) -> None:
             assert torch.equal(start[key], value) or (".quantize_" in key and "fewer-bits" in name)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("criterion", ["auto", "hamming", "geometric", "latent_l1", "bn_scale", "taylor", "random"])
 def test_filters_go_in_the_order_of_the_criterion(whole: Run, criterion: str) -> None:
     config = job_of(whole)
@@ -298,6 +306,7 @@ def test_a_search_after_pruning_starts_from_the_first_pruned_net(
     assert warmup["run"] == "pruned-warmup"
 
 
+@pytest.mark.whole
 def test_search_prune_and_search_again(pruning: Job, carried_out: CarriedOut, tmp_path: Path) -> None:
     same = ("space.weight_bits=[4]", "space.activation_bits=[4]", "prune.assignments=['uniform-4']", "prune.trials=1")
     fractions: list[float] = []
@@ -315,6 +324,7 @@ def test_search_prune_and_search_again(pruning: Job, carried_out: CarriedOut, tm
     assert not any(bits.kept_channels for bits in run.assignment("search-1").layers.values())
 
 
+@pytest.mark.whole
 def test_the_whole_front_by_ones_own_criterion(
     pruning: Job, carried_out: CarriedOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

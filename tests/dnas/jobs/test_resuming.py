@@ -63,6 +63,7 @@ def uninterrupted(busy: JobConfig, carried_out: Callable[..., Run], tmp_path_fac
     return carried_out(busy, tmp_path_factory.mktemp("busy") / "run")
 
 
+@pytest.mark.whole
 def test_a_kill_around_any_journal_entry_changes_nothing(busy: JobConfig, uninterrupted: Run, tmp_path: Path) -> None:
     run, places = killed_everywhere(busy, tmp_path / "run", entry=lambda record: record["event"] in LASTING)
     assert len(places) == len(history(uninterrupted)) > 15

@@ -240,6 +240,7 @@ def test_a_ranking_by_workers_is_that_of_one_process(
     assert contrary[0].begun == [f"rank {n}" for n in (5, 4, 3, 2, 1)]
 
 
+@pytest.mark.whole
 def test_trials_of_several_prunings_take_turns(alone: Run) -> None:
     trials = [event for event in alone.journal.events() if isinstance(event, Trial)]
     told = [(each.trial.proposal.number, each.run) for each in trials]

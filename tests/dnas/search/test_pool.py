@@ -15,7 +15,7 @@ from search_spaces.allocation.widening import allocate_widest
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.fields import Pair
-from tests.search_spaces.allocation.test_widening import single_widenings
+from tests.search_spaces.allocation.brute_force import single_widenings
 from tests.toys import Net, plan
 
 SPACES: dict[str, dict[str, Any]] = {

@@ -17,8 +17,7 @@ from search_spaces.allocation.widening import allocate_widest
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from tests.dnas.search.test_pool import SPACES, middle, pairs_of, table_of
-from tests.search_spaces.allocation.test_monotone import inside
-from tests.search_spaces.allocation.test_widening import single_widenings
+from tests.search_spaces.allocation.brute_force import inside, single_widenings
 
 
 def separable(table: CostTable, seed: int) -> Callable[[Cells], float]:

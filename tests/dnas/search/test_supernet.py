@@ -31,7 +31,7 @@ from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
 from tests.known import known_graph
-from tests.search_spaces.allocation.test_widening import single_widenings
+from tests.search_spaces.allocation.brute_force import single_widenings
 from tests.toys import SHAPE, Net, build_supernet, hand_over, images, inputs, plan, seeded, trained
 
 OPEN = {"first_layer": "search", "last_layer": "search"}

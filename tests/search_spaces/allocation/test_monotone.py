@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import replace
 
@@ -13,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from search_spaces.allocation.monotone import check_bounds, from_largest, no_wider
-from search_spaces.allocation.program import Cells, allocate, dominated, is_reachable
+from search_spaces.allocation.program import allocate, dominated, is_reachable
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
 from search_spaces.fields import Pair
+from tests.search_spaces.allocation.brute_force import between, every, inside, utility, widths, within
 from tests.toys import Net, plan
 
 
@@ -45,31 +45,6 @@ tables = st.sampled_from(TABLES)
 shares = st.dictionaries(st.sampled_from(COSTS), st.floats(0, 1), min_size=1)
 
 
-def every(table: CostTable) -> list[Cells]:
-    open_cells = [np.argwhere(allowed).tolist() for allowed in table.space.allowed]
-    return [[(i, j) for i, j in cells] for cells in itertools.product(*open_cells)]
-
-
-def widths(table: CostTable, cells: Cells) -> list[Pair]:
-    return [table.space.pair(*cell) for cell in cells]
-
-
-def inside(table: CostTable, cells: Cells, bound: list[Pair]) -> bool:
-    return all(
-        w <= most_w and a <= most_a for (w, a), (most_w, most_a) in zip(widths(table, cells), bound, strict=True)
-    )
-
-
-def utility(utilities: np.ndarray, cells: Cells) -> float:
-    return sum(float(utilities[index, *cell]) for index, cell in enumerate(cells))
-
-
-def between(table: CostTable, shares: dict[str, float]) -> Budget:
-    priced = [table.cells_cost(cells) for cells in every(table)]
-    ends = {name: (min(p[name] for p in priced), max(p[name] for p in priced)) for name in shares}
-    return Budget({name: low + shares[name] * (high - low) for name, (low, high) in ends.items()}, "drawn")
-
-
 def drawn_bound(table: CostTable, rng: np.random.Generator) -> list[Pair]:
     cells = every(table)
     return widths(table, cells[rng.integers(len(cells))])
@@ -86,14 +61,14 @@ def test_a_bounded_allocation_is_the_best_of_all_within_budget_and_bound(
         drawn_bound(table, rng),
         between(table, shares),
     )
-    fitting = [cells for cells in every(table) if inside(table, cells, bound)]
-    within = [cells for cells in fitting if budget.met_by(table.cells_cost(cells))]
-    assume(within)
+    bounded = [cells for cells in every(table) if inside(table, cells, bound)]
+    fitting = within(table, budget, bound)
+    assume(fitting)
     chosen = allocate(utilities, table, budget, bound)
-    assert chosen in within
-    assert utility(utilities, chosen) == pytest.approx(max(utility(utilities, cells) for cells in within), abs=1e-5)
+    assert chosen in fitting
+    assert utility(utilities, chosen) == pytest.approx(max(utility(utilities, cells) for cells in fitting), abs=1e-5)
     alone = allocate(utilities, table, None, bound)
-    assert utility(utilities, alone) == pytest.approx(max(utility(utilities, cells) for cells in fitting), abs=1e-5)
+    assert utility(utilities, alone) == pytest.approx(max(utility(utilities, cells) for cells in bounded), abs=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

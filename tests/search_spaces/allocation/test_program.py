@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import re
 from dataclasses import replace
@@ -16,10 +15,11 @@ from hypothesis import strategies as st
 from scipy.optimize import OptimizeResult, milp
 
 from search_spaces.allocation import solver
-from search_spaces.allocation.program import Cells, allocate, check_reachable, dominated, is_reachable
+from search_spaces.allocation.program import allocate, check_reachable, dominated, is_reachable
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError, JobError
+from tests.search_spaces.allocation.brute_force import between, priced, utility, within
 from tests.toys import Net, plan
 
 GRAPH, SPACE, TABLE = plan(Net(), weight_bits=(1, 3, 8), activation_bits=(2, 4), first_layer="search")
@@ -39,40 +39,21 @@ def random_table(rng: np.random.Generator) -> CostTable:
     return CostTable(GRAPH, replace(SPACE, allowed=allowed, independent=False), list(TABLE.costs.values()))
 
 
-def assignments(table: CostTable) -> list[Cells]:
-    open_cells = [list(zip(*np.nonzero(cells), strict=True)) for cells in table.space.allowed]
-    return [[(int(i), int(j)) for i, j in cells] for cells in itertools.product(*open_cells)]
-
-
-def utility(utilities: np.ndarray, cells: Cells) -> float:
-    return sum(float(utilities[index, *cell]) for index, cell in enumerate(cells))
-
-
-def budget_between(table: CostTable, shares: dict[str, float]) -> Budget:
-    """Limits at these shares of the way from the least cost to the largest."""
-    priced = [table.cells_cost(cells) for cells in assignments(table)]
-    limits = {}
-    for name, share in shares.items():
-        least, most = min(p[name] for p in priced), max(p[name] for p in priced)
-        limits[name] = least + share * (most - least)
-    return Budget(limits, "drawn")
-
-
 @settings(max_examples=30, deadline=None)
 @given(seeds, shares)
 def test_allocate_is_the_best_of_all_within_the_budget_or_none_is(seed: int, shares: dict[str, float]) -> None:
     rng = np.random.default_rng(seed)
     table, utilities = random_table(rng), rng.normal(size=SPACE.allowed.shape)
-    budget = budget_between(table, shares)
-    within = [cells for cells in assignments(table) if budget.met_by(table.cells_cost(cells))]
-    if not within:
+    budget = between(table, shares)
+    fitting = within(table, budget)
+    if not fitting:
         with pytest.raises(InputError, match="cannot be met"):
             allocate(utilities, table, budget)
         return
     chosen = allocate(utilities, table, budget)
     assert budget.met_by(table.cells_cost(chosen))
     assert table.space.allowed[np.arange(len(chosen)), *np.transpose(chosen)].all()
-    assert utility(utilities, chosen) == pytest.approx(max(utility(utilities, cells) for cells in within), abs=1e-5)
+    assert utility(utilities, chosen) == pytest.approx(max(utility(utilities, cells) for cells in fitting), abs=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -81,7 +62,7 @@ def test_a_budget_a_hair_below_the_best_choice_is_met_by_another(seed: int, name
     rng = np.random.default_rng(seed)
     utilities = rng.normal(size=SPACE.allowed.shape)
     best = TABLE.cells_cost(allocate(utilities, TABLE, None))[name]
-    assume(best > min(TABLE.cells_cost(cells)[name] for cells in assignments(TABLE)))
+    assume(best > min(cost[name] for _, cost in priced(TABLE)))
     budget = Budget({name: best * (1 - 1e-9)}, "a hair less")
     assert TABLE.cells_cost(allocate(utilities, TABLE, budget))[name] < best
 
@@ -90,7 +71,7 @@ def test_a_budget_a_hair_below_the_best_choice_is_met_by_another(seed: int, name
 @given(seeds, st.floats(-9, 9))
 def test_the_unit_of_the_utilities_does_not_matter(seed: int, exponent: float) -> None:
     rng = np.random.default_rng(seed)
-    utilities, budget = rng.normal(size=SPACE.allowed.shape), budget_between(TABLE, {"bitops": 0.4})
+    utilities, budget = rng.normal(size=SPACE.allowed.shape), between(TABLE, {"bitops": 0.4})
     scaled = utilities * 10**exponent + rng.normal(size=(len(utilities), 1, 1)) * 10**exponent
     assert allocate(scaled, TABLE, budget) == allocate(utilities, TABLE, budget)
 
@@ -106,18 +87,18 @@ def test_a_cell_of_utility_minus_infinity_is_closed_and_costs_the_others_no_prec
     utilities = 1e-3 * np.random.default_rng(0).normal(size=SPACE.allowed.shape)
     closed = utilities.copy()
     closed[:, 0, 0] = -np.inf
-    budget = budget_between(TABLE, {"bitops": 0.5})
-    within = [e for e in assignments(TABLE) if (0, 0) not in e and budget.met_by(TABLE.cells_cost(e))]
-    assert allocate(closed, TABLE, budget) == max(within, key=lambda each: utility(utilities, each))
+    budget = between(TABLE, {"bitops": 0.5})
+    fitting = [cells for cells in within(TABLE, budget) if (0, 0) not in cells]
+    assert allocate(closed, TABLE, budget) == max(fitting, key=lambda each: utility(utilities, each))
 
 
 @settings(max_examples=20, deadline=None)
 @given(seeds, shares)
 def test_leaving_out_dominated_cells_never_makes_a_budget_unreachable(seed: int, shares: dict[str, float]) -> None:
     table = random_table(np.random.default_rng(seed))
-    budget = budget_between(table, shares)
-    within = [cells for cells in assignments(table) if budget.met_by(table.cells_cost(cells))]
-    assume(within)
+    budget = between(table, shares)
+    fitting = within(table, budget)
+    assume(fitting)
     left_out = dominated(table, budget)
     cells = allocate(np.where(left_out, -np.inf, 0.0), table, budget)
     assert budget.met_by(table.cells_cost(cells))
@@ -139,13 +120,12 @@ def test_the_nearest_figure_of_a_refusal_is_possible_and_the_least(
     seed: int, shares: dict[str, float], share: float
 ) -> None:
     table = random_table(np.random.default_rng(seed))
-    priced = [table.cells_cost(cells) for cells in assignments(table)]
-    budget = budget_between(table, shares)
+    budget = between(table, shares)
     last = list(budget.limits)[-1]
     held = {name: limit for name, limit in budget.limits.items() if name != last}
-    possible = [p for p in priced if Budget(held, "").met_by(p)]
+    possible = [cost for _, cost in priced(table) if Budget(held, "").met_by(cost)]
     assume(possible)
-    least = min(p[last] for p in possible)
+    least = min(cost[last] for cost in possible)
     with pytest.raises(InputError) as refused:
         check_reachable(table, Budget({**held, last: least * share}, "too little"))
     assert figure(str(refused.value)) == pytest.approx(least, rel=1e-5)
@@ -180,7 +160,7 @@ def stopped(status: int, message: str) -> Any:
 def test_a_solver_that_stops_early_does_not_make_a_budget_impossible(
     status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = budget_between(OPPOSED, {"size_bytes": 0.6, "error": 0.6})
+    budget = between(OPPOSED, {"size_bytes": 0.6, "error": 0.6})
     monkeypatch.setattr(solver, "milp", stopped(status, "Time limit reached. (HiGHS Status 13: kTimeLimit)"))
     for ask in (check_reachable, is_reachable, lambda *given: allocate(np.zeros(SPACE.allowed.shape), *given)):
         with pytest.raises(JobError, match=r"is not decided: the solver stopped after 60 s or less \(Time limit"):
@@ -191,7 +171,7 @@ def test_a_solver_that_stops_early_does_not_make_a_budget_impossible(
 
 def test_what_needs_no_solver_asks_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "milp", stopped(1, "Time limit reached."))
-    budget = budget_between(TABLE, {"size_bytes": 0.0, "bitops": 0.0})
+    budget = between(TABLE, {"size_bytes": 0.0, "bitops": 0.0})
     assert is_reachable(TABLE, budget)
     narrow = -np.broadcast_to(SPACE.widths, SPACE.allowed.shape)
     assert budget.met_by(TABLE.cells_cost(allocate(narrow, TABLE, budget)))
@@ -208,7 +188,7 @@ def nothing_in_time(*given: Any, **options: Any) -> OptimizeResult:
 def test_an_impossible_budget_stays_so_where_the_least_is_not_found_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solver, "milp", nothing_in_time)
     with pytest.raises(InputError, match="'drawn' cannot be met by any choice of bits"):
-        check_reachable(OPPOSED, budget_between(OPPOSED, {"size_bytes": 0.1, "error": 0.1}))
+        check_reachable(OPPOSED, between(OPPOSED, {"size_bytes": 0.1, "error": 0.1}))
     with pytest.raises(InputError, match="size_bytes would have to be 1, the least possible is 161"):  # needs no solver
         check_reachable(TABLE, Budget({"size_bytes": 1.0}, "drawn"))
 
@@ -221,7 +201,7 @@ def first_found(*given: Any, **options: Any) -> OptimizeResult:
 
 def test_what_was_found_when_time_was_up_is_taken_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     utilities = np.random.default_rng(0).normal(size=SPACE.allowed.shape) + SPACE.widths
-    budget = budget_between(TABLE, {"bitops": 0.5})
+    budget = between(TABLE, {"bitops": 0.5})
     expected = allocate(utilities, TABLE, budget)
     monkeypatch.setattr(solver, "milp", first_found)
     with pytest.warns(solver.NotProven, match="within 'drawn' is the best that was found in 60 s, not proven"):
@@ -230,7 +210,7 @@ def test_what_was_found_when_time_was_up_is_taken_and_told(monkeypatch: pytest.M
     check_reachable(TABLE, budget)
     # The second of two limits is what cannot be met: how far off it is needs a proof, so no figure is told.
     with pytest.raises(InputError, match="'drawn' cannot be met by any choice of bits"):
-        check_reachable(OPPOSED, budget_between(OPPOSED, {"size_bytes": 0.1, "error": 0.1}))
+        check_reachable(OPPOSED, between(OPPOSED, {"size_bytes": 0.1, "error": 0.1}))
 
 
 def test_nothing_that_the_solver_prints_is_seen(
@@ -243,7 +223,7 @@ def test_nothing_that_the_solver_prints_is_seen(
 
     monkeypatch.setattr(solver, "milp", chatty)
     print("before", end=" ")
-    allocate(np.broadcast_to(SPACE.widths, SPACE.allowed.shape), TABLE, budget_between(TABLE, {"bitops": 0.5}))
+    allocate(np.broadcast_to(SPACE.widths, SPACE.allowed.shape), TABLE, between(TABLE, {"bitops": 0.5}))
     print("after")
     ctypes.CDLL(None).fflush(None)
     assert capfd.readouterr() == ("before after\n", "")
@@ -251,7 +231,7 @@ def test_nothing_that_the_solver_prints_is_seen(
 
 @pytest.mark.parametrize("name", ["size_bytes", "bitops", "peak_activation_bytes"])
 def test_a_budget_that_every_choice_meets_is_told_and_no_other(name: str) -> None:
-    most = max(cost[name] for cost in map(TABLE.cells_cost, assignments(TABLE)))
+    most = max(cost[name] for _, cost in priced(TABLE))
     told = f"budget 'mine' limits nothing, no choice costs more than {name} {most:,.10g}; give less"
     assert Budget({name: most}, "mine").note(TABLE) == told
     assert not Budget({name: np.nextafter(most, 0)}, "mine").note(TABLE)

@@ -17,18 +17,8 @@ from search_spaces.allocation.widening import allocate_widest
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.errors import InputError
-from search_spaces.fields import Pair
-from tests.search_spaces.allocation.test_monotone import (
-    SKIPPING_TABLE,
-    TABLE,
-    between,
-    drawn_bound,
-    every,
-    inside,
-    seeds,
-    shares,
-    widths,
-)
+from tests.search_spaces.allocation.brute_force import between, inside, single_widenings, widths, within
+from tests.search_spaces.allocation.test_monotone import SKIPPING_TABLE, TABLE, drawn_bound, seeds, shares
 from tests.search_spaces.allocation.test_program import random_table
 from tests.toys import Net, plan
 
@@ -49,19 +39,6 @@ def worth_of(kind: str, table: CostTable, rng: np.random.Generator) -> np.ndarra
     return drawn if kind == "random" else -np.broadcast_to(np.log1p(table.space.widths), drawn.shape)
 
 
-def single_widenings(table: CostTable, cells: Cells, budget: Budget, bound: list[Pair] | None) -> list[Cells]:
-    """Every assignment that differs in one decision, which is wider; within budget and bound."""
-    found = []
-    for index, current in enumerate(widths(table, cells)):
-        for row, column in np.argwhere(table.space.allowed[index]).tolist():
-            pair = table.space.pair(row, column)
-            wider = pair != current and pair[0] >= current[0] and pair[1] >= current[1]
-            other = [*cells[:index], (row, column), *cells[index + 1 :]]
-            fits = budget.met_by(table.cells_cost(other)) and (bound is None or inside(table, other, bound))
-            found += [other] if wider and fits else []
-    return found
-
-
 def no_narrower(table: CostTable, cells: Cells, than: Cells) -> bool:
     return inside(table, than, widths(table, cells))
 
@@ -79,10 +56,10 @@ def test_nothing_fits_any_more(seed: int, limits: dict[str, float], kind: str, w
     table = table_of(kind, rng)
     utilities, budget = worth_of(worth, table, rng), between(table, limits)
     bound = drawn_bound(table, rng) if bounded else None
-    within = [c for c in every(table) if budget.met_by(table.cells_cost(c)) and (not bound or inside(table, c, bound))]
-    assume(within)
+    fitting = within(table, budget, bound)
+    assume(fitting)
     cells = allocate_widest(utilities, table, budget, bound)
-    assert cells in within
+    assert cells in fitting
     assert not single_widenings(table, cells, budget, bound)
     first = allocate(utilities, table, budget, bound)
     assert no_narrower(table, cells, first)
@@ -101,7 +78,7 @@ def test_what_is_wider_is_the_best_of_all_that_is(share: float) -> None:
     def log_width(chosen: Cells) -> float:
         return float(sum(np.log(w * a) for w, a in widths(TABLE, chosen)))
 
-    above = [c for c in every(TABLE) if no_narrower(TABLE, c, first) and budget.met_by(TABLE.cells_cost(c))]
+    above = [other for other in within(TABLE, budget) if no_narrower(TABLE, other, first)]
     assert log_width(cells) == pytest.approx(max(map(log_width, above)), abs=1e-2)
 
 
