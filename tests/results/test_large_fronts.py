@@ -84,6 +84,7 @@ WORK: dict[str, Callable[[Any], object]] = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("what", WORK)
 def test_four_times_the_points_take_about_four_times_the_calls(what: str) -> None:
     small, few, many = (MADE.get(what, large_front)(count) for count in (40, 100, 400))
@@ -91,6 +92,7 @@ def test_four_times_the_points_take_about_four_times_the_calls(what: str) -> Non
     assert calls(lambda: WORK[what](many)) < 5.5 * calls(lambda: WORK[what](few))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("share", [1.0, 0.3])
 def test_every_point_is_drawn_and_no_name_covers_another(share: float) -> None:
     front = large_front(300, share)
@@ -112,6 +114,7 @@ def test_every_point_is_drawn_and_no_name_covers_another(share: float) -> None:
             assert not any(inner.contains(x0 + s * (x1 - x0), y0 + s * (y1 - y0)) for s in shares)
 
 
+@pytest.mark.whole
 def test_a_name_with_a_dollar_is_no_formula() -> None:
     [point] = large_front(1).points
     named = ParetoFront.from_points([FrontPoint("a$x_1$", "search", 10.0, 1.0, 1.0, point.val)])
@@ -124,6 +127,7 @@ def order(point: FrontPoint) -> tuple[float, str]:
     return -point.gain, point.assignment
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", range(5))
 def test_the_best_within_limits_is_that_of_brute_force(seed: int) -> None:
     draw = random.Random(seed)
@@ -146,6 +150,7 @@ def test_the_best_within_limits_is_that_of_brute_force(seed: int) -> None:
         assert within.best(limits) == min(meeting, key=order, default=None)
 
 
+@pytest.mark.whole
 def test_ranks_are_those_of_scipy() -> None:
     draw = random.Random(0)
     for _ in range(20):
@@ -153,6 +158,7 @@ def test_ranks_are_those_of_scipy() -> None:
         assert rank_correlation(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-11)
 
 
+@pytest.mark.whole
 def test_a_table_folds_its_widest_cells_where_the_terminal_is_narrow() -> None:
     table = PlainTable("title")
     table.add_column("name", fold=True)

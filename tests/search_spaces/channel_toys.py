@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,8 @@ from search_spaces.channels.slicing import remove_filters
 from search_spaces.groups import ChannelGroup, ChannelGroups
 from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import SubsampleShortcut
+from search_spaces.network import graph as graph_reader
+from search_spaces.network.couplings import unknown_couplings
 from search_spaces.network.graph import read_graph
 
 SHAPE = (2, 6, 6)
@@ -137,7 +141,7 @@ def group(name: str, rows: Mapping[str, Units], columns: Mapping[str, Units], **
     return ChannelGroup(name, 1 + max(rows[name.partition("#")[0]]), rows, columns, vectors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A network and the groups that it must have."""
 
@@ -424,10 +428,19 @@ def trained(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.double().eval()
 
 
+@functools.cache
 def built(case: Case) -> tuple[nn.Module, LayerGraph]:
+    """A network of a case, which nobody may change, and its graph."""
     torch.manual_seed(0)
     network = trained(case.build())
     return network, read_graph(network, case.shape)
+
+
+def layers_read(network: nn.Module, shape: tuple[int, ...]) -> LayerGraph:
+    """The graph of a network without what ties its channels, whose proof takes most of the time of reading it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_reader, "read_couplings", lambda *_: unknown_couplings("nobody asked"))
+        return read_graph(network, shape)
 
 
 def some_kept(groups: ChannelGroups, share: float = 0.6, seed: int = 1) -> dict[str, Units]:

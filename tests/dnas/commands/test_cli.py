@@ -335,6 +335,7 @@ def test_plots_are_written(finished: Path) -> None:
     assert "cannot draw c.doc" in refused("compare", "digits", "other", "--out", "c.doc")
 
 
+@pytest.mark.whole
 def test_pictures_for_print_and_their_numbers_leave_the_files_of_the_run_alone(finished: Path) -> None:
     before = Path("runs/digits/front.csv").read_bytes()
     files = json.loads(dnas("plot", "digits", "--style", "paper", "--data", "--json").stdout)["files"]

@@ -64,6 +64,7 @@ def found_by(network: nn.Module, x: Tensor) -> list[Tensor]:
         return tensors_of(network(x))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", some("faster_rcnn", "lraspp"))
 def test_sparse_and_low_bit_weights_are_packed_and_give_the_same(name: str, tmp_path: Path) -> None:
     network, size = network_of(name)

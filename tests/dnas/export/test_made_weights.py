@@ -113,6 +113,7 @@ def test_tools_that_quantize_parameters_are_not_given_what_these_do_not_hold(kin
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.whole
 def test_whole_networks_of_timm_with_standardised_weights(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     config = timm.models.nfnet.NfCfg(

@@ -48,6 +48,7 @@ def test_the_description_round_trips_and_refuses_nonsense() -> None:
         Preprocessing.from_json({"mean": [1]})
 
 
+@pytest.mark.whole
 def test_a_file_that_normalises_gives_for_pixels_what_another_gives_for_normalised_ones(tmp_path: Path) -> None:
     network, graph, assignment = small_net()
     pixels = np.random.default_rng(0).random((4, 1, 6, 6), dtype=np.float32)

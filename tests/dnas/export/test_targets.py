@@ -226,6 +226,7 @@ def test_a_capability_file_that_promises_too_much_is_found_out(tmp_path: Path, c
     assert any(told.why == "onnxruntime does not" for told in file.layers.values())
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("traced_once")
 def test_biases_behind_their_layers_keep_convolutions_in_fp32(tmp_path: Path) -> None:
     target = find_target("onnxruntime").model_copy(update={"biases": "floats"})

@@ -181,6 +181,7 @@ def test_events_are_journaled_before_they_are_reported(toy_run: Run, toy_events:
     assert [event["event"] for event in told] == [record["event"] for record in toy_run.journal.records()]
 
 
+@pytest.mark.whole
 def test_the_same_seed_gives_the_same_front(
     smaller_run: Run, smaller: Job, carried_out: CarriedOut, tmp_path: Path
 ) -> None:

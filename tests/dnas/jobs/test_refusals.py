@@ -329,6 +329,7 @@ def test_what_cannot_be_trained_is_refused_and_leaves_nothing(settings: str) -> 
     assert not Path("run").exists()
 
 
+@pytest.mark.whole
 def test_json_is_alone_on_stdout_where_the_users_own_code_prints() -> None:
     forward = "        y = super().forward(x)\n"
     source = Path("own.py").read_text().replace(forward, f"        print('called')\n{forward}")
@@ -344,6 +345,7 @@ def test_json_is_alone_on_stdout_where_the_users_own_code_prints() -> None:
         assert json.loads(result.stdout)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("source", ["thirty_six", "thirty_four"])
 def test_a_last_batch_of_one_image_is_no_trouble(source: str) -> None:
     """36 images leave 32 to train and 4 to judge, 33 of 34 leave a batch of one to calibrate by."""

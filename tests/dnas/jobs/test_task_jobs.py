@@ -247,6 +247,7 @@ def test_a_detector_is_held_against_an_integer_program(tmp_path: Path) -> None:
     assert "ilp" in {point.kind for point in front.points}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("said", "exact"),
     [
@@ -287,6 +288,7 @@ class Auxiliary(nn.Module):
         return {"out": self.classifier(features), "aux": self.aux_classifier(features)}
 
 
+@pytest.mark.whole
 def test_what_auxiliary_heads_take_is_told() -> None:
     job = Job.of(
         job_of(

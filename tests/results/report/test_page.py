@@ -154,6 +154,7 @@ def test_without_plotly_the_sentence_says_what_to_install(
         page(report)
 
 
+@pytest.mark.whole
 def test_a_run_of_two_thousand_points_is_one_page_of_less_than_six_megabytes() -> None:
     shown = run_json(made_material(2000, 20)) | {"name": "large"}
     text = page({"schema": SCHEMA, "kinds": kinds_json(), "runs": [shown], "differences": []})

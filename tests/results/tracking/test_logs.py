@@ -157,6 +157,7 @@ def test_mlflow_holds_what_the_journal_says_after_a_kill_anywhere(
     assert json.loads(files["assignments/search-1.json"])["metrics"]["val_top1"]["mean"] == 0.625
 
 
+@pytest.mark.whole
 def test_a_run_that_a_server_took_in_part_is_found_and_told_the_rest(
     begun: Run, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from search_spaces.assignments import LayerBits
 from search_spaces.channels.slicing import remove_filters
@@ -20,20 +18,14 @@ from search_spaces.errors import InputError
 from search_spaces.groups import kept_rows
 from search_spaces.layers import LayerGraph
 from search_spaces.models.zoo import tiny_resnet
-from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
 from search_spaces.spaces import build_space
-from tests.search_spaces.channel_toys import CASES, Case, built, some_kept
+from tests.search_spaces.channel_toys import CASES, Case, built, layers_read, some_kept
 
 NETWORKS = {**CASES, "tiny_resnet": Case(lambda: tiny_resnet(width=4), (), (1, 8, 8))}
 COSTS = {"size_bytes", "bitops", "macs", "weight_bits", "peak_activation_bytes"}
 BITS = st.tuples(st.sampled_from([1, 2, 3, 8, 32]), st.sampled_from([1, 4, 32]))
 Units = dict[str, tuple[int, ...]]
-
-
-@functools.cache
-def network_and_graph(name: str) -> tuple[nn.Module, LayerGraph]:
-    return built(NETWORKS[name])
 
 
 def table_of(graph: LayerGraph, per_channel: bool) -> CostTable:
@@ -57,7 +49,7 @@ def counts(kept: Units) -> dict[str, int]:
 
 
 def assert_all_say_the_same(name: str, layers: dict[str, LayerBits], kept: Units, per_channel: bool) -> None:
-    network, graph = network_and_graph(name)
+    network, graph = built(NETWORKS[name])
     table = table_of(graph, per_channel)
     foretold = PrunedCosts(table, layers)(counts(kept))
     assert foretold.keys() == COSTS
@@ -66,7 +58,7 @@ def assert_all_say_the_same(name: str, layers: dict[str, LayerBits], kept: Units
     assignment = {name: replace(bits, kept_channels=rows.get(name)) for name, bits in layers.items()}
     assert table.price(assignment) == foretold
 
-    smaller = read_graph(remove_filters(network, graph.channels, kept), graph.input_shape)
+    smaller = layers_read(remove_filters(network, graph.channels, kept), graph.input_shape)
     assert table_of(smaller, per_channel).price(layers) == foretold
 
 
@@ -74,13 +66,13 @@ def assert_all_say_the_same(name: str, layers: dict[str, LayerBits], kept: Units
 @given(st.data(), st.booleans())
 def test_counts_the_assignment_and_the_smaller_network_cost_the_same(data: st.DataObject, per_channel: bool) -> None:
     name = data.draw(st.sampled_from(sorted(NETWORKS)))
-    graph = network_and_graph(name)[1]
+    graph = built(NETWORKS[name])[1]
     assert_all_say_the_same(name, drawn_bits(data, graph), drawn_units(data, graph), per_channel)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_so_it_is_however_channels_are_tied(name: str) -> None:
-    graph = network_and_graph(name)[1]
+    graph = built(NETWORKS[name])[1]
     layers = {layer.name: LayerBits(3, 4) for layer in graph.layers}
     assert_all_say_the_same(name, layers, some_kept(graph.channels, share=0.5), per_channel=True)
 
@@ -88,7 +80,7 @@ def test_so_it_is_however_channels_are_tied(name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_fewer_units_never_cost_more(data: st.DataObject) -> None:
-    _, graph = network_and_graph(data.draw(st.sampled_from(sorted(NETWORKS))))
+    _, graph = built(NETWORKS[data.draw(st.sampled_from(sorted(NETWORKS)))])
     costs = PrunedCosts(table_of(graph, data.draw(st.booleans())), drawn_bits(data, graph))
     more = counts(drawn_units(data, graph))
     fewer = {name: data.draw(st.integers(1, count)) for name, count in more.items()}
@@ -98,7 +90,7 @@ def test_fewer_units_never_cost_more(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_units_cost_what_the_network_costs_and_one_fewer_is_felt(name: str) -> None:
-    _, graph = network_and_graph(name)
+    _, graph = built(NETWORKS[name])
     table = table_of(graph, per_channel=False)
     layers = {layer.name: LayerBits(8, 8) for layer in graph.layers}
     costs = PrunedCosts(table, layers)
@@ -111,7 +103,7 @@ def test_all_units_cost_what_the_network_costs_and_one_fewer_is_felt(name: str) 
 
 
 def test_only_the_costs_asked_for_are_given() -> None:
-    _, graph = network_and_graph("tiny_resnet")
+    _, graph = built(NETWORKS["tiny_resnet"])
     table = table_of(graph, per_channel=False)
     layers = {layer.name: LayerBits(4, 4) for layer in graph.layers}
     some = PrunedCosts(table, layers, ["macs", "size_bytes"])
@@ -131,7 +123,7 @@ OWN = {"size_bytes": 1000.0, "bitops": 2.0e6, "macs": 3.0e4}
 def test_a_plain_percentage_is_of_ones_own_cost(
     cost: str, amount: str, share_of_own: float, bits: int, share_of_uniform: float
 ) -> None:
-    table = table_of(network_and_graph("tiny_resnet")[1], per_channel=False)
+    table = table_of(built(NETWORKS["tiny_resnet"])[1], per_channel=False)
     reference = table.uniform(bits)[cost] * share_of_uniform if bits else OWN[cost] * share_of_own
     budget = parse_budget({cost: amount}, table, own=OWN)
     assert budget.limits == {cost: pytest.approx(reference)}
@@ -142,7 +134,7 @@ def test_a_plain_percentage_is_of_ones_own_cost(
 
 
 def test_amounts_are_amounts_whoever_asks() -> None:
-    table = table_of(network_and_graph("tiny_resnet")[1], per_channel=False)
+    table = table_of(built(NETWORKS["tiny_resnet"])[1], per_channel=False)
     entry: dict[str, Any] = {"size_bytes": "2 KiB", "macs": 7}
     assert parse_budget(entry, table, own=OWN).limits == {"size_bytes": 2048.0, "macs": 7.0}
     for refused in ({}, {"size": "70%"}, {"macs": "-3%"}, {"macs": "0%"}, {"macs": "70 % of it"}):

@@ -64,6 +64,7 @@ def test_recurrent_layers_are_copied() -> None:
     assert torch.equal(copy_network(model)(x)[0], model(x)[0])
 
 
+@pytest.mark.whole
 def test_compiled_networks_are_copied() -> None:
     """PyTorch marks them with an id, which nothing is found by."""
     model, x = torch.compile(nn.Sequential(nn.Linear(3, 4)), backend="eager"), torch.randn(5, 3)

@@ -130,6 +130,7 @@ def test_the_parameters_of_published_networks_add_up(name: str, side: int) -> No
     assert not graph.unused
 
 
+@pytest.mark.whole
 def test_learned_queries_of_timm_are_read() -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
