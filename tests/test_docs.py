@@ -11,6 +11,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,20 +172,26 @@ def test_toml_blocks_are_jobs(block: Block, tmp_path: Path) -> None:
     assert isinstance(load_job(str(path)), JobConfig)
 
 
+@cache
+def command_line() -> Any:
+    """Built once: that takes longer than any block does."""
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize("block", all_blocks("bash", "console"))
 def test_commands_exist_with_their_options(block: Block) -> None:
-    group = typer.main.get_command(app)
+    group = command_line()
     found = list(commands(block.text))
     assert found or "pytest" in block.text, "a shell block without a command"
     for words in found:
         context = group.make_context("dnas", list(words))  # refuses an unknown option
-        name, command, rest = group.resolve_command(context, [*words])  # type: ignore[attr-defined]
+        name, command, rest = group.resolve_command(context, [*words])
         command.make_context(name, rest, parent=context)
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES if "`dnas " in page.read_text()])
 def test_commands_within_sentences_exist_with_their_options(page: Path) -> None:
-    group = typer.main.get_command(app)
+    group = command_line()
     for text in re.findall(r"`dnas ([a-z][^`]*)`", page.read_text(encoding="utf-8")):
         name, *words = shlex.split(text)
         command = group.commands[name]  # type: ignore[attr-defined]
@@ -195,7 +202,7 @@ def test_commands_within_sentences_exist_with_their_options(page: Path) -> None:
 def test_the_table_of_the_readme_has_every_command_and_width() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [row] = re.findall(r"^\| commands \| (.*)$", text, re.MULTILINE)
-    group = typer.main.get_command(app)
+    group = command_line()
     assert set(re.findall(r"`([a-z-]+)`", row)) - {"dnas"} == set(group.commands)  # type: ignore[attr-defined]
     assert "| choices | 0 (skip a residual branch), 1–8, 16, 32 bits," in text
     assert set(BIT_WIDTHS) | {0} == {0, *range(1, 9), 16, 32}

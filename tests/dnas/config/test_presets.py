@@ -48,7 +48,7 @@ def test_all_presets_are_there_and_described() -> None:
         ("digits", 6, 4608),
         ("dnas-resnet20-cifar10", 9, 267264),  # methods/dnas.md §6
         pytest.param("dnas-resnet56-cifar10", 27, 847872, marks=pytest.mark.whole),
-        ("dnas-resnet18-imagenet-compute", 8, None),
+        pytest.param("dnas-resnet18-imagenet-compute", 8, None, marks=pytest.mark.whole),
         ("edmips-resnet18-imagenet", 19, None),
     ],
 )

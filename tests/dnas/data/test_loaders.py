@@ -102,7 +102,7 @@ RANDOM = replace(MANY, transforms=(*MANY.transforms, v2.RandAugment()))
 
 
 @pytest.mark.usefixtures("_many_cores")
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.whole), 3])
 @pytest.mark.parametrize("name", ["folder", "dataset"])
 def test_no_number_of_processes_changes_any_epoch(name: str, workers: int, tmp_path: Path) -> None:
     sets: dict[str, Any] = {

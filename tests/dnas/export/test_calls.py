@@ -272,7 +272,7 @@ def test_an_onnx_file_takes_every_tensor_by_name(kind: type[nn.Module], tmp_path
         assert_near(session.run(None, feeds), results(quantized, call))
 
 
-@pytest.mark.parametrize("kind", some(Nested, OnePair, whole=[Anything]))
+@pytest.mark.parametrize("kind", some(Nested, whole=[Anything, OnePair]))
 def test_a_program_is_called_as_the_network_is(kind: type[nn.Module], tmp_path: Path) -> None:
     quantized, graph, assignment, _ = fixed(kind)
     net = StoredNet(quantized, graph, assignment)
@@ -349,6 +349,7 @@ def test_results_that_are_no_numbers_are_compared_and_told_of(tmp_path: Path) ->
     assert any("move results by up to" in note for note in told)
 
 
+@pytest.mark.whole
 def test_outputs_have_names_of_their_own(tmp_path: Path) -> None:
     call = call_of(CALLS[Named](6))
     net = fixed_by(Homonymous, call, call)

@@ -236,7 +236,7 @@ def test_biases_behind_their_layers_keep_convolutions_in_fp32(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
-    "bits", [pytest.param(bits, marks=[] if bits > 6 else pytest.mark.slow) for bits in range(1, 9)]
+    "bits", [pytest.param(bits, marks=pytest.mark.whole if bits > 6 else pytest.mark.slow) for bits in range(1, 9)]
 )
 def test_nested_weights_are_odd_integers_up_to_7_bits(tmp_path: Path, bits: int) -> None:
     net = tiny(((bits, 8),), "nested", "pact")

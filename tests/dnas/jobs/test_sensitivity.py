@@ -39,7 +39,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return worked
 
 
-@pytest.mark.parametrize("kind", ["hessian", "measured"])
+@pytest.mark.parametrize("kind", ["hessian", pytest.param("measured", marks=pytest.mark.whole)])
 def test_a_run_keeps_what_was_worked_out_and_reads_no_other(
     kind: SensitivityKind, smaller: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -292,7 +292,8 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("new_ones", [0, pytest.param(1, marks=pytest.mark.whole)])
+@pytest.mark.whole
+@pytest.mark.parametrize("new_ones", [0, 1])
 def test_several_workers_give_the_same_though_one_is_killed(
     new_ones: int,
     smaller: Job,

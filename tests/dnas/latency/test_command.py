@@ -94,7 +94,9 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.whole), (signal.SIGTERM, 143)]
+)
 def test_a_stopped_measurement_tells_how_to_go_on_and_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, exit_code: int
 ) -> None:
@@ -142,6 +144,7 @@ def test_kept_times_that_cannot_be_read_are_told_and_left(tmp_path: Path, conten
     assert times.read_text() == content
 
 
+@pytest.mark.whole
 def test_json_is_one_document(tmp_path: Path) -> None:
     out = tmp_path / "t.json"
     code, told, _ = bench("zoo:tiny_resnet", "--runtime", "torch", "--out", str(out), *FAST, "--json")

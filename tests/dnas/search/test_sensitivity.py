@@ -223,6 +223,7 @@ def test_batches_are_read_one_at_a_time_and_those_that_come_once_are_kept() -> N
             sensitivities(model, chosen, QuantizerChoice(), nothing)
 
 
+@pytest.mark.whole
 def test_two_draws_of_enough_images_choose_nearly_the_same_bits() -> None:
     """1,024 images each, none in both: what one draw chooses is next to the best by the other."""
     widths = {"weight_bits": (1, 2, 3, 4, 6, 8), "activation_bits": (8,)}

@@ -335,7 +335,7 @@ def test_draws_come_with_the_probabilities_of_theta(options: dict[str, Any]) -> 
         for logits in supernet.theta.parameters():
             logits.copy_(torch.randn(logits.shape, generator=seeded(1)))
     expected = supernet.theta.probabilities().cells.detach().double().numpy()
-    generator, counts, draws = seeded(0), np.zeros(expected.shape), 2000
+    generator, counts, draws = seeded(0), np.zeros(expected.shape), 600
     for _ in range(draws):
         for index, cell in enumerate(supernet.draw(generator)):
             counts[index, *cell] += 1

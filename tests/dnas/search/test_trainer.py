@@ -78,7 +78,11 @@ MODES = [
 ]
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["weight_updates"])
+@pytest.mark.parametrize(
+    "mode",
+    [*(pytest.param(mode, marks=pytest.mark.whole) for mode in MODES[:2]), MODES[2]],
+    ids=lambda mode: mode["weight_updates"],
+)
 def test_a_restored_search_goes_on_bit_for_bit(mode: dict[str, Any]) -> None:
     engine, section = mode["engine"], {key: value for key, value in mode.items() if key != "engine"}
     whole, stopped, resumed = (trainer(supernet(engine), epochs=2, **section) for _ in range(3))
@@ -94,7 +98,9 @@ def test_a_restored_search_goes_on_bit_for_bit(mode: dict[str, Any]) -> None:
     assert same(resumed.supernet.state_dict(), whole.supernet.state_dict())
 
 
-@pytest.mark.parametrize(("warmup", "engine"), [("mixture", "branches"), ("sandwich", "composite")])
+@pytest.mark.parametrize(
+    ("warmup", "engine"), [pytest.param("mixture", "branches", marks=pytest.mark.whole), ("sandwich", "composite")]
+)
 def test_a_restored_warmup_goes_on_bit_for_bit(warmup: str, engine: Any) -> None:
     whole, stopped, resumed = (trainer(supernet(engine), warmup=warmup) for _ in range(3))
     records = list(whole.warmup())
@@ -236,7 +242,14 @@ def test_an_overwhelming_penalty_gives_the_cheapest_and_none_ignores_the_budget(
     assert same(*thetas)
 
 
-@pytest.mark.parametrize(("sampling", "share"), [("gumbel", 0.25), ("gumbel_hard", 0.6), ("softmax", 0.25)])
+@pytest.mark.parametrize(
+    ("sampling", "share"),
+    [
+        pytest.param("gumbel", 0.25, marks=pytest.mark.whole),
+        ("gumbel_hard", 0.6),
+        pytest.param("softmax", 0.25, marks=pytest.mark.whole),
+    ],
+)
 def test_a_search_with_a_two_sided_pull_ends_on_its_budget(sampling: Any, share: float) -> None:
     searching = trainer(epochs=20, loss="two_sided", penalty=10.0, sampling=sampling, theta_learning_rate=0.1)
     limits = budget(searching.supernet, share=share)
@@ -321,7 +334,7 @@ def test_a_network_that_runs_again_in_backward_is_searched_alike(engine: Any) ->
         torch.testing.assert_close(outcomes[1][1][name], parameter, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("updates", ["epoch", "step"])
+@pytest.mark.parametrize("updates", [pytest.param("epoch", marks=pytest.mark.whole), "step"])
 def test_a_search_with_every_kind_of_update_goes_on_bit_for_bit(updates: Any) -> None:
     keys: dict[str, Any] = {
         "weight_updates": updates, "optimizer": "AdamW", "learning_rate": 0.01, "accumulation": 4, "averaging": 0.8,

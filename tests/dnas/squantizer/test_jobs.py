@@ -53,6 +53,7 @@ def uninterrupted(sparse_job: Job, carried_out: Callable[..., Run], tmp_path_fac
     return carried_out(sparse_job(), tmp_path_factory.mktemp("squantizer") / "run")
 
 
+@pytest.mark.whole
 def test_each_setting_is_a_point_beside_the_uniform_control(uninterrupted: Run) -> None:
     points = {point.assignment: point for point in uninterrupted.load_front().points}
     kinds = {"sq3-sigma0.5": "squantizer", "sq3-budget1": "squantizer", "uniform-3": "uniform"}
@@ -67,6 +68,7 @@ def test_each_setting_is_a_point_beside_the_uniform_control(uninterrupted: Run) 
     assert points["sq3-budget1"].feasible
 
 
+@pytest.mark.whole
 def test_the_layers_have_their_sigmas_and_the_sizes_of_the_trained_weights(uninterrupted: Run) -> None:
     for name in ("sq3-sigma0.5", "sq3-budget1"):
         assignment = uninterrupted.assignment(name)
@@ -94,6 +96,7 @@ def test_the_layers_have_their_sigmas_and_the_sizes_of_the_trained_weights(unint
     assert set(sigmas.values()) == {-1.0, 0.5}
 
 
+@pytest.mark.whole
 def test_a_budget_is_met_by_the_net_of_every_seed(uninterrupted: Run) -> None:
     assignment = uninterrupted.assignment("sq3-budget1")
     limit = assignment.provenance.limits["size_bytes"]
@@ -101,6 +104,7 @@ def test_a_budget_is_met_by_the_net_of_every_seed(uninterrupted: Run) -> None:
     assert max(assignment.metrics["compression"]["size_bytes_of_seeds"]) <= limit
 
 
+@pytest.mark.whole
 def test_the_report_tells_the_ratio_with_and_without_index(uninterrupted: Run) -> None:
     front = uninterrupted.load_front()
     rows = {row["id"]: row for row in front_rows(front)}
@@ -118,6 +122,7 @@ def test_the_report_tells_the_ratio_with_and_without_index(uninterrupted: Run) -
     assert any(text.startswith("budget size_bytes 17%: squantizer 'sq3-budget1'") for text in told)
 
 
+@pytest.mark.whole
 def test_the_costs_shown_of_each_layer_add_up_to_the_file(uninterrupted: Run) -> None:
     shown = CliRunner().invoke(app, ["show", str(uninterrupted.folder), "sq3-budget1"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
@@ -128,6 +133,7 @@ def test_the_costs_shown_of_each_layer_add_up_to_the_file(uninterrupted: Run) ->
     assert "stored as" in shown.output
 
 
+@pytest.mark.whole
 def test_a_finished_net_is_measured_again_as_it_was(uninterrupted: Run) -> None:
     for name in ("sq3-sigma0.5", "sq3-budget1"):
         again = evaluate_assignment(uninterrupted, name, "val", lambda event: None)
@@ -187,6 +193,7 @@ def test_a_layer_that_lost_all_its_weights_is_told(
     assert "sq3-sigma0.5: no weight stayed in layer2.0.conv2; lower their σ" in notes
 
 
+@pytest.mark.whole
 def test_the_whole_work_is_counted(sparse_job: Job, tmp_path: Path) -> None:
     shares: list[float] = []
     config = sparse_job("finetune.epochs=1", "finetune.seeds=1", "squantizer.trials=2")

@@ -384,7 +384,9 @@ def test_every_family_of_torchvision_is_searched_quantized_and_pruned(family: st
     assert math.isfinite(loss)
 
 
-@pytest.mark.parametrize("family", ["ssd", "retinanet", "fcos", "faster_rcnn"])
+@pytest.mark.parametrize(
+    "family", ["ssd", *(pytest.param(name, marks=pytest.mark.whole) for name in ("retinanet", "fcos", "faster_rcnn"))]
+)
 def test_channels_are_read_at_the_size_that_the_detector_itself_gives_its_images(family: str) -> None:
     """SSD300 makes 300 pixels of any image, and its last layers fit no smaller one."""
     network = of_family(family)

@@ -142,6 +142,7 @@ def test_what_no_column_holds_keeps_its_size_and_what_shrinks_stays_readable() -
     assert SCREEN.figure(5.2, 4.0, least_width=3.5).get_size_inches().tolist() == [5.2, 4.0]
 
 
+@pytest.mark.whole
 def test_letters_are_in_the_file(tmp_path: Path) -> None:
     """In a .pdf as an embedded font, in an .svg for print as shapes."""
     figure = draw_front_picture(picture(), PAPER)

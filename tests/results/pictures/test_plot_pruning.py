@@ -70,7 +70,7 @@ def test_every_group_has_a_bar_its_name_and_how_many_stay():
     assert texts(draw_ratios([panel("one")]).legends[0]) == [removed]
 
 
-@pytest.mark.parametrize(("panels", "groups"), [(1, 1), (4, 12), (7, 37)])
+@pytest.mark.parametrize(("panels", "groups"), [(1, 1), (4, 12), pytest.param(7, 37, marks=pytest.mark.whole)])
 def test_ratios_are_laid_out_without_overlap(panels, groups):
     figure = draw_ratios([panel(f"search-1-pruned-{n}", groups) for n in range(panels)])
     figure.draw_without_rendering()
