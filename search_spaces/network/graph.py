@@ -21,13 +21,13 @@ from search_spaces.models.attention import unfold_attention
 from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.copies import copy_network
 from search_spaces.models.load import check_known_shapes
-from search_spaces.models.multiplied import is_standard
+from search_spaces.models.multiplied import is_standard, memory
 from search_spaces.network.couplings import Couplings, read_couplings, unknown_couplings
 from search_spaces.network.dense_part import dense_part, entering
 from search_spaces.network.examples import Call, Example, drawn, read_example, signature_of
 from search_spaces.network.makings import Making, read_makings, varying_weights
 from search_spaces.network.observation import LayerRecord, Observation, observe
-from search_spaces.network.origins import ELSEWHERE, making_told, memory
+from search_spaces.network.origins import ELSEWHERE, making_told
 from search_spaces.network.parameters import account, other_bytes, unused_names
 from search_spaces.signature import Signature
 

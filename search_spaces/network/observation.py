@@ -24,10 +24,10 @@ from torch.utils.flop_counter import flop_registry
 from search_spaces.channels.meta_operations import run_on_meta
 from search_spaces.channels.running import tensors
 from search_spaces.models.computed import computed_names, sources_of
-from search_spaces.models.multiplied import Products
+from search_spaces.models.multiplied import Products, memory
 from search_spaces.network.calls import first_input
 from search_spaces.network.examples import Call
-from search_spaces.network.origins import Origins, factors_told, making_told, memory
+from search_spaces.network.origins import Origins, factors_told, making_told
 
 # Operations that make a tensor of the shape or type of another: they read none of its values.
 _MAKERS = ("new_", "empty", "zeros", "ones", "full", "rand")

@@ -14,16 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from search_spaces.models.multiplied import memory
 from search_spaces.network.calls import input_name
-
-
-def memory(tensor: Tensor) -> int:
-    """A number that all views of a tensor share; 0 for one that has no memory of its own."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except RuntimeError:  # of a tensor without plain memory, such as a sparse one
-        return 0
-
 
 ELSEWHERE = ""
 """Stands, among names of arguments, for what others computed before the call and the layer finds by itself."""
