@@ -8,7 +8,7 @@ meta device does a real copy run instead.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,11 +72,13 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     loose = {spec.owner: spec.reason for spec in parameters if spec.reason and spec.owner == spec.name}
     matrices = {name for name, parameter in twin.named_parameters() if sum(side > 1 for side in parameter.shape) > 1}
     unused = unused_names(twin, specs, parameters, seen, serving)
+    outside = other_bytes(twin, specs, parameters, unused)
+    _take_for_constants(twin, seen.registered)
     couplings = _couplings_of_part(twin, specs, call) if seen.depends_on_data else read_couplings(twin, specs, call)
     return LayerGraph(
         layers=tuple(specs),
         input_shape=call.input_shape,
-        other_bytes=other_bytes(twin, specs, parameters, unused),
+        other_bytes=outside,
         unsupported={**unsupported, **{name: why for name, why in loose.items() if name in matrices}},
         shared_inputs=_shared_inputs(seen.layers, specs),
         residual_ties=couplings.residual_ties,
@@ -89,6 +91,15 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
         unused=unused,
         signature=signature,
     )
+
+
+def _take_for_constants(twin: nn.Module, names: Iterable[str]) -> None:
+    """Let buffers that came by the run be plain attributes: every copy makes them anew, in full length."""
+    for name in names:
+        path, _, key = name.rpartition(".")
+        module = twin.get_submodule(path)
+        if key in module._buffers:  # which may have several names
+            vars(module)[key] = module._buffers.pop(key)
 
 
 def _couplings_of_part(twin: nn.Module, specs: Sequence[LayerSpec], call: Call) -> Couplings:

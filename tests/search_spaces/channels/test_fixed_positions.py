@@ -203,3 +203,21 @@ def test_code_that_changes_the_number_of_channels_before_it_multiplies_keeps_the
         _, graph = built(Case(lambda network=network: network, (), SHAPE))
         assert not graph.channels.groups
         assert "multiplies other numbers of channels" in graph.channels.frozen["a"]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_buffer_that_the_network_registers_as_it_runs_is_a_constant(persistent: bool) -> None:
+    """Every copy makes it anew, in full length: none of its entries can be cut off beforehand."""
+
+    class Registering(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not hasattr(self, "table"):
+                self.register_buffer("table", torch.linspace(0, 1, 8).view(8, 1, 1).to(x), persistent=persistent)
+            return x + self.table
+
+    network, graph = built(
+        Case(lambda: Toy(lambda n, x: n.b(n.t(n.a(x))), a=conv(2, 8), t=Registering(), b=conv(8, 3)), (), SHAPE)
+    )
+    assert not graph.channels.groups
+    assert graph.channels.frozen["a"]
+    assert_removed_is_masked(network, graph, {})
