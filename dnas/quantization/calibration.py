@@ -56,7 +56,11 @@ def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Any])
     found: dict[str, list[TensorSample]] = {name: [] for name in names}
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, inputs, options: found[name].append(sampled(first_input(module, inputs, options)))
+        def note(module: nn.Module, inputs: Any, options: Any) -> None:
+            x = first_input(module, inputs, options)
+            found[name] += [sampled(x)] if x.numel() else []
+
+        return note
 
     for name in found:
         twin.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
@@ -125,6 +129,9 @@ def _read(batches: Iterable[Any]) -> Iterator[Any]:
 
 def check_batch(number: int, x: Tensor) -> None:
     """Raise :class:`InputError` for a batch without images, or with one that is not finite."""
+    if x.layout != torch.strided or x.is_meta:
+        kind = "is on the meta device and has no values" if x.is_meta else f"is {x.layout}"
+        raise InputError(f"batch {number} of shape {tuple(x.shape)} {kind}; give plain tensors of images")
     if not x.numel():
         raise InputError(f"batch {number} of shape {tuple(x.shape)} holds no image; leave it out")
     bad = (~x.isfinite()).reshape(len(x), -1).any(1) if x.ndim else ~x.isfinite()[None]

@@ -135,6 +135,7 @@ class _Watch(TorchDispatchMode):
         self.seen = seen
         self.on_meta = any(tensor.is_meta for tensor in network.parameters())
         self.norm_inputs: list[int] = []
+        self.kept: list[Any] = []  # so that no later tensor can take an id
         self.calls: list[tuple[LayerRecord, Origins]] = []  # those that are running
         self.producers: dict[int, LayerRecord] = {}
         self.held = {memory(tensor) for tensor in (*network.parameters(), *network.buffers())}
@@ -335,6 +336,9 @@ def _layer_hooks(
         if not isinstance(given, Tensor) or not isinstance(output, Tensor):
             did, what = ("takes", given) if not isinstance(given, Tensor) else ("returns", output)
             record.odd_call = f"it {did} a {type(what).__name__}, and a layer takes one tensor first and returns one"
+            return
+        if not given.numel() and cast(Tensor, module.weight).numel():  # nothing of the example came here
+            watch.kept.append((given, output))
             return
         if torch._C._functorch.is_functorch_wrapped_tensor(given):
             record.odd_call = "it is called inside torch.vmap or another transformation of torch.func"
