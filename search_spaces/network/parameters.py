@@ -30,7 +30,7 @@ def account(
         layer = modules[spec.name]
         own = [layer._parameters.get(key) for key in ("weight", "bias")]
         own += [parameter for key, parameter in layer.named_parameters() if key in serving[spec.name]]
-        own += modules[spec.norm]._parameters.values() if spec.norm else []
+        own += [modules[spec.norm]._parameters.get(key) for key in FOLDED] if spec.norm else []
         for parameter in own:
             if parameter is not None:
                 held.setdefault(id(parameter), spec.name)
@@ -107,7 +107,7 @@ def other_bytes(
 ) -> int:
     """Bytes of all that is deployed outside the layers: parameters in fp32, BatchNorms as scale and shift, buffers."""
     norms = dict(_other_norms(twin, specs))
-    inside = {f"{name}.{key}" for name, norm in norms.items() for key in norm._parameters}
+    inside = {f"{name}.{key}" for name in norms for key in FOLDED}
     outside = (spec for spec in parameters if spec.reason and spec.name not in inside | unused)
     channels = sum(norm.num_features for name, norm in norms.items() if name not in unused)
     buffers = sum(buffer_bytes(buffer) for name, buffer in each_buffer(twin) if name not in unused)

@@ -91,6 +91,18 @@ class Scaling(nn.Conv2d):
         return self.scale * self._conv_forward(x, self.weight, self.bias)
 
 
+class Sloped(nn.BatchNorm2d):
+    """A BatchNorm with more than its scale and shift: a slope for each channel, a number and a buffer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.slope, self.size = nn.Parameter(drawn(channels)), nn.Parameter(drawn(1))
+        self.register_buffer("gate", drawn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.slope * self.gate).view(-1, 1, 1) * self.size
+
+
 class TwoNames(nn.Module):
     """One buffer under two names, whose entries are one number."""
 
@@ -139,6 +151,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "of other memory": (lambda: Replacing(other_memory), 4 * 4),
     "set anew": (lambda: Replacing(set_anew), 4 * 4),
     "of a layer": (lambda: chain(Scaling(), nn.ReLU()), 4 * 4),
+    "of a BatchNorm behind a layer": (lambda: chain(Sloped(4), nn.ReLU()), 4 * 4),
+    "of a BatchNorm alone": (lambda: chain(nn.ReLU(), Sloped(4)), 4 * 4),
     "two names": (TwoNames, 4 * 108),
     "spectral norm": (lambda: chain(spectral_norm(nn.Conv2d(4, 4, 3))), 0),
     "average of weights": (lambda: Held(lambda: drawn(4, 3, 3, 3), lambda x, held: x + held.sum()), 4 * 108),
@@ -225,6 +239,9 @@ def test_integers_that_fp32_holds_are_parameters_too(tmp_path: Path) -> None:
 def test_statistics_of_instances_lose_the_entries_of_removed_filters() -> None:
     graph = read_graph(tracking(), SHAPE)
     assert graph.channels.entry_bytes["1"] == 4 * 4
+    behind, alone = (read_graph(chain(*parts), SHAPE) for parts in ((Sloped(4),), (nn.ReLU(), Sloped(4))))
+    assert behind.channels.entry_bytes["1"] == 2 * 4  # what is folded goes with its layer
+    assert alone.channels.entry_bytes["2"] == 4 * 4
 
 
 def test_a_file_without_buffers_stays_one_of_the_first_format(tmp_path: Path) -> None:
