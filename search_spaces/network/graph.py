@@ -241,18 +241,18 @@ def _why_unsupported(
         return record.odd_call
     if not record.outputs:
         return _why_not_called(record, seen)
+    weight = record.module._parameters.get("weight")
+    sharing = sum(other.module._parameters.get("weight") is weight for other in seen.layers.values())
+    if uses[id(weight)] > sharing:
+        return "its weight is shared with a module that is not a layer (such as an embedding)"
     if record.reads_outside:
         return "its parent calls it and reads the weight itself as well"
     if record.odd_weight:
         return record.odd_weight
-    weight = record.module._parameters.get("weight")
     if making is not None or weight is None:
         return _why_not_made(record.module, uses, making)
     if record.products == 0:
         return "it multiplies with something else than its weight, or by other means than PyTorch's layers"
-    sharing = sum(other.module._parameters.get("weight") is weight for other in seen.layers.values())
-    if uses[id(weight)] > sharing:
-        return "its weight is shared with a module that is not a layer (such as an embedding)"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}"
     if not weight.numel():

@@ -166,15 +166,15 @@ class _Watch(TorchDispatchMode):
         output = run_on_meta(func, args, kwargs)
         operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         self._note_data(func, operands)
-        for _, origins in self.calls:
         drawn = torch.Tag.nondeterministic_seeded in func.tags
+        for _, origins in self.calls:
             origins.operation(operands, output, func._schema.is_mutable, drawn)
         makes = func._overloadpacket.__name__.startswith(_MAKERS)
         self._note_computed([] if makes else operands, output)
-        if not func.is_view and not makes:
         self.seen.computed |= {
             memory(tensor) for tensor in tensors(output) if drawn
         }  # it is another one each time, too
+        if not func.is_view and not makes:
             macs = self._macs(func, args, kwargs, output)
             for operand in operands:
                 self.note_reading(operand, macs)
