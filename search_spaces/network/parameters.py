@@ -8,12 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.layers import LayerSpec, ParameterSpec
-from search_spaces.models.buffers import buffer_bytes, each_buffer
+from search_spaces.models.buffers import FOLDED, buffer_bytes, each_buffer
 from search_spaces.models.multiplied import memory
 from search_spaces.network.observation import Observation
-
-FOLDED = ("weight", "bias")
-"""What of a BatchNorm is in its scale and shift; a class of one's own may hold more."""
 
 
 def account(

@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from dnas import apply, calibrate, load, read_graph, save_packed
 from dnas.quantization.conversion import QuantizerChoice
+from dnas.switchable.net import SwitchableNet
 from results.packed.file import PackedFile, read_packed, write_packed
 from results.packed.header import FORMAT, FORMAT_WITH_BUFFERS
 from search_spaces.assignments import BitAssignment
@@ -242,6 +243,22 @@ def test_statistics_of_instances_lose_the_entries_of_removed_filters() -> None:
     behind, alone = (read_graph(chain(*parts), SHAPE) for parts in ((Sloped(4),), (nn.ReLU(), Sloped(4))))
     assert behind.channels.entry_bytes["1"] == 2 * 4  # what is folded goes with its layer
     assert alone.channels.entry_bytes["2"] == 4 * 4
+
+
+def test_profiles_share_what_a_batchnorm_holds_beside_scale_and_shift(tmp_path: Path) -> None:
+    choice = QuantizerChoice("nested", "pact")
+    model = made(lambda: chain(Sloped(4), nn.ReLU()), 0)
+    graph = read_graph(model, SHAPE)
+    profiles = {name: assignment_of(graph, same_bits(graph, bits, 4), choice) for name, bits in (("a", 4), ("b", 2))}
+    net = SwitchableNet(model, graph, profiles, choice)
+    net.calibrate(model, [inputs()])
+    slopes = {id(net.view_of(name).get_parameter("1.slope")) for name in profiles}
+    scales = {id(net.view_of(name).get_parameter("1.weight")) for name in profiles}
+    assert (len(slopes), len(scales)) == (1, 2)
+    save_packed(tmp_path / "a", net.eval())
+    loaded = load(tmp_path / "a", made(lambda: chain(Sloped(4), nn.ReLU()), 1))
+    for name in profiles:
+        assert torch.equal(loaded.use(name)(inputs()), net.use(name)(inputs()))
 
 
 def test_a_file_without_buffers_stays_one_of_the_first_format(tmp_path: Path) -> None:
