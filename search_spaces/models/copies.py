@@ -32,11 +32,12 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
     try:
         twin = copy.deepcopy(model, attempt)
     except Exception:  # kept tensors are looked for where Python stumbled alone: looking takes as long as copying
-        attempt = empty | _kept_tensors(model) | memo
+        given = empty | _kept_tensors(model) | memo
+        attempt = dict(given)
         try:
             twin = copy.deepcopy(model, attempt)
         except Exception as error:  # an attribute may be anything, and fail in any way
-            raise InputError(_refusal(model, attempt, error)) from error
+            raise InputError(_refusal(model, given, error)) from error
     rebind_functions(twin, attempt)
     memo.update(attempt)
     return twin
