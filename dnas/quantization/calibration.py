@@ -20,6 +20,9 @@ from search_spaces.models.load import check_finite
 from search_spaces.network.calls import first_input
 from search_spaces.network.examples import Call, run_on
 
+_LARGEST = 1e15
+"""Squares of larger numbers do not add up in fp32."""
+
 
 def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     """Set every quantizer's sign, clip and gain: weights from themselves, inputs from ``batches`` of (N, C, H, W).
@@ -158,11 +161,21 @@ def _run(network: nn.Module, x: Any) -> Any:
 
 def _check_samples(found: Mapping[str, TensorSample]) -> None:
     for name, sample in found.items():
+        _check_size(f"the input of layer '{name}'", sample.values)
         if not sample.values.isfinite().all():
             raise InputError(
                 f"the input of layer '{name}' is not finite, though the weights are: a layer before it overflows, "
                 "or what the network reads beside images is not finite"
             )
+
+
+def _check_size(what: str, values: Tensor) -> None:
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if _LARGEST < largest < float("inf"):
+        raise InputError(
+            f"{what} reaches {largest:.3g}, to which no range can be fitted (errors overflow); a layer before it "
+            "explodes: train or load the net again"
+        )
 
 
 @contextmanager
@@ -180,9 +193,15 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 def calibrate_weights(network: nn.Module) -> None:
     """Set the clip and gain of every weight quantizer from the weights as they are now."""
     with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, QuantizedLayer) and isinstance(module.quantize_weight, TensorQuantizer):
-                module.quantize_weight.fit(module.float_weight().detach())
+        found = [
+            (name, module.quantize_weight, module.float_weight().detach())
+            for name, module in network.named_modules()
+            if isinstance(module, QuantizedLayer) and isinstance(module.quantize_weight, TensorQuantizer)
+        ]
+        for name, _, weight in found:
+            _check_size(f"the weight of layer '{name}'", weight)
+        for _, quantizer, weight in found:
+            quantizer.fit(weight)
 
 
 @contextmanager

@@ -260,6 +260,22 @@ def test_a_batch_without_images_is_refused() -> None:
         calibrate(fixed_net(), [inputs(), inputs()[:0]])
 
 
+@pytest.mark.parametrize("weights", ["lsq", "dorefa"])
+def test_numbers_whose_squares_overflow_are_refused_by_the_name_of_the_layer(weights: str) -> None:
+    """Their clip was any, and the gain of a quantizer without one infinite: every output NaN."""
+    network = fixed_net()
+    with pytest.raises(InputError, match=r"the input of layer 'stem' reaches 2\.\d+e\+30, to which no range can"):
+        calibrate(network, [inputs(4) / inputs(4).abs().max() * 2.5e30])
+    model = trained(Net())
+    model.stem.weight.data.mul_(1e30)
+    graph = known_graph(model, SHAPE)
+    net = quantize_fixed(model, graph, dict.fromkeys(graph.by_name, LayerBits(4, 32)), QuantizerChoice(weights))
+    before = state(net)
+    with pytest.raises(InputError, match=r"the weight of layer 'stem' reaches .*e\+29, to which no range"):
+        calibrate(net, [torch.zeros(4, *SHAPE)])
+    assert all(torch.equal(value, before[key]) for key, value in state(net).items())
+
+
 @pytest.mark.parametrize(("change", "what"), [(Tensor.to_sparse, "sparse_coo"), (lambda x: x.to("meta"), "no values")])
 def test_a_batch_that_is_no_plain_tensor_is_refused(change: Callable[[Tensor], Tensor], what: str) -> None:
     with pytest.raises(InputError, match=f"batch 2 of shape .*{what}; give plain tensors of images"):
