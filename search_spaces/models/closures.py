@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, ModuleType, Tensor, nn.Module)
 """Nothing inside them is looked for: a module that is no part of the network, such as a teacher, stays what it is."""
+_NUMBERS = {bool, int, float, str, type(None)}
 _BOUND = (MethodType, BuiltinMethodType, MethodWrapperType)
 FUNCTIONS = (FunctionType, *_BOUND, functools.partial)
 _GROUPS = (list, tuple, set, frozenset, deque)
@@ -59,7 +60,9 @@ def rebind_functions(twin: nn.Module, copies: dict[int, Any]) -> None:
     rebinding = _Rebinding(copies)
     for module in twin.modules():
         for key, value in list(vars(module).items()):
-            if key not in _REGISTERED and (found := rebinding.inside(value, _DEPTH)) is not value:
+            if type(value) in _NUMBERS or key in _REGISTERED or (isinstance(value, dict) and not value):
+                continue
+            if (found := rebinding.inside(value, _DEPTH)) is not value:
                 vars(module)[key] = found
 
 

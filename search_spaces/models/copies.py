@@ -60,6 +60,7 @@ def _check_identities(model: nn.Module) -> None:
 
 
 _COMMON = vars(nn.Module()).keys()
+_HOOKS = tuple(key for key in _COMMON if key.endswith("_hooks"))
 _PYTORCHS = ("_flat_weight_refs", "_torchdynamo")
 """Weak references of LSTM and GRU, which make them anew in copies, and marks of torch.compile."""
 _LEAST_IDENTITY = 1 << 20
@@ -69,8 +70,8 @@ _LEAST_IDENTITY = 1 << 20
 def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
     """What a module has beyond the attributes of every module, and the functions that hang on it."""
     own = [(key, value) for key, value in vars(module).items() if key not in _COMMON and not key.startswith(_PYTORCHS)]
-    hooks = [(key, value) for key, value in vars(module).items() if key.endswith("_hooks") and isinstance(value, dict)]
-    return own + [(key, hook) for key, held in hooks for hook in held.values()]
+    hooks = [(key, vars(module).get(key)) for key in _HOOKS]
+    return own + [(key, hook) for key, held in hooks if held for hook in held.values()]
 
 
 def _identities(value: Any, depth: int = 3) -> list[Any]:
