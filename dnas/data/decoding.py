@@ -13,7 +13,14 @@ import torch
 import torchvision
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    TiffImageFile,
+)
 from torch import Tensor
 
 from search_spaces.errors import InputError, one_line
@@ -22,6 +29,7 @@ from search_spaces.user_files import open_regular, read_regular
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
 """What PIL tries, in this order; of forty others some start programs (EPS: Ghostscript)."""
 _TURNED = (5, 6, 7, 8)  # orientations that make height of width
+_SIGNED = 2  # as TIFF says it
 _CPU = torch.device("cpu")
 _START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
 
@@ -55,9 +63,17 @@ def size_of(path: str) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
                 turned = image.getexif().get(Base.Orientation, 1) in _TURNED
-                return (image.width, image.height) if turned else (image.height, image.width)
+                width, height = _stored_size(image)
+                return (width, height) if turned else (height, width)
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image as it lies in the file; of a TIFF, PIL may tell those of it upright."""
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])
+    return image.width, image.height
 
 
 def decode_by_pil(content: bytes) -> Tensor:
@@ -131,6 +147,8 @@ def _components(image: Image.Image) -> bytes:
 def _rgb(image: Image.Image) -> np.ndarray:
     """The pixels (H, W, 3), uint8."""
     image.load()
+    if isinstance(image, TiffImageFile) and _SIGNED in image.tag_v2.get(SAMPLEFORMAT, ()) and image.mode[0] not in "IF":
+        raise InputError("its pixels are signed integers, of which PIL makes others; save it with unsigned ones")
     if image.mode == "F" or image.mode.startswith("I"):
         return np.repeat(_grey_of_sixteen_bits(image)[..., None], 3, axis=2)
     # A palette with transparency is converted through RGBA, which keeps its colours.

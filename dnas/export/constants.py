@@ -19,7 +19,7 @@ from dnas.quantization.proof import outputs_on_noise
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
 from search_spaces.models.copies import copy_network
-from search_spaces.network.origins import memory
+from search_spaces.models.multiplied import memory
 
 
 class _Reading(TorchDispatchMode):

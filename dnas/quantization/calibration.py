@@ -20,6 +20,9 @@ from search_spaces.models.load import check_finite
 from search_spaces.network.calls import first_input
 from search_spaces.network.examples import Call, run_on
 
+_LARGEST = 1e15
+"""Squares of larger numbers do not add up in fp32."""
+
 
 def calibrate(network: nn.Module, batches: Iterable[Any]) -> None:
     """Set every quantizer's sign, clip and gain: weights from themselves, inputs from ``batches`` of (N, C, H, W).
@@ -56,7 +59,11 @@ def layer_inputs(model: nn.Module, names: Iterable[str], batches: Iterable[Any])
     found: dict[str, list[TensorSample]] = {name: [] for name in names}
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, inputs, options: found[name].append(sampled(first_input(module, inputs, options)))
+        def note(module: nn.Module, inputs: Any, options: Any) -> None:
+            x = first_input(module, inputs, options)
+            found[name] += [sampled(x)] if x.numel() else []
+
+        return note
 
     for name in found:
         twin.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
@@ -125,6 +132,9 @@ def _read(batches: Iterable[Any]) -> Iterator[Any]:
 
 def check_batch(number: int, x: Tensor) -> None:
     """Raise :class:`InputError` for a batch without images, or with one that is not finite."""
+    if x.layout != torch.strided or x.is_meta:
+        kind = "is on the meta device and has no values" if x.is_meta else f"is {x.layout}"
+        raise InputError(f"batch {number} of shape {tuple(x.shape)} {kind}; give plain tensors of images")
     if not x.numel():
         raise InputError(f"batch {number} of shape {tuple(x.shape)} holds no image; leave it out")
     bad = (~x.isfinite()).reshape(len(x), -1).any(1) if x.ndim else ~x.isfinite()[None]
@@ -151,11 +161,21 @@ def _run(network: nn.Module, x: Any) -> Any:
 
 def _check_samples(found: Mapping[str, TensorSample]) -> None:
     for name, sample in found.items():
+        _check_size(f"the input of layer '{name}'", sample.values)
         if not sample.values.isfinite().all():
             raise InputError(
                 f"the input of layer '{name}' is not finite, though the weights are: a layer before it overflows, "
                 "or what the network reads beside images is not finite"
             )
+
+
+def _check_size(what: str, values: Tensor) -> None:
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if _LARGEST < largest < float("inf"):
+        raise InputError(
+            f"{what} reaches {largest:.3g}, to which no range can be fitted (errors overflow); a layer before it "
+            "explodes: train or load the net again"
+        )
 
 
 @contextmanager
@@ -173,9 +193,15 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 def calibrate_weights(network: nn.Module) -> None:
     """Set the clip and gain of every weight quantizer from the weights as they are now."""
     with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, QuantizedLayer) and isinstance(module.quantize_weight, TensorQuantizer):
-                module.quantize_weight.fit(module.float_weight().detach())
+        found = [
+            (name, module.quantize_weight, module.float_weight().detach())
+            for name, module in network.named_modules()
+            if isinstance(module, QuantizedLayer) and isinstance(module.quantize_weight, TensorQuantizer)
+        ]
+        for name, _, weight in found:
+            _check_size(f"the weight of layer '{name}'", weight)
+        for _, quantizer, weight in found:
+            quantizer.fit(weight)
 
 
 @contextmanager

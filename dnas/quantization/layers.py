@@ -99,6 +99,8 @@ class TensorQuantizer(nn.Module):
         prepared = self.as_rows(self.quantizer.transform(x) if self.quantizer.transform else x)
         if self.quantizer.clip == "data":
             rows = prepared.detach().abs()
+            if not rows.numel():
+                return prepared, self.clip
             largest = rows.amax().reshape(1, 1) if self.clip.shape[0] == 1 else rows.flatten(1).amax(1, keepdim=True)
             clip = torch.where(self.clip > 0, self.clip, largest.to(self.clip.dtype))
         else:
@@ -136,7 +138,7 @@ class TensorQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` (any shape)."""
         if self.observed is not None:
-            self.observed.append(sampled(x))
+            self.observed += [sampled(x)] if x.numel() else []  # an expert that no token chooses reads nothing
             return x
         if self.bits == (FLOAT_BITS,):
             return x

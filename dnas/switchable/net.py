@@ -40,6 +40,7 @@ from dnas.switchable.views import (
 from search_spaces.assignments import BitAssignment
 from search_spaces.errors import InputError, nearest
 from search_spaces.layers import LayerGraph, LayerSpec
+from search_spaces.models.buffers import FOLDED
 from search_spaces.models.computed import current
 from search_spaces.models.copies import copy_network, fresh_copy
 
@@ -249,11 +250,12 @@ def _union(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _unnormed(base: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter outside BatchNorms, once, by name."""
+    """Every parameter that is no scale or shift of a BatchNorm, once, by name."""
     seen: set[int] = set()
     for module_name, module in base.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is None or isinstance(module, _BatchNorm) or id(parameter) in seen:
+            normed = isinstance(module, _BatchNorm) and key in FOLDED
+            if parameter is None or normed or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             yield f"{module_name}.{key}" if module_name else key, parameter

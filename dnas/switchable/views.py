@@ -15,6 +15,7 @@ from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from search_spaces.assignments import LayerBits, kept_rows_of
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph
+from search_spaces.models.buffers import FOLDED
 from search_spaces.models.computed import make_plain, sources_of
 from search_spaces.models.copies import copy_network
 
@@ -132,7 +133,7 @@ def build_view(
     choice: QuantizerChoice,
     quantizers: SharedQuantizers,
 ) -> nn.Module:
-    """The fixed net of these layers whose parameters are those of ``base``, except in BatchNorms, which are its own."""
+    """The fixed net of these layers whose parameters are those of ``base``, but scales and shifts of BatchNorms."""
     _check_sharable(base)
     view = fixed_copy(base, graph, layers, choice)
     whole = dict(base.named_parameters(remove_duplicate=False))
@@ -141,12 +142,13 @@ def build_view(
     if kept_rows_of(layers):
         numbered = dict(fixed_copy(_numbered(base), graph, layers, choice).named_modules())
     for name, module in list(view.named_modules()):
-        if isinstance(module, _BatchNorm) or ".quantize_" in f".{name}":
+        if ".quantize_" in f".{name}":
             continue
+        own = FOLDED if isinstance(module, _BatchNorm) else ()
         for key in module._buffers.keys() & served.get(name, {}).keys():
             module._buffers[key] = served[name][key]
         for key, parameter in list(module._parameters.items()):
-            if parameter is None:
+            if parameter is None or key in own:
                 continue
             full = whole[f"{name}.{key}" if name else key]
             pick = None

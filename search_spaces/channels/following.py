@@ -24,6 +24,7 @@ from search_spaces.channels.running import NetworkCall, WatchedRun, tensors
 from search_spaces.channels.trace import ChannelTrace, Step
 from search_spaces.layers import LayerSpec
 from search_spaces.models.attention import UnfoldedAttention
+from search_spaces.models.multiplied import is_standard
 from search_spaces.models.zoo import SubsampleShortcut
 
 _VECTOR_MODULES = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.PReLU)
@@ -46,19 +47,25 @@ class ChannelRun(WatchedRun):
         first: int = 0,
     ) -> None:
         modules = dict(network.named_modules())
-        known = {n for n, m in modules.items() if isinstance(m, _WHOLE_MODULES) or type(m) in _WHOLE_NORMS}
-        super().__init__(network, {*specs, *known})
+        known = {n for n, m in modules.items() if isinstance(m, _WHOLE_MODULES) or _is_plain_norm(m)}
+        own = {n for n, spec in specs.items() if spec.weight_from == "parameter" and not is_standard(modules[n])}
+        super().__init__(network, {*specs, *known}, opened=own)
+        self._weights = {id(modules[n].weight): n for n in own}
         self.specs, self.given, self.trace = specs, given or {}, ChannelTrace(first)
         self._labels: dict[int, tuple[Labels, int]] = {}  # and how many ties had been made
         self._rows_of: dict[int, Labels] = {}
         self._columns_of: dict[int, Labels] = {}
         self._names = _names_of_parameters(network)
+        self._read: set[str] = set()
 
     def follow(self, call: NetworkCall) -> ChannelTrace:
         """Run over the whole network and note where every channel goes."""
         for tensor in call.tensors:
             self._note(tensor, [self.trace.unremovable(tensor.shape, "it is the network's input")])
         output = self.run(call)
+        for name in self._read & self.trace.rows.keys():
+            labels = map(torch.from_numpy, (self.trace.rows[name], self.trace.columns[name]))
+            self.trace.freeze(tuple(labels), f"the code of '{name}' reads its weight beside multiplying with it")
         self.trace.freeze([self._of(tensor) for tensor in tensors(output)], "it is the network's output")
         return self.trace
 
@@ -76,7 +83,7 @@ class ChannelRun(WatchedRun):
             made = [self._layer(name, module, read[0], output)]
         elif isinstance(module, SubsampleShortcut):
             made = [self._shortcut(name, module, read[0], output.shape)]
-        elif type(module) in _WHOLE_NORMS:
+        elif _is_plain_norm(module):
             made = [self._norm(name, module, read[0])]
         else:
             made = self._kept_whole(name, module, read, output)
@@ -105,6 +112,7 @@ class ChannelRun(WatchedRun):
 
     def _of_new(self, tensor: Tensor) -> Labels:
         """Labels of a parameter or buffer with one entry per channel, or one that must stay for another tensor."""
+        self._read |= {self._weights[id(tensor)]} if id(tensor) in self._weights else set()
         name, key = self._names.get(id(tensor), ("", ""))
         axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
         known = self.given.get(key)
@@ -126,6 +134,9 @@ class ChannelRun(WatchedRun):
         columns, rows = trace.tie_along(x, axis), self._rows(name, module, key)
         if spec.weight_from != "parameter":
             trace.freeze((x, rows), f"the weight of '{name}' is made of others, which its filters have in common")
+        sides = spec.input_shape[axis:][:1], spec.output_shape[axis:][:1]
+        if name in self.opened and not self.given and sides != ((len(columns),), (len(rows),)):
+            trace.freeze((x, rows), f"the code of '{name}' multiplies other numbers of channels than it takes or gives")
         own_state = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
         if own_state:
             trace.freeze((x, rows), f"'{name}' holds '{min(own_state)}' beside weight and bias")
@@ -171,6 +182,10 @@ class ChannelRun(WatchedRun):
             rows = module.get_submodule(layer.removeprefix(f"{name}.")).get_parameter("weight").shape[:1]
             self.trace.rows[layer] = self.trace.unremovable(rows, why).numpy()
         return [self.trace.unremovable(tensor.shape, why) for tensor in tensors(output)]
+
+
+def _is_plain_norm(module: nn.Module) -> bool:
+    return type(module) in _WHOLE_NORMS and "forward" not in vars(module)
 
 
 def _tie_grouped(trace: ChannelTrace, columns: Labels, rows: Labels, groups: int, depthwise: bool) -> None:

@@ -103,9 +103,13 @@ def _entry_bytes(trace: ChannelTrace, network: nn.Module, specs: Mapping[str, La
     for name, labels in trace.vectors.items():
         owner = modules.get(name)
         if owner is not None:
-            parameters = sum(parameter is not None for parameter in owner._parameters.values())
+            held = [parameter for parameter in owner._parameters.values() if parameter is not None]
             vectors = [buffer for buffer in stored_buffers(owner).values() if buffer.shape == (len(labels),)]
-            sizes[name] = 0 if name in folded else 8 if isinstance(owner, _BatchNorm) else 4 * parameters
+            if isinstance(owner, _BatchNorm):  # a class of one's own may hold more than what is folded
+                more = [tensor for tensor in held if tensor is not owner.weight and tensor is not owner.bias]
+                sizes[name] = 8 * (name not in folded) + 4 * sum(tensor.numel() == len(labels) for tensor in more)
+            else:
+                sizes[name] = 4 * len(held)
         else:
             path, _, key = name.rpartition(".")
             owner = network.get_submodule(path)

@@ -7,16 +7,18 @@ other code. On a network whose parameters are on the meta device a run takes nei
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from search_spaces.channels.meta_operations import run_on_meta
+from search_spaces.models.multiplied import PRODUCTS, factors_of, memory
 
 
 class NetworkCall(Protocol):
@@ -33,13 +35,15 @@ class NetworkCall(Protocol):
 class WatchedRun(TorchDispatchMode):
     """One forward pass, told call by call to the methods that a subclass gives.
 
-    ``whole`` names the modules that are told as one call, with nothing of what they do inside.
+    ``whole`` names the modules that are told as one call, with nothing of what they do inside; ``opened`` layers with
+    code of their own, of which all is told that they do, and the product with their weight as their call.
     """
 
-    def __init__(self, network: nn.Module, whole: Collection[str]) -> None:
+    def __init__(self, network: nn.Module, whole: Collection[str], opened: Collection[str] = ()) -> None:
         super().__init__()
-        self.network, self.whole = network, set(whole)
+        self.network, self.whole, self.opened = network, set(whole) - set(opened), set(opened)
         self._inside = 0
+        self._open: list[tuple[str, nn.Module]] = []
         self._alive: list[Tensor] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -60,7 +64,10 @@ class WatchedRun(TorchDispatchMode):
                 stack.callback(module.register_forward_pre_hook(self._enter).remove)
                 hook = module.register_forward_hook(self._leave(name), with_kwargs=True, prepend=True)
                 stack.callback(hook.remove)
+            for name in self.opened:
+                stack.callback(self._watch_inside(name, self.network.get_submodule(name)))
             stack.enter_context(torch.no_grad())
+            stack.enter_context(_Products(self)) if self.opened else None
             stack.enter_context(self)
             return call.run(self.network)
 
@@ -78,6 +85,31 @@ class WatchedRun(TorchDispatchMode):
 
         return hook
 
+    def _watch_inside(self, name: str, module: nn.Module) -> Callable[[], None]:
+        """Note which layer runs; what this gives ends it."""
+        before = module.register_forward_pre_hook(lambda *_: self._open.append((name, module)))
+        after = module.register_forward_hook(lambda *_: self._open.pop() and None, prepend=True)
+
+        def remove() -> None:
+            before.remove()
+            after.remove()
+
+        return remove
+
+    def product(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """One product that PyTorch is asked for: the call of an open layer where it is one with its weight."""
+        x, weight = factors_of(args, kwargs)
+        name, module = self._open[-1] if self._open else ("", None)
+        if self._inside or module is None or memory(weight) != memory(cast(Tensor, module.weight)):
+            return function(*args, **kwargs)
+        self._inside += 1
+        output = function(*args, **kwargs)
+        self._inside -= 1
+        self._keep((args, kwargs, output))
+        with _disable_current_modes():
+            self.call(name, module, [x], output)
+        return output
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, and tell it."""
         output = run_on_meta(func, args, kwargs or {})
@@ -89,6 +121,21 @@ class WatchedRun(TorchDispatchMode):
     def _keep(self, values: Any) -> None:
         """Keep tensors alive, so that no later one takes the id of an earlier one."""
         self._alive.extend(tensors(values))
+
+
+class _Products(TorchFunctionMode):
+    """Tells a run the products that PyTorch is asked for, before they become operations."""
+
+    def __init__(self, run: WatchedRun) -> None:
+        super().__init__()
+        self.run = run
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self.run.product if func in PRODUCTS else _plainly)(func, args, kwargs or {})
+
+
+def _plainly(function: Any, args: Any, kwargs: Any) -> Any:
+    return function(*args, **kwargs)
 
 
 def tensors(values: Any) -> list[Tensor]:

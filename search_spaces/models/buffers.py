@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+FOLDED = ("weight", "bias")
+"""The parameters of a BatchNorm that are in its scale and shift; a class of one's own may hold more."""
+
 
 def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
     """The module's own persistent buffers by key, without what BatchNorm folds and what counts training steps."""

@@ -8,10 +8,10 @@ from collections import OrderedDict
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from search_spaces.errors import InputError
 from search_spaces.models.attention import unfold_attention
+from search_spaces.models.closures import FUNCTIONS, kept_by, rebind_functions
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -21,7 +21,8 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
     """A deep copy of ``model``; ``memo`` maps the ids of what is copied already to the copies, and is added to.
 
     Tensors that a module computed and kept (hook-based weight norm, masks of ``torch.nn.utils.prune``, the output of
-    the last forward pass) are copied without the graph behind them. Raises :class:`InputError` that names the module
+    the last forward pass) are copied without the graph behind them. Functions find what they keep of the network in its
+    copy. Raises :class:`InputError` that names the module
     and the attribute that Python cannot copy, or that tells modules by their place in memory, which a copy has not.
     """
     memo = {} if memo is None else memo
@@ -31,11 +32,13 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
     try:
         twin = copy.deepcopy(model, attempt)
     except Exception:  # kept tensors are looked for where Python stumbled alone: looking takes as long as copying
-        attempt = empty | _kept_tensors(model) | memo
+        given = empty | _kept_tensors(model) | memo
+        attempt = dict(given)
         try:
             twin = copy.deepcopy(model, attempt)
         except Exception as error:  # an attribute may be anything, and fail in any way
-            raise InputError(_refusal(model, attempt, error)) from error
+            raise InputError(_refusal(model, given, error)) from error
+    rebind_functions(twin, attempt)
     memo.update(attempt)
     return twin
 
@@ -57,6 +60,7 @@ def _check_identities(model: nn.Module) -> None:
 
 
 _COMMON = vars(nn.Module()).keys()
+_HOOKS = tuple(key for key in _COMMON if key.endswith("_hooks"))
 _PYTORCHS = ("_flat_weight_refs", "_torchdynamo")
 """Weak references of LSTM and GRU, which make them anew in copies, and marks of torch.compile."""
 _LEAST_IDENTITY = 1 << 20
@@ -64,7 +68,10 @@ _LEAST_IDENTITY = 1 << 20
 
 
 def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value in vars(module).items() if key not in _COMMON and not key.startswith(_PYTORCHS)]
+    """What a module has beyond the attributes of every module, and the functions that hang on it."""
+    own = [(key, value) for key, value in vars(module).items() if key not in _COMMON and not key.startswith(_PYTORCHS)]
+    hooks = [(key, vars(module).get(key)) for key in _HOOKS]
+    return own + [(key, hook) for key, held in hooks if held for hook in held.values()]
 
 
 def _identities(value: Any, depth: int = 3) -> list[Any]:
@@ -77,10 +84,9 @@ def _identities(value: Any, depth: int = 3) -> list[Any]:
         return list(value.values())
     if type(value) is int:
         return [value] if value >= _LEAST_IDENTITY else []
-    if not depth or not isinstance(value, (dict, list, tuple, set, frozenset)):
+    if not depth or not isinstance(value, (dict, list, tuple, set, frozenset, *FUNCTIONS)):
         return []
-    inside = (*value, *value.values()) if isinstance(value, dict) else value
-    return [found for part in inside for found in _identities(part, depth - 1)]
+    return [found for part in kept_by(value) for found in _identities(part, depth - 1)]
 
 
 def _empty_copies(model: nn.Module) -> dict[int, Any]:
@@ -91,8 +97,16 @@ def _empty_copies(model: nn.Module) -> dict[int, Any]:
 
 def _kept_tensors(model: nn.Module) -> dict[int, Tensor]:
     """Copies of the tensors that modules computed and kept, by id."""
-    leaves = (leaf for module in model.modules() for leaf in tree_leaves(vars(module)))
-    kept = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.grad_fn is not None}
+    waiting: list[Any] = [vars(module) for module in model.modules()]
+    kept: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            kept[id(value)] = value
+        if id(value) not in seen:
+            seen.add(id(value))
+            waiting += kept_by(value)
     return {key: tensor.detach().clone() for key, tensor in kept.items()}
 
 

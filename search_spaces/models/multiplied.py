@@ -6,7 +6,7 @@ and can be changed, as they are called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,17 +19,33 @@ from torch.overrides import TorchFunctionMode
 from search_spaces.errors import one_line
 from search_spaces.models.computed import current, reading, sources_of
 
-_PRODUCTS = frozenset(
+PRODUCTS = frozenset(
     (F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 )
+"""What layers multiply their weights by, of PyTorch."""
 Change = Callable[[Tensor], Tensor]
+
+
+def memory(tensor: Tensor) -> int:
+    """A number that all views of a tensor share; 0 for one that has no memory of its own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except RuntimeError:  # of a tensor without plain memory, such as a sparse one
+        return 0
 
 
 def is_standard(layer: nn.Module) -> bool:
     """Whether a layer does nothing of its own: its code is that of a class of PyTorch's."""
     kind = next(kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn.modules."))
-    own = (getattr(type(layer), key, None) is not getattr(kind, key, None) for key in ("forward", "_conv_forward"))
-    return "forward" not in vars(layer) and not any(own)
+    keys = ("forward", "_conv_forward")
+    own = (getattr(type(layer), key, None) is not getattr(kind, key, None) for key in keys)
+    return not any(own) and not vars(layer).keys() & {*keys}
+
+
+def factors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What such a product multiplies: the input and the weight among its arguments."""
+    x, weight = (args[at] if len(args) > at else kwargs[key] for at, key in enumerate(("input", "weight")))
+    return x, weight
 
 
 class Products(TorchFunctionMode):
@@ -42,7 +58,7 @@ class Products(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one function, with another weight where it is such a product."""
         kwargs = kwargs or {}
-        if func in _PRODUCTS:
+        if func in PRODUCTS:
             by_place = len(args) > 1
             weight = self.change(args[1] if by_place else kwargs["weight"])
             args, kwargs = ((args[0], weight, *args[2:]), kwargs) if by_place else (args, {**kwargs, "weight": weight})

@@ -20,8 +20,8 @@ from search_spaces.channels.running import WatchedRun, tensors
 from search_spaces.groups import ChannelGroups
 from search_spaces.layers import LayerSpec, ResidualBranch
 from search_spaces.models.attention import UnfoldedAttention
+from search_spaces.models.multiplied import memory
 from search_spaces.network.examples import Call
-from search_spaces.network.origins import memory
 
 
 @dataclass(frozen=True)

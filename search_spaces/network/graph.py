@@ -8,7 +8,7 @@ meta device does a real copy run instead.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +21,13 @@ from search_spaces.models.attention import unfold_attention
 from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.copies import copy_network
 from search_spaces.models.load import check_known_shapes
-from search_spaces.models.multiplied import is_standard
+from search_spaces.models.multiplied import is_standard, memory
 from search_spaces.network.couplings import Couplings, read_couplings, unknown_couplings
 from search_spaces.network.dense_part import dense_part, entering
 from search_spaces.network.examples import Call, Example, drawn, read_example, signature_of
 from search_spaces.network.makings import Making, read_makings, varying_weights
 from search_spaces.network.observation import LayerRecord, Observation, observe
-from search_spaces.network.origins import ELSEWHERE, making_told, memory
+from search_spaces.network.origins import ELSEWHERE, making_told
 from search_spaces.network.parameters import account, other_bytes, unused_names
 from search_spaces.signature import Signature
 
@@ -72,11 +72,13 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
     loose = {spec.owner: spec.reason for spec in parameters if spec.reason and spec.owner == spec.name}
     matrices = {name for name, parameter in twin.named_parameters() if sum(side > 1 for side in parameter.shape) > 1}
     unused = unused_names(twin, specs, parameters, seen, serving)
+    outside = other_bytes(twin, specs, parameters, unused)
+    _take_for_constants(twin, seen.registered)
     couplings = _couplings_of_part(twin, specs, call) if seen.depends_on_data else read_couplings(twin, specs, call)
     return LayerGraph(
         layers=tuple(specs),
         input_shape=call.input_shape,
-        other_bytes=other_bytes(twin, specs, parameters, unused),
+        other_bytes=outside,
         unsupported={**unsupported, **{name: why for name, why in loose.items() if name in matrices}},
         shared_inputs=_shared_inputs(seen.layers, specs),
         residual_ties=couplings.residual_ties,
@@ -89,6 +91,15 @@ def read_graph(model: nn.Module, example: Example) -> LayerGraph:
         unused=unused,
         signature=signature,
     )
+
+
+def _take_for_constants(twin: nn.Module, names: Iterable[str]) -> None:
+    """Let buffers that came by the run be plain attributes: every copy makes them anew, in full length."""
+    for name in names:
+        path, _, key = name.rpartition(".")
+        module = twin.get_submodule(path)
+        if key in module._buffers:  # which may have several names
+            vars(module)[key] = module._buffers.pop(key)
 
 
 def _couplings_of_part(twin: nn.Module, specs: Sequence[LayerSpec], call: Call) -> Couplings:
@@ -230,18 +241,18 @@ def _why_unsupported(
         return record.odd_call
     if not record.outputs:
         return _why_not_called(record, seen)
+    weight = record.module._parameters.get("weight")
+    sharing = sum(other.module._parameters.get("weight") is weight for other in seen.layers.values())
+    if uses[id(weight)] > sharing:
+        return "its weight is shared with a module that is not a layer (such as an embedding)"
     if record.reads_outside:
         return "its parent calls it and reads the weight itself as well"
     if record.odd_weight:
         return record.odd_weight
-    weight = record.module._parameters.get("weight")
     if making is not None or weight is None:
         return _why_not_made(record.module, uses, making)
     if record.products == 0:
         return "it multiplies with something else than its weight, or by other means than PyTorch's layers"
-    sharing = sum(other.module._parameters.get("weight") is weight for other in seen.layers.values())
-    if uses[id(weight)] > sharing:
-        return "its weight is shared with a module that is not a layer (such as an embedding)"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}"
     if not weight.numel():

@@ -24,10 +24,10 @@ from torch.utils.flop_counter import flop_registry
 from search_spaces.channels.meta_operations import run_on_meta
 from search_spaces.channels.running import tensors
 from search_spaces.models.computed import computed_names, sources_of
-from search_spaces.models.multiplied import Products
+from search_spaces.models.multiplied import Products, memory
 from search_spaces.network.calls import first_input
 from search_spaces.network.examples import Call
-from search_spaces.network.origins import Origins, factors_told, making_told, memory
+from search_spaces.network.origins import Origins, factors_told, making_told
 
 # Operations that make a tensor of the shape or type of another: they read none of its values.
 _MAKERS = ("new_", "empty", "zeros", "ones", "full", "rand")
@@ -135,6 +135,7 @@ class _Watch(TorchDispatchMode):
         self.seen = seen
         self.on_meta = any(tensor.is_meta for tensor in network.parameters())
         self.norm_inputs: list[int] = []
+        self.kept: list[Any] = []  # so that no later tensor can take an id
         self.calls: list[tuple[LayerRecord, Origins]] = []  # those that are running
         self.producers: dict[int, LayerRecord] = {}
         self.held = {memory(tensor) for tensor in (*network.parameters(), *network.buffers())}
@@ -165,10 +166,14 @@ class _Watch(TorchDispatchMode):
         output = run_on_meta(func, args, kwargs)
         operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         self._note_data(func, operands)
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
         for _, origins in self.calls:
-            origins.operation(operands, output, func._schema.is_mutable)
+            origins.operation(operands, output, func._schema.is_mutable, drawn)
         makes = func._overloadpacket.__name__.startswith(_MAKERS)
         self._note_computed([] if makes else operands, output)
+        self.seen.computed |= {
+            memory(tensor) for tensor in tensors(output) if drawn
+        }  # it is another one each time, too
         if not func.is_view and not makes:
             macs = self._macs(func, args, kwargs, output)
             for operand in operands:
@@ -331,6 +336,9 @@ def _layer_hooks(
         if not isinstance(given, Tensor) or not isinstance(output, Tensor):
             did, what = ("takes", given) if not isinstance(given, Tensor) else ("returns", output)
             record.odd_call = f"it {did} a {type(what).__name__}, and a layer takes one tensor first and returns one"
+            return
+        if not given.numel() and cast(Tensor, module.weight).numel():  # nothing of the example came here
+            watch.kept.append((given, output))
             return
         if torch._C._functorch.is_functorch_wrapped_tensor(given):
             record.odd_call = "it is called inside torch.vmap or another transformation of torch.func"

@@ -14,19 +14,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from search_spaces.models.multiplied import memory
 from search_spaces.network.calls import input_name
-
-
-def memory(tensor: Tensor) -> int:
-    """A number that all views of a tensor share; 0 for one that has no memory of its own."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except RuntimeError:  # of a tensor without plain memory, such as a sparse one
-        return 0
-
 
 ELSEWHERE = ""
 """Stands, among names of arguments, for what others computed before the call and the layer finds by itself."""
+
+
+CHANCE = "?"
+"""Stands, among names of arguments, for numbers that are drawn."""
 
 
 class Origins:
@@ -62,9 +58,9 @@ class Origins:
             return frozenset({ELSEWHERE} if self._computed(tensor) else ())
         return known
 
-    def operation(self, operands: Sequence[Tensor], output: Any, in_place: bool) -> None:
-        """Note an operation: its results are made of what its operands are."""
-        made, results = self.of(operands), _tensors(output)
+    def operation(self, operands: Sequence[Tensor], output: Any, in_place: bool, drawn: bool = False) -> None:
+        """Note an operation: its results are made of what its operands are, and of chance where they are ``drawn``."""
+        made, results = self.of(operands) | ({CHANCE} if drawn else frozenset()), _tensors(output)
         for tensor in results:  # what is made of nothing, too: it was not computed elsewhere
             self._note(tensor, made)
         if in_place and made:  # whoever looks at the same memory sees it as well
@@ -79,8 +75,8 @@ class Origins:
 
 def factors_told(first: str, factors: Iterable[str]) -> str:
     """Why a layer with these factors of its weight cannot be quantized; "" where its first input is the only one."""
-    others = sorted(set(factors) - {first})
-    if not others:
+    factors = set(factors) - {CHANCE}
+    if factors <= {first}:
         return ""
     named = [
         _LEFT if name == ELSEWHERE else f"'{name}'"
@@ -97,6 +93,9 @@ _LEFT = "what others computed and left with it as an attribute"
 
 def making_told(sources: Iterable[str]) -> str:
     """Why a layer whose weight is made of these sources cannot be quantized; "" where nothing speaks against it."""
+    sources = set(sources)
+    if CHANCE in sources:
+        return "its weight is drawn by chance each time the network runs; let it draw in training alone"
     if ELSEWHERE not in sources:
         return ""
     return (

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from search_spaces.layers import LayerSpec, ParameterSpec
-from search_spaces.models.buffers import buffer_bytes, each_buffer
+from search_spaces.models.buffers import FOLDED, buffer_bytes, each_buffer
+from search_spaces.models.multiplied import memory
 from search_spaces.network.observation import Observation
-from search_spaces.network.origins import memory
 
 
 def account(
@@ -27,7 +27,7 @@ def account(
         layer = modules[spec.name]
         own = [layer._parameters.get(key) for key in ("weight", "bias")]
         own += [parameter for key, parameter in layer.named_parameters() if key in serving[spec.name]]
-        own += modules[spec.norm]._parameters.values() if spec.norm else []
+        own += [modules[spec.norm]._parameters.get(key) for key in FOLDED] if spec.norm else []
         for parameter in own:
             if parameter is not None:
                 held.setdefault(id(parameter), spec.name)
@@ -104,7 +104,7 @@ def other_bytes(
 ) -> int:
     """Bytes of all that is deployed outside the layers: parameters in fp32, BatchNorms as scale and shift, buffers."""
     norms = dict(_other_norms(twin, specs))
-    inside = {f"{name}.{key}" for name, norm in norms.items() for key in norm._parameters}
+    inside = {f"{name}.{key}" for name in norms for key in FOLDED}
     outside = (spec for spec in parameters if spec.reason and spec.name not in inside | unused)
     channels = sum(norm.num_features for name, norm in norms.items() if name not in unused)
     buffers = sum(buffer_bytes(buffer) for name, buffer in each_buffer(twin) if name not in unused)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dnas.data import archives
 from dnas.data.augmentation import crop_and_flip, cut_out, draw_augmentation
-from dnas.data.decoding import decode
+from dnas.data.decoding import decode, size_of
 from dnas.data.load import (
     Augmentation,
     DataSplits,
@@ -337,9 +337,19 @@ def test_pixels_without_a_full_scale_are_refused_by_their_mode(tmp_path: Path, k
         decode(str(tmp_path / "raw.tiff"))
 
 
-@pytest.mark.parametrize(("suffix", "deep"), [("jpg", False), ("png", False), ("png", True), ("tif", True)])
+def test_signed_pixels_are_refused(tmp_path: Path) -> None:
+    """PIL takes -1 for 255."""
+    Image.fromarray(np.arange(-6, 6, dtype=np.int8).view(np.uint8)[None]).save(tmp_path / "a.tif", tiffinfo={339: 2})
+    with pytest.raises(InputError, match=r"a.tif': its pixels are signed integers"):
+        decode(str(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "deep"), [("jpg", False), ("png", False), ("png", True), ("tif", True), ("tif", False), ("webp", False)]
+)
 def test_images_are_turned_upright(tmp_path: Path, suffix: str, deep: bool) -> None:
     pixels = (np.arange(16 * 24) // 2).astype(np.uint8).reshape(16, 24)
+    options: dict[str, dict[str, Any]] = {"jpg": {"quality": 100}, "webp": {"lossless": True}}
     for orientation, expected in (
         (1, pixels),
         (3, pixels[::-1, ::-1]),
@@ -350,10 +360,11 @@ def test_images_are_turned_upright(tmp_path: Path, suffix: str, deep: bool) -> N
         exif[274] = orientation
         path = tmp_path / f"{orientation}.{suffix}"
         stored = pixels.astype(np.uint16) << 8 if deep else pixels
-        Image.fromarray(stored).save(path, exif=exif, **({"quality": 100} if suffix == "jpg" else {}))
+        Image.fromarray(stored).save(path, exif=exif, **options.get(suffix, {}))
         found = decode(str(path))[0].numpy()
         assert found.shape == expected.shape
         assert np.abs(found.astype(int) - expected).max() <= (2 if suffix == "jpg" else 0)
+        assert size_of(str(path)) == expected.shape
 
 
 @pytest.mark.parametrize("workers", [0, 1])

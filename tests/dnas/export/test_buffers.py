@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from dnas import apply, calibrate, load, read_graph, save_packed
 from dnas.quantization.conversion import QuantizerChoice
+from dnas.switchable.net import SwitchableNet
 from results.packed.file import PackedFile, read_packed, write_packed
 from results.packed.header import FORMAT, FORMAT_WITH_BUFFERS
 from search_spaces.assignments import BitAssignment
@@ -91,6 +92,18 @@ class Scaling(nn.Conv2d):
         return self.scale * self._conv_forward(x, self.weight, self.bias)
 
 
+class Sloped(nn.BatchNorm2d):
+    """A BatchNorm with more than its scale and shift: a slope for each channel, a number and a buffer."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.slope, self.size = nn.Parameter(drawn(channels)), nn.Parameter(drawn(1))
+        self.register_buffer("gate", drawn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.slope * self.gate).view(-1, 1, 1) * self.size
+
+
 class TwoNames(nn.Module):
     """One buffer under two names, whose entries are one number."""
 
@@ -139,6 +152,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "of other memory": (lambda: Replacing(other_memory), 4 * 4),
     "set anew": (lambda: Replacing(set_anew), 4 * 4),
     "of a layer": (lambda: chain(Scaling(), nn.ReLU()), 4 * 4),
+    "of a BatchNorm behind a layer": (lambda: chain(Sloped(4), nn.ReLU()), 4 * 4),
+    "of a BatchNorm alone": (lambda: chain(nn.ReLU(), Sloped(4)), 4 * 4),
     "two names": (TwoNames, 4 * 108),
     "spectral norm": (lambda: chain(spectral_norm(nn.Conv2d(4, 4, 3))), 0),
     "average of weights": (lambda: Held(lambda: drawn(4, 3, 3, 3), lambda x, held: x + held.sum()), 4 * 108),
@@ -225,6 +240,25 @@ def test_integers_that_fp32_holds_are_parameters_too(tmp_path: Path) -> None:
 def test_statistics_of_instances_lose_the_entries_of_removed_filters() -> None:
     graph = read_graph(tracking(), SHAPE)
     assert graph.channels.entry_bytes["1"] == 4 * 4
+    behind, alone = (read_graph(chain(*parts), SHAPE) for parts in ((Sloped(4),), (nn.ReLU(), Sloped(4))))
+    assert behind.channels.entry_bytes["1"] == 2 * 4  # what is folded goes with its layer
+    assert alone.channels.entry_bytes["2"] == 4 * 4
+
+
+def test_profiles_share_what_a_batchnorm_holds_beside_scale_and_shift(tmp_path: Path) -> None:
+    choice = QuantizerChoice("nested", "pact")
+    model = made(lambda: chain(Sloped(4), nn.ReLU()), 0)
+    graph = read_graph(model, SHAPE)
+    profiles = {name: assignment_of(graph, same_bits(graph, bits, 4), choice) for name, bits in (("a", 4), ("b", 2))}
+    net = SwitchableNet(model, graph, profiles, choice)
+    net.calibrate(model, [inputs()])
+    slopes = {id(net.view_of(name).get_parameter("1.slope")) for name in profiles}
+    scales = {id(net.view_of(name).get_parameter("1.weight")) for name in profiles}
+    assert (len(slopes), len(scales)) == (1, 2)
+    save_packed(tmp_path / "a", net.eval())
+    loaded = load(tmp_path / "a", made(lambda: chain(Sloped(4), nn.ReLU()), 1))
+    for name in profiles:
+        assert torch.equal(loaded.use(name)(inputs()), net.use(name)(inputs()))
 
 
 def test_a_file_without_buffers_stays_one_of_the_first_format(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_what_is_made_as_the_network_runs_is_none(how: str) -> None:
 
 
 class Closed(nn.Module):
-    """A module that calls a closure over a layer, as it was before anybody copied it."""
+    """A module that calls a function over a layer."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -117,18 +117,19 @@ class Closed(nn.Module):
         return self.layer(x) if self.call is None else self.call(x)
 
 
-@pytest.mark.parametrize("how", ["forward", "closure", "function"])
-def test_a_closure_over_a_layer_is_refused_when_it_is_saved(how: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"reads a parameter of shape \(3, 6\) that none of its modules holds"):
-        packed(Closed(how), tmp_path / "net")
-    assert not (tmp_path / "net").exists()
-
-
-def test_a_bound_method_is_copied_with_its_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["forward", "closure", "function", "method"])
+def test_functions_over_a_layer_are_copied_with_it(how: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net, *_ = packed(Closed("method"), tmp_path / "net")
+    net, *_ = packed(Closed(how), tmp_path / "net")
     torch.manual_seed(1)
-    assert torch.equal(load(tmp_path / "net", Closed("method"))(images()), net(images()))
+    assert torch.equal(load(tmp_path / "net", Closed(how))(images()), net(images()))
+
+
+def test_a_closure_over_a_layer_of_nobody_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    teacher = nn.Linear(WIDTH, WIDTH)
+    with pytest.raises(InputError, match=r"reads a parameter of shape \(6, 6\) that none of its modules holds"):
+        packed(Keeps(None, lambda m, x: x + teacher(x)), tmp_path / "net")
+    assert not (tmp_path / "net").exists()
 
 
 def test_switchable_nets_tell_them_too(tmp_path: Path) -> None:

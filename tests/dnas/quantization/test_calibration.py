@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dnas.quantization.calibration import batch_statistics, calibrate, observing, recalibrate_batchnorm
+from dnas.quantization.calibration import (
+    batch_statistics,
+    calibrate,
+    layer_inputs,
+    observing,
+    recalibrate_batchnorm,
+)
 from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.families import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
 from dnas.quantization.fitting import best_clip
@@ -252,6 +258,60 @@ def test_statistics_that_overflow_are_refused_and_nothing_is_lost() -> None:
 def test_a_batch_without_images_is_refused() -> None:
     with pytest.raises(InputError, match=r"batch 2 of shape .* holds no image"):
         calibrate(fixed_net(), [inputs(), inputs()[:0]])
+
+
+@pytest.mark.parametrize("weights", ["lsq", "dorefa"])
+def test_numbers_whose_squares_overflow_are_refused_by_the_name_of_the_layer(weights: str) -> None:
+    """Their clip was any, and the gain of a quantizer without one infinite: every output NaN."""
+    network = fixed_net()
+    with pytest.raises(InputError, match=r"the input of layer 'stem' reaches 2\.\d+e\+30, to which no range can"):
+        calibrate(network, [inputs(4) / inputs(4).abs().max() * 2.5e30])
+    model = trained(Net())
+    model.stem.weight.data.mul_(1e30)
+    graph = known_graph(model, SHAPE)
+    net = quantize_fixed(model, graph, dict.fromkeys(graph.by_name, LayerBits(4, 32)), QuantizerChoice(weights))
+    before = state(net)
+    with pytest.raises(InputError, match=r"the weight of layer 'stem' reaches .*e\+29, to which no range"):
+        calibrate(net, [torch.zeros(4, *SHAPE)])
+    assert all(torch.equal(value, before[key]) for key, value in state(net).items())
+
+
+@pytest.mark.parametrize(("change", "what"), [(Tensor.to_sparse, "sparse_coo"), (lambda x: x.to("meta"), "no values")])
+def test_a_batch_that_is_no_plain_tensor_is_refused(change: Callable[[Tensor], Tensor], what: str) -> None:
+    with pytest.raises(InputError, match=f"batch 2 of shape .*{what}; give plain tensors of images"):
+        calibrate(fixed_net(), [inputs(4), change(inputs(4))])
+
+
+class Routed(nn.Module):
+    """Each of an image's tokens goes to one of two experts, so that one may get none of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(3, 2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(*x.shape[:2], 2)
+        for index, expert in enumerate(self.experts):
+            chosen = (x[..., 0] > 0) == bool(index)
+            out[chosen] = expert(x[chosen])
+        return out
+
+
+@pytest.mark.parametrize("activations", ["pact", "tanh"])
+def test_a_layer_that_gets_no_image_of_a_batch_is_calibrated_on_others(activations: str) -> None:
+    torch.manual_seed(0)
+    model, x = Routed(), torch.randn(1, 12, 3, generator=seeded())
+    graph = read_graph(model, x)
+    parts = [x[x[..., 0] > 0][None], x[x[..., 0] <= 0][None]]
+    assert set(graph.by_name) == {"experts.0", "experts.1"}
+    choice = QuantizerChoice("lsq", activations)
+    nets = [quantize_fixed(model, graph, {name: LayerBits(3, 3) for name in graph.by_name}, choice) for _ in range(2)]
+    calibrate(nets[0], [x])
+    calibrate(nets[1], parts)
+    assert torch.equal(nets[0](x), nets[1](x))
+    assert nets[1](parts[0]).isfinite().all()
+    found = layer_inputs(model, list(graph.by_name), parts)
+    assert all(sample.values.numel() for sample in found.values())
 
 
 def test_an_error_of_the_code_that_gives_batches_is_told_with_their_number() -> None:

@@ -199,14 +199,19 @@ def test_a_layer_that_is_read_in_its_own_hook_is_refused_by_name() -> None:
         quantized(model)
 
 
-def test_a_forward_in_a_closure_over_the_original_is_told() -> None:
-    """No copy of a function reaches what it holds: the twin would run the original's float weight."""
+def test_a_forward_in_a_closure_over_the_original_runs_with_quantized_weights() -> None:
+    """A copy of a function that copies took as it is would run the original's float weight."""
     model = nn.Sequential(linear(), nn.ReLU(), linear())
     own = model[2].forward
     model[2].forward = lambda x: own(x) * 2
-    graph = read_graph(model, (WIDTH,))
-    assert set(graph.by_name) == {"0"}
-    assert "reads the weight itself" in graph.unsupported["2"]
+    network, graph, _ = quantized(model)
+    assert set(graph.by_name) == {"0", "2"}
+    read: dict[str, Tensor] = {}
+    network[2].register_forward_hook(lambda module, given, output: read.update(x=given[0], y=output))
+    network(images())
+    layer: Any = network[2]
+    assert len(layer.quantized_weight().unique()) <= 4
+    torch.testing.assert_close(read["y"], 2 * F.linear(read["x"], layer.quantized_weight(), layer.bias))
 
 
 def test_a_network_that_asks_for_the_exact_class_is_refused_by_name() -> None:

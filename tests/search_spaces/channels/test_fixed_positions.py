@@ -141,3 +141,83 @@ def test_what_code_counts_is_never_moved(name: str) -> None:
         for gone in range(group.units):
             kept = {group.name: tuple(unit for unit in range(group.units) if unit != gone)}
             assert_removed_is_masked(network, graph, kept)
+
+
+class Own(nn.Conv2d):
+    """A layer whose own code does something before or after it multiplies."""
+
+    def __init__(self, code: Code, place: str, inputs: int, filters: int) -> None:
+        super().__init__(inputs, filters, 3, padding=1)
+        self.code, self.place = code, place
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.code(self, x)) if self.place == "before" else self.code(self, super().forward(x))
+
+
+OWN: dict[str, Code] = {
+    **{name: COUNTED[name][0] for name in ("the_issue", "roll", "centred", "divided_by_count", "mask_by_count")},
+    "same_for_all": lambda n, h: F.pad(h.relu(), (1, 1, 0, 0))[..., 1:-1] * 2,
+    "number_of_filters": lambda n, h: h / n.out_channels,
+    "number_of_rows": lambda n, h: h / n.weight.shape[0],
+    "mean_of_the_bias": lambda n, h: h * n.bias.abs().mean(),
+    "size_of_the_weight": lambda n, h: h / n.weight.norm(),
+    "number_of_inputs": lambda n, h: h * n.in_channels**-0.5,
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("name", OWN)
+def test_what_the_code_of_a_layer_counts_is_never_moved(name: str, place: str) -> None:
+    """The code of a layer is followed as any other; it was taken for a product with the weight and nothing more."""
+
+    def net() -> nn.Module:
+        layers = {"a": Own(OWN[name], place, 2, 8) if place == "after" else conv(2, 8), "b": conv(8, 8)}
+        layers |= {"b": Own(OWN[name], place, 8, 8)} if place == "before" else {}
+        return Toy(lambda n, x: n.head(pooled(n.b(n.a(x)))), **layers, head=nn.Linear(8, 3))
+
+    network, graph = built(Case(net, (), SHAPE))
+    assert graph.channels.unknown == ""
+    assert not graph.unsupported
+    groups = {group.name: group for group in graph.channels.groups}
+    assert ("a" in groups) or name != "same_for_all"
+    for seed in range(3):
+        assert_removed_is_masked(network, graph, some_kept(graph.channels, (0.3, 0.6, 0.9)[seed], seed))
+    for group in groups.values():
+        for gone in (0, group.units - 1):
+            kept = {group.name: tuple(unit for unit in range(group.units) if unit != gone)}
+            assert_removed_is_masked(network, graph, kept)
+
+
+def test_code_that_changes_the_number_of_channels_before_it_multiplies_keeps_them() -> None:
+    class Twice(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.cat([x, x.square()], 1))
+
+    class Pooling(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(pooled(x))
+
+    for head in (Twice(16, 3), Pooling(8, 3)):
+        last = pooled if isinstance(head, Twice) else torch.relu
+        network = Toy(lambda n, x, last=last: n.head(last(n.a(x))), a=conv(2, 8), head=head)
+        _, graph = built(Case(lambda network=network: network, (), SHAPE))
+        assert not graph.channels.groups
+        assert "multiplies other numbers of channels" in graph.channels.frozen["a"]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_buffer_that_the_network_registers_as_it_runs_is_a_constant(persistent: bool) -> None:
+    """Every copy makes it anew, in full length: none of its entries can be cut off beforehand."""
+
+    class Registering(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not hasattr(self, "table"):
+                self.register_buffer("table", torch.linspace(0, 1, 8).view(8, 1, 1).to(x), persistent=persistent)
+            return x + self.table
+
+    network, graph = built(
+        Case(lambda: Toy(lambda n, x: n.b(n.t(n.a(x))), a=conv(2, 8), t=Registering(), b=conv(8, 3)), (), SHAPE)
+    )
+    assert not graph.channels.groups
+    assert graph.channels.frozen["a"]
+    assert_removed_is_masked(network, graph, {})

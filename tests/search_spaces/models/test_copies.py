@@ -69,3 +69,29 @@ def test_compiled_networks_are_copied() -> None:
     """PyTorch marks them with an id, which nothing is found by."""
     model, x = torch.compile(nn.Sequential(nn.Linear(3, 4)), backend="eager"), torch.randn(5, 3)
     assert torch.equal(copy_network(model)(x), model(x))
+
+
+def test_a_parameter_that_cannot_be_copied_is_named_with_its_module() -> None:
+    class Own(Tensor):
+        pass
+
+    model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
+    model[1].weight = nn.Parameter(model[1].weight.detach().as_subclass(Own))
+    with pytest.raises(InputError, match="deepcopy fails on '_parameters' of module '1'"):
+        copy_network(model)
+
+
+def test_tensors_that_an_object_kept_from_a_run_are_copied() -> None:
+    class Note:
+        last: Any = None
+
+        def take(self, module: nn.Module, given: Any, output: Tensor) -> None:
+            self.last = [output]
+
+    model, x = nn.Sequential(nn.Linear(3, 3)), torch.randn(2, 3)
+    model[0].note = Note()
+    model[0].register_forward_hook(model[0].note.take)
+    expected = model(x)
+    twin = copy_network(model)
+    assert torch.equal(twin[0].note.last[0], expected)
+    assert twin[0].note is not model[0].note

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from dnas.jobs.doctor import examine
+from search_spaces.errors import InputError
 from search_spaces.network.graph import read_graph
 
 
@@ -219,6 +220,75 @@ def test_a_parametrization_that_follows_the_input_is_told() -> None:
     graph = read_graph(Following(), (4,))
     assert set(graph.by_name) == {"first"}
     assert "its weight is made of what others computed" in graph.unsupported["layer"]
+
+
+class Drawing(nn.Module):
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.draw(weight)
+
+
+class Drawn(nn.Linear):
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(4, 4)
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.draw(self.weight) if self.training or self.draw is not in_training else self.weight)
+
+
+def in_training(weight: Tensor) -> Tensor:
+    return weight + torch.randn_like(weight)
+
+
+def by_parametrization(draw: Callable[[Tensor], Tensor]) -> nn.Module:
+    return parametrize.register_parametrization(nn.Linear(4, 4), "weight", Drawing(draw))
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "normal": lambda w: w + 0.1 * torch.randn(4, 4),
+    "like": lambda w: w * torch.rand_like(w),
+    "dropout": lambda w: F.dropout(w, 0.3, training=True),
+    "bernoulli": lambda w: w * torch.bernoulli(w.sigmoid()),
+    "in place": lambda w: w + torch.empty_like(w).normal_(),
+}
+
+
+@pytest.mark.parametrize("layer", [by_parametrization, Drawn])
+@pytest.mark.parametrize("way", DRAWS)
+def test_a_weight_that_is_drawn_is_told(way: str, layer: Callable[..., nn.Module]) -> None:
+    """A file would hold one draw of it."""
+    graph = read_graph(nn.Sequential(nn.Linear(4, 4), layer(DRAWS[way])), (4,))
+    assert set(graph.by_name) == {"0"}
+    assert "its weight is drawn by chance each time the network runs" in graph.unsupported["1"]
+
+
+def test_noise_in_training_and_on_the_input_is_none_of_the_weight() -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    assert set(read_graph(nn.Sequential(Noisy(4, 4), Drawn(in_training)), (4,)).by_name) == {"0", "1"}
+
+
+def test_what_was_drawn_before_the_call_was_computed_elsewhere() -> None:
+    for use in ("on the weight", "on the output"):
+        graph = read_graph(Leaving(lambda m, y: setattr(m, "kept", torch.rand(4)), Left(USES[use])), (4,))
+        assert ("layer" in graph.by_name) == (use == "on the output")
+
+
+def test_a_network_that_draws_a_buffer_when_it_runs_first_is_refused() -> None:
+    class Projecting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not hasattr(self, "projection"):
+                self.register_buffer("projection", torch.randn(4, 4))
+            return x @ self.projection
+
+    with pytest.raises(InputError, match=r"makes its buffer '0.projection' when it runs first, so every copy"):
+        read_graph(nn.Sequential(Projecting(), nn.Linear(4, 4)), (4,))
 
 
 class Numbered(nn.Module):

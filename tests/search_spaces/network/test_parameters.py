@@ -55,6 +55,19 @@ def test_what_an_example_does_not_reach_is_told_as_that() -> None:
     assert {name for name in graph.by_name if name.startswith("experts")} == {"experts.2"}
 
 
+def test_a_layer_that_nothing_of_the_example_comes_to_is_not_searched() -> None:
+    """It is called, on no rows: it would cost no operations."""
+
+    def routed(toy: Any, x: Tensor) -> Tensor:
+        return toy.head(torch.cat([toy.first(x[x[:, 0] > 0]), toy.second(x[x[:, 0] <= 0])]))
+
+    network = Toy(routed, first=nn.Linear(4, 4), second=nn.Linear(4, 4), head=head())
+    graph = read_graph(network, torch.ones(1, 4))
+    assert set(graph.by_name) == {"first", "head"}
+    assert "the example does not reach it" in graph.unsupported["second"]
+    assert sum(spec.elements for spec in graph.parameters) == sum(p.numel() for p in network.parameters())
+
+
 def test_reasons_say_how_a_parameter_is_used() -> None:
     told = {s.name: s.reason for name in ("matmul", "vectors", "lstm") for s in read_graph(*ZOO[name][:2]).parameters}
     assert told["w"] == "Toy multiplies with it itself; only layers are quantized"
