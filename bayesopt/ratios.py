@@ -147,7 +147,7 @@ class RatioSpace:
         costs = self.costs(counts) if limits else {}
         for name in limits:
             if name not in costs:
-                raise InputError(f"there is no cost '{name}'{nearest(str(name), costs)}; there are {', '.join(costs)}")
+                raise InputError(f"there is no cost '{name}'; there are {', '.join(costs)}{nearest(str(name), costs)}")
         return all(costs[name] <= limit for name, limit in limits.items())
 
     def counts(self, x: Sequence[float] | np.ndarray) -> tuple[int, ...]:
@@ -177,7 +177,7 @@ class RatioSpace:
         costs = self.costs(self.least())
         for name, limit in limits.items():
             if name not in costs:
-                raise InputError(f"there is no cost '{name}'{nearest(name, costs)}; there are {', '.join(costs)}")
+                raise InputError(f"there is no cost '{name}'; there are {', '.join(costs)}{nearest(name, costs)}")
             if math.isnan(limit):
                 raise InputError(f"the limit on {name} is not a number")
             if costs[name] > limit:
