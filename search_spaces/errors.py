@@ -118,7 +118,7 @@ def check_type(value: object, kind: type | tuple[type, ...], what: str, hint: st
 
 def check_whole(value: object, what: str, least: int | None = None) -> None:
     """Raise :class:`InputError` unless ``value`` is a whole number, Python's or numpy's, of ``least`` or more."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and int(value) < least):
         from_on = "" if least is None else f" from {least} on"
         raise InputError(f"{what} = {value!r}: give a whole number{from_on}")
 

@@ -72,6 +72,10 @@ def rehearse(
     with device.own_randomness(0):
         few = min(_IMAGES, _rows(data.train, batch_size, device.processes))
         images, targets = first_images("training", data.train, few, augmentation, device.place)
+        if augmentation is not None and not bool(images.isfinite().all()):
+            raise InputError(
+                "the augmentation makes values that are not finite of training images; correct data.transforms"
+            )
         x, y = placed_by(task, (images, targets), device)
         with torch.no_grad():
             measured = _outputs(task, twin.eval(), x, y, "eval")
