@@ -19,11 +19,13 @@ from bayesopt.acquisition import mutated
 from bayesopt.initial import checked_budgets, first_count, ratios_to_try
 from bayesopt.proposals import CostRange, Proposal, Suggestion
 from bayesopt.ratios import Limits, RatioSpace
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, JobError, one_line
 
 _SMALL_SPACE = 2_000  # combinations that are listed one by one when chance finds nothing new
 _TRIES, _FEW_TRIES = 200, 20
 _FRONT_STARTS = 4
+_MOST_SUGGESTIONS = 1_000
+"""For one proposal: what was seen before is passed over, and a generator may have nothing else to give."""
 _CHANCE, _AMOUNT, _WEIGHT = 1, 2, 3  # what a random stream is for, beside the model's own
 
 
@@ -88,6 +90,20 @@ class Proposer(ABC):
             if value is not None:
                 self.tell(proposal, value)
 
+    def try_engine(self, total: int) -> None:
+        """Raise :class:`InputError` where nothing could be suggested in a search of ``total`` trials.
+
+        The first proposals are told made-up losses, and what follows is asked for, even where a small space has nothing
+        else; so a proposer that is to be used later is another one.
+        """
+        for number in range(min(total, self.first)):
+            for proposal in self.ask():
+                self.tell(proposal, 1 / (1 + number))
+        number = len(self._asked)
+        if total > self.first:
+            for budget in range(len(self.budgets)):
+                next(self._from_engine(number, budget, self._limits(number, budget)), None)
+
     def best(self, budget: int = 0) -> Proposal | None:
         """The most promising proposal told that meets the budget; here the one of the lowest loss."""
         told = [(value, number) for number, value in self._finite().items() if self._within(number, budget)]
@@ -117,8 +133,42 @@ class Proposer(ABC):
         if number < self.first:
             yield self.suggestion(self._design[number], limits, "initial")
         elif self._finite():
-            yield from self.suggestions(number, limits)
+            yield from self._from_engine(number, budget, limits)
         yield from self._chance(number, budget, limits)
+
+    def _from_engine(self, number: int, budget: int, limits: Limits) -> Iterator[Suggestion]:
+        """The first of :meth:`suggestions`; :class:`InputError` where one of them is none that can be tried.
+
+        A class of the user's own may fail in any way, and may never come to an end.
+        """
+        try:
+            for suggestion in itertools.islice(self.suggestions(number, limits), _MOST_SUGGESTIONS):
+                self._check(suggestion, budget)
+                yield suggestion
+        except (InputError, JobError):
+            raise
+        except (Exception, SystemExit) as error:
+            if _is_ours(self):
+                raise
+            raise InputError(
+                f"{_named(self)} failed: {one_line(error)}; suggestions(number, limits) yields what "
+                "self.suggestion(point, limits, source) makes of points in [0, 1]"
+            ) from error
+
+    def _check(self, suggestion: Suggestion, budget: int) -> None:
+        """Refuse what is no configuration of the space, or costs more than its limits or the budget."""
+        if not isinstance(suggestion, Suggestion):
+            raise InputError(
+                f"{_named(self)} suggests a {type(suggestion).__name__}; yield what "
+                "self.suggestion(point, limits, source) returns"
+            )
+        counts, levels = suggestion.counts, self.space.levels
+        if len(counts) != len(levels) or any(one not in known for one, known in zip(counts, levels, strict=True)):
+            raise InputError(f"{_named(self)} suggests the counts {counts}, which its space does not have")
+        for limits in (suggestion.limits, self.budgets[budget]):
+            if not self.space.meets(counts, limits):
+                told = ", ".join(f"{name} {limit:.10g}" for name, limit in limits.items())
+                raise InputError(f"{_named(self)} suggests the counts {counts}, which exceed {told}")
 
     def _chance(self, number: int, budget: int, limits: Limits) -> Iterator[Suggestion]:
         """Random configurations, then neighbours of those seen, and every single one where the space is small."""
@@ -169,8 +219,11 @@ class Proposer(ABC):
         return float(self._random(number, _WEIGHT).uniform(0.02, 0.98))
 
     def suggestion(self, x: np.ndarray, limits: Limits, source: str) -> Suggestion:
-        """The point ``x`` (D,) in [0, 1], repaired onto the limits."""
-        return Suggestion(self.space.repair(x, limits), limits, source)
+        """The point ``x`` (D,) in [0, 1], repaired onto the limits; what lies outside is taken to the border."""
+        x = np.asarray(x, dtype=np.float64)
+        if np.isnan(x).any():
+            raise InputError(f"{_named(self)} suggests a point that holds NaN; give coordinates in [0, 1]")
+        return Suggestion(self.space.repair(np.clip(x, 0, 1), limits), limits, source)
 
     @cached_property
     def _design(self) -> np.ndarray:
@@ -213,3 +266,12 @@ class Proposer(ABC):
         """Points (P, D) asked and not told."""
         rows = [self._asked[number].x for number in sorted(self._asked) if number not in self._told]
         return np.array(rows).reshape(len(rows), len(self.space.free))
+
+
+def _named(proposer: Proposer) -> str:
+    """How a sentence names a proposer: as a job does."""
+    return f"proposer '{type(proposer).__module__}:{type(proposer).__qualname__}'"
+
+
+def _is_ours(proposer: Proposer) -> bool:
+    return type(proposer).__module__.partition(".")[0] == __name__.partition(".")[0]

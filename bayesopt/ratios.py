@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, nearest, one_line
 
 Limits = Mapping[str, float]
 """Cost name → the amount that may not be exceeded."""
@@ -62,6 +62,8 @@ class RatioSpace:
             for option, value in (("units", self.units[row]), *((o, self._option(o, row)) for o in _WHOLE)):
                 if not is_number(value) or not math.isfinite(value) or value != int(value) or value < 1:
                     raise InputError(f"{option} of group '{name}' is {value}; it must be a whole number, at least 1")
+        if not isinstance(self.fixed, Mapping):
+            raise InputError(f"fixed is {self.fixed!r}; give ratios by the names of their groups")
         for name, ratio in self.fixed.items():
             if name not in self.names:
                 raise InputError(f"fixed names no channel group '{name}'{nearest(str(name), self.names)}")
@@ -79,10 +81,14 @@ class RatioSpace:
         given = getattr(self, option)
         if is_number(given):
             return
-        if isinstance(given, str | Mapping) or not hasattr(given, "__len__"):
+        try:
+            count = 0 if isinstance(given, str | Mapping) else len(given)
+        except TypeError:  # an array without dimensions has no length either
+            count = 0
+        if not count:
             raise InputError(f"{option} is {given!r}; give a number, or one for each channel group in their order")
-        if len(given) != len(self.names):
-            raise InputError(f"{option} has {len(given)} entries for {len(self.names)} channel groups")
+        if count != len(self.names):
+            raise InputError(f"{option} has {count} entries for {len(self.names)} channel groups")
 
     def _check_ratio(self, what: str, ratio: Any) -> None:
         if not is_number(ratio) or not 0 <= ratio < 1:
@@ -127,10 +133,23 @@ class RatioSpace:
 
     @cached_property
     def _remembered(self) -> Callable[[tuple[int, ...]], dict[str, float]]:
-        def costs(counts: tuple[int, ...]) -> dict[str, float]:
-            return {name: float(amount) for name, amount in self.cost(self.named(counts)).items()}
+        return lru_cache(_REMEMBERED_COSTS)(self._asked)
 
-        return lru_cache(_REMEMBERED_COSTS)(costs)
+    def _asked(self, counts: tuple[int, ...]) -> dict[str, float]:
+        """What the cost function says of counts; :class:`InputError` where it fails or gives no finite amounts."""
+        try:
+            found = {name: float(amount) for name, amount in self.cost(self.named(counts)).items()}
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's own code may fail in any way
+            raise InputError(
+                f"the costs of the counts {counts} failed: {one_line(error)}; cost is called with the kept units of "
+                "every group by its name, and returns amounts by the names of costs"
+            ) from error
+        for name, amount in found.items():
+            if not math.isfinite(amount):
+                raise InputError(f"the cost '{name}' of the counts {counts} is {amount}; it must be finite")
+        return found
 
     def named(self, counts: Sequence[int]) -> dict[str, int]:
         """The counts by the names of their groups."""
@@ -147,7 +166,7 @@ class RatioSpace:
         costs = self.costs(counts) if limits else {}
         for name in limits:
             if name not in costs:
-                raise InputError(f"there is no cost '{name}'{nearest(str(name), costs)}; there are {', '.join(costs)}")
+                raise InputError(f"there is no cost '{name}'; there are {', '.join(costs)}{nearest(str(name), costs)}")
         return all(costs[name] <= limit for name, limit in limits.items())
 
     def counts(self, x: Sequence[float] | np.ndarray) -> tuple[int, ...]:
@@ -177,7 +196,7 @@ class RatioSpace:
         costs = self.costs(self.least())
         for name, limit in limits.items():
             if name not in costs:
-                raise InputError(f"there is no cost '{name}'{nearest(name, costs)}; there are {', '.join(costs)}")
+                raise InputError(f"there is no cost '{name}'; there are {', '.join(costs)}{nearest(name, costs)}")
             if math.isnan(limit):
                 raise InputError(f"the limit on {name} is not a number")
             if costs[name] > limit:

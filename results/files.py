@@ -9,14 +9,16 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
 from search_spaces.errors import InputError, JobError
+from search_spaces.plain_json import LARGEST_FIGURE, LARGEST_WHOLE
 from search_spaces.plain_json import parse_json as parse_json
 from search_spaces.user_files import open_regular
 
@@ -27,6 +29,7 @@ SEAL = "sha256"
 """The key that holds the checksum of a JSON file's other keys; the last one."""
 MOST_BYTES, MOST_JSON_BYTES = 2**30, 2**27
 """Of what is read as a whole, such as a journal; of one JSON file, which takes several times as much memory."""
+_MAY_BE_LARGE = re.compile(r"\de\+?\d{3}|\d{19}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SPECIAL = (
     (stat.S_ISLNK, "link"),
@@ -74,6 +77,28 @@ def write_json(path: Path, data: Any) -> None:
 def indented_json(data: Any, what: str) -> str:
     """What :func:`write_json` writes: every key on a line of its own, two blanks further in at each depth."""
     return encode_json(data, what, _indented) + "\n"
+
+
+@contextlib.contextmanager
+def wholly_written(path: Path) -> Iterator[Path]:
+    """A path of the same name in a folder of its own, for code that is not ours to write to.
+
+    What lies in that folder takes its place beside ``path`` at the end; nothing does where the code fails.
+    """
+    folder = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        yield folder / path.name
+        try:
+            for made in sorted(folder.iterdir()):
+                made.replace(path.with_name(made.name))
+        except OSError as error:
+            raise write_error(path, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_special(path: Path) -> None:
@@ -166,14 +191,17 @@ def read_json(path: Path) -> Any:
 
 
 def encode_json(data: Any, what: str, encode: Callable[[Any], str] | None = None) -> str:
-    """Return ``data`` as JSON in one line; raise :class:`JobError` naming the first number that JSON cannot hold."""
+    """Return ``data`` as JSON in one line; raise :class:`JobError` naming the first number that cannot be read back."""
     try:
-        return (encode or _encoder().encode)(data)
+        text = (encode or _encoder().encode)(data)
     except ValueError as error:
         found = find_non_finite(data)
         if not found:
             raise
         raise JobError(f"{what}: {found} is not a finite number, so it is not written") from error
+    if _MAY_BE_LARGE.search(text) and (found := find_too_large(data)):
+        raise JobError(f"{what}: {found} is larger than any figure that is read back, so it is not written")
+    return text
 
 
 @cache
@@ -208,16 +236,39 @@ def find_non_finite(data: Any, where: str = "") -> str:
     >>> find_non_finite({"loss": 1.0, "expected": {"bitops": float("nan")}})
     'expected.bitops = nan'
     """
-    if isinstance(data, float) and not math.isfinite(data):
-        return f"{where or 'value'} = {data}"
+    return _first_number(data, lambda value: not math.isfinite(value), where)
+
+
+def find_too_large(data: Any) -> str:
+    """Return ``"place = value"`` of the first number that :func:`parse_json` would refuse, or an empty string.
+
+    >>> find_too_large({"loss": 1.0, "expected": {"energy": 1e300}})
+    'expected.energy = 1e+300'
+    """
+    return _first_number(
+        data, lambda value: abs(value) > (LARGEST_WHOLE if isinstance(value, int) else LARGEST_FIGURE), ""
+    )
+
+
+def _first_number(data: Any, wanted: Callable[[float], bool], where: str) -> str:
+    if isinstance(data, int | float) and not isinstance(data, bool):
+        return f"{where or 'value'} = {_figure(data)}" if wanted(data) else ""
     if isinstance(data, Mapping):
         entries = [(str(key), value) for key, value in data.items()]
     elif isinstance(data, (list, tuple)):
         entries = [(str(index), value) for index, value in enumerate(data)]
     else:
         return ""
-    hits = (find_non_finite(value, f"{where}.{key}" if where else key) for key, value in entries)
+    hits = (_first_number(value, wanted, f"{where}.{key}" if where else key) for key, value in entries)
     return next((hit for hit in hits if hit), "")
+
+
+def _figure(value: float) -> str:
+    """A number in few letters, however many digits it has."""
+    try:
+        return f"{value:g}"
+    except OverflowError:  # a whole number beyond all floats
+        return "a whole number of more than 300 digits"
 
 
 def sync_folder(folder: Path) -> None:

@@ -98,8 +98,8 @@ class FrontPoint(Scored):
             return float(getattr(self, name))
         if name not in self.extra_costs:
             raise InputError(
-                f"point '{self.assignment}' has no cost '{name}'{nearest(name, self.costs)}; it has "
-                f"{', '.join(self.costs)}"
+                f"point '{self.assignment}' has no cost '{name}'; it has {', '.join(self.costs)}"
+                f"{nearest(name, self.costs)}"
             )
         return self.extra_costs[name]
 
@@ -278,7 +278,7 @@ def fronts_over(fronts: Mapping[str, ParetoFront], x: str) -> dict[str, ParetoFr
         common = sorted(set.intersection(*every))
         of = "" if len(lacking) == len(front.points) else f" of '{lacking[0]}'"
         whose = "it has" if len(fronts) == 1 else "all of these runs have"
-        raise InputError(f"{run} has no cost '{x}'{of}{nearest(x, common)}; {whose} {', '.join(common)}")
+        raise InputError(f"{run} has no cost '{x}'{of}; {whose} {', '.join(common)}{nearest(x, common)}")
     return {run: front.by_cost(x) for run, front in fronts.items()}
 
 

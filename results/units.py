@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from search_spaces.costs.amounts import number_text as number_text
 from search_spaces.metrics import Metric
 
 Item = TypeVar("Item")
@@ -62,15 +63,6 @@ def amount_text(cost: str, value: float) -> str:
     """
     unit = scaled_unit(cost, value)
     return f"{number_text(value / unit.divisor)} {unit.symbol}".rstrip()
-
-
-def number_text(value: float) -> str:
-    """Return a number with four digits, or all in front of the point.
-
-    >>> number_text(12345.6), number_text(1.23456)
-    ('12,346', '1.235')
-    """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def measured(metric: Metric, mean: float, std: float, n: int) -> str:

@@ -6,6 +6,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable
+from numbers import Integral
 
 MOST_LETTERS = 600
 """Of a sentence: nobody reads more, whatever a file puts into it."""
@@ -15,18 +16,27 @@ class InputError(ValueError):
     """Something the user gave is wrong: the sentence names the thing, the value and the next step (exit code 2)."""
 
     def __init__(self, sentence: str = "") -> None:
-        super().__init__(shortened(sentence))
+        super().__init__(shortened(flowing(sentence)))
 
 
 class JobError(RuntimeError):
     """The input was fine but the job could not go on, such as a NaN loss or a full disk (exit code 1)."""
 
     def __init__(self, sentence: str = "") -> None:
-        super().__init__(shortened(sentence))
+        super().__init__(shortened(flowing(sentence)))
 
 
 class ToldElsewhere(JobError):
     """Ends one of several processes of a job whose first one says why."""
+
+
+def flowing(sentence: str) -> str:
+    """The sentence with one mark where it goes on behind a question.
+
+    >>> flowing("no key 'epoch'; did you mean 'epochs'?; see the page")
+    "no key 'epoch'; did you mean 'epochs'? see the page"
+    """
+    return sentence.replace("?; ", "? ")
 
 
 def one_line(error: BaseException) -> str:
@@ -104,6 +114,13 @@ def check_type(value: object, kind: type | tuple[type, ...], what: str, hint: st
     """Raise :class:`InputError` unless ``value`` is a ``kind``; the hint says how to get one."""
     if not isinstance(value, kind):
         raise InputError(f"{what} cannot be a {type(value).__name__}; {hint}")
+
+
+def check_whole(value: object, what: str, least: int | None = None) -> None:
+    """Raise :class:`InputError` unless ``value`` is a whole number, Python's or numpy's, of ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and int(value) < least):
+        from_on = "" if least is None else f" from {least} on"
+        raise InputError(f"{what} = {value!r}: give a whole number{from_on}")
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:

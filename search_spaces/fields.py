@@ -30,7 +30,7 @@ def _some_bits(bits: int) -> int:
 def _layer_kind(kind: str) -> str:
     if kind not in (ANY_KIND, *LAYER_KINDS):
         raise ValueError(
-            f"'{kind}' is not a type of layer{nearest(kind, LAYER_KINDS)}; choose from {', '.join(LAYER_KINDS)}"
+            f"'{kind}' is not a type of layer; choose from {', '.join(LAYER_KINDS)}{nearest(kind, LAYER_KINDS)}"
         )
     return kind
 

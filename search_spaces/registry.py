@@ -105,6 +105,8 @@ def imported(source: str, what: str) -> Any:
 def loaded(source: str, what: str) -> Any:
     """As :func:`imported`, for names that our own code holds."""
     module_name, _, name = source.partition(":")
+    if not module_name or not name:
+        raise InputError(f"{what} '{source}' is not of the form package.module:name")
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # the user's own code runs here, and may fail in any way

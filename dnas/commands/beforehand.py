@@ -14,17 +14,17 @@ from pathlib import Path
 
 from dnas.commands.exporting_bits import check_seed, switchable_nets
 from dnas.config.fields import Amount
-from dnas.config.file import DEFAULT_PRESET, load_job
+from dnas.config.file import DEFAULT_PRESET, load_job, names_a_job
 from dnas.config.job import JobConfig
 from dnas.data.roots import check_root
 from dnas.jobs.profile_names import check_names
 from dnas.jobs.rank_requests import RankRequest
 from results.pareto import FLOAT
 from results.run.folder import Run
-from results.run.layout import JOB, JOURNAL, RUNS, refuse_occupied
+from results.run.layout import JOB, JOURNAL, RUNS, is_run, refuse_occupied
 from search_spaces.assignments import LayerBits
 from search_spaces.costs.kinds import cost_names, require_cost
-from search_spaces.errors import InputError, JobError
+from search_spaces.errors import InputError, JobError, quoted
 from search_spaces.models.sources import check_model
 
 Budget = Mapping[str, Amount]
@@ -34,6 +34,11 @@ def check_new(source: str | None, overrides: Sequence[str], folder: Path | None)
     """Refuse a job of which nothing comes, as far as it says so, and a folder that cannot become a run of it."""
     if _is_one_of_several():
         return
+    if source and is_run(Path(source)):
+        raise InputError(
+            f"{source} is a run, not a job; go on with it: dnas resume {quoted(source)}, or start its job again: "
+            f"dnas search {quoted(Path(source) / JOB)} --run DIR"
+        )
     config = load_job(source, overrides)
     _check_named(config)
     folder = folder or RUNS / config.name
@@ -49,6 +54,8 @@ def check_job(source: str | None, overrides: Sequence[str] = (), model: str | No
 
 def check_network(model: str | None, job: str | None = None, budgets: Sequence[Budget] = ()) -> None:
     """Refuse a ``model``, or that of a job without one, that there is none of, and budgets on unknown costs."""
+    if model is not None and names_a_job(model):
+        raise InputError(f"'{model}' is a job, not a network; examine its own with: dnas doctor --job {quoted(model)}")
     config = load_job(DEFAULT_PRESET if job is None else job)
     if job is None:
         check_model(model or "", None)

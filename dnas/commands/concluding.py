@@ -8,7 +8,7 @@ from dnas.commands.terminal import show, show_json
 from results.pareto import ParetoFront
 from results.run.folder import Run
 from results.tables.advice import advice
-from results.tables.report import front_rows, render_table
+from results.tables.report import front_rows, limited_costs, render_table
 from results.tables.verdicts import verdicts
 from results.units import spread
 from search_spaces.errors import quoted
@@ -28,13 +28,16 @@ def conclude(run: Run, front: ParetoFront, as_json: bool) -> None:
 
 def conclusion(front: ParetoFront, folder: str) -> list[RenderableType]:
     """A dozen lines at most: a line a point of the front, what to take, and the commands that tell more."""
-    rows = [row for row in front_rows(front) if row["on_front"]]
+    every = front_rows(front)
+    rows = [row for row in every if row["on_front"]]
     shown = spread(rows, MOST_POINTS)
     left_out = f"{len(shown)} of {len(rows)} points of the front; " if len(shown) < len(rows) else ""
     more = [f"all that was measured, beside its controls: dnas show {quoted(folder)}"]
     if any(point.kind == "switchable" for point in front.points):
         more.append(f"profiles: dnas switch {quoted(folder)}")
-    table: list[RenderableType] = [render_table(shown)] if shown else ["nothing that was measured is on the front"]
+    table: list[RenderableType] = (
+        [render_table(shown, limited=limited_costs(every))] if shown else ["nothing that was measured is on the front"]
+    )
     return [*table, "", *advice(front), left_out + "; ".join(more)]
 
 

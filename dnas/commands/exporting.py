@@ -84,7 +84,7 @@ def _check_options(format: str, seed: int | None, options: ExportOptions) -> Non
 def _find(format: str) -> NetExporter:
     if format not in NET_EXPORTERS and ":" not in format:
         known = [*EXPORTERS, *NET_EXPORTERS]
-        raise InputError(f"unknown format '{format}'{nearest(format, known)}; choose one of {', '.join(known)}")
+        raise InputError(f"unknown format '{format}'; choose one of {', '.join(known)}{nearest(format, known)}")
     return NET_EXPORTERS.find(format)
 
 

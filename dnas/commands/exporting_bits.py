@@ -15,6 +15,9 @@ from search_spaces.errors import InputError
 from search_spaces.metrics import validation_of
 from search_spaces.provenance import in_order
 
+NETLESS = (*EXPORTERS, "torchao")
+"""The formats that hold nothing of a trained net."""
+
 
 def export(folder: Path, name: str, format: str, out: Path, as_json: bool) -> None:
     """Write the bits of an assignment and tell of the file."""

@@ -9,6 +9,7 @@ import typer
 
 from dnas.commands.exits import forget_stdout, tell_wrong_input
 from dnas.commands.narrow_help import Group
+from search_spaces.errors import flowing
 
 _Misread: Any = typer.BadParameter.__bases__[0]  # of click, or of the part of it that typer brings along
 
@@ -41,7 +42,7 @@ def sentence_of(error: Any) -> str:
     if given and given not in text:
         text = text.replace("Invalid value for ", f"Invalid value {given} for ", 1)
     command = error.ctx.command_path if error.ctx else "dnas"
-    return f"{text[:1].lower()}{text[1:]}; see: {command} --help"
+    return flowing(f"{text[:1].lower()}{text[1:]}; see: {command} --help")
 
 
 def _given(error: Any) -> str:

@@ -105,7 +105,9 @@ def _folder_of(run: str) -> Path:
 
 
 def check_file(path: Path | None) -> None:
-    """Refuse a file to write that is a folder, a link or a device, or lies in no folder."""
+    """Refuse a file to write that is a folder, a link, a device or one that a run keeps, or lies in no folder."""
+    from results.run.layout import refuse_kept
+
     if path is None:
         return
     try:
@@ -117,12 +119,13 @@ def check_file(path: Path | None) -> None:
     if not has_folder:
         raise InputError(f"there is no folder {path.parent} to write {path.name} into")
     refuse_special(path)
+    refuse_kept(path)
 
 
 def check_format_name(format: str) -> None:
     """Refuse a format that is neither one of ours nor the import path of one's own."""
     if format not in FORMATS and ":" not in format:
-        raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)}; choose one of {', '.join(FORMATS)}")
+        raise InputError(f"unknown format '{format}'; choose one of {', '.join(FORMATS)}{nearest(format, FORMATS)}")
 
 
 PAGES = (".html", ".htm")

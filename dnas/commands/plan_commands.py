@@ -116,6 +116,7 @@ def sensitivity(
     """Show how much each width of each layer costs in loss, without training; kept in the run."""
     from dnas.commands.beforehand import check_job, check_run, has_run
     from dnas.commands.written import Crew
+    from dnas.config.file import names_a_job
 
     if subject is None and job is None:
         raise InputError("name a RUN, or a job with --job")
@@ -130,6 +131,8 @@ def sensitivity(
         check_job(job or "", overrides, subject)
     elif has_run(folder):
         check_run(folder, overrides)
+    elif names_a_job(str(subject)):
+        raise InputError(f"'{subject}' is a job, not a run; name it so: dnas sensitivity --job {quoted(subject)}")
     else:
         raise InputError(
             f"'{subject}' is no run, and a network alone has no images to be judged on; name a job whose data it "

@@ -203,10 +203,11 @@ def export(
         exporting_bits.export(folder, assignment, format, out, as_json)
         return
     from dnas.commands.beforehand import check_net
-    from dnas.commands.exporting_bits import check_format
+    from dnas.commands.exporting_bits import NETLESS, check_format
 
     check_format(out, format)
-    check_net(folder, assignment, seed)
+    # A seed that no net has is not what is wrong where the format holds no net.
+    check_net(folder, assignment, None if format in NETLESS else seed)
     if target is not None:
         from dnas.export.targets import find_target
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 from io import TextIOWrapper
 
@@ -20,6 +22,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        atexit.register(end_at_once)  # registered last, it comes before what libraries do at the end
+
+
+def end_at_once() -> None:
+    """Let Ctrl-C end the process without a word: all is said, and what libraries tidy up would show a traceback."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def prepare_streams() -> None:

@@ -89,6 +89,11 @@ def _config(title: str, text: str, overrides: Sequence[str]) -> JobConfig:
     return _validate(data, where)
 
 
+def names_a_job(source: str) -> bool:
+    """Whether this is a preset, or the name of a job file, be it there or not."""
+    return source in _shipped() or source.lower().endswith(".toml")
+
+
 def _presets() -> Any:
     return resources.files("dnas.config").joinpath("presets")
 

@@ -132,6 +132,8 @@ def _in_memory(pairs: Iterable[Any], name: str) -> ImageSet:
         if not images:
             raise InputError(f"{name}: there are none; {PAIRS}")
         whole = torch.cat(images)
+        if not len(whole):
+            raise InputError(f"{name}: there are none; {PAIRS}")
     except InputError:
         raise
     except Exception as error:  # the user's own code, or images of different shapes

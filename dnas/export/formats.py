@@ -19,7 +19,7 @@ from dnas.export.stored import StoredNet
 from dnas.export.suffixes import SUFFIXES
 from dnas.export.targets import DEFAULT_TARGET, find_target
 from dnas.export.torchao import export_torchao
-from results.files import refuse_special
+from results.files import refuse_special, wholly_written
 from search_spaces.errors import InputError, one_line
 from search_spaces.registry import Registry, called, importable_working_directory
 
@@ -73,15 +73,18 @@ def _own(source: str, found: Any) -> NetExporter:
 
     def write(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
         refuse_special(out)
-        with importable_working_directory():
+        with importable_working_directory(), wholly_written(out) as path:
             try:
-                function(out, net)
+                function(path, net)
             except InputError:
                 raise
             except (Exception, SystemExit) as error:  # the user's own code may fail in any way
                 raise InputError(f"format '{source}' failed for '{net.assignment.id}': {one_line(error)}") from error
-        if not out.is_file():
-            raise InputError(f"format '{source}' wrote no file '{out}'; it is called as function(path, net)")
+            if not path.is_file():
+                raise InputError(
+                    f"format '{source}' wrote no file {path.name} where it was told to; it is called as "
+                    "function(path, net), and writes to that path"
+                )
         return ExportedFile(out, source, out.stat().st_size, int(net.assignment.cost["size_bytes"]))
 
     return NetExporter(write)

@@ -66,8 +66,8 @@ def find_target(source: str) -> Target:
     if not source.endswith(".toml"):
         known = target_names()
         raise InputError(
-            f"unknown target '{source}'{nearest(source, known)}; choose one of {', '.join(known)}, "
-            "or give the path of a capability file (.toml)"
+            f"unknown target '{source}'; choose one of {', '.join(known)}, or give the path of a capability file "
+            f"(.toml){nearest(source, known)}"
         )
     return _read(Path(source))
 

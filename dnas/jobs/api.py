@@ -33,7 +33,7 @@ from dnas.training.trainer import Measurement, Trainer, evaluate, inputs_of
 from search_spaces.assignments import BitAssignment, ModelReference
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable, build_costs
-from search_spaces.errors import check_type
+from search_spaces.errors import InputError, check_type, check_whole
 from search_spaces.models.copies import fresh_copy
 from search_spaces.network.graph import read_graph
 from search_spaces.options import SpaceOptions
@@ -69,11 +69,15 @@ def search_bits(
     cannot be trained.
     """
     data, device, task = data_splits(data), Device.of(device), task_of(task)
+    _check_given(batch_size, seed, augmentation)
     quantizers = quantizers or QuantizerChoice()
+    check_type(quantizers, QuantizerChoice, "the quantizers", "give QuantizerChoice(weights=..., activations=...)")
     graph = read_graph(model, example_of(data, task))
     precision_space = build_space(graph, space or SpaceOptions())
     table = CostTable(graph, precision_space, build_costs(quantizers.per_channel, latency))
     limits = read_budgets([budgets] if isinstance(budgets, Mapping | Budget) else budgets, table)
+    if not limits:
+        raise InputError("there is no budget to search under; give one, such as {'size_bytes': '12%'}")
     section = section or SearchSection()
     check_type(section, SearchSection, "the section of a search", "give SearchSection(epochs=...) or job.search")
     labels = {f"search-{number}": budget for number, budget in enumerate(limits, start=1)}
@@ -91,6 +95,7 @@ def search_bits(
         device=device,
         trains=trains,
         searches=True,
+        teachers=int(section.distillation > 0),
         task=task,
     )
     reference = ModelReference(type(model).__name__, data.input_shape, signature=graph.signature)
@@ -137,11 +142,22 @@ def finetune(
     :class:`InputError` when the assignment was made for another network, and for data that cannot be trained on.
     """
     data, device, task, section = data_splits(data), Device.of(device), task_of(task), section or FinetuneSection()
+    _check_given(batch_size, seed, augmentation)
     check_type(section, FinetuneSection, "the section of a fine-tuning", "give FinetuneSection(...) or job.finetune")
     sets = {"training": data.train}
     trains = section.epochs > 0
     smoothed(task, section.label_smoothing)
-    rehearse(model, data, sets, batch_size, augmentation=augmentation, device=device, trains=trains, task=task)
+    rehearse(
+        model,
+        data,
+        sets,
+        batch_size,
+        augmentation=augmentation,
+        device=device,
+        trains=trains,
+        teachers=int(finetune_weight(section, task) > 0),
+        task=task,
+    )
     network = apply(model, assignment, example=example_of(data, task)).to(device.place)
     batches = data.train.batches(batch_size, seed=seed, augmentation=augmentation, device=device.place)
     images = inputs_of(batches, _BATCHNORM_BATCHES, device, task)
@@ -161,6 +177,14 @@ def finetune(
         pass
     recalibrate_batchnorm(network, images)
     return network.eval(), evaluate(network, data.val, batch_size, device, task)
+
+
+def _check_given(batch_size: int, seed: int, augmentation: Augmentation | None) -> None:
+    """Refuse numbers that are none before any training."""
+    check_whole(batch_size, "batch_size", least=1)
+    check_whole(seed, "seed")
+    if augmentation is not None:
+        check_type(augmentation, Augmentation, "an augmentation", "give Augmentation(crop_padding=..., ...)")
 
 
 def _teacher(model: nn.Module, weight: float, device: Device) -> Teacher | None:

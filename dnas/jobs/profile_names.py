@@ -93,8 +93,8 @@ def check_names(section: FinaliseSection, known: Sequence[str]) -> list[str]:
             )
         if not _WILD.search(name) or not any(fnmatchcase(other, name) for other in known):
             raise InputError(
-                f"no assignment is called '{name}'{nearest(name, known)}; name one of the run, a pattern, "
-                f"'{FRONT}', or a uniform width such as w4a8"
+                f"no assignment is called '{name}'; name one of the run, a pattern, '{FRONT}', or a uniform width "
+                f"such as w4a8{nearest(name, known)}"
             )
     return names
 

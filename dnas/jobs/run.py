@@ -31,6 +31,7 @@ from dnas.jobs.stored_nets import stored_float
 from dnas.quantization.mixture import compiled_mixture
 from dnas.quantization.proof import check_twin
 from dnas.training.device import deterministic
+from dnas.training.distillation import finetune_weight
 from dnas.training.processes import Processes
 from dnas.training.rehearsal import few_images, rehearse
 from results.events import VERSION, Epoch, Failed, Finished, Note, Resumed, Searched, StageEvent, Started
@@ -240,8 +241,18 @@ def _rehearse(job: Job, curved: bool) -> None:
         trains=any(epochs),
         searches="search" in config.order,
         curved=curved,
+        teachers=_teachers(job),
     )
     _prove_twins(job)
+
+
+def _teachers(job: Job) -> int:
+    """How many networks teach another at once: several where the profiles of a switchable net do together."""
+    config, finalise = job.config, job.config.finalise
+    if finalise.enabled and finalise.teacher == "ensemble":
+        return 2
+    weights = finetune_weight(config.finetune, job.task), config.search.distillation * ("search" in config.order)
+    return int(any(weights) or (finalise.enabled and finalise.teacher != "none"))
 
 
 def _prove_twins(job: Job) -> None:

@@ -23,9 +23,9 @@ def check_place(runtime: str, place: Place) -> None:
     """Refuse a runtime or a device that there is none of, and threads that this machine has no cores for."""
     if runtime not in RUNTIMES:
         raise InputError(
-            f"unknown runtime '{runtime}'{nearest(runtime, RUNTIMES)}; choose one of {', '.join(RUNTIMES)}"
+            f"unknown runtime '{runtime}'; choose one of {', '.join(RUNTIMES)}{nearest(runtime, RUNTIMES)}"
         )
     if place.device not in DEVICES:
-        raise InputError(f"unknown device '{place.device}'{nearest(place.device, DEVICES)}; choose cpu or cuda")
+        raise InputError(f"unknown device '{place.device}'; choose cpu or cuda{nearest(place.device, DEVICES)}")
     if not 1 <= place.threads <= (os.cpu_count() or 1):
         raise InputError(f"--threads {place.threads}: this machine has {os.cpu_count()} cores; give 1 to so many")

@@ -60,7 +60,7 @@ class Runtime:
         if profile not in self.profiles:
             known = ", ".join(self.profiles)
             raise InputError(
-                f"{self.path} has no profile '{profile}'{nearest(profile, self.profiles)}; there are {known}"
+                f"{self.path} has no profile '{profile}'; there are {known}{nearest(profile, self.profiles)}"
             )
         with self._lock:
             self._engine.switch(profile)

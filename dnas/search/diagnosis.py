@@ -6,6 +6,7 @@ import numpy as np
 
 from dnas.search.records import EpochRecord
 from search_spaces.allocation.program import Cells
+from search_spaces.costs.amounts import number_text
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
 from search_spaces.metrics import ACCURACY, Metric
@@ -36,8 +37,8 @@ def diagnose(
         limit, spent = budget.limits[name], table.cells_cost(free)[name]
         if (costs == lowest)[several].all() and spent < 0.9 * limit:
             told.append(
-                f"{label}: collapse: every decision took its cheapest choice, {name} {spent:,.0f}, although the budget "
-                f"{limit:,.0f} allows better; lower search.penalty or warm up longer"
+                f"{label}: collapse: every decision took its cheapest choice, {name} {number_text(spent)}, although "
+                f"the budget {number_text(limit)} allows better; lower search.penalty or warm up longer"
             )
         if (costs == highest)[several].all() and spent > limit:
             told.append(

@@ -68,14 +68,15 @@ def random_assignments(table: CostTable, budget: Budget, count: int, seed: int) 
             # Draws would have to repeat for long to tell that hardly anything else is left; the program knows.
             if (cells := another_widest(worth, table, budget, found)) is None:
                 raise InputError(
-                    f"{budget.label} allows {len(found)} different assignments that spend it, not {count}; "
+                    f"{budget.label} allows {_different(len(found))} that spend{'s' * (len(found) == 1)} it, not "
+                    f"{count}; "
                     f"{_instead(len(found))}"
                 )
             found.append(cells)
             continue
         if in_vain == _MOST_IN_VAIN or draws == _TRIES * count:
             raise InputError(
-                f"{draws} draws within {budget.label} gave {len(found)} different assignments, not {count}; "
+                f"{draws} draws within {budget.label} gave {_different(len(found))}, not {count}; "
                 f"{_instead(len(found))}"
             )
         draws += 1
@@ -84,6 +85,10 @@ def random_assignments(table: CostTable, budget: Budget, count: int, seed: int) 
             found.append(cells)
             latest = draws
     return found
+
+
+def _different(count: int) -> str:
+    return "1 assignment" if count == 1 else f"{count} different assignments"
 
 
 def _instead(count: int) -> str:

@@ -238,7 +238,7 @@ class SwitchableNet(nn.Module):
     def _known(self, name: str) -> str:
         if name not in self.profiles:
             raise InputError(
-                f"no profile is called '{name}'{nearest(name, self.profiles)}; there are {', '.join(self.profiles)}"
+                f"no profile is called '{name}'; there are {', '.join(self.profiles)}{nearest(name, self.profiles)}"
             )
         return name
 

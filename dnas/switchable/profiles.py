@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from search_spaces.assignments import BitAssignment, check_fits, kept_rows_of
+from search_spaces.costs.amounts import number_text
 from search_spaces.errors import InputError, check_type, nearest
 from search_spaces.layers import LayerGraph
 from search_spaces.metrics import Metric, metric_of, validation_of
@@ -118,5 +119,5 @@ def _gains(profiles: Mapping[str, Profile]) -> tuple[dict[str, float], Metric]:
 
 def _smallest(profiles: Mapping[str, Profile]) -> str:
     name = min(profiles, key=lambda name: profiles[name].cost("size_bytes"))
-    costs = ", ".join(f"{cost} {value:,.0f}" for cost, value in profiles[name].assignment.cost.items())
+    costs = ", ".join(f"{cost} {number_text(value)}" for cost, value in profiles[name].assignment.cost.items())
     return f"'{name}' ({costs})"

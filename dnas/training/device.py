@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dnas.quantization.randomness import ACCELERATORS, seeded
 from dnas.training.processes import ALONE, Processes, launcher_number
-from search_spaces.errors import InputError, JobError, first_sentence, nearest
+from search_spaces.errors import InputError, JobError, check_type, first_sentence, nearest
 
 Precision = Literal["fp32", "bf16"]
 
@@ -65,7 +65,10 @@ class Device:
         """The same device, or one in full precision at that place; a name is refused as in :meth:`named`."""
         if isinstance(value, Device):
             return value
-        return cls(value) if isinstance(value, torch.device) else cls.named(value)
+        if isinstance(value, torch.device):
+            return cls(value)
+        check_type(value, str, "a device", "give a name such as 'cpu', a torch.device or a dnas.Device")
+        return cls.named(value)
 
     def __str__(self) -> str:
         precision = "" if self.precision == "fp32" else f" in {self.precision}"

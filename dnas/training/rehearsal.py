@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -44,13 +44,15 @@ def rehearse(
     trains: bool = True,
     searches: bool = False,
     curved: bool = False,
+    teachers: int = 0,
     task: Task = CLASSIFICATION,
 ) -> None:
     """Run one step of measuring and one of training on two images, on a copy; the network is left untouched.
 
     Then the network is run without gradients on as many images as each kind of batch will have, full and last ones.
     ``training`` names the sets whose batches BatchNorm will take its statistics from; ``trains`` says whether any
-    weights will be trained, ``searches`` whether θ will, ``curved`` whether second derivatives will be taken. Raises
+    weights will be trained, ``searches`` whether θ will, ``curved`` whether second derivatives will be taken,
+    ``teachers`` how many networks will teach another at once. Raises
     :class:`InputError` for splits that cannot be used, a weight that is not finite, a network in which nothing can be
     trained, batches of one image under BatchNorm, labels without an output, outputs that are not logits (N, classes),
     outputs without a row for each image of some batch, targets whose loss is NaN, checkpoints that θ cannot be trained
@@ -65,17 +67,25 @@ def rehearse(
             "requires_grad_(True) on what is to be trained"
         )
     _check_batches(twin, training, batch_size, device.processes)
-    task.check_targets(named_splits(data), twin)
+    with _told_of_check(task, "check_targets"):
+        task.check_targets(named_splits(data), twin)
     with device.own_randomness(0):
         few = min(_IMAGES, _rows(data.train, batch_size, device.processes))
         images, targets = first_images("training", data.train, few, augmentation, device.place)
+        if augmentation is not None and not bool(images.isfinite().all()):
+            raise InputError(
+                "the augmentation makes values that are not finite of training images; correct data.transforms"
+            )
         x, y = placed_by(task, (images, targets), device)
         with torch.no_grad():
             measured = _outputs(task, twin.eval(), x, y, "eval")
-            task.check(named_splits(data), measured)
         outputs = _outputs(task, twin.train(), x, y, "training")
-        task.check(named_splits(data), outputs)
+        with _told_of_check(task, "check"):
+            task.check(named_splits(data), measured)
+            task.check(named_splits(data), outputs)
         loss = _loss(task, outputs, y, device)
+        if teachers:
+            _check_teaching(task, outputs, teachers)
         if trains:
             _check_gradient(loss)
         if curved:
@@ -201,7 +211,7 @@ def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
     failing = _told(lambda reason: f"task {name} fails on a batch of training images: {reason}")
     with failing, warnings.catch_warnings():
         warnings.filterwarnings("error", "Using a target size")  # rows (N, 1) less targets (N,) are (N, N)
-        loss = task.loss(outputs, targets)
+        loss, total = task.loss(outputs, targets), task.loss_sum(outputs, targets)
         warnings.simplefilter("ignore")  # of metrics that are undefined for so few images
         for gauge in task.gauges:
             meter = gauge.on(device.place)
@@ -210,6 +220,8 @@ def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
             gauge.read(meter)
     if not isinstance(loss, Tensor) or loss.ndim:
         raise InputError(f"the loss of task {name} is {described(loss)}; give the mean over the batch, one number")
+    if not isinstance(total, Tensor) or total.ndim:
+        raise InputError(f"the loss_sum of task {name} is {described(total)}; give the sum over the batch, one number")
     if loss.isnan():
         infinite = any(leaf.isinf().any() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor))
         why = (
@@ -219,6 +231,21 @@ def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
         )
         raise InputError(f"the loss of task {name} is NaN on training images before any training, {why}")
     return loss
+
+
+def _check_teaching(task: Task, outputs: Any, teachers: int) -> None:
+    """Refuse a task that cannot say how far outputs are from a teacher's, here from themselves."""
+    name = type(task).__name__
+    with _told(lambda reason: f"task {name} cannot compare outputs with a teacher's: {reason}"):
+        given = task.comparable(detached(outputs))
+        teaching = task.ensemble([given] * teachers) if teachers > 1 else given
+        found = task.divergence(task.comparable(outputs), teaching)
+    if not isinstance(found, Tensor) or found.ndim:
+        raise InputError(f"the divergence of task {name} is {described(found)}; give one number, a tensor without rows")
+
+
+def _told_of_check(task: Task, method: str) -> AbstractContextManager[None]:
+    return _told(lambda reason: f"{method} of task {type(task).__name__} fails: {reason}")
 
 
 def _check_curvature(task: Task, twin: nn.Module, inputs: Any, targets: Any) -> None:

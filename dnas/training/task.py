@@ -137,8 +137,14 @@ class MeanMeter:
     def update(self, outputs: Any, targets: Any) -> None:
         """Add the values of one batch."""
         values = self.task.values(outputs, targets)
+        images = rows_of(outputs)
+        if not isinstance(values, Tensor) or values.shape != (images,):
+            raise InputError(
+                f"the values of task {type(self.task).__name__} are {described(values)} for {images} "
+                f"image{'s' if images > 1 else ''}; give one number for each, a tensor of shape ({images},)"
+            )
         self.total = self.total + widened(values).sum()
-        self.images += len(values)
+        self.images += images
 
     def compute(self) -> float:
         """The mean."""
@@ -246,6 +252,10 @@ def _checked(task: Any, name: str) -> Task:
         raise InputError(f"{name} gives {described(task)}, not a dnas.Task")
     if not isinstance(getattr(task, "metric", None), Metric):
         raise InputError(f"{name} has no metric; set metric = dnas.Metric('NAME', 'smaller')")
+    for key in ("exact_layers", "auxiliary_layers"):
+        patterns = getattr(task, key)
+        if not isinstance(patterns, (tuple, list)) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise InputError(f"{name}: {key} is {patterns!r}; give patterns in a tuple, such as ('head.*',)")
     return task
 
 
@@ -273,13 +283,19 @@ def _measuring(task: Task, section: TaskSection) -> Task:
 def placed_by(task: Task, batch: tuple[Tensor, Any], device: Device) -> tuple[Any, Any]:
     """Inputs and targets of a batch; what the user's own task raises is told in a sentence."""
     try:
-        return task.placed(batch, device)
+        placed = task.placed(batch, device)
     except InputError:
         raise
     except Exception as error:
         if out_of_memory(error):
             raise
         raise InputError(f"task {type(task).__name__} cannot place a batch: {one_line(error)}") from error
+    if not isinstance(placed, tuple | list) or len(placed) != 2:
+        raise InputError(
+            f"task {type(task).__name__} places a batch as {described(placed)}; placed(batch, device) returns "
+            "(inputs, targets)"
+        )
+    return placed[0], placed[1]
 
 
 def outputs_of(task: Task, network: Callable[..., Any], inputs: Any, targets: Any = None) -> Any:
@@ -307,4 +323,9 @@ def told_of_given(what: str) -> Iterator[None]:
 
 def smoothed(task: Task, amount: float) -> Task:
     """The task as it is trained; label smoothing has no part in what is measured."""
-    return task.smoothed(amount) if amount else task
+    found = task.smoothed(amount) if amount else task
+    if not isinstance(found, Task):
+        raise InputError(
+            f"label_smoothing = {amount}: smoothed of task {type(task).__name__} returns {described(found)}, not a task"
+        )
+    return found

@@ -125,7 +125,7 @@ def _wanted(path: Path, description: Mapping[str, Any], profile: str) -> dict[st
         profiles = description["profiles"]
         if profile not in profiles:
             raise InputError(
-                f"{path} has no profile '{profile}'{nearest(profile, profiles)}; there are {', '.join(profiles)}"
+                f"{path} has no profile '{profile}'; there are {', '.join(profiles)}{nearest(profile, profiles)}"
             )
         chosen, layers = profiles[profile], description["layers"]
         wanted: dict[str, int | None] = dict.fromkeys(description["parameters"].values())

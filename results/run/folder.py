@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from results import run as room
-from results.events import Decoded
+from results.events import Decoded, Finished
 from results.files import (
     TEMPORARY_SUFFIX,
     read_sealed_json,
@@ -245,7 +245,7 @@ class Run:
         """Return the assignment of exactly this id; else raise :class:`InputError`."""
         paths = {path.stem: path for path in self.assignment_paths()}
         if id not in paths:
-            if any(isinstance(event, Decoded) and event.assignment == id for event in self.journal.events()):
+            if self._decoded(id):
                 raise InputError(
                     f"{self.folder / ASSIGNMENTS / id}.json is gone; make it again with: "
                     f"dnas resume {quoted(self.folder)}"
@@ -256,9 +256,14 @@ class Run:
     def complete_id(self, beginning: str) -> str:
         """The id that a person meant: this one, or the only one that begins so; an unknown one is returned as it is.
 
-        Raises :class:`InputError` where several begin so.
+        One whose file is gone is meant by its own name all the same. Raises :class:`InputError` where several begin so.
         """
-        return completed(beginning, [path.stem for path in self.assignment_paths()], self.folder)
+        ids = [path.stem for path in self.assignment_paths()]
+        return beginning if beginning in ids or self._decoded(beginning) else completed(beginning, ids, self.folder)
+
+    def _decoded(self, id: str) -> bool:
+        """Whether the journal says that there was an assignment of this id."""
+        return any(isinstance(event, Decoded) and event.assignment == id for event in self.journal.events())
 
     def save_sensitivities(self, found: Sensitivities) -> None:
         """Write the sensitivities of one kind; older ones are replaced."""
@@ -303,6 +308,8 @@ class Run:
         """Return the measured front; raise :class:`InputError` if the run has none yet or it is damaged."""
         path = self.folder / FRONT_JSON
         if not path.exists():
+            if any(isinstance(event, Finished) for event in self.journal.events()):
+                raise InputError(f"{path} is gone; write it again with: dnas resume {quoted(self.folder)}")
             raise InputError(f"{self.folder} has no front yet; go on with: dnas resume {quoted(self.folder)}")
         try:
             return ParetoFront.from_json(read_sealed_json(path))

@@ -38,4 +38,4 @@ def told_unknown(id: str, ids: Sequence[str], folder: Path) -> str:
         listed = f"; it has {', '.join(ids)}"
     else:
         listed = f"; see all {len(ids)} with: dnas show {quoted(folder)}"
-    return f"{folder} has no assignment '{id}'{nearest(id, ids)}{listed}"
+    return f"{folder} has no assignment '{id}'{listed}{nearest(id, ids)}"

@@ -130,6 +130,17 @@ def _is_kept(name: str, outside: bool) -> bool:
     return name in (JOB, JOURNAL, *_WRITTEN) if outside else name.endswith((".json", ".safetensors"))
 
 
+def refuse_kept(path: Path) -> None:
+    """Raise where a run keeps a file of its own, be it there or not: nothing else is written over it."""
+    home = path.absolute().parent
+    inside = home.name in (ASSIGNMENTS, CHECKPOINTS)
+    for folder, outside in ((home, True), *([(home.parent, False)] if inside else [])):
+        # A folder of the user's own may hold a job file, and files of such names.
+        is_one = (folder / JOURNAL).is_file() or all((folder / name).is_dir() for name in (ASSIGNMENTS, CHECKPOINTS))
+        if is_one and _is_kept(path.name, outside):
+            raise InputError(f"{path} is a file that the run {folder.name} keeps itself; name another file")
+
+
 def refuse_misplaced(folder: Path) -> None:
     """Raise where a folder lies in the place of a file of the run, or a file in that of a folder."""
     homes = [folder / name for name in (ASSIGNMENTS, CHECKPOINTS)]

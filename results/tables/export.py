@@ -25,8 +25,8 @@ def export_assignment(assignment: BitAssignment, format: str, path: Path) -> Non
     """
     if format not in EXPORTERS:
         raise InputError(
-            f"unknown format '{format}'{nearest(format, EXPORTERS)}; choose one of "
-            f"{', '.join(EXPORTERS)}, or write the trained net with dnas export"
+            f"unknown format '{format}'; choose one of {', '.join(EXPORTERS)}, or write the trained net with "
+            f"dnas export{nearest(format, EXPORTERS)}"
         )
     EXPORTERS[format](assignment, path)
 

@@ -84,7 +84,12 @@ def _float_row(reference: FloatReference, metric: Metric) -> dict[str, Any]:
     }
 
 
-def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTable:
+def limited_costs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The costs that a budget of some row limits."""
+    return list(dict.fromkeys(name for row in rows for name in row["limits"]))
+
+
+def render_table(rows: Sequence[Mapping[str, Any]], title: str = "", limited: Sequence[str] = ()) -> PlainTable:
     """Return a table of :func:`front_rows` for rich to print; the metric in its unit, points on the front in bold.
 
     Where something was pruned, "kept" (the share of filters) takes the place of the kind, which ids tell as well: that
@@ -92,7 +97,8 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTab
     The column "front" is left out where all points are on it.
     "÷fp32" is how many times smaller than in fp32 the network is, "no index" the same without what says where
     weights are; "over" marks a point over its budget. Beside the size stand the bit operations (unless an index is told
-    apart: they do not know of zeros), every other cost that a budget limits, and the latency as it was measured.
+    apart: they do not know of zeros), every other cost that a budget limits, ``limited`` where these are a few rows of
+    many, and the latency as it was measured.
     """
     # Only a long id is ever folded: the usual costs fit into 80 columns.
     table = PlainTable(title)
@@ -100,7 +106,7 @@ def render_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> PlainTab
     pruned = any(row.get("kept_filters") is not None for row in rows)
     table.add_column("kept" if pruned else "kind", right=pruned)
     indexed = any(row.get("times_smaller_without_index") is not None for row in rows)
-    size, *others = _shown_costs(rows, indexed)
+    size, *others = _shown_costs(rows, indexed, limited or limited_costs(rows))
     for heading in (size.heading, "÷fp32", *(["no index"] if indexed else []), *(cost.heading for cost in others)):
         table.add_column(heading, right=True)
     metric = Metric.read(rows[0]["metric"]) if rows else ACCURACY
@@ -142,9 +148,8 @@ class _CostColumn:
         return f"{shown:.4g}" if self.decimals is None else f"{shown:,.{self.decimals}f}"
 
 
-def _shown_costs(rows: Sequence[Mapping[str, Any]], indexed: bool) -> list[_CostColumn]:
+def _shown_costs(rows: Sequence[Mapping[str, Any]], indexed: bool, limited: Sequence[str]) -> list[_CostColumn]:
     """The size, the bit operations unless an index is told apart, and whatever else is limited."""
-    limited = dict.fromkeys(name for row in rows for name in row["limits"])
     nets = [row for row in rows if row["kind"] != FLOAT] or rows  # fp32 has a line, not a say in the unit
     columns = []
     timed = [MEASURED_LATENCY] if any(MEASURED_LATENCY in row["costs"] for row in rows) else []

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search_spaces.errors import InputError
+from search_spaces.plain_json import LARGEST_FIGURE
 
 if TYPE_CHECKING:
     from search_spaces.costs.kinds import Cost
 
+MOST_READ = 1e15
+"""Whole numbers beyond it are told as powers of ten."""
 _SYMBOLS = {
     "bytes": ("B", "bytes"),
     "bits": ("bits",),
@@ -29,6 +32,15 @@ _PATTERN = re.compile(
 _PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12} | {
     f"{letter}i": 1024.0**power for power, letters in enumerate(("kK", "M", "G", "T"), start=1) for letter in letters
 }
+
+
+def number_text(value: float) -> str:
+    """Return a number with four digits, or all in front of the point where a person reads them.
+
+    >>> number_text(12345.6), number_text(1.23456), number_text(1.23456e30)
+    ('12,346', '1.235', '1.235e+30')
+    """
+    return f"{value:,.0f}" if 1000 <= abs(value) < MOST_READ else f"{value:.4g}"
 
 
 def parse_amount(text: str | float, fp32: float, uniform8: float, cost: Cost | None = None) -> float:
@@ -52,11 +64,17 @@ def parse_amount(text: str | float, fp32: float, uniform8: float, cost: Cost | N
             _check_symbol(found["symbol"], text, cost)
         amount = float(found["number"])
         if found["percent"]:
-            amount *= (uniform8 if (found["reference"] or "").startswith("uniform") else fp32) / 100
+            whole = uniform8 if (found["reference"] or "").startswith("uniform") else fp32
+            if amount and not whole:
+                raise InputError(
+                    f"budget {text!r} is a share of nothing: {cost.name if cost else 'the cost'} is 0 there; give "
+                    "another cost, or an amount of it"
+                )
+            amount *= whole / 100
         else:
             amount *= _PREFIXES[found["prefix"] or ""]
-    if not math.isfinite(amount) or amount <= 0:
-        raise InputError(f"budget {text!r} must be a finite amount above 0")
+    if not 0 < amount <= LARGEST_FIGURE:
+        raise InputError(f"budget {text!r} must be an amount above 0 and at most {LARGEST_FIGURE:g}")
     return amount
 
 

@@ -20,6 +20,7 @@ from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 
 LATENCY = "latency_ms"
 """The name of the cost that a latency table gives."""
+COMBINATIONS = ("sum", "max")
 LayerCost = Callable[[LayerSpec, int, int], float]
 """A cost of one layer at (weight bits, activation bits); a skipped layer is never asked for."""
 
@@ -42,6 +43,15 @@ class Cost:
     combine: str = "sum"
     network: Callable[[LayerGraph], float] = _nothing
     shrinks: bool = True
+
+    def __post_init__(self) -> None:
+        if self.combine not in COMBINATIONS:
+            raise InputError(
+                f"cost '{self.name}': layers combine by {' or '.join(map(repr, COMBINATIONS))}, not {self.combine!r}"
+            )
+        for what, given in (("layer", self.layer), ("network", self.network)):
+            if not callable(given):
+                raise InputError(f"cost '{self.name}': {what} is a {type(given).__name__}, not a function")
 
     def of_layer(self, spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
         """The cost of one layer; 0 for a skipped one."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from search_spaces.assignments import LayerBits
 from search_spaces.channels.slicing import resized_other_bytes, resized_spec
-from search_spaces.costs.table import CostTable
+from search_spaces.costs.table import CostTable, cost_of_rest
 from search_spaces.groups import ChannelGroups
 
 _Terms = tuple[int, tuple[tuple[str, int], ...]]
@@ -36,7 +36,7 @@ class PrunedCosts:
         values = [self._layer(name, filters.get(name), inputs.get(name), entries) for name in self.pairs]
         graph = replace(self.table.graph, other_bytes=resized_other_bytes(self.table.graph, entries))
         return {
-            cost.name: cost.total([value[index] for value in values], cost.network(graph))
+            cost.name: cost.total([value[index] for value in values], cost_of_rest(cost, graph))
             for index, cost in enumerate(self.costs)
         }
 

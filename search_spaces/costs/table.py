@@ -19,9 +19,13 @@ from search_spaces.errors import InputError, check_type, nearest, one_line
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
+from search_spaces.plain_json import LARGEST_FIGURE
 from search_spaces.registry import importable_working_directory, imported
 from search_spaces.returned import refuse_other
 from search_spaces.spaces import PrecisionSpace
+
+_MOST = LARGEST_FIGURE / 1e10
+"""Of one layer: what all of them come to is kept in files, too."""
 
 
 def latency_table(path: Path) -> Cost:
@@ -71,7 +75,7 @@ class CostTable:
         self.entries = {cost.name: self._entries(cost) for cost in costs}
         self.constants = {
             cost.name: cost.total(
-                [self._layer(cost, graph[name], pair) for name, pair in space.fixed.items()], cost.network(graph)
+                [self._layer(cost, graph[name], pair) for name, pair in space.fixed.items()], cost_of_rest(cost, graph)
             )
             for cost in costs
         }
@@ -80,11 +84,7 @@ class CostTable:
         key = (cost.name, spec, *pair)
         if key not in self._memo:
             value = _asked(cost, spec, pair)
-            if not np.isfinite(value) or value < 0:
-                raise InputError(
-                    f"cost '{cost.name}' of layer '{spec.name}' at {pair} is {value}; it must be finite and >= 0"
-                )
-            self._memo[key] = value
+            self._memo[key] = _checked(value, f"cost '{cost.name}' of layer '{spec.name}' at {pair}")
         return self._memo[key]
 
     def _entries(self, cost: Cost) -> np.ndarray:
@@ -117,7 +117,7 @@ class CostTable:
         return {
             cost.name: cost.total(
                 [self._layer(cost, specs[name], (b.weight_bits, b.activation_bits)) for name, b in layers.items()],
-                cost.network(graph),
+                cost_of_rest(cost, graph),
             )
             for cost in self.costs.values()
             if names is None or cost.name in names
@@ -169,6 +169,27 @@ def _asked(cost: Cost, spec: LayerSpec, pair: Pair) -> float:
             f"cost '{cost.name}' failed for layer '{spec.name}' at {pair}: {one_line(error)}; it is called as "
             "function(layer, weight_bits, activation_bits) and returns a number"
         ) from error
+
+
+def cost_of_rest(cost: Cost, graph: LayerGraph) -> float:
+    """What a cost says of the rest of the network; :class:`InputError` where it fails or gives no number."""
+    what = f"cost '{cost.name}' of the rest of the network"
+    try:
+        value = float(cost.network(graph))
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's own code may fail in any way
+        raise InputError(
+            f"{what} failed: {one_line(error)}; Cost.network is called as function(graph) and returns a number"
+        ) from error
+    return _checked(value, what)
+
+
+def _checked(value: float, what: str) -> float:
+    """The value, where sums of such can be computed with and kept in files."""
+    if not 0 <= value <= _MOST:
+        raise InputError(f"{what} is {value}; it must be a number from 0 to {_MOST:g}")
+    return value
 
 
 def build_costs(

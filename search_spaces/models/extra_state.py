@@ -20,14 +20,17 @@ def keep_extra_state_in_tensors(network: nn.Module) -> None:
     """
     for name, module in network.named_modules():
         plain = type(module).get_extra_state is nn.Module.get_extra_state
-        if plain or "get_extra_state" in vars(module) or isinstance(module.get_extra_state(), Tensor):
+        if plain or "get_extra_state" in vars(module):
             continue
         try:
-            _value(_bytes(module.get_extra_state()))
+            state = module.get_extra_state()
+            if isinstance(state, Tensor):
+                continue
+            _value(_bytes(state))
         except Exception as error:  # objects may fail to be written in any way
             raise InputError(
-                f"module '{name}' keeps extra state that a checkpoint cannot hold; return tensors, numbers, strings, "
-                "dicts and lists of them from get_extra_state"
+                f"module '{name or type(module).__name__}' keeps extra state that a checkpoint cannot hold; return "
+                "tensors, numbers, strings, dicts and lists of them from get_extra_state"
             ) from error
         changed = cast(Any, module)
         changed.get_extra_state = MethodType(get_extra_state, module)

@@ -143,7 +143,7 @@ def test_cost_is_asked_once_for_the_same_counts() -> None:
 def test_an_unreachable_limit_names_the_nearest_amount() -> None:
     with pytest.raises(InputError, match=r"bitops 10 cannot be reached .* still 58; raise"):
         chain(max_ratio=0.9).check_reachable({"size_bytes": 1e9, "bitops": 10})
-    with pytest.raises(InputError, match="no cost 'bitop'; did you mean 'bitops'"):
+    with pytest.raises(InputError, match=r"no cost 'bitop'; there are .*; did you mean 'bitops'"):
         chain().check_reachable({"bitop": 10})
     with pytest.raises(InputError, match="not a number"):
         chain().repair((0.1, 0.1, 0.1, 0.1), {"bitops": math.nan})
@@ -168,6 +168,36 @@ def test_nonsense_is_refused_in_a_sentence(options: dict[str, Any], sentence: st
     given = {"names": ("a", "b", "c", "d"), "units": (16, 32, 33, 64), "cost": chain_cost} | options
     with pytest.raises(InputError, match=sentence):
         RatioSpace(**given)
+
+
+@pytest.mark.parametrize(
+    ("cost", "sentence"),
+    [
+        (lambda kept: None, "failed: AttributeError"),
+        (lambda kept: {"size_bytes": "many"}, "failed: ValueError"),
+        (lambda kept: 1 / 0, "failed: ZeroDivisionError: division by zero; cost is called with"),
+        (lambda: {}, "failed: TypeError"),
+        (lambda kept: {"size_bytes": math.nan}, "cost 'size_bytes' of the counts .* is nan; it must be finite"),
+    ],
+)
+def test_a_cost_function_that_fails_is_told_with_the_counts(cost: Any, sentence: str) -> None:
+    space = RatioSpace(("a", "b"), (4, 8), cost)
+    with pytest.raises(InputError, match=f"^the (costs of the counts \\(4, 8\\) )?{sentence}"):
+        space.costs((4, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"fixed": [0.5]}, r"fixed is \[0.5\]; give ratios by the names of their groups"),
+        ({"max_ratio": np.array(0.5)}, r"max_ratio is array\(0.5\); give a number, or one for each"),
+        ({"min_keep": []}, r"min_keep is \[\]; give a number, or one for each"),
+        ({"round_to": None}, "round_to is None; give a number, or one for each"),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_name(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        RatioSpace(("a", "b"), (4, 8), lambda kept: {}, **options)
 
 
 def test_the_screen_is_near_the_exact_cost_and_projection_meets_it() -> None:

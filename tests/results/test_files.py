@@ -5,7 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from results.files import (
@@ -22,6 +22,7 @@ from results.files import (
     write_text,
 )
 from search_spaces.errors import InputError, JobError
+from search_spaces.plain_json import LARGEST_FIGURE, LARGEST_WHOLE
 
 
 def names(folder):
@@ -74,6 +75,25 @@ def test_a_number_that_is_not_finite_is_refused_by_name(tmp_path, bad):
     assert find_non_finite([0, (1.0, {"b": "nan"})]) == ""
 
 
+@pytest.mark.parametrize("bad", [1e101, -2e300, 10**19, -(10**400), 1.5e308])
+def test_a_number_that_would_not_be_read_back_is_refused_by_name(tmp_path, bad):
+    with pytest.raises(JobError, match=r"a\.json: points\.1\.x = .* is larger than any figure that is read back"):
+        write_json(tmp_path / "a.json", {"points": [{"x": 1.0}, {"x": bad}]})
+    assert names(tmp_path) == []
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.text())
+@example("1e300 and 12345678901234567890")
+def test_whatever_is_written_is_read_back(value):
+    try:
+        text = encode_json([value], "x")
+    except JobError:
+        with pytest.raises(ValueError, match="is not a number that can be used"):
+            parse_json(json.dumps([value]))
+    else:
+        assert parse_json(text) == [value]
+
+
 def test_what_is_not_json_is_a_programming_error():
     with pytest.raises(TypeError):
         encode_json({"x": object()}, "x")
@@ -114,7 +134,8 @@ def test_json_of_too_many_values_is_refused_before_it_is_parsed(part: str) -> No
     tracemalloc.stop()
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+NUMBERS = st.integers(-LARGEST_WHOLE, LARGEST_WHOLE) | st.floats(-LARGEST_FIGURE, LARGEST_FIGURE)
+SCALARS = st.none() | st.booleans() | NUMBERS | st.text()
 KEYS = st.text() | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(KEYS, inner), max_leaves=12

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
-from search_spaces.errors import InputError, JobError, out_of_memory
+from search_spaces.errors import InputError, JobError, nearest, out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -24,6 +27,23 @@ from search_spaces.errors import InputError, JobError, out_of_memory
 )
 def test_too_little_memory_is_told_from_other_errors(error: Exception, known: bool) -> None:
     assert bool(out_of_memory(error)) == known
+
+
+@pytest.mark.parametrize("kind", [InputError, JobError])
+def test_a_question_in_a_sentence_has_one_mark(kind: type[Exception]) -> None:
+    """Whoever goes on behind a hint, and however often."""
+    told = kind(f"no 'epoch'{nearest('epoch', ['epochs'])}; no 'sed'{nearest('sed', ['seed'])}; restore the file")
+    assert str(told) == "no 'epoch'; did you mean 'epochs'? no 'sed'; did you mean 'seed'? restore the file"
+
+
+def test_hints_end_what_is_told() -> None:
+    """In our own sentences the question comes last, where nothing is run on behind it."""
+    root = Path(__file__).parents[2]
+    rooms = ("dnas", "search_spaces", "results", "bayesopt")
+    texts = [path.read_text() for room in rooms for path in (root / room).rglob("*.py")]
+    behind = [found for text in texts for found in re.findall(r"\{nearest\([^{}]*\)\}(.)", text)]
+    assert len(behind) > 20
+    assert set(behind) == {'"'}
 
 
 def test_too_little_memory_is_seen_through_what_was_made_of_it() -> None:

@@ -49,7 +49,7 @@ class Prune(Stage):
             if not fits(before.handed, (pattern,)):
                 raise InputError(
                     f"prune.assignments: '{pattern}' fits no assignment that this job makes"
-                    f"{nearest(pattern, before.handed)}; it makes {', '.join(before.handed)}"
+                    f"; it makes {', '.join(before.handed)}{nearest(pattern, before.handed)}"
                 )
         widths = [width for width in self.context.job.plan.space.weight_bits if width]
         refused: InputError | None = None

@@ -15,6 +15,7 @@ from dnas.jobs.context import JobContext
 from dnas.jobs.job import Job
 from dnas.training.schedules import derived_seed
 from search_spaces.assignments import BitAssignment
+from search_spaces.costs.amounts import number_text
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.pruned import PrunedCosts
 from search_spaces.costs.table import CostTable
@@ -73,13 +74,19 @@ class Pruning:
         if not self.budgets:
             least = self.space.costs(self.space.least())["size_bytes"]
             self.range = CostRange("size_bytes", least, self.space.costs(self.space.most())["size_bytes"])
-        self.proposer(target.section.proposer)  # refuses one that is not installed
+        self._try_proposer()
 
     def proposer(self, name: str) -> Proposer:
         """The proposer of that name for all budgets, or for the whole front without any."""
         targets = [budget.limits for budget in self.budgets] or self.range
         seed = derived_seed(self.job.config.seed, self.label, name) % 2**32
         return make_proposer(name, self.space, targets, seed=seed, total=self.total)
+
+    def _try_proposer(self) -> None:
+        """Refuse a proposer that is not installed, and one of the user's own that cannot propose anything."""
+        made = self.proposer(self.section.proposer)
+        if ":" in self.section.proposer:
+            made.try_engine(self.total)
 
     @cached_property
     def sensitivity_losses(self) -> np.ndarray:
@@ -101,8 +108,8 @@ def prunable_groups(job: Job, section: PruneSection) -> ChannelGroups:
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in groups.names):
                 raise InputError(
-                    f"prune.{key}: no channel group fits '{pattern}'{nearest(pattern, groups.names)}; "
-                    f"there are {', '.join(groups.names[:12])}{', ...' if len(groups.names) > 12 else ''}"
+                    f"prune.{key}: no channel group fits '{pattern}'; there are {', '.join(groups.names[:12])}"
+                    f"{', ...' if len(groups.names) > 12 else ''}{nearest(pattern, groups.names)}"
                 )
     left = tuple(g for g in groups.groups if not any(fnmatchcase(g.name, pattern) for pattern in section.exclude))
     if not left:
@@ -150,8 +157,8 @@ def own_budgets(job: Job, parent: BitAssignment, section: PruneSection) -> list[
         for name, limit in budget.limits.items():
             if limit > parent.cost[name] * (1 + _ROUNDING):
                 raise InputError(
-                    f"prune.budgets: '{budget.label}' is more than the {parent.cost[name]:,.0f} that {parent.id} takes "
-                    "with all its filters; ask for less than 100%"
+                    f"prune.budgets: '{budget.label}' is more than the {number_text(parent.cost[name])} that "
+                    f"{parent.id} takes with all its filters; ask for less than 100%"
                 )
         budgets.append(budget)
     return budgets

@@ -409,7 +409,7 @@ def test_the_float_network_is_shown_as_the_front_has_it(finished: Path) -> None:
         run.save_front(replace(run.load_front(), reference=None))
     assert "measure it with: dnas evaluate runs/digits float" in refused("show", "digits", "float")
     (finished / "front.json").unlink()
-    assert "has no front yet; go on with: dnas resume" in refused("show", "digits", "float")
+    assert "front.json is gone; write it again with: dnas resume" in refused("show", "digits", "float")
 
 
 def test_export(finished: Path) -> None:

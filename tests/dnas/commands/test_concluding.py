@@ -46,3 +46,13 @@ def test_a_dozen_lines_at_most(on_front: int, controls: int, profiles: int) -> N
 def test_nothing_on_the_front() -> None:
     point = FrontPoint("a", "search", 10.0, 1.0, 1.0, Estimate(0.5), feasible=False)
     assert lines(ParetoFront.from_points([point]))[0] == "nothing that was measured is on the front"
+
+
+def test_a_limited_cost_has_a_column_where_only_a_control_is_on_the_front() -> None:
+    """A control has no budget of its own; what is best within one is told in the cost that it limits."""
+    costs = {"extra_costs": {"energy": 0.5}}
+    searched = FrontPoint("s", "search", 9.0, 1.0, 1.0, Estimate(0.5), budget="b", limits={"energy": 1.0}, **costs)
+    control = FrontPoint("uniform-4", "uniform", 8.0, 1.0, 1.0, Estimate(0.6), **costs)
+    shown = lines(ParetoFront.from_points([searched, control]))
+    assert "energy" in shown[0].split()
+    assert shown[1].split()[0] == "uniform-4"

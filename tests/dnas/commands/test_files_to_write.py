@@ -9,6 +9,7 @@ import pytest
 from dnas.commands.exporting_bits import check_format
 from dnas.commands.options import check_file, check_page
 from dnas.export.formats import NET_EXPORTERS
+from results.run.folder import Run
 from results.tables.export import EXPORTERS
 from search_spaces.errors import InputError
 
@@ -31,6 +32,35 @@ def test_what_cannot_be_written_is_told(tmp_path: Path, name: str, sentence: str
         check_file(tmp_path / name)
     check_file(None)
     check_file(tmp_path / "new")
+
+
+KEPT = ("job.toml", "journal.jsonl", "front.json", "front.csv", "environment.json", "network.json", ".lock")
+INSIDE = ("assignments/search-1.json", "assignments/new.json", "checkpoints/warmup.safetensors")
+
+
+@pytest.mark.parametrize("left", [(), ("job.toml",), ("journal.jsonl",)])
+@pytest.mark.parametrize("name", [*KEPT, *INSIDE])
+def test_no_file_of_a_run_is_written_over(
+    tmp_path: Path, name: str, left: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the run has it already or not, by whatever path it is named, and where the run has lost a file."""
+    Run.create(tmp_path / "digits", "seed = 1\n", {}).close()
+    for lost in left:
+        (tmp_path / "digits" / lost).unlink()
+    monkeypatch.chdir(tmp_path / "digits")
+    for path in (tmp_path / "digits" / name, Path(name), Path("..", "digits", name)):
+        with pytest.raises(InputError, match=f"{name} is a file that the run digits keeps itself; name another file"):
+            check_file(path)
+
+
+@pytest.mark.parametrize("name", ["report.html", "search-1.onnx", "search-1.json", "assignments/table.csv"])
+def test_other_files_may_lie_in_a_run(tmp_path: Path, name: str) -> None:
+    Run.create(tmp_path / "digits", "seed = 1\n", {}).close()
+    check_file(tmp_path / "digits" / name)
+    (tmp_path / "mine/assignments").mkdir(parents=True)
+    (tmp_path / "mine/job.toml").write_text("seed = 1\n")  # as where the user's jobs lie
+    for kept in (*KEPT, *INSIDE[:1]):
+        check_file(tmp_path / "mine" / kept)
 
 
 @pytest.mark.parametrize(

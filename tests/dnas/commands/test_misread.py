@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from dnas.commands import cli
 
 MISREAD = {
-    "serch": "no such command 'serch'; did you mean 'search', 'serve'?; see: dnas --help",
+    "serch": "no such command 'serch'; did you mean 'search', 'serve'? see: dnas --help",
     "--nope": "no such option: --nope; see: dnas --help",
     "search --sett x=1": "no such option: --sett (Possible options: --seed, --serve, --set); see: dnas search --help",
     "search digits more": "got unexpected extra argument",

@@ -158,9 +158,9 @@ REFUSED = [
     (("criterion='nowhere:score'",), "cannot import module 'nowhere'"),
     (
         ("exclude=['layer1.0.conv']",),
-        "prune.exclude: no channel group fits 'layer1.0.conv'; did you mean 'layer1.0.conv1'?",
+        "prune.exclude: no channel group fits 'layer1.0.conv'; there are conv1, layer1.0.conv1",
     ),
-    (("fix={'con1'=0.5}",), "prune.fix: no channel group fits 'con1'; did you mean 'conv1'?"),
+    (("fix={'con1'=0.5}",), "layer2.0.conv2; did you mean 'conv1'?"),
     (("exclude=['*']",), "no channel group is left to prune"),
     (("fix={'*'=0.5}",), "there is no ratio to search"),
     (("fix={conv1=1.0}",), "expected less than 1"),

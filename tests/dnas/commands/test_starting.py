@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import contextlib
 import io
 import json
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,6 +44,31 @@ def test_while_a_command_is_looked_up(monkeypatch: pytest.MonkeyPatch, capsys: p
     with pytest.raises(SystemExit) as ended:
         starting.main()
     assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(("before", "after"), [(signal.default_int_handler, signal.SIG_DFL), (signal.SIG_IGN,) * 2])
+@pytest.mark.parametrize("ending", [None, SystemExit(2), KeyboardInterrupt()])
+def test_once_all_is_said_ctrl_c_shows_no_traceback(
+    before: Any, after: Any, ending: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the command ended; one that whoever started it wants ignored stays so."""
+
+    def app() -> None:
+        if ending:
+            raise ending
+
+    registered: list[Callable[[], None]] = []
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(atexit, "register", registered.append)
+    with contextlib.suppress(SystemExit):
+        starting.main()
+    (last,) = registered
+    own = signal.signal(signal.SIGINT, before)
+    try:
+        last()
+        assert signal.getsignal(signal.SIGINT) is after
+    finally:
+        signal.signal(signal.SIGINT, own)
 
 
 def test_both_ways_to_start_it_begin_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from torch import nn
@@ -96,6 +96,51 @@ def test_the_command_offers_what_is_registered() -> None:
 def test_what_is_no_format_is_refused(format: str, sentence: str, net: StoredNet) -> None:
     with pytest.raises(InputError, match=sentence):
         NET_EXPORTERS.find(format).write(Path("net"), net, ExportOptions())
+
+
+def _half(path: Path, net: StoredNet) -> None:
+    path.write_text("half")
+    path.with_name("beside.txt").write_text("half")
+    raise RuntimeError("half way")
+
+
+def _elsewhere(path: Path, net: StoredNet) -> None:
+    path.with_suffix(".other").write_text("whole")
+
+
+def _folder(path: Path, net: StoredNet) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize("function", [_half, _elsewhere, _folder])
+@pytest.mark.parametrize("before", [None, "precious"])
+def test_a_format_that_fails_leaves_everything_as_it_was(
+    function: Any, before: str | None, net: StoredNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "given", function, raising=False)
+    if before:
+        Path("net.txt").write_text(before)
+    with pytest.raises(InputError, match=f"^format '{__name__}:given' (failed for|wrote no file net.txt where)"):
+        NET_EXPORTERS.find(f"{__name__}:given").write(Path("net.txt"), net, ExportOptions())
+    assert {path.name: path.read_text() for path in Path().glob("*") if path.suffix != ".py"} == (
+        {"net.txt": before} if before else {}
+    )
+    assert not [path for path in Path().glob(".*") if path.name.endswith(".tmp")]
+
+
+def _two(path: Path, net: StoredNet) -> None:
+    path.write_text("file")
+    path.with_suffix(".data").write_text("data")
+
+
+def test_all_that_a_format_writes_beside_its_file_is_put_there(net: StoredNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "given", _two, raising=False)
+    folder = Path("out")
+    folder.mkdir()
+    (folder / "net.data").write_text("old")
+    file = NET_EXPORTERS.find(f"{__name__}:given").write(folder / "net.txt", net, ExportOptions())
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"net.txt": "file", "net.data": "data"}
+    assert (file.path, file.file_bytes) == (folder / "net.txt", 4)
 
 
 @pytest.mark.parametrize("format", FORMATS)

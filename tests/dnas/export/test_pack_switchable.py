@@ -234,7 +234,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     net = net_of("residual", assignments("residual", WIDTHS, NESTED), NESTED)
     file = saved(path, net)
     model = model_and_graph("residual")[0]
-    with pytest.raises(InputError, match="has no profile 'narow'; did you mean 'narrow'"):
+    with pytest.raises(InputError, match=r"has no profile 'narow'; there are .*; did you mean 'narrow'"):
         load(path, model, "narow")
     with pytest.raises(InputError, match="names layer 'stem', which this network does not have"):
         load(path, model_and_graph("own parameter")[0])

@@ -335,7 +335,7 @@ def test_a_gain_is_in_the_weight_and_pairs_have_one_scale(tmp_path: Path, target
 
 
 def test_unknown_targets_and_capability_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown target 'openvin'; did you mean 'openvino'"):
+    with pytest.raises(InputError, match=r"unknown target 'openvin'; choose one of .*; did you mean 'openvino'"):
         find_target("openvin")
     path = tmp_path / "mine.toml"
     with pytest.raises(InputError, match=r"mine\.toml"):

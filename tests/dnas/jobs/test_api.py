@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import dnas
 from dnas import InputError, Metric, Task
 from dnas.config.job import FinetuneSection, SearchSection
+from tests.made_runs import made_assignment
 from tests.toys import SHAPE, Net, seeded, trained
 
 X = torch.rand(48, *SHAPE, generator=seeded(5))
@@ -127,3 +128,61 @@ TWO: dict[str, Any] = {"section": SearchSection(warmup_epochs=0, epochs=1), "bat
 def test_what_does_not_fit_the_task_is_refused_in_a_sentence(call: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         call(trained(Net(classes=2)))
+
+
+BUDGET = {"size_bytes": "25%"}
+LABELS = torch.zeros(48, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"seed": "a"}, "seed = 'a': give a whole number"),
+        ({"seed": 1.5}, "seed = 1.5: give a whole number"),
+        ({"seed": True}, "seed = True: give a whole number"),
+        ({"seed": None}, "seed = None: give a whole number"),
+        ({"batch_size": 0}, "batch_size = 0: give a whole number from 1 on"),
+        ({"batch_size": -4}, "batch_size = -4: give a whole number from 1 on"),
+        ({"batch_size": 2.5}, "batch_size = 2.5: give a whole number from 1 on"),
+        ({"batch_size": "8"}, "batch_size = '8': give a whole number from 1 on"),
+        ({"device": None}, "a device cannot be a NoneType; give a name such as 'cpu'"),
+        ({"device": 0}, "a device cannot be a int"),
+        ({"augmentation": "flip"}, "an augmentation cannot be a str; give Augmentation"),
+        ({"data": (X[:0], LABELS[:0])}, "the training images: there are none; give pairs"),
+        ({"data": ((X, LABELS), (X[:0], LABELS[:0]))}, "the validation images: there are none; give pairs"),
+    ],
+)
+@pytest.mark.parametrize("call", ["search_bits", "finetune"])
+def test_a_value_of_another_kind_is_refused_before_any_training(
+    call: str, given: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnas.jobs.api.rehearse", None)  # what is refused is refused before it
+    asked = {"data": (X, LABELS)} | given
+    subject = BUDGET if call == "search_bits" else made_assignment("a", [4, 4, 4, 4])
+    rest = [asked.pop("data"), subject] if call == "search_bits" else [subject, asked.pop("data")]
+    with pytest.raises(InputError, match=sentence):
+        getattr(dnas, call)(Net(), *rest, **asked)
+
+
+@pytest.mark.parametrize("budgets", [[], ()])
+def test_a_search_needs_a_budget(budgets: Any) -> None:
+    with pytest.raises(InputError, match="there is no budget to search under; give one"):
+        dnas.search_bits(Net(), (X, LABELS), budgets)
+
+
+def test_quantizers_are_no_name() -> None:
+    with pytest.raises(InputError, match=r"the quantizers cannot be a str; give QuantizerChoice\("):
+        dnas.search_bits(Net(), (X, LABELS), BUDGET, quantizers="pact")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"images": (X[:0], LABELS[:0])}, "the images: there are none; give pairs"),
+        ({"batch_size": 0}, "batch_size = 0: give a whole number from 1 on"),
+        ({"device": None}, "a device cannot be a NoneType"),
+    ],
+)
+def test_what_nothing_can_be_measured_with_is_refused(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        dnas.evaluate(Net(), **{"images": (X, LABELS)} | given)

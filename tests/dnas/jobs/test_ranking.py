@@ -191,7 +191,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--budget", "12%"], "--budget 12% is not of the form COST=AMOUNT"),
     (["--budget", "size_bytes=1%"], "the least possible is"),
     (["--budget", "sise_bytes=12%"], "unknown cost 'sise_bytes'"),
-    (["--budget", "size_bytes=100%"], "different assignments that spend it, not 12; name another budget"),
+    (
+        ["--budget", "size_bytes=100%"],
+        "size_bytes 100% allows 1 assignment that spends it, not 12; name another budget",
+    ),
 ]
 
 

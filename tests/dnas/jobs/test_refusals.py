@@ -15,6 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bayesopt import Proposer
+from dnas import Metric, Task
+
 
 class Net(nn.Module):
     def __init__(self, classes=3, norm=False):
@@ -189,6 +192,65 @@ def one_score(network, group):
 
 def not_a_number(network, group):
     return torch.full((group.units,), float("nan"))
+
+
+def endless(layer, weight_bits, activation_bits):
+    return 1e300
+
+
+def free(layer, weight_bits, activation_bits):
+    return 0.0
+
+
+def wide():
+    network = Net(3)
+    network.first, network.last = nn.Conv2d(1, 32, 3), nn.Linear(32, 3)
+    return network
+
+
+class Raising(Proposer):
+    def suggestions(self, number, limits):
+        raise LookupError("no such thing")
+        yield
+
+
+class Pointing(Proposer):
+    def suggestions(self, number, limits):
+        yield [0.5] * len(self.space.free)
+
+
+class Unmade(Pointing):
+    def __init__(self):
+        pass
+
+
+class Plain(Task):
+    metric = Metric("right", "larger")
+
+    def loss(self, outputs, targets):
+        return F.cross_entropy(outputs, targets)
+
+    def values(self, outputs, targets):
+        return outputs.argmax(1) == targets
+
+
+class Unteachable(Plain):
+    def divergence(self, outputs, told):
+        pass
+
+
+class OneValue(Plain):
+    def values(self, outputs, targets):
+        return torch.ones(1)
+
+
+class Refusing(Plain):
+    def check(self, sets, outputs):
+        assert False
+
+
+class OnePattern(Plain):
+    exact_layers = "last"
 """
 JOB = """
 name = "toy"
@@ -219,6 +281,12 @@ def search(*settings: str) -> Result:
     return CliRunner().invoke(cli.app, ["search", "job.toml", "--run", "run", *sets])
 
 
+PRUNED = (
+    "model.source='own:wide'",
+    "prune.enabled=true",
+    "prune.budgets=[{size_bytes='80%'}]",
+    "prune.trials=9",
+)
 REFUSED = {
     "labels outside the head": (("data.source=own:seven_classes",), "label 6 of the training images has no output"),
     "one label outside": (("data.source=own:one_too_many",), "the network has 3 (0 to 2); give it more"),
@@ -311,6 +379,36 @@ REFUSED = {
         "gives scores of shape (1,) for group 'first'; one score for each of its 4 units is needed",
     ),
     "a criterion of no numbers": (("prune.enabled=true", "prune.criterion='own:not_a_number'"), "group 'first'"),
+    "a proposer that raises": (
+        (*PRUNED, "prune.proposer='own:Raising'"),
+        "proposer 'own:Raising' failed: LookupError: no such thing; suggestions(number, limits) yields",
+    ),
+    "a proposer of points": (
+        (*PRUNED, "prune.proposer='own:Pointing'"),
+        "proposer 'own:Pointing' suggests a list; yield what self.suggestion(point, limits, source) returns",
+    ),
+    "a proposer that cannot be made": (
+        (*PRUNED, "prune.proposer='own:Unmade'"),
+        "proposer 'own:Unmade' cannot be made: TypeError",
+    ),
+    "a task that no net is taught by": (
+        ("task.kind='own:Unteachable'",),
+        "the divergence of task Unteachable is a NoneType; give one number",
+    ),
+    "a task of one value": (
+        ("task.kind='own:OneValue'",),
+        "values of task OneValue are a float32 tensor of shape (1,)",
+    ),
+    "a task that refuses without a word": (("task.kind='own:Refusing'",), "check of task Refusing fails: Assertion"),
+    "a task of one pattern": (("task.kind='own:OnePattern'",), "exact_layers is 'last'; give patterns in a tuple"),
+    "a cost beyond all files": (
+        ("costs.functions={energy='own:endless'}",),
+        "cost 'energy' of layer 'first' at (2, 4) is 1e+300; it must be a number from 0 to 1e+90",
+    ),
+    "a share of nothing": (
+        ("costs.functions={energy='own:free'}", "search.budgets=[{energy='60%'}]"),
+        "budget '60%' is a share of nothing: energy is 0 there; give another cost",
+    ),
     "pruning to more than all": (
         ("prune.enabled=true", "prune.budgets=[{size_bytes='120%'}]"),
         "takes with all its filters; ask for less than 100%",

@@ -175,6 +175,27 @@ def test_extra_state_that_a_checkpoint_cannot_hold_is_refused_by_name() -> None:
         quantized(model)
 
 
+class Unsaved(nn.Sequential):
+    """A network whose own state cannot be had, or not be kept."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__(linear())
+        self.state = state
+
+    def get_extra_state(self) -> Any:
+        return self.state()
+
+
+def raising() -> Any:
+    raise KeyError("state")
+
+
+@pytest.mark.parametrize("state", [raising, object, threading.Lock])
+def test_extra_state_of_the_network_itself_is_named_by_its_class(state: Any) -> None:
+    with pytest.raises(InputError, match=r"^module 'Unsaved' keeps extra state that a checkpoint cannot hold"):
+        quantized(Unsaved(state))
+
+
 def test_what_cannot_be_copied_is_named() -> None:
     model = nn.Sequential(linear(), nn.ReLU())
     model[1].lock = threading.Lock()

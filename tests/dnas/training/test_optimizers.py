@@ -41,6 +41,13 @@ def test_an_optimizer_of_torch_and_of_timm_trains_and_resumes(name: str) -> None
     check_optimizer(Optimization(optimizer=name), "[finetune]")
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
+@pytest.mark.parametrize("learning_rate", [1e25, 1e37])
+def test_one_that_diverges_is_not_told_to_forget(name: str, learning_rate: float) -> None:
+    """NaN is no sign of a checkpoint that lacks something."""
+    check_optimizer(Optimization(optimizer=name, learning_rate=learning_rate), "[finetune]")
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dnas
 from dnas.config.training import TrainingSection
+from dnas.data.augmentation import Augmentation
 from dnas.data.image_sets import DataSplits, MemoryImages
 from dnas.training.device import CPU
 from dnas.training.processes import Processes
@@ -124,6 +125,16 @@ def test_outputs_that_overflow_are_blamed_for_the_loss() -> None:
     data = images(16)
     with pytest.raises(InputError, match="is NaN on training images before any training, for the outputs hold inf"):
         rehearse(Shaped(lambda y: y + torch.inf), DataSplits(data, data, data, 3, SHAPE), {"training": data}, 8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_augmentation_that_spoils_images_is_blamed_for_it(value: float) -> None:
+    data, augmentation = (
+        DataSplits(*(images(16) for _ in range(3)), 3, SHAPE),
+        Augmentation(transforms=(lambda image: image * value,)),
+    )
+    with pytest.raises(InputError, match=r"^the augmentation makes values that are not finite of training images"):
+        rehearse(Net(), data, {"training": data.train}, 8, augmentation=augmentation)
 
 
 def test_the_network_is_left_as_it_was() -> None:

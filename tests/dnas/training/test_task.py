@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,18 @@ class Failing(Brightness):
 class PerImage(Brightness):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets).square().mean(1)
+
+
+class Broken(Brightness):
+    """One method gives what it was told to."""
+
+    def __init__(self, method: str, given: Callable[..., Any]) -> None:
+        super().__init__()
+        setattr(self, method, given)
+
+
+def asserts(*_: Any) -> None:
+    raise AssertionError
 
 
 class Dict(nn.Module):
@@ -262,6 +275,56 @@ def test_what_is_no_task_is_refused(section: Any, sentence: str) -> None:
 def test_a_task_that_cannot_work_is_refused_before_training(task: Task, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         rehearse(Dict(), splits(), {"training": brightness()}, 16, task=task)
+
+
+BROKEN = [
+    (
+        "values",
+        lambda outputs, targets: torch.ones(1),
+        r"values of task Broken are a float32 tensor of shape \(1,\) for 2",
+    ),
+    ("values", lambda outputs, targets: torch.ones(2, 2), r"shape \(2, 2\) for 2 images; give one number for each"),
+    ("values", lambda outputs, targets: torch.tensor(0.5), r"shape \(\) for 2 images"),
+    ("values", lambda outputs, targets: None, "values of task Broken are a NoneType for 2 images"),
+    ("values", lambda outputs, targets: [0.5, 0.5], "values of task Broken are a list"),
+    ("placed", lambda batch, device: batch[0], "places a batch as a float32 tensor .* returns \\(inputs, targets\\)"),
+    ("placed", lambda batch, device: None, "places a batch as a NoneType"),
+    ("check", asserts, "check of task Broken fails: AssertionError"),
+    ("check_targets", asserts, "check_targets of task Broken fails: AssertionError"),
+    ("loss_sum", lambda outputs, targets: 1.0, "loss_sum of task Broken is a float; give the sum"),
+    ("loss_sum", asserts, "task Broken fails on a batch of training images: AssertionError"),
+    ("divergence", lambda outputs, told: None, "the divergence of task Broken is a NoneType; give one number"),
+    ("divergence", asserts, "task Broken cannot compare outputs with a teacher's: AssertionError"),
+    ("comparable", asserts, "task Broken cannot compare outputs with a teacher's: AssertionError"),
+    ("ensemble", asserts, "task Broken cannot compare outputs with a teacher's: AssertionError"),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "sentence"), BROKEN)
+def test_every_method_of_a_task_is_tried_before_training(method: str, given: Callable[..., Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        rehearse(Dict(), splits(), {"training": brightness()}, 16, task=Broken(method, given), teachers=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "teachers"), [("divergence", 0), ("comparable", 0), ("ensemble", 0), ("ensemble", 1)]
+)
+def test_what_no_stage_asks_of_a_task_is_not_tried(method: str, teachers: int) -> None:
+    rehearse(Dict(), splits(), {"training": brightness()}, 16, task=Broken(method, asserts), teachers=teachers)
+
+
+@pytest.mark.parametrize("key", ["exact_layers", "auxiliary_layers"])
+@pytest.mark.parametrize("patterns", ["head", None, ("head", 3), {"head"}])
+def test_patterns_of_a_task_are_told_apart_from_one_text(key: str, patterns: Any) -> None:
+    task = Brightness()
+    setattr(task, key, patterns)
+    with pytest.raises(InputError, match=f"task Brightness: {key} is .*; give patterns in a tuple, such as"):
+        task_of(task)
+
+
+def test_what_is_smoothed_is_a_task() -> None:
+    with pytest.raises(InputError, match="smoothed of task Broken returns a NoneType, not a task"):
+        smoothed(Broken("smoothed", lambda amount: None), 0.1)
 
 
 def test_a_task_without_labels_refuses_to_smooth_them() -> None:

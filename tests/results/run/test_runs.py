@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock, Timeout
 
+from results.events import Decoded, Finished
 from results.pareto import Estimate, FrontPoint, ParetoFront
 from results.run.environment import environment
 from results.run.folder import Run
@@ -282,7 +283,7 @@ def test_assignments(run):
         run.save_assignment(assignment(name))
     assert list(run.assignments()) == ["search-1", "search-2", "uniform-4"]
     assert run.assignment("search-1") == assignment("search-1")
-    with pytest.raises(InputError, match=r"no assignment 'serch-1'; did you mean 'search-1'\?; it has search-1,"):
+    with pytest.raises(InputError, match=r"no assignment 'serch-1'; it has search-1, .*; did you mean 'search-1'\?"):
         run.assignment("serch-1")
 
 
@@ -322,6 +323,17 @@ def test_a_beginning_that_only_one_id_has_is_completed(run):
         run.complete_id("search-")
 
 
+@pytest.mark.parametrize("others", [["search-10"], ["search-10", "search-1-pruned-1"], []])
+def test_an_assignment_whose_file_is_gone_is_never_another_that_begins_so(run, others):
+    for name in ("search-1", *others):
+        run.journal.append(Decoded(assignment=name, kind="search", run="search-1").to_json())
+        run.save_assignment(assignment(name))
+    (run.folder / "assignments" / "search-1.json").unlink()
+    assert run.complete_id("search-1") == "search-1"
+    with pytest.raises(InputError, match=r"search-1\.json is gone; make it again with: dnas resume"):
+        run.assignment(run.complete_id("search-1"))
+
+
 @pytest.mark.parametrize("id", ["../escape", "a/b", "", ".hidden", "a" * 200, "a\n"])
 def test_an_id_never_leaves_the_folder(run, id):
     with pytest.raises(InputError, match="cannot be an assignment id"):
@@ -354,6 +366,9 @@ def test_a_damaged_assignment_is_told_by_path_and_breaks_no_other(run, text, why
 
 def test_front(run):
     with pytest.raises(InputError, match="has no front yet; go on with: dnas resume"):
+        run.load_front()
+    run.journal.append(Finished().to_json())
+    with pytest.raises(InputError, match=r"front\.json is gone; write it again with: dnas resume"):
         run.load_front()
     front = ParetoFront.from_points([FrontPoint("a", "search", 10, 20, 30, Estimate(0.5))])
     run.save_front(front)

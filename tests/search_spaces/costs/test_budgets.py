@@ -10,11 +10,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from search_spaces.costs.amounts import parse_amount
+from search_spaces.costs.amounts import number_text, parse_amount
 from search_spaces.costs.budgets import Budget, parse_budget
 from search_spaces.costs.kinds import Cost
 from search_spaces.costs.table import CostTable, build_costs
 from search_spaces.errors import InputError
+from search_spaces.plain_json import LARGEST_FIGURE
 from tests.toys import Net, plan
 
 GRAPH, SPACE, TABLE = plan(Net())
@@ -37,13 +38,16 @@ def test_a_percentage_is_of_fp32_unless_it_says_uniform_8(number: Any, reference
     assert amount == pytest.approx(float(number) / 100 * whole)
 
 
-@given(st.floats(min_value=1e-300, allow_infinity=False) | st.integers(1, 10**300))
+@given(st.floats(1e-300, LARGEST_FIGURE) | st.integers(1, 10**100))
 def test_a_number_is_itself(number: float) -> None:
     assert parse_amount(number, 0.0, 0.0) == float(number)
 
 
 @given(st.text() | st.text(alphabet="0123456789.% kMGiBof uniform8fp32-", max_size=12) | st.floats() | st.integers())
 @example(10**400)
+@example(1e101)
+@example(f"1{'0' * 200}")
+@example("1e300 %")
 @example("9" * 400)
 @example(True)
 @example(None)
@@ -56,7 +60,23 @@ def test_anything_is_a_positive_amount_or_an_input_error(given_amount: Any) -> N
         amount = parse_amount(given_amount, 100.0, 25.0)
     except InputError:
         return
-    assert 0 < amount < math.inf
+    assert 0 < amount <= LARGEST_FIGURE
+
+
+@pytest.mark.parametrize("reference", ["", " of fp32", " of uniform8"])
+def test_a_share_of_nothing_is_told_as_one(reference: str) -> None:
+    """Where a cost is 0 in fp32 or at 8 bits, a share of it says nothing, however large it is."""
+    wholes = {"fp32": 1.0, "uniform8": 1.0} | {"uniform8" if "uniform8" in reference else "fp32": 0.0}
+    with pytest.raises(InputError, match=f"budget '60%{reference}' is a share of nothing: energy is 0 there; give"):
+        parse_amount(f"60%{reference}", **wholes, cost=Cost("energy", "", lambda *layer: 0.0))
+    assert parse_amount(f"60%{reference}", fp32=1.0, uniform8=1.0) == 0.6
+    with pytest.raises(InputError, match="must be an amount above 0 and at most"):
+        parse_amount(f"0%{reference}", **wholes)
+
+
+@pytest.mark.parametrize(("value", "text"), [(1e90, "1e+90"), (123456.7, "123,457"), (0.001234567, "0.001235")])
+def test_a_number_is_told_in_few_digits_however_large_it_is(value: float, text: str) -> None:
+    assert number_text(value) == text
 
 
 FITTING = {

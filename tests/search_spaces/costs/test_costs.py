@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dnas.quantization.conversion import QuantizerChoice, quantize_fixed
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.quantizers import encode
 from search_spaces.assignments import BIT_WIDTHS, LayerBits
-from search_spaces.costs.kinds import BITOPS, packed_weight_bytes, size_bytes
+from search_spaces.costs.kinds import BITOPS, Cost, packed_weight_bytes, size_bytes
 from search_spaces.costs.table import CostTable, build_costs, latency_table, user_cost
 from search_spaces.errors import InputError
 from search_spaces.layers import LayerGraph, LayerSpec
@@ -211,7 +212,7 @@ def test_a_damaged_latency_table_is_an_input_error(tmp_path: Path, text: str) ->
         CostTable(graph, build_space(graph, SpaceOptions()), [latency_table(path)])
 
 
-@pytest.mark.parametrize("source", ["math:nothing", "nowhere.at:all", "math:pi", "math"])
+@pytest.mark.parametrize("source", ["math:nothing", "nowhere.at:all", "math:pi", "math", "math:"])
 def test_an_own_cost_that_is_no_function_is_refused_by_name(source: str) -> None:
     with pytest.raises(InputError, match=f"cost 'mine'.*{source.partition(':')[0]}"):
         user_cost("mine", source)
@@ -221,12 +222,47 @@ def by_macs(layer: LayerSpec, weight_bits: int, activation_bits: int) -> float:
     return layer.macs / weight_bits
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e100, 1e300])
 def test_an_own_cost_without_sense_is_told_with_layer_and_bits(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.toys.mine", lambda layer, w, a: value, raising=False)
     graph = known_graph(Net(), SHAPE)
     with pytest.raises(InputError, match=r"cost 'mine' of layer 'first' at \(2, 2\) is"):
         CostTable(graph, build_space(graph, SpaceOptions()), [user_cost("mine", "tests.toys:mine")])
+
+
+def raises(graph: LayerGraph) -> float:
+    raise KeyError("place")
+
+
+@pytest.mark.parametrize(
+    ("rest", "why"),
+    [
+        (lambda graph: math.nan, "is nan; it must be a number from 0 to"),
+        (lambda graph: -1.0, "is -1.0; it must be"),
+        (lambda graph: 1e300, r"is 1e\+300; it must be"),
+        (lambda graph: None, "failed: TypeError.*; Cost.network is called as"),
+        (lambda: 1.0, "failed: TypeError"),
+        (raises, "failed: KeyError: 'place'"),
+    ],
+)
+def test_what_an_own_cost_says_of_the_rest_is_checked_too(rest: Any, why: str) -> None:
+    graph = known_graph(Net(), SHAPE)
+    with pytest.raises(InputError, match=f"^cost 'mine' of the rest of the network {why}"):
+        CostTable(graph, build_space(graph, SpaceOptions()), [Cost("mine", "", by_macs, network=rest)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"combine": "mean"}, "layers combine by 'sum' or 'max', not 'mean'"),
+        ({"combine": None}, "layers combine by 'sum' or 'max', not None"),
+        ({"layer": 3.0}, "layer is a float, not a function"),
+        ({"network": 0.0}, "network is a float, not a function"),
+    ],
+)
+def test_a_cost_of_fields_that_say_nothing_is_refused(fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(InputError, match=f"^cost 'mine': {why}"):
+        Cost(**{"name": "mine", "unit": "", "layer": by_macs} | fields)
 
 
 def test_an_own_cost_is_summed_and_may_not_take_a_built_in_name() -> None:
