@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from numbers import Real
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from search_spaces.errors import InputError
 from search_spaces.plain_json import LARGEST_FIGURE
@@ -51,12 +50,8 @@ def parse_amount(text: str | float, fp32: float, uniform8: float, cost: Cost | N
     >>> parse_amount("25%", fp32=400.0, uniform8=100.0), parse_amount("2 KiB", 0, 0), parse_amount(7, 0, 0)
     (100.0, 2048.0, 7.0)
     """
-    if isinstance(text, (int, float, np.integer, np.floating)) and not isinstance(text, bool):
-        try:
-            amount = float(text)
-        except OverflowError:
-            amount = math.inf
-    else:
+    amount = _number(text)
+    if amount is None:
         found = _PATTERN.fullmatch(str(text))
         if not found:
             raise InputError(f"budget {text!r} is not an amount; write 40000, '40 KiB', '12%' or '50% of uniform8'")
@@ -76,6 +71,16 @@ def parse_amount(text: str | float, fp32: float, uniform8: float, cost: Cost | N
     if not 0 < amount <= LARGEST_FIGURE:
         raise InputError(f"budget {text!r} must be an amount above 0 and at most {LARGEST_FIGURE:g}")
     return amount
+
+
+def _number(value: object) -> float | None:
+    """A number of Python or numpy as a float; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _check_symbol(symbol: str, text: str | float, cost: Cost) -> None:

@@ -157,7 +157,7 @@ def test_a_job_asks_for_what_the_settings_say(made: Callable[..., Executor], sta
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cluster": "slurm"}, r"'slurm' takes no job: Could not detect \"srun\".*; start where srun and sbatch are"),
+        ({"cluster": "slurm"}, r"'slurm' takes no job: Could not detect \"srun\".*[?] start where srun and sbatch are"),
         ({"parameters": {"queue": "night"}}, "takes no job: .*'queue' need to be prefixed"),
         ({"parameters": {"slurm_queue": "night"}}, "takes no job: .*Unknown argument 'queue'"),
         ({"parameters": {"timeout_min": "soon"}}, "takes no job: .*timeout_min.*soon"),

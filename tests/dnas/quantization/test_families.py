@@ -97,7 +97,7 @@ def test_a_quantizer_of_ones_own_goes_through_a_fixed_net_a_supernet_and_a_packe
         ("nowhere:mine", "cannot import module 'nowhere'"),
         ("lsp", "unknown weight quantizer 'lsp'; known are lsq, .*did you mean 'lsq'"),
         ("", "unknown weight quantizer ''"),
-        (":", "cannot import module ''"),
+        (":", "':' is not of the form package.module:name"),
     ],
 )
 def test_what_is_no_quantizer_is_refused(source: str, sentence: str) -> None:
