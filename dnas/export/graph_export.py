@@ -20,12 +20,12 @@ from dnas.export.fixed_layers import (
     ideal_bytes,
 )
 from dnas.export.onnx_check import check_same, tensor_names
-from dnas.export.onnx_normalisation import image_among, pixels_of, take_pixels
+from dnas.export.onnx_normalisation import image_among, known, pixels_of, take_pixels
 from dnas.export.onnx_packages import need
 from dnas.export.onnx_tracing import Tap, trace
 from dnas.export.parts import deployed_copy
 from dnas.export.stored import StoredNet
-from results.files import encode_json, write_bytes
+from results.files import encode_json, refuse_special, write_bytes
 
 ASSIGNMENT_KEY, PREPROCESSING_KEY = "dnas.assignment", "dnas.preprocessing"
 Feeds = Mapping[str, np.ndarray]
@@ -81,6 +81,9 @@ def export_graph(path: Path, format: GraphFormat, net: StoredNet, *, normalise: 
     net that the format cannot hold, :class:`JobError` naming the first layer that differs; nothing is written then.
     """
     need(format.name, *format.packages)
+    refuse_special(path)  # tracing a large network takes minutes
+    if normalise:
+        known(net.preprocessing)
     network, example = before_boxes(deployed_copy(net.network), net.graph.input_shape), net.graph.example
     layers = fixed_layers(network)
     model = trace(network, [spec.name for spec in net.graph.layers], example, format.opset, batch=format.batch)

@@ -18,7 +18,7 @@ def image_among(feeds: Mapping[str, np.ndarray], preprocessing: Preprocessing | 
     """The name of the input that is the image; :class:`InputError` where none or several can be."""
     if len(feeds) == 1:
         return next(iter(feeds))
-    shape = tuple(_known(preprocessing).input_shape)
+    shape = tuple(known(preprocessing).input_shape)
     images = [name for name, values in feeds.items() if values.shape[1:] == shape and values.dtype.kind == "f"]
     if len(images) != 1:
         raise InputError(
@@ -54,7 +54,8 @@ def pixels_of(inputs: Tensor, preprocessing: Preprocessing | None) -> Tensor:
     return (inputs - shift) / scale
 
 
-def _known(preprocessing: Preprocessing | None) -> Preprocessing:
+def known(preprocessing: Preprocessing | None) -> Preprocessing:
+    """How to normalise; :class:`InputError` where nobody has told it."""
     if preprocessing is None:
         raise InputError("how to normalise is not known for this net; export it without normalising in the file")
     return preprocessing
@@ -62,7 +63,7 @@ def _known(preprocessing: Preprocessing | None) -> Preprocessing:
 
 def _scale_and_shift(preprocessing: Preprocessing | None) -> tuple[np.ndarray, np.ndarray]:
     """Both (C, 1, 1), or as many axes as an input has."""
-    preprocessing = _known(preprocessing)
+    preprocessing = known(preprocessing)
     mean, std = (np.array(values, dtype=np.float64) for values in (preprocessing.mean, preprocessing.std))
     shape = (-1, *[1] * (len(preprocessing.input_shape) - 1))
     return tuple(values.astype(np.float32).reshape(shape) for values in (1 / std, -mean / std))  # type: ignore[return-value]

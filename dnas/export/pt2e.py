@@ -38,7 +38,7 @@ from dnas.export.pt2e_outputs import join_limits, quantize_outputs
 from dnas.export.stored import StoredNet
 from dnas.quantization.layers import QuantizedLayer
 from dnas.quantization.schemes import GappedWeight
-from results.files import encode_json, write_bytes
+from results.files import encode_json, refuse_special, write_bytes
 from search_spaces.errors import InputError, JobError, one_line
 from search_spaces.network.examples import Call
 
@@ -58,6 +58,7 @@ def export_pt2e(path: Path, net: StoredNet, *, residuals: bool = False) -> Expor
     :class:`InputError` for a net that has no such operators, :class:`JobError` where the program computes something
     else; nothing is written then.
     """
+    refuse_special(path)  # exporting a large network takes minutes
     network = before_boxes(deployed_copy(net.network), net.graph.input_shape)
     call = call_on(net.graph, network, net.images, _SAMPLES)
     batched = net.graph.signature is None or net.graph.signature.batched

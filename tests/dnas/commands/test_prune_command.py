@@ -270,6 +270,7 @@ def diverging(monkeypatch: pytest.MonkeyPatch, *, last: int) -> Callable[[], Non
     return lambda: monkeypatch.setattr(PruningObjective, "__call__", call)
 
 
+@pytest.mark.whole
 def test_three_failed_trials_in_a_row_end_the_command_and_it_can_be_asked_again(
     copied: Run, unpruned: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

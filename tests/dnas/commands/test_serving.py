@@ -52,6 +52,7 @@ def runs_at(address: str) -> list[str]:
         return [run["name"] for run in json.loads(answer.read())["runs"]]
 
 
+@pytest.mark.whole
 def test_runs_are_served_until_ctrl_c(tmp_path: Path) -> None:
     made_run(tmp_path / "runs" / "made")
     with started("-m", "dnas", "serve", "--port", "0", "--allow-stop", cwd=tmp_path) as process:
@@ -65,6 +66,7 @@ def test_runs_are_served_until_ctrl_c(tmp_path: Path) -> None:
         assert process.stderr.read() == ""
 
 
+@pytest.mark.whole
 def test_a_server_beside_a_job_ends_with_it_however_that_ends(tmp_path: Path) -> None:
     folder = made_run(tmp_path / "made").folder
     code = "import sys; from dnas.commands.serving import serve_beside; serve_beside(sys.argv[1])"

@@ -272,6 +272,7 @@ def test_an_onnx_file_takes_every_tensor_by_name(kind: type[nn.Module], tmp_path
         assert_near(session.run(None, feeds), results(quantized, call))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", some(Nested, whole=[Anything, OnePair]))
 def test_a_program_is_called_as_the_network_is(kind: type[nn.Module], tmp_path: Path) -> None:
     quantized, graph, assignment, _ = fixed(kind)

@@ -184,6 +184,7 @@ def test_a_net_of_several_widths(tmp_path: Path) -> None:
     assert str(Path(__file__).parents[3]).encode() not in file.path.read_bytes()
 
 
+@pytest.mark.whole
 def test_grouped_depthwise_transposed_and_linear_layers(tmp_path: Path) -> None:
     pairs = [(5, 6), (1, 1), (2, 7), (32, 4), (7, 32), (6, 16)]
 
@@ -204,6 +205,7 @@ def test_runtimes_do_not_round_more(tmp_path: Path, name: str, bits: tuple[int, 
     assert_same_logits(export_onnx(tmp_path / "a", network, graph, assignment).path, network, graph)
 
 
+@pytest.mark.whole
 def test_a_skipped_branch_sparse_weights_and_fp32(tmp_path: Path) -> None:
     def bits(graph: LayerGraph) -> dict[str, LayerBits]:
         found = {"first": LayerBits(0, 0), "second": LayerBits(0, 0), "head": LayerBits(32, 32, 3)}

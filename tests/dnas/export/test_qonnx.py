@@ -97,6 +97,7 @@ def test_inputs_of_every_family_width_and_sign(family: str, bits: int, signed: b
     assert zero_points <= {0.0}
 
 
+@pytest.mark.whole
 def test_a_net_of_several_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_export, "trace", traced_once)
     network, graph, assignment = small_net()
@@ -159,6 +160,7 @@ def test_a_wrong_weight_names_its_layer_and_leaves_no_file(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.whole
 def test_sparse_weights_are_refused(tmp_path: Path) -> None:
     def bits(graph: Any) -> dict[str, LayerBits]:
         found = {spec.name: LayerBits(4, 4, spec.out_channels) for spec in graph.layers}

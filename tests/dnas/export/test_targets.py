@@ -318,7 +318,10 @@ def test_what_openvino_does_not_read_is_told_in_a_sentence(tmp_path: Path) -> No
 @pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     "target",
-    [pytest.param(name, marks=[] if name == "onnxruntime" else pytest.mark.slow) for name in sorted(target_names())],
+    [
+        pytest.param(name, marks=pytest.mark.whole if name == "onnxruntime" else pytest.mark.slow)
+        for name in sorted(target_names())
+    ],
 )
 def test_a_gain_is_in_the_weight_and_pairs_have_one_scale(tmp_path: Path, target: str) -> None:
     net = tiny(((4, 4),), "lsq", "lsq")

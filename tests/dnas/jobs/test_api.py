@@ -67,7 +67,9 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in ("by name", "dict") else pytest.mark.whole) for case in CASES]
+)
 def test_another_task_is_searched_fine_tuned_and_measured(case: str) -> None:
     make, task, data = CASES[case]
     model = trained(make())

@@ -196,6 +196,7 @@ def test_the_network_is_left_alone() -> None:
     assert all((value == before[name]).all() for name, value in network.state_dict().items())
 
 
+@pytest.mark.whole
 def test_a_stopped_measurement_goes_on_to_the_table_of_one_that_was_not(tmp_path: Path) -> None:
     network, effort, keep = Net().eval(), Effort(rounds=3, nets=3, checks=9), tmp_path / "times.json"
     graph, whole = known_graph(network, SHAPE), Known()

@@ -19,6 +19,7 @@ from tests.packed_nets import inputs_for, packed_net
 FLAGS = ("-std=c11", "-Os", "-DDNAS_PORTABLE", "-ffp-contract=off")
 
 
+@pytest.mark.whole
 def test_tiny_resnet_runs_without_heap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = packed_net(tmp_path / "net.dnas", "norm last", (2, 4))  # a tiny_resnet
     assert main([str(found.path), str(tmp_path / "net.h")]) == 0
@@ -32,6 +33,7 @@ def test_tiny_resnet_runs_without_heap(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.whole
 def test_it_calls_nothing_but_the_copying_of_memory(tmp_path: Path) -> None:
     compile_to(tmp_path / "runtime.o", find_compiler(), [str(SOURCE)], (*FLAGS, "-c"))
     names = subprocess.run(

@@ -327,6 +327,7 @@ def test_all_processes_end_with_the_same_bits(stage: str, both_stages: Any) -> N
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.whole
 def test_statistics_of_each_processs_own_rows_are_averaged(both: Any) -> None:
     first, second = (each["own statistics"] for each in both)
     assert any("running_mean" in name for name in first)

@@ -175,6 +175,7 @@ def test_a_run_that_a_server_took_in_part_is_found_and_told_the_rest(
     assert {each.path for each in server.list_artifacts(found.info.run_id)} >= {"job.toml", "environment.json"}
 
 
+@pytest.mark.whole
 def test_a_job_that_is_refused_leaves_nothing_at_the_server(begun: Run, server: Any) -> None:
     with pytest.raises(InputError), tracked(open_trackers(["mlflow"], begun), lambda record: None):
         raise InputError("the job cannot work")
