@@ -93,8 +93,12 @@ def wholly_written(path: Path) -> Iterator[Path]:
     try:
         yield folder / path.name
         try:
-            for made in sorted(folder.iterdir()):
-                made.replace(path.with_name(made.name))
+            for made in sorted(folder.iterdir(), key=lambda each: each == folder / path.name):  # the file itself last
+                there = path.with_name(made.name)
+                if made.is_dir() and there.is_dir():
+                    shutil.copytree(made, there, dirs_exist_ok=True)
+                else:
+                    made.replace(there)
         except OSError as error:
             raise write_error(path, error) from error
     finally:
@@ -236,7 +240,7 @@ def find_non_finite(data: Any, where: str = "") -> str:
     >>> find_non_finite({"loss": 1.0, "expected": {"bitops": float("nan")}})
     'expected.bitops = nan'
     """
-    return _first_number(data, lambda value: not math.isfinite(value), where)
+    return _first_number(data, lambda value: isinstance(value, float) and not math.isfinite(value), where)
 
 
 def find_too_large(data: Any) -> str:

@@ -155,7 +155,7 @@ def finetune(
         augmentation=augmentation,
         device=device,
         trains=trains,
-        teachers=int(finetune_weight(section, task) > 0),
+        teachers=int(trains and finetune_weight(section, task) > 0),
         task=task,
     )
     network = apply(model, assignment, example=example_of(data, task)).to(device.place)

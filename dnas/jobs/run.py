@@ -249,10 +249,12 @@ def _rehearse(job: Job, curved: bool) -> None:
 def _teachers(job: Job) -> int:
     """How many networks teach another at once: several where the profiles of a switchable net do together."""
     config, finalise = job.config, job.config.finalise
-    if finalise.enabled and finalise.teacher == "ensemble":
+    finishing = finalise.enabled and finalise.epochs > 0 and finalise.distillation != 0
+    if finishing and finalise.teacher == "ensemble":
         return 2
-    weights = finetune_weight(config.finetune, job.task), config.search.distillation * ("search" in config.order)
-    return int(any(weights) or (finalise.enabled and finalise.teacher != "none"))
+    tuned = config.finetune.epochs > 0 and finetune_weight(config.finetune, job.task) > 0
+    searched = "search" in config.order and config.search.distillation > 0
+    return int(tuned or searched or (finishing and finalise.teacher != "none"))
 
 
 def _prove_twins(job: Job) -> None:

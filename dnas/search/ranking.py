@@ -67,10 +67,9 @@ def random_assignments(table: CostTable, budget: Budget, count: int, seed: int) 
         if counted and in_vain >= _FEW_IN_VAIN:
             # Draws would have to repeat for long to tell that hardly anything else is left; the program knows.
             if (cells := another_widest(worth, table, budget, found)) is None:
+                spent = "that spends it" if len(found) == 1 else "that spend it"
                 raise InputError(
-                    f"{budget.label} allows {_different(len(found))} that spend{'s' * (len(found) == 1)} it, not "
-                    f"{count}; "
-                    f"{_instead(len(found))}"
+                    f"{budget.label} allows {_different(len(found))} {spent}, not {count}; {_instead(len(found))}"
                 )
             found.append(cells)
             continue

@@ -137,14 +137,15 @@ class MeanMeter:
     def update(self, outputs: Any, targets: Any) -> None:
         """Add the values of one batch."""
         values = self.task.values(outputs, targets)
-        images = rows_of(outputs)
-        if not isinstance(values, Tensor) or values.shape != (images,):
+        rows = [rows_of(each) for each in (outputs, targets)]
+        if not isinstance(values, Tensor) or not values.ndim or values[0].numel() != 1 or len(values) not in rows:
+            images = max(rows)
             raise InputError(
                 f"the values of task {type(self.task).__name__} are {described(values)} for {images} "
                 f"image{'s' if images > 1 else ''}; give one number for each, a tensor of shape ({images},)"
             )
         self.total = self.total + widened(values).sum()
-        self.images += images
+        self.images += len(values)
 
     def compute(self) -> float:
         """The mean."""

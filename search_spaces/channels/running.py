@@ -67,7 +67,8 @@ class WatchedRun(TorchDispatchMode):
             for name in self.opened:
                 stack.callback(self._watch_inside(name, self.network.get_submodule(name)))
             stack.enter_context(torch.no_grad())
-            stack.enter_context(_Products(self)) if self.opened else None
+            if self.opened:
+                stack.enter_context(_Products(self))
             stack.enter_context(self)
             return call.run(self.network)
 
@@ -88,7 +89,7 @@ class WatchedRun(TorchDispatchMode):
     def _watch_inside(self, name: str, module: nn.Module) -> Callable[[], None]:
         """Note which layer runs; what this gives ends it."""
         before = module.register_forward_pre_hook(lambda *_: self._open.append((name, module)))
-        after = module.register_forward_hook(lambda *_: self._open.pop() and None, prepend=True)
+        after = module.register_forward_hook(lambda *_: self._open.pop() and None, prepend=True, always_call=True)
 
         def remove() -> None:
             before.remove()
@@ -103,8 +104,10 @@ class WatchedRun(TorchDispatchMode):
         if self._inside or module is None or memory(weight) != memory(cast(Tensor, module.weight)):
             return function(*args, **kwargs)
         self._inside += 1
-        output = function(*args, **kwargs)
-        self._inside -= 1
+        try:
+            output = function(*args, **kwargs)
+        finally:
+            self._inside -= 1
         self._keep((args, kwargs, output))
         with _disable_current_modes():
             self.call(name, module, [x], output)

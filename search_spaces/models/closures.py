@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
+import weakref
 from collections import deque
 from types import BuiltinMethodType, CellType, FunctionType, MethodType, MethodWrapperType, ModuleType
 from typing import Any, cast
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type, ModuleType, Tensor, nn.Module)
 """Nothing inside them is looked for: a module that is no part of the network, such as a teacher, stays what it is."""
-_NUMBERS = {bool, int, float, str, type(None)}
+_LEAVES = {bool, int, float, str, type(None)}
 _BOUND = (MethodType, BuiltinMethodType, MethodWrapperType)
 FUNCTIONS = (FunctionType, *_BOUND, functools.partial)
 _GROUPS = (list, tuple, set, frozenset, deque)
@@ -27,10 +29,17 @@ _LARGEST = 10_000
 """Longer lists and dictionaries hold data."""
 
 
+def is_proxy(value: Any) -> bool:
+    """Whether this is a proxy, of which nothing else can be asked once what it stands for is gone."""
+    return type(value) in weakref.ProxyTypes
+
+
 def kept_by(value: Any) -> list[Any]:
     """What a function, or an object that may hold some, keeps."""
-    if isinstance(value, _PLAIN):
+    if is_proxy(value) or isinstance(value, _PLAIN):
         return []
+    if type(value) is weakref.ref:
+        return [value()]
     if isinstance(value, FunctionType):
         cells = (cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
         return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values(), *vars(value).values()]
@@ -60,7 +69,7 @@ def rebind_functions(twin: nn.Module, copies: dict[int, Any]) -> None:
     rebinding = _Rebinding(copies)
     for module in twin.modules():
         for key, value in list(vars(module).items()):
-            if type(value) in _NUMBERS or key in _REGISTERED or (isinstance(value, dict) and not value):
+            if type(value) in _LEAVES or key in _REGISTERED or (isinstance(value, dict) and not value):
                 continue
             if (found := rebinding.inside(value, _DEPTH)) is not value:
                 vars(module)[key] = found
@@ -70,19 +79,27 @@ class _Rebinding:
     def __init__(self, copies: dict[int, Any]) -> None:
         self.copies = copies
         self.own = {id(made) for made in copies.values()}
+        self.made = frozenset(self.own)
+        self.dry: dict[int, tuple[int, Any]] = {}  # how deep something was looked into in vain; kept, so that ids stay
 
     def inside(self, value: Any, depth: int) -> Any:
         """What a copy holds, with functions of its own; lists and objects are changed in place."""
-        if not depth or isinstance(value, _PLAIN):
+        if not depth or is_proxy(value) or isinstance(value, _PLAIN):
             return value
         if isinstance(value, FUNCTIONS):
             return self.rebound(value)
         if type(value) is tuple:
             found = [self.inside(part, depth - 1) for part in value]
-            return value if all(map(_is, found, value)) else tuple(found)
+            return value if all(map(operator.is_, found, value)) else tuple(found)
         if id(value) not in self.own:
             return value
         self.own.remove(id(value))  # once is enough
+        if isinstance(value, (set, deque)):
+            parts = [self.inside(part, depth - 1) for part in value] if len(value) <= _LARGEST else []
+            if not all(map(operator.is_, parts, value)):
+                value.clear()
+                (value.update if isinstance(value, set) else value.extend)(parts)
+            return value
         held: Any = value if isinstance(value, (dict, list)) else getattr(value, "__dict__", {})
         if len(held) > _LARGEST:
             return value
@@ -96,14 +113,25 @@ class _Rebinding:
         """Whether a value is, or keeps, what was copied."""
         if id(value) in self.copies:
             return True
-        return depth > 0 and any(self.leads(part, depth - 1) for part in kept_by(value))
+        if depth <= self.dry.get(id(value), (0, None))[0]:
+            return False
+        self.dry[id(value)] = depth, value  # what leads back to it is no new way
+        found = any(type(part) not in _LEAVES and self.leads(part, depth - 1) for part in kept_by(value))
+        if found:
+            self.dry.clear()  # what led back to this one was not in vain
+        return found
 
     def rebound(self, value: Any) -> Any:
         """What stands for a value in the copy: the value itself where nothing that was copied is in it."""
         if id(value) in self.copies:
             return self.copies[id(value)]
+        if id(value) in self.made and not isinstance(value, FUNCTIONS):
+            return self.inside(value, _DEPTH)  # a copy already, which others hold as well
         if not self.leads(value):
             return value
+        if type(value) is weakref.ref:
+            there = self.copies.get(id(value()))
+            return value if there is None else weakref.ref(there)
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, MethodType):
@@ -112,7 +140,9 @@ class _Rebinding:
             return getattr(self.rebound(value.__self__), value.__name__)
         if isinstance(value, functools.partial):
             named = {key: self.rebound(each) for key, each in value.keywords.items()}
-            return functools.partial(self.rebound(value.func), *map(self.rebound, value.args), **named)
+            made = functools.partial(self.rebound(value.func), *map(self.rebound, value.args), **named)
+            vars(made).update({key: self.rebound(each) for key, each in vars(value).items()})
+            return made
         if isinstance(value, (tuple, frozenset)):
             return self._of_many(value)
         return self._holder(value)
@@ -146,9 +176,12 @@ class _Rebinding:
     def _holder(self, value: Any) -> Any:
         """A list, a dictionary or an object of what is in the copy."""
         try:
-            made = self.copies[id(value)] = copy.copy(value)
+            made = copy.copy(value)
         except Exception:  # code of a foreign object
             return value
+        if made is value:  # there is one of it, such as a logger
+            return value
+        self.copies[id(value)] = made
         if isinstance(made, dict):
             found = [(self.rebound(key), self.rebound(each)) for key, each in value.items()]
             made.clear()
@@ -160,7 +193,3 @@ class _Rebinding:
         else:
             vars(made).update({key: self.rebound(each) for key, each in vars(value).items()})
         return made
-
-
-def _is(one: Any, other: Any) -> bool:
-    return one is other

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from search_spaces.errors import InputError
 from search_spaces.models.attention import unfold_attention
-from search_spaces.models.closures import FUNCTIONS, kept_by, rebind_functions
+from search_spaces.models.closures import FUNCTIONS, is_proxy, kept_by, rebind_functions
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -22,8 +22,8 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
 
     Tensors that a module computed and kept (hook-based weight norm, masks of ``torch.nn.utils.prune``, the output of
     the last forward pass) are copied without the graph behind them. Functions find what they keep of the network in its
-    copy. Raises :class:`InputError` that names the module
-    and the attribute that Python cannot copy, or that tells modules by their place in memory, which a copy has not.
+    copy. Raises :class:`InputError` that names the module and the attribute that Python cannot copy, or that tells
+    modules by their place in memory, which a copy has not.
     """
     memo = {} if memo is None else memo
     _check_identities(model)
@@ -46,7 +46,8 @@ def copy_network(model: Network, memo: dict[int, Any] | None = None) -> Network:
 def _check_identities(model: nn.Module) -> None:
     """Refuse attributes that find modules or parameters by ``id`` or by weak reference: in a copy they find none."""
     held = [(name, key, value) for name, module in model.named_modules() for key, value in _own_attributes(module)]
-    kept = [(name, key, found) for name, key, value in held for found in _identities(value)]
+    seen: dict[int, int] = {}
+    kept = [(name, key, found) for name, key, value in held for found in _identities(value, seen)]
     if not kept:
         return
     places = {id(held) for held in (*model.modules(), *model.parameters(), *model.buffers())}
@@ -74,8 +75,13 @@ def _own_attributes(module: nn.Module) -> list[tuple[str, Any]]:
     return own + [(key, hook) for key, held in hooks if held for hook in held.values()]
 
 
-def _identities(value: Any, depth: int = 3) -> list[Any]:
-    """Whole numbers in a value that may be addresses, and what weak references in it lead to."""
+def _identities(value: Any, seen: dict[int, int], depth: int = 3) -> list[Any]:
+    """Whole numbers in a value that may be addresses, and what weak references in it lead to.
+
+    ``seen`` says how deep what is shared has been looked into.
+    """
+    if is_proxy(value):
+        return []
     if isinstance(value, weakref.ref):
         return [value()]
     if isinstance(value, weakref.WeakKeyDictionary | weakref.WeakSet):
@@ -84,9 +90,13 @@ def _identities(value: Any, depth: int = 3) -> list[Any]:
         return list(value.values())
     if type(value) is int:
         return [value] if value >= _LEAST_IDENTITY else []
-    if not depth or not isinstance(value, (dict, list, tuple, set, frozenset, *FUNCTIONS)):
+    if depth <= seen.get(id(value), 0) or not isinstance(value, (dict, list, tuple, set, frozenset, *FUNCTIONS)):
         return []
-    return [found for part in kept_by(value) for found in _identities(part, depth - 1)]
+    seen[id(value)] = depth
+    parts = kept_by(value)
+    if isinstance(value, FUNCTIONS):  # whose weak references are made to lead into the copy
+        parts = [part for part in parts if type(part) is not weakref.ref]
+    return [found for part in parts for found in _identities(part, seen, depth - 1)]
 
 
 def _empty_copies(model: nn.Module) -> dict[int, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
+from search_spaces.channels.running import tensors
 from search_spaces.errors import InputError
 from search_spaces.network.calls import input_name
 from search_spaces.signature import LARGEST_WHOLE, Signature, TensorSpec
@@ -80,8 +81,8 @@ def run_on(model: Callable[..., Any], inputs: Any) -> Any:
 
 
 def rows_of(inputs: Any) -> int:
-    """How many samples a batch of inputs has: the length of its first tensor."""
-    return next(len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+    """How many samples a batch has: the length of the first of its tensors that has one; 0 without any."""
+    return next((len(tensor) for tensor in tensors(inputs) if tensor.dim()), 0)
 
 
 def read_example(example: Example, model: nn.Module) -> Call:

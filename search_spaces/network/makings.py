@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -52,13 +53,15 @@ def varying_weights(twin: nn.Module, seen: Observation, calls: Iterable[Call]) -
     Only a network that asks for values is run, and only where a layer's weight is made or computed.
     """
     layers = {name: record.module for name, record in seen.layers.items() if record.made}
-    first: dict[str, Tensor] = {}
+    first: dict[tuple[str, int], Tensor] = {}
+    products: Counter[str] = Counter()
     varying: set[str] = set()
     running: list[str] = []
 
     def note(weight: Tensor) -> Tensor:
         if running and weight.shape == cast(Tensor, layers[running[-1]].weight).shape:
-            known = first.setdefault(running[-1], weight.detach().clone())
+            known = first.setdefault((running[-1], products[running[-1]]), weight.detach().clone())
+            products[running[-1]] += 1
             if not torch.allclose(weight, known, rtol=0, atol=0, equal_nan=True):
                 varying.add(running[-1])
         return weight
@@ -68,6 +71,7 @@ def varying_weights(twin: nn.Module, seen: Observation, calls: Iterable[Call]) -
             with suppress(Exception):  # drawn data may be nonsense for the network's code
                 call.run(twin)
             running.clear()
+            products.clear()
     return varying
 
 

@@ -171,9 +171,8 @@ class _Watch(TorchDispatchMode):
             origins.operation(operands, output, func._schema.is_mutable, drawn)
         makes = func._overloadpacket.__name__.startswith(_MAKERS)
         self._note_computed([] if makes else operands, output)
-        self.seen.computed |= {
-            memory(tensor) for tensor in tensors(output) if drawn
-        }  # it is another one each time, too
+        if drawn:  # it is another one each time, too
+            self.seen.computed |= {memory(tensor) for tensor in tensors(output)}
         if not func.is_view and not makes:
             macs = self._macs(func, args, kwargs, output)
             for operand in operands:

@@ -73,6 +73,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(tmp_path, bad):
         write_json(tmp_path / "a.json", {"points": [{"x": 1.0}, {"x": bad}]})
     assert names(tmp_path) == []
     assert find_non_finite([0, (1.0, {"b": "nan"})]) == ""
+    assert find_non_finite([10**400, float("inf")]) == "1 = inf"
 
 
 @pytest.mark.parametrize("bad", [1e101, -2e300, 10**19, -(10**400), 1.5e308])

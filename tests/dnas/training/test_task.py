@@ -15,11 +15,11 @@ from dnas.config.job import TaskSection
 from dnas.config.training import TrainingSection
 from dnas.data.image_sets import DataSplits, MemoryImages, stratified_indices
 from dnas.training.rehearsal import rehearse
-from dnas.training.task import CLASSIFICATION, TASKS, Task, smoothed, task_of
+from dnas.training.task import CLASSIFICATION, TASKS, MeanMeter, Task, smoothed, task_of
 from dnas.training.trainer import Trainer, evaluate
 from search_spaces.errors import InputError
 from search_spaces.metrics import ACCURACY, Metric
-from tests.toys import Net, images, trained
+from tests.toys import Net, images, seeded, trained
 
 MAE = Metric("mae", "smaller")
 
@@ -311,6 +311,27 @@ def test_every_method_of_a_task_is_tried_before_training(method: str, given: Cal
 )
 def test_what_no_stage_asks_of_a_task_is_not_tried(method: str, teachers: int) -> None:
     rehearse(Dict(), splits(), {"training": brightness()}, 16, task=Broken(method, asserts), teachers=teachers)
+
+
+@dataclass
+class Levels:
+    """Outputs that PyTorch does not look into."""
+
+    levels: Tensor
+
+
+@pytest.mark.parametrize(
+    "values",
+    [lambda outputs, targets: (outputs.levels - targets).abs().mean(1), lambda outputs, targets: outputs.levels[:, :1]],
+    ids=["(N,)", "(N, 1)"],
+)
+def test_values_of_any_outputs_have_a_mean(values: Callable[..., Tensor]) -> None:
+    meter, total = MeanMeter(Broken("values", values)), []
+    for seed in range(2):
+        outputs, targets = (torch.rand(3 + seed, 2, generator=seeded(seed + each)) for each in (0, 5))
+        meter.update(Levels(outputs), targets)
+        total.append(values(Levels(outputs), targets).flatten())
+    assert meter.compute() == pytest.approx(torch.cat(total).mean().item())
 
 
 @pytest.mark.parametrize("key", ["exact_layers", "auxiliary_layers"])

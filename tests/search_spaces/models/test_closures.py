@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
 import types
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -204,3 +208,113 @@ def test_what_is_no_part_of_the_network_stays_what_it_is() -> None:
     assert torch.equal(twin(images()), model(images()))
     assert counted == [2]
     assert next(iter(twin[0]._forward_hooks.values())) is hook
+
+
+class Counting(logging.Handler):
+    """Notes on a network what is logged."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.net.kept["logged"] = torch.ones(())
+
+
+class Registry(dict[str, Any]):
+    """There is one of it, whoever copies it."""
+
+    def __copy__(self) -> Registry:
+        return self
+
+
+def test_what_there_is_one_of_is_never_written_into() -> None:
+    """A logger leads to whatever its handlers hold, and is the caller's."""
+    log, registry = logging.Logger("of a network"), Registry()
+
+    def tie(net: Any) -> None:
+        log.addHandler(Counting(net))
+        registry["net"] = net
+        net.first.register_forward_hook(lambda *_: (log.warning("first"), registry.get("net")) and None)
+
+    net = Net(tie, lambda net, y: y)
+    handlers = list(log.handlers)
+    copy_network(net)
+    assert log.handlers == handlers
+    assert registry["net"] is net
+
+
+def shares_a_store(net: Any) -> None:
+    """A function in a dictionary that another function takes from."""
+    net.store = {}
+    net.store["whole"] = lambda: net
+    net.first.register_forward_hook(functools.partial(lambda store, *given: store.update(last=given[-1]), net.store))
+
+
+def uses_weak_references(net: Any) -> None:
+    here = weakref.ref(net)
+    net.first.register_forward_hook(lambda module, given, output: here().store.update(last=output))  # type: ignore[union-attr]
+    net.store = {}
+
+
+def queues(net: Any) -> None:
+    net.store, net.waiting = {}, deque([lambda output: net.store.update(last=output)])
+    net.first.register_forward_hook(lambda module, given, output: module_of(net).waiting[0](output))
+
+
+def sets(net: Any) -> None:
+    net.store, net.waiting = {}, {lambda output: net.store.update(last=output)}
+    net.first.register_forward_hook(lambda module, given, output: next(iter(net.waiting))(output))
+
+
+def module_of(net: Any) -> Any:
+    return net
+
+
+@pytest.mark.parametrize("tie", [shares_a_store, uses_weak_references, queues, sets])
+def test_a_copy_keeps_what_its_functions_share(tie: Callable[[Any], None]) -> None:
+    net = Net(tie, lambda net, y: y + net.store["last"])
+    x = torch.rand(3, WIDTH, generator=seeded())
+    expected = net(x)
+    net.store["last"] = None
+    twin = copy_network(net)
+    assert torch.equal(twin(x), expected)
+    assert twin.store["last"] is not None
+    assert net.store["last"] is None
+
+
+def test_a_wrapped_forward_keeps_its_signature() -> None:
+    def tie(net: Any) -> None:
+        own = net.first.forward
+        net.first.forward = functools.update_wrapper(functools.partial(lambda module, x: own(x), net.first), own)
+
+    twin = copy_network(Net(tie, lambda net, y: y))
+    assert [*inspect.signature(twin.first.forward).parameters] == ["input"]
+
+
+def test_a_proxy_of_what_is_gone_is_left_alone() -> None:
+    def tie(net: Any) -> None:
+        gone = weakref.proxy(nn.Linear(1, 1))
+        net.first.register_forward_hook(lambda *_, module=gone: None)
+
+    copy_network(Net(tie, lambda net, y: y))
+
+
+def test_looking_for_functions_takes_no_longer_the_more_they_share() -> None:
+    """Each of many hooks keeps the same thousands of lists: they are looked into once."""
+    looked = 0
+
+    class Lists(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            nonlocal looked
+            looked += 1
+            return super().__iter__()
+
+    words = [Lists([str(number)]) for number in range(200)]
+
+    def tie(net: Any) -> None:
+        for _ in range(50):
+            net.first.register_forward_hook(lambda *_, held=words: None)
+
+    copy_network(Net(tie, lambda net, y: y))
+    assert looked < 10 * len(words)

@@ -363,6 +363,17 @@ def test_a_number_that_scales_a_weight_is_told(way: str, layer: Callable[..., nn
     assert not told or "another one each time the network runs" in told
 
 
+class Twice(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean()
+        return F.linear(x, weight) + F.linear(x, weight.flip(0))
+
+
+def test_several_weights_are_told_as_that_whatever_the_network_asks() -> None:
+    net = Numbered(Twice(4, 4), lambda m, x: x.mean().item())
+    assert "multiplies with several weights" in read_graph(net, (4,)).unsupported["layer"]
+
+
 def test_drawn_data_that_the_network_cannot_take_tells_nothing() -> None:
     class Picky(Numbered):
         def forward(self, x: Tensor) -> Tensor:
