@@ -10,7 +10,7 @@ from bayesopt.model_proposer import ModelProposer
 from bayesopt.optuna_proposer import OptunaProposer
 from bayesopt.proposals import CostRange, Proposal, Suggestion
 from bayesopt.ratios import Limits, RatioSpace
-from search_spaces.errors import InputError, JobError, one_line
+from search_spaces.errors import InputError, told_as
 from search_spaces.registry import Registry
 
 __all__ = ["CostRange", "ModelProposer", "OptunaProposer", "Proposal", "Proposer", "RandomProposer", "make_proposer"]
@@ -44,16 +44,10 @@ def make_proposer(
     found = PROPOSERS.find(name)
     if name in PROPOSERS:
         return found(space, targets, **options)
-    try:
+    given = "".join(f", {option}=..." for option in options)
+    called = f"it has suggestions(number, limits) and is called as Class(space, targets{given})"
+    with told_as(lambda reason: f"proposer '{name}' cannot be made: {reason}; {called}"):
         made = found(space, targets, **options)
-    except (InputError, JobError):
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may fail in any way
-        told = "".join(f", {option}=..." for option in options)
-        raise InputError(
-            f"proposer '{name}' cannot be made: {one_line(error)}; it has suggestions(number, limits) and is called as "
-            f"Class(space, targets{told})"
-        ) from error
     if not hasattr(made, "budgets"):
         raise InputError(f"proposer '{name}': its __init__ does not hand on to super().__init__ what it is called with")
     return made

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from search_spaces.errors import InputError, nearest, one_line
+from search_spaces.errors import InputError, nearest, told_as
 
 Limits = Mapping[str, float]
 """Cost name → the amount that may not be exceeded."""
@@ -137,15 +137,11 @@ class RatioSpace:
 
     def _asked(self, counts: tuple[int, ...]) -> dict[str, float]:
         """What the cost function says of counts; :class:`InputError` where it fails or gives no finite amounts."""
-        try:
+        called = (
+            "cost is called with the kept units of every group by its name, and returns amounts by the names of costs"
+        )
+        with told_as(lambda reason: f"the costs of the counts {counts} failed: {reason}; {called}"):
             found = {name: float(amount) for name, amount in self.cost(self.named(counts)).items()}
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:  # the user's own code may fail in any way
-            raise InputError(
-                f"the costs of the counts {counts} failed: {one_line(error)}; cost is called with the kept units of "
-                "every group by its name, and returns amounts by the names of costs"
-            ) from error
         for name, amount in found.items():
             if not math.isfinite(amount):
                 raise InputError(f"the cost '{name}' of the counts {counts} is {amount}; it must be finite")

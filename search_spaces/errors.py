@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 
 MOST_LETTERS = 600
@@ -47,6 +48,25 @@ def one_line(error: BaseException) -> str:
     """
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextmanager
+def told_as(sentence: Callable[[str], str]) -> Iterator[None]:
+    """Tell what the user's own code raises inside in a sentence; too little memory is no fault of it.
+
+    >>> with told_as(lambda reason: f"cost 'mine' failed: {reason}"):
+    ...     1 / 0
+    Traceback (most recent call last):
+    search_spaces.errors.InputError: cost 'mine' failed: ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except (InputError, JobError):
+        raise
+    except (Exception, SystemExit) as error:  # it may fail in any way, and leave, too
+        if out_of_memory(error):
+            raise
+        raise InputError(sentence(one_line(error))) from error
 
 
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)

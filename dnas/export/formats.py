@@ -20,7 +20,7 @@ from dnas.export.suffixes import SUFFIXES
 from dnas.export.targets import DEFAULT_TARGET, find_target
 from dnas.export.torchao import export_torchao
 from results.files import refuse_special, wholly_written
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError, told_as
 from search_spaces.registry import Registry, called, importable_working_directory
 
 PACKED = "packed"
@@ -74,12 +74,8 @@ def _own(source: str, found: Any) -> NetExporter:
     def write(out: Path, net: StoredNet, options: ExportOptions) -> ExportedFile:
         refuse_special(out)
         with importable_working_directory(), wholly_written(out) as path:
-            try:
+            with told_as(lambda reason: f"format '{source}' failed for '{net.assignment.id}': {reason}"):
                 function(path, net)
-            except InputError:
-                raise
-            except (Exception, SystemExit) as error:  # the user's own code may fail in any way
-                raise InputError(f"format '{source}' failed for '{net.assignment.id}': {one_line(error)}") from error
             if not path.is_file():
                 raise InputError(
                     f"format '{source}' wrote no file {path.name} where it was told to; it is called as "

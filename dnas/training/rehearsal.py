@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from dnas.training.passes import detached
 from dnas.training.processes import Processes
 from dnas.training.target_losses import check_losses
 from dnas.training.task import CLASSIFICATION, Task, outputs_of, placed_by
-from search_spaces.errors import InputError, one_line, out_of_memory
+from search_spaces.errors import InputError, one_line, out_of_memory, told_as
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.network.examples import rows_of
@@ -174,7 +174,7 @@ def _check_rows(
 def _outputs(task: Task, twin: nn.Module, inputs: Any, targets: Any, mode: str) -> Any:
     """What the task reads of the network's outputs; :class:`InputError` where it fails or does not fit the images."""
     images = rows_of(inputs)
-    with _told(
+    with told_as(
         lambda reason: (
             f"the network fails in {mode} mode on {_shapes(inputs)}: {reason}; correct its forward pass, or the data"
         )
@@ -208,7 +208,7 @@ def _shapes(inputs: Any) -> str:
 def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
     """The loss and the metric of a batch, tried; what the user's own task raises is told in a sentence."""
     name = type(task).__name__
-    failing = _told(lambda reason: f"task {name} fails on a batch of training images: {reason}")
+    failing = told_as(lambda reason: f"task {name} fails on a batch of training images: {reason}")
     with failing, warnings.catch_warnings():
         warnings.filterwarnings("error", "Using a target size")  # rows (N, 1) less targets (N,) are (N, N)
         loss, total = task.loss(outputs, targets), task.loss_sum(outputs, targets)
@@ -236,7 +236,7 @@ def _loss(task: Task, outputs: Any, targets: Any, device: Device) -> Tensor:
 def _check_teaching(task: Task, outputs: Any, teachers: int) -> None:
     """Refuse a task that cannot say how far outputs are from a teacher's, here from themselves."""
     name = type(task).__name__
-    with _told(lambda reason: f"task {name} cannot compare outputs with a teacher's: {reason}"):
+    with told_as(lambda reason: f"task {name} cannot compare outputs with a teacher's: {reason}"):
         given = task.comparable(detached(outputs))
         teaching = task.ensemble([given] * teachers) if teachers > 1 else given
         found = task.divergence(task.comparable(outputs), teaching)
@@ -245,7 +245,7 @@ def _check_teaching(task: Task, outputs: Any, teachers: int) -> None:
 
 
 def _told_of_check(task: Task, method: str) -> AbstractContextManager[None]:
-    return _told(lambda reason: f"{method} of task {type(task).__name__} fails: {reason}")
+    return told_as(lambda reason: f"{method} of task {type(task).__name__} fails: {reason}")
 
 
 def _check_curvature(task: Task, twin: nn.Module, inputs: Any, targets: Any) -> None:
@@ -267,23 +267,10 @@ def _check_curvature(task: Task, twin: nn.Module, inputs: Any, targets: Any) -> 
 
 
 def _check_gradient(loss: Tensor) -> None:
-    with _told(
+    with told_as(
         lambda reason: (
             f"the loss cannot be differentiated: {reason}; the output must depend on parameters that require a "
             "gradient, without torch.no_grad or detach between them"
         )
     ):
         loss.backward()
-
-
-@contextmanager
-def _told(sentence: Callable[[str], str]) -> Iterator[None]:
-    """Tell what the user's own code raises inside in a sentence; too little memory is no fault of it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        if out_of_memory(error):
-            raise
-        raise InputError(sentence(one_line(error))) from error

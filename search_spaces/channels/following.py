@@ -112,7 +112,8 @@ class ChannelRun(WatchedRun):
 
     def _of_new(self, tensor: Tensor) -> Labels:
         """Labels of a parameter or buffer with one entry per channel, or one that must stay for another tensor."""
-        self._read |= {self._weights[id(tensor)]} if id(tensor) in self._weights else set()
+        if id(tensor) in self._weights:
+            self._read.add(self._weights[id(tensor)])
         name, key = self._names.get(id(tensor), ("", ""))
         axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
         known = self.given.get(key)

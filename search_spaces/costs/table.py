@@ -15,7 +15,7 @@ from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.kinds import LATENCY, Cost, LayerCost, built_in_costs, require_cost
 from search_spaces.costs.latency import read_latencies
-from search_spaces.errors import InputError, check_type, nearest, one_line
+from search_spaces.errors import InputError, check_type, nearest, told_as
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
@@ -160,28 +160,18 @@ class CostTable:
 
 def _asked(cost: Cost, spec: LayerSpec, pair: Pair) -> float:
     """What a cost says of a layer; :class:`InputError` where its function fails or gives no number."""
-    try:
+    what = f"cost '{cost.name}' failed for layer '{spec.name}' at {pair}"
+    called = "it is called as function(layer, weight_bits, activation_bits) and returns a number"
+    with told_as(lambda reason: f"{what}: {reason}; {called}"):
         return cost.of_layer(spec, *pair)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may fail in any way
-        raise InputError(
-            f"cost '{cost.name}' failed for layer '{spec.name}' at {pair}: {one_line(error)}; it is called as "
-            "function(layer, weight_bits, activation_bits) and returns a number"
-        ) from error
 
 
 def cost_of_rest(cost: Cost, graph: LayerGraph) -> float:
     """What a cost says of the rest of the network; :class:`InputError` where it fails or gives no number."""
     what = f"cost '{cost.name}' of the rest of the network"
-    try:
+    called = "Cost.network is called as function(graph) and returns a number"
+    with told_as(lambda reason: f"{what} failed: {reason}; {called}"):
         value = float(cost.network(graph))
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:  # the user's own code may fail in any way
-        raise InputError(
-            f"{what} failed: {one_line(error)}; Cost.network is called as function(graph) and returns a number"
-        ) from error
     return _checked(value, what)
 
 

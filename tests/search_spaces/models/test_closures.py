@@ -297,7 +297,10 @@ def test_a_proxy_of_what_is_gone_is_left_alone() -> None:
         gone = weakref.proxy(nn.Linear(1, 1))
         net.first.register_forward_hook(lambda *_, module=gone: None)
 
-    copy_network(Net(tie, lambda net, y: y))
+    net = Net(tie, lambda net, y: y)
+    hooks = [next(iter(each.first._forward_hooks.values())) for each in (net, copy_network(net))]
+    one, other = (hook.__kwdefaults__["module"] for hook in hooks)  # type: ignore[index]
+    assert one is other
 
 
 def test_looking_for_functions_takes_no_longer_the_more_they_share() -> None:
