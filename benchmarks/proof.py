@@ -3,8 +3,8 @@
 Run from the repository root; finished runs are read, others are made or gone on with, so that it may be stopped and
 started again. With --read nothing is trained: what is finished is told::
 
-    OMP_NUM_THREADS=1 python -m benchmarks.proof weights|activations|paper|resnet56 runs/proof [--seeds 3] [--read] \
-        [--all-test] --set 'data.root="FOLDER with train/ and test/"' 'model.checkpoint="resnet20-12fca82f.th"'
+    OMP_NUM_THREADS=1 python -m benchmarks.proof PROOF runs/proof [--seeds 3] [--read] [--all-test] \
+        --set 'data.root="FOLDER with train/ and test/"' 'model.checkpoint="resnet20-12fca82f.th"'
 
 The search is what its choice took of the finalists, by all its rounds and their loss on validation; the "better
 program" is the better one of both on validation. Uniform widths stand at a budget twice: the widest that meet it, and
@@ -37,6 +37,18 @@ from results.run.status import run_status
 from search_spaces.provenance import ILP, MEASURED_ILP, RANDOM, SEARCH, UNIFORM
 
 JOB = "benchmarks/cifar10_proof.toml"
+LONGER = (
+    "data.train_limit=12800",
+    "data.validation_fraction=0.25",
+    "data.test_limit=10000",
+    "search.warmup_epochs=3",
+    "search.epochs=4",
+    "choice.draws=2",
+    "choice.learned=2",
+    "finetune.epochs=2",
+    "controls.random=1",
+)
+"""Seven times the updates and the images of each net, four times the steps of θ."""
 PROOFS: dict[str, tuple[str, ...]] = {
     "weights": (),
     # At the bit operations of uniform 2 and 3 bits.
@@ -53,6 +65,13 @@ PROOFS: dict[str, tuple[str, ...]] = {
         "space.first_layer=32",
         "space.last_layer=32",
         "search.budgets=[{weight_bits=771583},{weight_bits=549511},{weight_bits=461926}]",
+    ),
+    "long": (*LONGER, "search.budgets=[{size_bytes='6.6%'},{size_bytes='4.4%'}]", "controls.uniform=[1,2]"),
+    "long-activations": (
+        *LONGER,
+        "space.activation_bits=[2,3,4,6,8]",
+        "search.budgets=[{bitops=188784640}]",
+        "controls.uniform=[2]",
     ),
     # Another net at one budget; its own checkpoint is to be set.
     "resnet56": ("model.source=zoo:resnet56", "search.budgets=[{size_bytes='6.6%'}]", "controls.uniform=[2]"),
