@@ -19,7 +19,7 @@ from bayesopt.acquisition import mutated
 from bayesopt.initial import checked_budgets, first_count, ratios_to_try
 from bayesopt.proposals import CostRange, Proposal, Suggestion
 from bayesopt.ratios import Limits, RatioSpace
-from search_spaces.errors import InputError, JobError, one_line
+from search_spaces.errors import InputError, JobError, kind_of, one_line
 
 _SMALL_SPACE = 2_000  # combinations that are listed one by one when chance finds nothing new
 _TRIES, _FEW_TRIES = 200, 20
@@ -159,7 +159,7 @@ class Proposer(ABC):
         """Refuse what is no configuration of the space, or costs more than its limits or the budget."""
         if not isinstance(suggestion, Suggestion):
             raise InputError(
-                f"{_named(self)} suggests a {type(suggestion).__name__}; yield what "
+                f"{_named(self)} suggests {kind_of(suggestion)}; yield what "
                 "self.suggestion(point, limits, source) returns"
             )
         counts, levels = suggestion.counts, self.space.levels

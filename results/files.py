@@ -288,11 +288,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+_AGAIN = "give the command again, or for a job go on with dnas resume"
+
+
 def write_error(path: Path, error: OSError) -> JobError:
     """Return the sentence for a write to ``path`` that the operating system refused."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return JobError(f"cannot write {path}: the disk is full ({reason}); free some space and go on with dnas resume")
+        return JobError(f"cannot write {path}: the disk is full ({reason}); free some space and {_AGAIN}")
     if error.errno == errno.EFBIG:
-        return JobError(f"cannot write {path}: {reason}; raise the limit (ulimit -f) and go on with dnas resume")
+        return JobError(f"cannot write {path}: {reason}; raise the limit (ulimit -f) and {_AGAIN}")
     return JobError(f"cannot write {path}: {reason}")

@@ -130,10 +130,28 @@ def shortened(sentence: str, most: int = MOST_LETTERS) -> str:
     return sentence if len(sentence) <= most else f"{sentence[:half]} ... {sentence[-half:]}"
 
 
+def with_article(name: str) -> str:
+    """A type's name after its article; a leading u sounds as in uint.
+
+    >>> with_article("int64"), with_article("float"), with_article("UNet")
+    ('an int64', 'a float', 'a UNet')
+    """
+    return f"{'an' if name[:1].lower() in set('aeio') else 'a'} {name}"
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in words.
+
+    >>> kind_of(3), kind_of("x")
+    ('an int', 'a str')
+    """
+    return with_article(type(value).__name__)
+
+
 def check_type(value: object, kind: type | tuple[type, ...], what: str, hint: str) -> None:
     """Raise :class:`InputError` unless ``value`` is a ``kind``; the hint says how to get one."""
     if not isinstance(value, kind):
-        raise InputError(f"{what} cannot be a {type(value).__name__}; {hint}")
+        raise InputError(f"{what} cannot be {kind_of(value)}; {hint}")
 
 
 def check_whole(value: object, what: str, least: int | None = None) -> None:

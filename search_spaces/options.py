@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
-from search_spaces.errors import InputError, unreadable
+from search_spaces.errors import InputError, kind_of, unreadable
 from search_spaces.fields import Bits, FilePath, LayerKind, OnceEach, Pair, SomeBits
 from search_spaces.plain_json import parse_json
 from search_spaces.refusals import first_problem
@@ -99,7 +99,7 @@ def _read(key: str, given: Any) -> Any:
     except ValidationError as error:
         raise InputError(first_problem(error, json.loads(text), ("space", key))) from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"space.{key} cannot be a {type(given).__name__} of such values: {error}") from error
+        raise InputError(f"space.{key} cannot be {kind_of(given)} of such values: {error}") from error
 
 
 def _is_many(given: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from search_spaces.errors import nearest
+from search_spaces.errors import kind_of, nearest
 
 KeyPath = tuple[str | int, ...]
 Problem = Mapping[str, Any]
@@ -127,5 +127,5 @@ def _shown(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, (str, bool)) else str(value)
     except (ValueError, RecursionError):  # a whole number of thousands of digits has no decimal text
-        return f"a {type(value).__name__}"
+        return kind_of(value)
     return shortened(text)

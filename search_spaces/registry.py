@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from search_spaces.errors import InputError, nearest, one_line
+from search_spaces.errors import InputError, kind_of, nearest, one_line
 from search_spaces.returned import refuse_borrowed, refuse_other, refuse_pythons_own
 
 Thing = TypeVar("Thing")
@@ -169,7 +169,7 @@ def called(source: str, found: Any, what: str, makes: Iterable[Any] = ()) -> Cal
     """
     if not callable(found):
         name = source.partition(":")[2]
-        raise InputError(f"{what} '{source}': '{name}' is a {type(found).__name__}, not a callable")
+        raise InputError(f"{what} '{source}': '{name}' is {kind_of(found)}, not a callable")
     refuse_other(source, found, what, makes)
     return found
 

@@ -16,15 +16,14 @@ from dnas.quantization.quantizers import (
     nested_grid,
     symmetric_grid,
 )
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, kind_of
 from search_spaces.registry import Registry
 
 
 def _own(source: str, found: Any) -> Quantizer:
     if not isinstance(found, Quantizer):
         raise InputError(
-            f"quantizer '{source}' is a {type(found).__name__}; it must be a dnas.Quantizer, such as "
-            "Quantizer('mine', grid)"
+            f"quantizer '{source}' is {kind_of(found)}; it must be a dnas.Quantizer, such as Quantizer('mine', grid)"
         )
     return replace(found, name=source)
 

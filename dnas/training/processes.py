@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_map
 
 from dnas.data.image_sets import Part
 from dnas.training.last_words import last_words
-from search_spaces.errors import InputError, JobError, out_of_memory
+from search_spaces.errors import InputError, JobError, kind_of, out_of_memory
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -208,7 +208,7 @@ class Processes:
         for name, norm in norms.items():
             if type(norm).forward is not _BatchNorm.forward:
                 raise InputError(
-                    f"synchronise_batchnorm: module '{name}' is a {type(norm).__name__}, which does more than "
+                    f"synchronise_batchnorm: module '{name}' is {kind_of(norm)}, which does more than "
                     "BatchNorm; set synchronise_batchnorm = false"
                 )
         for norm in norms.values():

@@ -25,7 +25,7 @@ from dnas.training.optimization import Updates
 from dnas.training.passes import Passes
 from dnas.training.schedules import derived_seed
 from dnas.training.task import CLASSIFICATION, AnyTask, MeanMeter, Task, outputs_of, smoothed, task_of, told_of_given
-from search_spaces.errors import InputError, JobError, check_type, check_whole
+from search_spaces.errors import InputError, JobError, check_type, check_whole, kind_of
 from search_spaces.metrics import ACCURACY, Metric, Scored
 from search_spaces.models.load import check_finite
 from search_spaces.network.examples import call_of, rows_of
@@ -79,7 +79,7 @@ def evaluate(
     for images that are not, :class:`JobError` where the network makes it so of finite ones.
     """
     if not callable(network):
-        raise InputError(f"a network cannot be a {type(network).__name__}; give a torch.nn.Module")
+        raise InputError(f"a network cannot be {kind_of(network)}; give a torch.nn.Module")
     images, device, task = image_set(images), Device.of(device), task_of(task)
     check_whole(batch_size, "batch_size", least=1)
     if isinstance(network, nn.Module):

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from search_spaces.errors import InputError, nearest
+from search_spaces.errors import InputError, kind_of, nearest
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
 
 LATENCY = "latency_ms"
@@ -51,7 +51,7 @@ class Cost:
             )
         for what, given in (("layer", self.layer), ("network", self.network)):
             if not callable(given):
-                raise InputError(f"cost '{self.name}': {what} is a {type(given).__name__}, not a function")
+                raise InputError(f"cost '{self.name}': {what} is {kind_of(given)}, not a function")
 
     def of_layer(self, spec: LayerSpec, weight_bits: int, activation_bits: int) -> float:
         """The cost of one layer; 0 for a skipped one."""

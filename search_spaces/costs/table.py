@@ -15,7 +15,7 @@ from search_spaces.assignments import LayerBits, bits_by_layer, kept_rows_of
 from search_spaces.channels.slicing import pruned_graph
 from search_spaces.costs.kinds import LATENCY, Cost, LayerCost, built_in_costs, require_cost
 from search_spaces.costs.latency import read_latencies
-from search_spaces.errors import InputError, check_type, nearest, told_as
+from search_spaces.errors import InputError, check_type, kind_of, nearest, told_as
 from search_spaces.fields import Pair
 from search_spaces.groups import kept_units
 from search_spaces.layers import FLOAT_BITS, LayerGraph, LayerSpec
@@ -51,7 +51,7 @@ def user_cost(name: str, given: str | LayerCost | Cost) -> Cost:
     if isinstance(given, str):
         refuse_other(given, found, f"cost '{name}'", [SupportsFloat])
     if not callable(found):
-        kind = f", a {type(found).__name__}" if found is not given else ""
+        kind = f", {kind_of(found)}" if found is not given else ""
         raise InputError(f"cost '{name}' is {given!r}{kind}; give a function, a Cost, or 'package.module:name' of one")
     return Cost(name, "", found)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from search_spaces.errors import InputError, check_type, nearest, one_line
+from search_spaces.errors import InputError, check_type, kind_of, nearest, one_line
 from search_spaces.models.extra_state import keep_extra_state_in_tensors
 from search_spaces.models.sources import KNOWN_SOURCES, ZOO, opened_weights, require_known
 from search_spaces.registry import (
@@ -67,7 +67,7 @@ def load_model(
         constructor, defaults = _constructor(prefix, name, source, values)
         module = _call(source, constructor, values, defaults)
     if not isinstance(module, nn.Module):
-        raise InputError(f"model '{source}' returned a {type(module).__name__}, not a torch.nn.Module")
+        raise InputError(f"model '{source}' returned {kind_of(module)}, not a torch.nn.Module")
     loaded = LoadedModel(module, source)
     if checkpoint is not None:
         loaded = LoadedModel(module, source, *load_checkpoint(module, Path(checkpoint)))
@@ -251,7 +251,7 @@ def _state_dict(content: Any, path: Path, own: Mapping[str, Any]) -> dict[str, T
             content = content[key]
             break
     if not isinstance(content, Mapping):
-        raise InputError(f"checkpoint '{path}' holds a {type(content).__name__}, not a dictionary of tensors")
+        raise InputError(f"checkpoint '{path}' holds {kind_of(content)}, not a dictionary of tensors")
     weights = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not weights:
         raise InputError(f"checkpoint '{path}' holds no tensors")

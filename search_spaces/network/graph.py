@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.errors import InputError
+from search_spaces.errors import InputError, kind_of
 from search_spaces.layers import LayerGraph, LayerSpec
 from search_spaces.models.attention import unfold_attention
 from search_spaces.models.computed import computed_names, sources_of
@@ -118,7 +118,7 @@ def _couplings_of_part(twin: nn.Module, specs: Sequence[LayerSpec], call: Call) 
 def _check_network(model: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = "; give its .module" if isinstance(getattr(model, "module", None), nn.Module) else ""
-        raise InputError(f"a {type(model).__name__} is no network (torch.nn.Module){hint}")
+        raise InputError(f"{kind_of(model)} is no network (torch.nn.Module){hint}")
     check_known_shapes(model)
     if isinstance(model, (*LAYER_TYPES, nn.MultiheadAttention)):
         kind = type(model).__name__

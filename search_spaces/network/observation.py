@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from search_spaces.channels.meta_operations import run_on_meta
 from search_spaces.channels.running import tensors
+from search_spaces.errors import kind_of
 from search_spaces.models.computed import computed_names, sources_of
 from search_spaces.models.multiplied import Products, memory
 from search_spaces.network.calls import first_input
@@ -334,7 +335,7 @@ def _layer_hooks(
         given = first_input(module, args, kwargs)
         if not isinstance(given, Tensor) or not isinstance(output, Tensor):
             did, what = ("takes", given) if not isinstance(given, Tensor) else ("returns", output)
-            record.odd_call = f"it {did} a {type(what).__name__}, and a layer takes one tensor first and returns one"
+            record.odd_call = f"it {did} {kind_of(what)}, and a layer takes one tensor first and returns one"
             return
         if not given.numel() and cast(Tensor, module.weight).numel():  # nothing of the example came here
             watch.kept.append((given, output))

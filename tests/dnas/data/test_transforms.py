@@ -147,7 +147,7 @@ def test_a_transform_is_an_object_of_a_class_or_a_function_with_its_arguments() 
     [
         (f"{V2}:RandAugmen", {}, "did you mean 'RandAugment'"),
         (f"{V2}:RandomRotation", {}, "cannot be made: TypeError"),
-        (f"{__name__}:COUNT", {}, "'COUNT' is a int, not a callable"),
+        (f"{__name__}:COUNT", {}, "'COUNT' is an int, not a callable"),
         ("mine.nowhere:fog", {}, "cannot import module 'mine.nowhere'"),
     ],
 )

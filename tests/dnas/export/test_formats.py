@@ -89,7 +89,7 @@ def test_the_command_offers_what_is_registered() -> None:
     [
         ("own_format:nothing", "wrote no file"),
         ("own_format:fails", "format 'own_format:fails' failed for 'w4a8': OSError: disk gone"),
-        ("own_format:number", "'number' is a int, not a callable"),
+        ("own_format:number", "'number' is an int, not a callable"),
         ("own_format:bit", "did you mean 'bits'"),
         ("onxn", "unknown format 'onxn'; known are packed, .*did you mean 'onnx'"),
     ],

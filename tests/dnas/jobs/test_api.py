@@ -148,7 +148,7 @@ LABELS = torch.zeros(48, dtype=torch.long)
         ({"batch_size": 2.5}, "batch_size = 2.5: give a whole number from 1 on"),
         ({"batch_size": "8"}, "batch_size = '8': give a whole number from 1 on"),
         ({"device": None}, "a device cannot be a NoneType; give a name such as 'cpu'"),
-        ({"device": 0}, "a device cannot be a int"),
+        ({"device": 0}, "a device cannot be an int"),
         ({"augmentation": "flip"}, "an augmentation cannot be a str; give Augmentation"),
         ({"data": (X[:0], LABELS[:0])}, "the training images: there are none; give pairs"),
         ({"data": ((X, LABELS), (X[:0], LABELS[:0]))}, "the validation images: there are none; give pairs"),

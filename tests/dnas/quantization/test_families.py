@@ -91,7 +91,7 @@ def test_a_quantizer_of_ones_own_goes_through_a_fixed_net_a_supernet_and_a_packe
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("own_family:number", "is a int; it must be a dnas.Quantizer"),
+        ("own_family:number", "is an int; it must be a dnas.Quantizer"),
         ("own_family:no_zero", "is a function; it must be a dnas.Quantizer"),
         ("own_family:mein", "has no 'mein'; did you mean 'mine'"),
         ("nowhere:mine", "cannot import module 'nowhere'"),

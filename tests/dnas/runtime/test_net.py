@@ -183,7 +183,7 @@ def test_what_is_no_input_is_refused_and_tensors_are_taken(tmp_path: Path) -> No
     ):
         with pytest.raises(InputError, match=sentence):
             net(wrong)
-    with pytest.raises(InputError, match="a profile cannot be a int; give its name"):
+    with pytest.raises(InputError, match="a profile cannot be an int; give its name"):
         net.switch(3)  # type: ignore[arg-type]
 
 

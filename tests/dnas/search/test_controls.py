@@ -98,7 +98,7 @@ def test_draws_differ_and_are_those_of_one_generator(question: Question) -> None
         ("own_control:flat", r"gives values of shape \(3,\)"),
         ("own_control:nan", "gives values that are not all finite; it must give a finite one"),
         ("own_control:fails", "failed for .*: ZeroDivisionError: no reason"),
-        ("own_control:number", "'number' is a int, not a callable"),
+        ("own_control:number", "'number' is an int, not a callable"),
         (
             "ilpp",
             "unknown control 'ilpp'; known are ilp, measured-ilp, random and package.module:name; did you mean 'ilp'",

@@ -251,7 +251,7 @@ def test_a_job_names_its_task() -> None:
         (named("READY", factor=1.0), "cannot be made: TypeError"),
         (Brightness, "task Brightness is a class; give Brightness"),
         (Nameless(), "task Nameless has no metric"),
-        (3, "a task cannot be a int; give one of dnas.Task, its name, or job.task"),
+        (3, "a task cannot be an int; give one of dnas.Task, its name, or job.task"),
         ("mine", "unknown task 'mine'"),
     ],
 )

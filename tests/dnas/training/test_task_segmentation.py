@@ -142,7 +142,7 @@ def test_what_cannot_be_a_segmentation_is_told_before_training() -> None:
         check(pictures(), Heads(classes=2))
     images = torch.rand(8, *SHAPE)
     wrong = TargetImages.of(type(pictures().items)(images, [torch.zeros(7, 8, dtype=torch.int64)] * 8))
-    with pytest.raises(InputError, match=r"must be maps of classes, integers \(8, 8\); got a int64 .* \(7, 8\)"):
+    with pytest.raises(InputError, match=r"must be maps of classes, integers \(8, 8\); got an int64 .* \(7, 8\)"):
         check(wrong, Heads())
     floats = held_images(images, torch.rand(8, 8, 8), (0.0,), (1.0,))
     with pytest.raises(InputError, match="must be maps of classes"):

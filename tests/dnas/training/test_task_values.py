@@ -113,7 +113,7 @@ def check(task: Any, targets: Tensor, outputs: int = 3) -> None:
     ("task", "targets", "sentence"),
     [
         ("regression", torch.rand(8, 2), r"targets of the training images are .* \(8, 2\), and the network gives"),
-        ("regression", torch.arange(8), "must be floats; got a int64"),
+        ("regression", torch.arange(8), "must be floats; got an int64"),
         ("regression", torch.full((8, 3), torch.nan), r"the target of image 1 of the training images is not finite"),
         ("multilabel", torch.ones(8, 2), r"give both a column for each class"),
         ("multilabel", torch.full((8, 3), 2), "hold values other than 0 and 1"),
