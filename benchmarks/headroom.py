@@ -24,6 +24,7 @@ from benchmarks.finetuning import front_of
 from dnas.config.file import load_job
 from dnas.jobs.context import JobContext
 from dnas.jobs.stages.measure import Measurer
+from dnas.jobs.stored_nets import stored_float
 from dnas.search.controls import Evidence
 from results.events import Measured
 from results.pareto import FrontPoint
@@ -105,6 +106,7 @@ def main() -> None:
     front = front_of(options.job, options.run, [*ALONE, *options.set])
     with Run.open(options.run, write=True) as run:
         context = JobContext(load_job(run.job_file(), []), run, lambda event: None)
+        stored_float(run, context.job.network, context.job.config.pretrain.epochs)  # into the job's own network
         measurer = Measurer(context)
         for number, assignment in enumerate(drawn(context, options.draws, options.spread), start=1):
             measurer.measure(assignment)
@@ -112,7 +114,12 @@ def main() -> None:
             widths = " ".join(str(weight) for weight, _ in pairs)
             values = " ".join(f"{value:.2f}" for value in scores(run)[assignment.id])
             print(f"{number}: {widths}: {values}", flush=True)
-        print(*told(scores(run), [point for point in front.points if point.kind in (ILP, MEASURED_ILP)]), sep="\n")
+        print(
+            *told(
+                scores(run), [point for point in front.points if point.assignment in (f"{ILP}-1", f"{MEASURED_ILP}-1")]
+            ),
+            sep="\n",
+        )
 
 
 if __name__ == "__main__":
