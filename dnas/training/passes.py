@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from dnas.training.device import Device
 from dnas.training.recording import CudaRecorder, Recorder, Run
 from dnas.training.watching import host_state, noting_waits, randomness
-from search_spaces.errors import first_sentence
+from search_spaces.errors import first_sentence, kind_of
 
 Compute = Callable[..., tuple[Any, ...]]
 """From inputs (tensors, or structures of them) to the loss (), and what else is to be kept of the pass, alike."""
@@ -161,9 +161,9 @@ class Passes:
         if self._recorder is None:
             return None
         leaves, structure = tree_flatten(list(inputs))
-        odd = [type(leaf).__name__ for leaf in leaves if not self._can_be_held(leaf)]
+        odd = [kind_of(leaf) for leaf in leaves if not self._can_be_held(leaf)]
         if odd:
-            self._give_up(f"a {odd[0]} among its inputs")
+            self._give_up(f"{odd[0]} among its inputs")
             return None
         wants = tuple(parameter.requires_grad for parameter in self.network.parameters())
         key = kind, str(structure), tuple(map(_form, leaves)), wants

@@ -261,7 +261,7 @@ def test_what_cannot_be_given_anew_or_would_be_skipped_is_not_recorded(hooked: b
         for number in range(4):
             given = images(4).images if hooked else Odd(images(4, seed=number).images)
             made.train("x", lambda x: (network(getattr(x, "x", x)).square().mean(),), (given,))
-    assert [("hooks wait" if hooked else "a Odd among its inputs") in str(each.message) for each in told] == [True]
+    assert [("hooks wait" if hooked else "an Odd among its inputs") in str(each.message) for each in told] == [True]
     assert recorder.recordings == 0
     assert len(seen) == (4 if hooked else 0)
 
