@@ -82,15 +82,15 @@ def deviations(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 def told(found: Mapping[str, Sequence[float]], programs: Sequence[FrontPoint]) -> Iterator[str]:
     """The programs, the draws and what lies between them."""
-    near = {name: values for name, values in found.items() if name.startswith("near-") and len(values) > 1}
-    means = {name: statistics.fmean(values) for name, values in near.items()}
-    between, within = deviations(list(near.values()))
+    groups = {name: values for name, values in found.items() if name.startswith("near-") and len(values) > 1}
+    means = {name: statistics.fmean(values) for name, values in groups.items()}
+    between, within = deviations(list(groups.values()))
     middle, best = statistics.fmean(means.values()), max(means, key=lambda name: means[name])
-    reliable = between**2 / (between**2 + within**2 / len(near[best]))
+    reliable = between**2 / (between**2 + within**2 / len(groups[best]))
     for point in programs:
         val = point.val
         yield f"{point.assignment}: {100 * val.mean:.2f} ± {100 * val.std:.2f} %, {val.n} fine-tunings"
-    yield f"{len(near)} near them: {middle:.2f} % in the mean, {min(means.values()):.2f} to {means[best]:.2f}"
+    yield f"{len(groups)} near them: {middle:.2f} % in the mean, {min(means.values()):.2f} to {means[best]:.2f}"
     yield f"standard deviation between choices {between:.2f} points, between fine-tunings of one choice {within:.2f}"
     yield f"the best, {best}: {middle + reliable * (means[best] - middle):.2f} % expected of it"
 
@@ -114,12 +114,8 @@ def main() -> None:
             widths = " ".join(str(weight) for weight, _ in pairs)
             values = " ".join(f"{value:.2f}" for value in scores(run)[assignment.id])
             print(f"{number}: {widths}: {values}", flush=True)
-        print(
-            *told(
-                scores(run), [point for point in front.points if point.assignment in (f"{ILP}-1", f"{MEASURED_ILP}-1")]
-            ),
-            sep="\n",
-        )
+        programs = [point for point in front.points if point.assignment in (f"{ILP}-1", f"{MEASURED_ILP}-1")]
+        print(*told(scores(run), programs), sep="\n")
 
 
 if __name__ == "__main__":
