@@ -82,7 +82,8 @@ def deviations(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 def told(found: Mapping[str, Sequence[float]], programs: Sequence[FrontPoint]) -> Iterator[str]:
     """The programs, the draws and what lies between them."""
-    groups = {name: values for name, values in found.items() if name.startswith("near-") and len(values) > 1}
+    each = {name: values for name, values in found.items() if name.startswith("near-")}
+    groups = {name: values for name, values in each.items() if len(values) == len(each["near-1"])}  # others go on
     means = {name: statistics.fmean(values) for name, values in groups.items()}
     between, within = deviations(list(groups.values()))
     middle, best = statistics.fmean(means.values()), max(means, key=lambda name: means[name])
