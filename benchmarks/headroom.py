@@ -34,8 +34,14 @@ from search_spaces.allocation.widening import allocate_widest
 from search_spaces.assignments import BitAssignment
 from search_spaces.provenance import CONTROL, ILP, MEASURED_ILP, Provenance
 
-ALONE = ("choice.enabled=false", "controls.measured_ilp=true", "controls.uniform=[]", "finalise.enabled=false")
-"""The job without what is not asked here."""
+ALONE = (
+    "choice.enabled=false",
+    "controls.measured_ilp=true",
+    "controls.uniform=[]",
+    "finalise.enabled=false",
+    "finetune.seeds=3",
+)
+"""The job without what is not asked here, each net fine-tuned several times."""
 
 _TRIES = 8  # for each draw, of which many may be the same
 
@@ -51,17 +57,27 @@ def near(evidence: Evidence, generator: np.random.Generator, spread: float) -> n
     return np.asarray(-((expected**share * measured ** (1 - share)) ** power) * chance)
 
 
-def drawn(context: JobContext, draws: int, spread: float) -> Iterator[BitAssignment]:
-    """So many choices of bits within the first budget, each once, saved in the run."""
+def choices(context: JobContext, draws: int, spread: float) -> list[Cells]:
+    """So many choices of bits within the first budget, each once; fewer where there are no more."""
     plan, evidence = context.job.plan, context.sensitivities.evidence
     generator = np.random.default_rng(context.job.config.seed)
-    known: list[Cells] = []
+    found: list[Cells] = []
     for _ in range(_TRIES * draws):
         cells = allocate_widest(near(evidence, generator, spread), plan.table, plan.budgets[0])
-        if len(known) < draws and cells not in known:
-            known.append(cells)
-            made = Provenance(kind=CONTROL, run="near")
-            yield context.log.keep_cells(f"near-{len(known)}", cells, made, plan.budgets[0])
+        if len(found) < draws and cells not in found:
+            found.append(cells)
+    return found
+
+
+def measured(context: JobContext, draws: int, spread: float) -> Iterator[BitAssignment]:
+    """The choices, each fine-tuned and measured from the float network as the job's own controls were; saved."""
+    stored_float(context.log.run, context.job.network, context.job.config.pretrain.epochs)  # into the job's own network
+    measurer, made = Measurer(context), Provenance(kind=CONTROL, run="near")
+    for number, cells in enumerate(choices(context, draws, spread), start=1):
+        name = f"near-{spread:g}-{number}"
+        assignment = context.log.keep_cells(name, cells, made, context.job.plan.budgets[0])
+        measurer.measure(assignment)
+        yield assignment
 
 
 def scores(run: Run) -> Scores:
@@ -80,10 +96,8 @@ def deviations(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     return math.sqrt(max(0.0, of_means - within / len(groups[0]))), math.sqrt(within)
 
 
-def told(found: Mapping[str, Sequence[float]], programs: Sequence[FrontPoint]) -> Iterator[str]:
-    """The programs, the draws and what lies between them."""
-    each = {name: values for name, values in found.items() if name.startswith("near-")}
-    groups = {name: values for name, values in each.items() if len(values) == len(each["near-1"])}  # others go on
+def told(groups: Mapping[str, Sequence[float]], programs: Sequence[FrontPoint]) -> Iterator[str]:
+    """The programs, the draws with the accuracies of each, and what lies between them."""
     means = {name: statistics.fmean(values) for name, values in groups.items()}
     between, within = deviations(list(groups.values()))
     middle, best = statistics.fmean(means.values()), max(means, key=lambda name: means[name])
@@ -104,19 +118,21 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=0.5, help="how far from the programs' losses")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the job")
     options = parser.parse_args()
-    front = front_of(options.job, options.run, [*ALONE, *options.set])
+    settings = [*ALONE, *options.set]
+    if load_job(options.job, settings).finetune.seeds < 2:
+        parser.error("finetune.seeds = 1 tells nothing of the spread of fine-tunings; set 2 or more")
+    front = front_of(options.job, options.run, settings)
     with Run.open(options.run, write=True) as run:
         context = JobContext(load_job(run.job_file(), []), run, lambda event: None)
-        stored_float(run, context.job.network, context.job.config.pretrain.epochs)  # into the job's own network
-        measurer = Measurer(context)
-        for number, assignment in enumerate(drawn(context, options.draws, options.spread), start=1):
-            measurer.measure(assignment)
-            pairs = context.job.plan.space.pairs_of(assignment.layers)
-            widths = " ".join(str(weight) for weight, _ in pairs)
-            values = " ".join(f"{value:.2f}" for value in scores(run)[assignment.id])
-            print(f"{number}: {widths}: {values}", flush=True)
+        groups: Scores = {}
+        for assignment in measured(context, options.draws, options.spread):
+            groups[assignment.id] = scores(run)[assignment.id]
+            widths = " ".join(str(weight) for weight, _ in context.job.plan.space.pairs_of(assignment.layers))
+            print(
+                f"{assignment.id}: {widths}: {' '.join(f'{value:.2f}' for value in groups[assignment.id])}", flush=True
+            )
         programs = [point for point in front.points if point.assignment in (f"{ILP}-1", f"{MEASURED_ILP}-1")]
-        print(*told(scores(run), programs), sep="\n")
+        print(*told(groups, programs), sep="\n")
 
 
 if __name__ == "__main__":
