@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dnas.quantization.layers import QuantizedLayer, TensorQuantizer
 from dnas.quantization.samples import TensorSample, joined, sampled
-from search_spaces.errors import InputError, JobError, check_type, one_line, out_of_memory
+from search_spaces.errors import InputError, check_type, told_as
 from search_spaces.models.copies import fresh_copy
 from search_spaces.models.load import check_finite
 from search_spaces.network.calls import first_input
@@ -116,18 +116,10 @@ def images_of(batches: Iterable[Any]) -> Iterator[Any]:
 def _read(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches; an error of the code that makes them is told with the number of the batch."""
     given = 0
-    try:
+    with told_as(lambda reason: f"batch {given + 1} cannot be read: {reason}; repair what gives the batches"):
         for batch in batches:
             given += 1
             yield batch
-    except (InputError, JobError):
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise InputError(
-            f"batch {given + 1} cannot be read: {one_line(error)}; repair what gives the batches"
-        ) from error
 
 
 def check_batch(number: int, x: Tensor) -> None:
@@ -146,17 +138,12 @@ def check_batch(number: int, x: Tensor) -> None:
 
 
 def _run(network: nn.Module, x: Any) -> Any:
-    try:
-        return run_on(network, x)
-    except InputError:
-        raise
-    except Exception as error:  # code of a foreign network, on what the user gave
-        if out_of_memory(error):
-            raise
+    def sentence(reason: str) -> str:
         shapes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(x) if isinstance(t, Tensor))
-        raise InputError(
-            f"the network does not run on a batch of {shapes}: {one_line(error)}; give batches as in training"
-        ) from error
+        return f"the network does not run on a batch of {shapes}: {reason}; give batches as in training"
+
+    with told_as(sentence):
+        return run_on(network, x)
 
 
 def _check_samples(found: Mapping[str, TensorSample]) -> None:

@@ -16,7 +16,7 @@ from dnas.search.sensitivity import hessian_sensitivities
 from dnas.training.task import CLASSIFICATION, Task
 from search_spaces.costs.budgets import Budget
 from search_spaces.costs.table import CostTable
-from search_spaces.errors import InputError, one_line
+from search_spaces.errors import InputError, told_as
 from search_spaces.models.copies import fresh_copy
 from search_spaces.registry import Registry, called, importable_working_directory
 from search_spaces.sensitivities import Sensitivities, SensitivityKind
@@ -121,12 +121,10 @@ def _own(source: str, found: Any) -> Control:
     function = called(source, found, "control", [np.ndarray, Tensor, Sequence])
 
     def control(question: Question) -> np.ndarray:
-        with importable_working_directory():
-            try:
-                asked = replace(question, evidence=question.evidence.lent())
-                worth = np.asarray(function(asked), dtype=np.float64)
-            except Exception as error:  # the user's own code may fail in any way
-                raise InputError(f"control '{source}' failed for {question.budget.label}: {one_line(error)}") from error
+        what = f"control '{source}' failed for {question.budget.label}"
+        with importable_working_directory(), told_as(lambda reason: f"{what}: {reason}"):
+            asked = replace(question, evidence=question.evidence.lent())
+            worth = np.asarray(function(asked), dtype=np.float64)
         shape = question.evidence.space.allowed.shape
         if worth.shape != shape or not np.isfinite(worth).all():
             given = "values that are not all finite" if worth.shape == shape else f"values of shape {worth.shape}"

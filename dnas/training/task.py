@@ -6,8 +6,8 @@ Nothing else in the engine knows classes or accuracy. A task of one's own is a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -24,7 +24,7 @@ from dnas.data.image_sets import ImageSet
 from dnas.training.device import Device, widened
 from dnas.training.metrics import Gauge, Meter, gauges_of
 from search_spaces.channels.running import tensors
-from search_spaces.errors import InputError, JobError, check_type, nearest, one_line, out_of_memory
+from search_spaces.errors import InputError, check_type, nearest, one_line, told_as
 from search_spaces.metrics import ACCURACY, Metric
 from search_spaces.network.examples import rows_of, run_on
 from search_spaces.registry import Lazy, Registry, called, importable_working_directory
@@ -283,14 +283,8 @@ def _measuring(task: Task, section: TaskSection) -> Task:
 
 def placed_by(task: Task, batch: tuple[Tensor, Any], device: Device) -> tuple[Any, Any]:
     """Inputs and targets of a batch; what the user's own task raises is told in a sentence."""
-    try:
+    with told_as(lambda reason: f"task {type(task).__name__} cannot place a batch: {reason}"):
         placed = task.placed(batch, device)
-    except InputError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise InputError(f"task {type(task).__name__} cannot place a batch: {one_line(error)}") from error
     if not isinstance(placed, tuple | list) or len(placed) != 2:
         raise InputError(
             f"task {type(task).__name__} places a batch as {described(placed)}; placed(batch, device) returns "
@@ -309,17 +303,9 @@ def outputs_of(task: Task, network: Callable[..., Any], inputs: Any, targets: An
     return outputs
 
 
-@contextmanager
-def told_of_given(what: str) -> Iterator[None]:
+def told_of_given(what: str) -> AbstractContextManager[None]:
     """Inside it, what a network's or a task's code raises on inputs that a caller gave is told in a sentence."""
-    try:
-        yield
-    except (InputError, JobError):
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise InputError(f"{what}: {one_line(error)}; give inputs and targets as in training") from error
+    return told_as(lambda reason: f"{what}: {reason}; give inputs and targets as in training")
 
 
 def smoothed(task: Task, amount: float) -> Task:

@@ -315,7 +315,7 @@ def test_a_layer_that_gets_no_image_of_a_batch_is_calibrated_on_others(activatio
 
 
 def test_an_error_of_the_code_that_gives_batches_is_told_with_their_number() -> None:
-    def broken(error: Exception) -> Iterator[Tensor]:
+    def broken(error: BaseException) -> Iterator[Tensor]:
         yield inputs()
         raise error
 
@@ -324,6 +324,8 @@ def test_an_error_of_the_code_that_gives_batches_is_told_with_their_number() -> 
         before = state(network)
         with pytest.raises(InputError, match=r"^batch 2 cannot be read: KeyError: 'b'; repair what gives the batches$"):
             use(network, broken(KeyError("b")))
+        with pytest.raises(InputError, match=r"^batch 2 cannot be read: SystemExit: 3; repair"):
+            use(network, broken(SystemExit(3)))
         assert all(torch.equal(a, b) for a, b in zip(before.values(), state(network).values(), strict=True))
         for own in (JobError("the disk is gone"), MemoryError()):
             with pytest.raises(type(own)):

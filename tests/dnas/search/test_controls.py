@@ -44,6 +44,12 @@ def careless(question):
 def fails(question):
     raise ZeroDivisionError("no reason")
 
+def exits(question):
+    raise SystemExit("not today")
+
+def needs_more(question):
+    raise MemoryError
+
 number = 3
 """
 NAMES = [*CONTROLS, "own_control:early"]
@@ -98,6 +104,7 @@ def test_draws_differ_and_are_those_of_one_generator(question: Question) -> None
         ("own_control:flat", r"gives values of shape \(3,\)"),
         ("own_control:nan", "gives values that are not all finite; it must give a finite one"),
         ("own_control:fails", "failed for .*: ZeroDivisionError: no reason"),
+        ("own_control:exits", "failed for .*: SystemExit: not today"),
         ("own_control:number", "'number' is an int, not a callable"),
         (
             "ilpp",
@@ -108,3 +115,8 @@ def test_draws_differ_and_are_those_of_one_generator(question: Question) -> None
 def test_what_is_no_control_is_refused(source: str, sentence: str, question: Question) -> None:
     with pytest.raises(InputError, match=sentence):
         CONTROLS.find(source)(question)
+
+
+def test_too_little_memory_is_no_fault_of_a_control(question: Question) -> None:
+    with pytest.raises(MemoryError):
+        CONTROLS.find("own_control:needs_more")(question)
